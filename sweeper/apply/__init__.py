@@ -1,0 +1,1 @@
+"""Targets that a recommended configuration is written to; diff, backup, undo."""

@@ -1,0 +1,1 @@
+"""GGUF files: reading headers, model shapes, synthetic models, quantisation, memory forecast, quality."""

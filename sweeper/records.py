@@ -1,0 +1,418 @@
+"""The records that cross sweeper's modules: frozen, with units in their names, and nothing that computes.
+
+A reading that is missing is None with a reason; it is never 0. Times that are compared are
+``time.monotonic()`` seconds (on Linux one clock for all processes); times that are kept are UTC, ISO 8601.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
+from enum import Enum
+from typing import Any, Literal, TypeVar
+
+import cattrs
+
+T = TypeVar("T")
+
+SCHEMA = 1
+
+Direction = Literal["maximize", "minimize"]
+Phase = Literal["prefill", "decode"]
+Scope = Literal["gpu", "module", "package", "psys", "battery", "wall", "custom", "simulated"]
+Kind = Literal["measured", "estimated", "mixed", "simulated"]
+TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "dominated", "interrupted"]
+
+# What a change of each parameter costs: a new model load, a new context on the loaded model, or nothing.
+MODEL_KEYS = ("quant", "n_gpu_layers", "split_mode", "main_gpu", "use_mmap", "use_mlock")
+CONTEXT_KEYS = (
+    "n_ctx",
+    "n_batch",
+    "n_ubatch",
+    "n_threads",
+    "n_threads_batch",
+    "flash_attn",
+    "type_k",
+    "type_v",
+    "offload_kqv",
+)
+LIMIT_KEYS = ("power_limit_watts", "clock_limit_mhz")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One point of the search space, whole: every parameter has a value. Names are llama-cpp-python's."""
+
+    n_gpu_layers: int = 0
+    n_ctx: int = 4096
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    flash_attn: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    offload_kqv: bool = True
+    use_mmap: bool = True
+    use_mlock: bool = False
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    quant: str | None = None  # None: the model file as it is
+    power_limit_watts: int | None = None  # None: as found
+    clock_limit_mhz: int | None = None  # None: as found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters by name, in their documented order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def with_(self, **changes: Any) -> Configuration:
+        """A copy with some parameters changed."""
+        return replace(self, **changes)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name this configuration."""
+        text = json.dumps(self.to_dict(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Workload:
+    """What a trial runs, in llama.cpp's own terms: ``pp`` (prefill) and ``tg`` (decode) at a context depth.
+
+    ``depth`` is the number of tokens already in the context when a window starts; None means as deep as
+    ``n_ctx`` allows. Window lengths are the least that the user asks for; the sensor may ask for more.
+    """
+
+    name: str = "chat"
+    prompt_tokens: int = 512
+    generated_tokens: int = 128
+    depth: int | None = 0
+    warmup_seconds: float = 1.0
+    screening_seconds: float = 5.0
+    screening_repeats: int = 3
+    final_seconds: float = 10.0
+    final_repeats: int = 10
+
+    @property
+    def n_ctx_needed(self) -> int:
+        """The smallest context, in tokens, that holds this workload."""
+        return (self.depth or 0) + self.prompt_tokens + self.generated_tokens
+
+    def depth_at(self, n_ctx: int) -> int:
+        """The depth in tokens at which a context of ``n_ctx`` is measured."""
+        if self.depth is not None:
+            return self.depth
+        return max(0, n_ctx - self.prompt_tokens - self.generated_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class Objective:
+    """A metric to be maximised or minimised."""
+
+    metric: str
+    direction: Direction
+
+
+@dataclass(frozen=True, slots=True)
+class Constraint:
+    """A bound on a metric of the outcome: ``metric op bound``."""
+
+    metric: str
+    op: Literal["<=", ">="]
+    bound: float
+
+    def violation(self, value: float) -> float:
+        """How far ``value`` is beyond the bound, in the metric's unit; at most 0 where it is kept."""
+        return value - self.bound if self.op == "<=" else self.bound - value
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.op} {self.bound:g}"
+
+
+class Caveat(Enum):
+    """What a reader must know about a figure; the value is the advice."""
+
+    SHORT_WINDOW = "the window is short for this sensor: raise workload.screening_seconds"
+    NOISY = "repeats differ by 5 % or more: close other programs, or raise workload.final_repeats"
+    SLOW_FIRST_RUN = "the first repeat was slow: raise workload.warmup_seconds"
+    OUTLIERS = "some repeats lie far off: something else ran on this machine"
+    THERMALLY_THROTTLED = "the device slowed down for heat: improve its cooling, or choose a lower limit"
+    POWER_CAPPED = "the device ran into its power cap"
+    CAP_NOT_BINDING = "the power cap changes nothing at this load: it costs nothing and saves nothing"
+    DRIFT = "the control configuration drifted during the sweep: the machine was not the same throughout"
+    BUSY_MACHINE = "other processes used the machine while it was measured"
+    SENSOR_CONFLICT = "the sensor's energy counter and its power reading disagree by more than 5 %"
+    MISSING_DOMAIN = "a part of the machine is outside this sensor's scope"
+    ESTIMATED = "watts are estimated, not measured: connect a sensor (see `sweeper doctor`)"
+    ABOVE_CEILING = "faster than the memory could deliver the weights: this figure cannot be true"
+    SYNTHETIC_QUALITY = "the model's weights are random: its quality figures say nothing about real models"
+    SIMULATED = "a simulated machine: no figure here was measured"
+    SPREAD_UNKNOWN = "measured once only: its spread is unknown"
+
+    @property
+    def advice(self) -> str:
+        """The line of advice."""
+        return str(self.value)
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """A value with its spread: median and 95 % interval over ``n`` repeats, in the metric's unit."""
+
+    median: float
+    low: float
+    high: float
+    n: int
+
+
+@dataclass(frozen=True, slots=True)
+class PowerSource:
+    """Where watts come from and how far to trust them."""
+
+    name: str  # nvml, rapl, hwmon, battery, plug, command, estimate, simulated, or the user's name
+    interface: str  # for example "nvmlDeviceGetTotalEnergyConsumption" or "intel-rapl:0/energy_uj"
+    scope: Scope
+    kind: Kind
+    update_period_seconds: float | None = None
+    device: str | None = None  # UUID, zone, PCI address, or host of a plug
+    note: str | None = None  # for example what an estimate rests on
+
+
+@dataclass(frozen=True, slots=True)
+class EnergyReading:
+    """Energy over one window, on one source. ``joules`` is None only together with a ``reason``."""
+
+    source: PowerSource
+    seconds: float
+    joules: float | None
+    reason: str | None = None
+    samples: int = 0
+    largest_gap_seconds: float | None = None
+    error_fraction: float | None = None  # half-width of the error bar, as a fraction of joules
+    temperature_start_celsius: float | None = None
+    temperature_end_celsius: float | None = None
+    temperature_max_celsius: float | None = None
+    clock_mhz: float | None = None  # mean over the window
+    throttle_reasons: tuple[str, ...] = ()
+    capped_share: float | None = None  # share of samples under a power cap, 0 to 1
+    requested_limit_watts: float | None = None
+    enforced_limit_watts: float | None = None
+    other_processes: int | None = None
+    caveats: tuple[Caveat, ...] = ()
+    beside: tuple[EnergyReading, ...] = ()  # the same window on sensors that do not rank
+
+    @property
+    def watts(self) -> float | None:
+        """Mean power over the window in W, or None where energy is missing."""
+        return None if self.joules is None or self.seconds <= 0 else self.joules / self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """One timed window of one phase, raw."""
+
+    phase: Phase
+    repeat: int
+    tokens: int
+    seconds: float
+    energy: EnergyReading
+    depth: int = 0
+    utc: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Measurement:
+    """What one trial measured. ``windows`` are the raw samples; ``metrics`` derive from them."""
+
+    configuration: Configuration
+    in_force: Mapping[str, Any]  # what the engine read back
+    metrics: Mapping[str, Reading]
+    missing: Mapping[str, str]  # metric -> reason why it is not there
+    windows: tuple[Window, ...]
+    caveats: tuple[Caveat, ...]
+    load_seconds: float
+    warmup_seconds: float
+    reloaded: bool  # False: the model stayed loaded from the trial before
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class ModelFile:
+    """One GGUF file of the model at one quantisation."""
+
+    quant: str
+    path: str
+    sha256: str
+    size_bytes: int
+    kl_divergence: float | None = None  # nats/token against the best at hand, f16 cache
+
+
+@dataclass(frozen=True, slots=True)
+class ModelRecord:
+    """The model that was swept. ``files`` holds each quantisation at hand by its name."""
+
+    name: str
+    architecture: str
+    parameters: int
+    n_layer: int
+    n_ctx_train: int
+    source: Literal["synthetic", "file", "hub", "simulated"]
+    base_quant: str  # the quantisation of the file as given
+    files: Mapping[str, ModelFile]
+    expert_count: int = 0
+    repo: str | None = None
+    revision: str | None = None
+
+    def file(self, quant: str | None) -> ModelFile:
+        """The file of a quantisation; None stands for the file as given."""
+        return self.files[quant or self.base_quant]
+
+
+@dataclass(frozen=True, slots=True)
+class GpuRecord:
+    """One GPU as found. Memory in MiB, power in W; None where the device does not say."""
+
+    name: str
+    uuid: str
+    driver: str
+    index: int = 0
+    memory_mib: int | None = None
+    power_min_watts: float | None = None
+    power_max_watts: float | None = None
+    power_default_watts: float | None = None
+    power_limit_watts: float | None = None
+    integrated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class MachineRecord:
+    """A machine's fingerprint: ``fingerprint`` is a digest of what decides its speed and watts."""
+
+    fingerprint: str
+    cpu: str
+    physical_cores: int
+    logical_cores: int
+    memory_mib: int
+    kernel: str
+    gpus: tuple[GpuRecord, ...] = ()
+    performance_cores: int | None = None  # on hybrid CPUs
+    memory_bandwidth_gb_per_second: float | None = None  # measured, read
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRecord:
+    """The engine: ``llama_cpp``, ``simulated`` or ``replay``, with its build."""
+
+    name: str
+    version: str
+    build: str = ""  # llama.cpp's system info line, or what the simulation is
+    gpu_offload: bool = False
+    simulated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class TrialRecord:
+    """One finished trial. ``metrics`` are the final figures where it was measured again, else the screening's."""
+
+    number: int
+    state: TrialState
+    configuration: Configuration
+    metrics: Mapping[str, Reading] = field(default_factory=dict)
+    missing: Mapping[str, str] = field(default_factory=dict)
+    reason: str | None = None  # why it is not complete
+    violations: Mapping[str, float] = field(default_factory=dict)  # constraint -> distance beyond the bound
+    caveats: tuple[Caveat, ...] = ()
+    in_force: Mapping[str, Any] = field(default_factory=dict)
+    remeasured: bool = False  # measured a second time, interleaved: may be recommended
+    started_utc: str = ""
+    seconds: float = 0.0  # the whole trial
+    measured_seconds: float = 0.0  # load, warm-up and windows of it
+    log_tail: tuple[str, ...] = ()
+
+    @property
+    def feasible(self) -> bool:
+        """Complete, and within every constraint."""
+        return self.state == "complete" and all(v <= 0 for v in self.violations.values())
+
+
+@dataclass(frozen=True, slots=True)
+class Prices:
+    """What energy costs its user."""
+
+    currency: str = "EUR"
+    per_kwh: float = 0.30
+    hours_per_day: float = 4.0
+
+
+@dataclass(frozen=True, slots=True)
+class SweepRecord:
+    """A whole sweep: what the report, the picks, `apply`, `verify` and `compare` read.
+
+    ``front`` and ``baseline`` are trial numbers. ``hypervolume`` has one value a finished trial, relative
+    to the final reference point. ``space`` says for each searched parameter what values it could take.
+    """
+
+    sweep: str
+    state: Literal["running", "complete", "stopped"]
+    machine: MachineRecord
+    engine: EngineRecord
+    model: ModelRecord
+    workload: Workload
+    objectives: tuple[Objective, ...]
+    constraints: tuple[Constraint, ...]
+    power: PowerSource
+    space: Mapping[str, Any]
+    trials: tuple[TrialRecord, ...]
+    front: tuple[int, ...]
+    baseline: int | None
+    recommended: int | None  # trial number of the default pick, None while nothing was measured twice
+    pick: str = "within:5%"
+    prices: Prices = Prices()
+    notes: tuple[str, ...] = ()  # said once: why a dimension is missing, what an estimate rests on
+    caveats: tuple[Caveat, ...] = ()
+    hypervolume: tuple[float, ...] = ()
+    idle_watts: Reading | None = None
+    started_utc: str = ""
+    updated_utc: str = ""
+    stopped_because: str = ""
+    sweeper_version: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)  # as composed, plain
+    schema: int = SCHEMA
+
+    def trial(self, number: int) -> TrialRecord:
+        """The trial of that number; KeyError where there is none."""
+        for trial in self.trials:
+            if trial.number == number:
+                return trial
+        raise KeyError(number)
+
+    def on_front(self) -> tuple[TrialRecord, ...]:
+        """The front's trials, in the front's order."""
+        return tuple(self.trial(number) for number in self.front)
+
+
+def _converter() -> cattrs.Converter:
+    converter = cattrs.Converter()
+    converter.register_unstructure_hook(Caveat, lambda caveat: caveat.name.lower())
+    converter.register_structure_hook(Caveat, lambda name, _: Caveat[str(name).upper()])
+    return converter
+
+
+_CONVERTER = _converter()
+
+
+def to_plain(record: Any) -> Any:
+    """A record as plain dicts, lists, strings and numbers, ready for JSON."""
+    return _CONVERTER.unstructure(record)
+
+
+def from_plain(data: Any, cls: type[T]) -> T:
+    """The record of type ``cls`` that ``data`` describes; unknown keys are passed over.
+
+    Raises:
+        cattrs.BaseValidationError: where a key is missing or has the wrong type.
+    """
+    return _CONVERTER.structure(data, cls)

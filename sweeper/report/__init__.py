@@ -1,0 +1,1 @@
+"""What a finished sweep shows: terminal tables, plots, HTML, markdown."""

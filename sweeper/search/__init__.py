@@ -1,0 +1,1 @@
+"""The search: an Optuna study, samplers, warm start, stopping."""
