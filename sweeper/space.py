@@ -1,0 +1,291 @@
+"""The search space: what may vary, what is fixed, what cannot run, and which settings are one and the same.
+
+A space is written in Optuna's words (``conf/space/*.yaml``): a mapping with ``low`` and ``high`` is a range,
+a list is a choice, a scalar is fixed. Here it becomes parameters with finitely many ordered values, so that
+every sampler, the grid and the tables speak of the same points.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields
+from typing import TYPE_CHECKING, Any
+
+from sweeper.errors import SpaceError
+from sweeper.records import Configuration
+
+if TYPE_CHECKING:
+    from optuna.distributions import BaseDistribution
+
+# llama.cpp pads a context to a multiple of this many tokens (llama_context, GGML_PAD(n_ctx, 256)).
+CONTEXT_PADDING = 256
+# Cache types that need flash attention when they hold V ("V cache quantization requires flash_attn").
+QUANTISED_CACHE_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+# q8_1 aborts llama.cpp and i8 crashes it, so neither is offered.
+CACHE_TYPES = ("f32", "f16", "bf16", *QUANTISED_CACHE_TYPES)
+SPLIT_MODES = ("none", "layer", "row")
+# Beyond this llama.cpp's thread pool crashes (GGML_MAX_N_THREADS is 512).
+MOST_THREADS = 512
+
+PARAMETER_NAMES = tuple(f.name for f in fields(Configuration))
+_BOOLS = ("flash_attn", "offload_kqv", "use_mmap", "use_mlock")
+_WORDS: dict[str, tuple[str, ...]] = {
+    "type_k": CACHE_TYPES,
+    "type_v": CACHE_TYPES,
+    "split_mode": SPLIT_MODES,
+}
+_LEAST = {
+    "n_gpu_layers": -1,
+    "n_ctx": 1,
+    "n_batch": 1,
+    "n_ubatch": 1,
+    "n_threads": 1,
+    "n_threads_batch": 1,
+    "main_gpu": 0,
+    "power_limit_watts": 1,
+    "clock_limit_mhz": 1,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Parameter:
+    """One searched parameter with all its values in order."""
+
+    name: str
+    values: tuple[Any, ...]
+    ordinal: bool  # neighbours in `values` are neighbours in effect
+    range_step: int | None = None  # for evenly spaced integers: their step
+
+
+@dataclass(frozen=True, slots=True)
+class Traits:
+    """What the machine, the engine and the workload say about configurations."""
+
+    n_layer: int = 0  # layers of the model that can be offloaded; n_gpu_layers counts one more for the output
+    gpu_offload: bool = False
+    prompt_tokens: int = 512
+    n_ctx_needed: int = 1
+    n_ctx_train: int = 0  # 0: unknown
+    quants: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class SearchSpace:
+    """Searched parameters over a base configuration."""
+
+    parameters: Mapping[str, Parameter]
+    base: Configuration
+    traits: Traits = field(default_factory=Traits)
+
+    @property
+    def fixed(self) -> dict[str, Any]:
+        """The parameters that are not searched."""
+        return {k: v for k, v in self.base.to_dict().items() if k not in self.parameters}
+
+    @property
+    def size(self) -> int:
+        """Number of combinations of values, before constraints and before equal ones are merged."""
+        return math.prod(len(p.values) for p in self.parameters.values())
+
+    def configuration(self, params: Mapping[str, Any]) -> Configuration:
+        """The configuration that stands for a point: what llama.cpp would make equal is one point.
+
+        Of the values of a parameter that come to the same in effect (see `effective`), the first stands
+        for all, so that the result is always a point of this space.
+        """
+        asked = self.base.with_(**params)
+        inert = {k: v for k, v in _INERT_WITHOUT_GPU.items() if not self.traits.gpu_offload}
+        asked = asked.with_(**inert) if inert else asked
+        n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, self.traits)
+        tokens = self.traits.prompt_tokens or n_ctx
+        return asked.with_(
+            n_ctx=self._first("n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx),
+            n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, n_ctx, tokens) == n_batch),
+            n_ubatch=self._first("n_ubatch", asked.n_ubatch, lambda v: min(v, n_batch) == n_ubatch),
+            n_gpu_layers=n_gpu_layers,
+        )
+
+    def _first(self, name: str, asked: int, same: Callable[[int], bool]) -> int:
+        if name not in self.parameters:
+            return asked
+        return next((int(v) for v in self.parameters[name].values if same(v)), asked)
+
+    def violations(self, configuration: Configuration) -> tuple[str, ...]:
+        """Known constraints that rule this configuration out, in words; empty where it may run."""
+        return violations(configuration, self.traits)
+
+    def params_of(self, configuration: Configuration) -> dict[str, Any]:
+        """The searched parameters' values of a configuration, for Optuna and MLflow."""
+        return {name: getattr(configuration, name) for name in self.parameters}
+
+    def contains(self, configuration: Configuration) -> bool:
+        """Whether every searched parameter has one of its values in this configuration."""
+        return all(getattr(configuration, n) in p.values for n, p in self.parameters.items())
+
+    def grid(self) -> Iterator[Configuration]:
+        """Every valid configuration once, in the order of the parameters' values."""
+        seen: set[str] = set()
+        for values in itertools.product(*(p.values for p in self.parameters.values())):
+            configuration = self.configuration(dict(zip(self.parameters, values, strict=True)))
+            if configuration.digest in seen or self.violations(configuration):
+                continue
+            seen.add(configuration.digest)
+            yield configuration
+
+    def distributions(self) -> dict[str, BaseDistribution]:
+        """Optuna's distributions, by the parameters' own names and values."""
+        from optuna.distributions import CategoricalDistribution, IntDistribution
+
+        return {
+            p.name: IntDistribution(p.values[0], p.values[-1], step=p.range_step)
+            if p.range_step
+            else CategoricalDistribution(p.values)
+            for p in self.parameters.values()
+        }
+
+    def describe(self) -> dict[str, Any]:
+        """The space as plain data: each searched parameter's values."""
+        return {
+            p.name: {"low": p.values[0], "high": p.values[-1], "step": p.range_step}
+            if p.range_step
+            else list(p.values)
+            for p in self.parameters.values()
+        }
+
+
+# What has no effect where nothing can be offloaded, and the value that stands for it.
+_INERT_WITHOUT_GPU = {"n_gpu_layers": 0, "split_mode": "layer", "main_gpu": 0, "offload_kqv": True}
+
+
+def padded(n_ctx: int) -> int:
+    """The context that llama.cpp makes of ``n_ctx`` tokens."""
+    return -(-n_ctx // CONTEXT_PADDING) * CONTEXT_PADDING
+
+
+def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, int, int]:
+    """``(n_ctx, n_batch, n_ubatch, n_gpu_layers)`` that matter in effect.
+
+    It mirrors what the engine does silently: contexts are padded, batches clamped to the context, ubatch to
+    batch; a batch beyond the prompt is never filled; layers beyond the model's are all layers, and layers
+    on a build without GPU are none.
+    """
+    c = configuration
+    n_ctx = padded(c.n_ctx)
+    n_batch = min(c.n_batch, n_ctx, traits.prompt_tokens or n_ctx)
+    layers = c.n_gpu_layers
+    if not traits.gpu_offload:
+        layers = 0
+    elif traits.n_layer and not 0 <= layers <= traits.n_layer:
+        layers = traits.n_layer + 1  # the output layer is one more
+    return n_ctx, n_batch, min(c.n_ubatch, n_batch), layers
+
+
+def violations(configuration: Configuration, traits: Traits) -> tuple[str, ...]:
+    """Known constraints of llama.cpp that this configuration breaks, in words."""
+    c = configuration
+    found = []
+    if c.type_v in QUANTISED_CACHE_TYPES and not c.flash_attn:
+        found.append(f"a V cache of {c.type_v} needs flash_attn=true")
+    if c.n_ctx < traits.n_ctx_needed:
+        found.append(f"n_ctx={c.n_ctx} is less than the {traits.n_ctx_needed} tokens the workload needs")
+    if max(c.n_threads, c.n_threads_batch) > MOST_THREADS:
+        found.append(f"more than {MOST_THREADS} threads crash llama.cpp")
+    return tuple(found)
+
+
+def build_space(spec: Mapping[str, Any], base: Configuration, traits: Traits) -> SearchSpace:
+    """The space that ``spec`` describes over ``base``.
+
+    Args:
+        spec: parameter name -> range mapping, list or scalar, all resolved (no ``auto`` left).
+        base: values of what the spec does not name.
+        traits: what machine, engine and workload say.
+
+    Raises:
+        SpaceError: names the key and how to mend it.
+    """
+    parameters: dict[str, Parameter] = {}
+    fixed: dict[str, Any] = {}
+    for name, value in spec.items():
+        if name not in PARAMETER_NAMES:
+            raise SpaceError(f"space.{name}: no such parameter; there are: {', '.join(PARAMETER_NAMES)}")
+        parameter = _parameter(name, value)
+        for one in parameter.values:
+            _check_value(name, one, traits)
+        if len(parameter.values) == 1:
+            fixed[name] = parameter.values[0]
+        else:
+            parameters[name] = parameter
+    space = SearchSpace(parameters, base.with_(**fixed), traits)
+    if next(space.grid(), None) is None:
+        why = "; ".join(
+            space.violations(space.configuration({n: p.values[0] for n, p in parameters.items()}))
+        )
+        raise SpaceError(f"space: no configuration in it can run ({why}): widen it")
+    return space
+
+
+def _parameter(name: str, value: Any) -> Parameter:
+    if isinstance(value, Mapping):
+        return _range(name, value)
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise SpaceError(f"space.{name}: an empty list; name at least one value")
+        values = tuple(dict.fromkeys(value))
+        ordinal = name == "quant" or all(
+            isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
+        )
+        return Parameter(name, values, ordinal)
+    return Parameter(name, (value,), ordinal=True)
+
+
+def _range(name: str, spec: Mapping[str, Any]) -> Parameter:
+    unknown = set(spec) - {"low", "high", "step", "log"}
+    if unknown:
+        raise SpaceError(
+            f"space.{name}: unknown key {sorted(unknown)[0]!r}; a range has low, high, step, log"
+        )
+    for key in ("low", "high"):
+        if not isinstance(spec.get(key), (int, float)) or isinstance(spec.get(key), bool):
+            raise SpaceError(
+                f"space.{name}.{key}: {spec.get(key)!r} is not a number; a range needs low and high"
+            )
+        if int(spec[key]) != spec[key]:
+            raise SpaceError(f"space.{name}.{key}: {spec[key]!r} is not a whole number")
+    low, high, step = int(spec["low"]), int(spec["high"]), spec.get("step") or 1
+    if low > high:
+        raise SpaceError(f"space.{name}: low {low} is above high {high}; swap them")
+    if not isinstance(step, int) or step < 1:
+        raise SpaceError(f"space.{name}.step: {step!r} is not a whole number above 0")
+    if spec.get("log"):
+        return Parameter(name, _powers_of_two(name, low, high), ordinal=True)
+    values = tuple(range(low, high + 1, step))
+    return Parameter(name, values, ordinal=True, range_step=step if len(values) > 1 else None)
+
+
+def _powers_of_two(name: str, low: int, high: int) -> tuple[int, ...]:
+    if low < 1:
+        raise SpaceError(f"space.{name}.low: {low} cannot stand in a log range; start from 1 or above")
+    inner = [2**e for e in range(low.bit_length() - 1, high.bit_length() + 1) if low < 2**e < high]
+    return tuple(dict.fromkeys([low, *inner, high]))
+
+
+def _check_value(name: str, value: Any, traits: Traits) -> None:
+    if name in _BOOLS:
+        if not isinstance(value, bool):
+            raise SpaceError(f"space.{name}: {value!r} is neither true nor false")
+    elif name in _WORDS:
+        if value not in _WORDS[name]:
+            raise SpaceError(f"space.{name}: {value!r} is not one of {', '.join(_WORDS[name])}")
+    elif name == "quant":
+        if traits.quants and value is not None and value not in traits.quants:
+            raise SpaceError(f"space.quant: {value!r} is not one of {', '.join(traits.quants)}")
+    elif value is None:
+        if name not in ("power_limit_watts", "clock_limit_mhz"):
+            raise SpaceError(f"space.{name}: null is no value for it; give a number, a list or a range")
+    elif not isinstance(value, int) or isinstance(value, bool):
+        raise SpaceError(f"space.{name}: {value!r} is not a whole number")
+    elif value < _LEAST[name]:
+        raise SpaceError(f"space.{name}: {value} is below the least possible value, {_LEAST[name]}")
