@@ -1,0 +1,201 @@
+"""Plain statistics of repeats: median, spread, interval, outliers. Pure: values in, values out.
+
+Repeats of a benchmark are few and skewed (something else ran, the first one was cold), so the median and
+its interval describe them, never a mean alone.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+import statistics
+from collections.abc import Iterable, Sequence
+
+from sweeper.records import Reading
+
+CONFIDENCE = 0.95
+RESAMPLES = 2000  # the ends of a 95 % interval then rest on about 50 resamples each
+SEED = 20261123  # one seed for all, so that the same repeats give the same interval in every report
+
+# A modified z-score (distance from the median over the MAD) beyond which a repeat is an outlier: ten
+# standard deviations of a normal distribution, as in hyperfine (1.4826 turns a MAD into a deviation).
+OUTLIER_THRESHOLD = 1.4826 * 10
+# With three repeats the MAD can be 0 by chance; a distance below 2 % of the median is ordinary noise of
+# inference whatever the MAD says.
+LEAST_OUTLIER_FRACTION = 0.02
+
+NOISY_CV = 0.05  # from here on repeats are called noisy
+STEADY_CV = 0.03  # below this a warm-up is over
+
+# Student's t at 97.5 % for 2, 3, 4 and 5 repeats. A bootstrap of so few gives the range at most, which
+# holds the true median in only 50, 75, 88 and 94 of 100 cases.
+_STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
+
+
+def median(values: Sequence[float]) -> float:
+    """The median. Raises ValueError where there is no value."""
+    _demand_numbers(values)
+    return float(statistics.median(values))
+
+
+def mad(values: Sequence[float]) -> float:
+    """The median absolute distance from the median, unscaled, in the unit of ``values``."""
+    centre = median(values)
+    return float(statistics.median(abs(value - centre) for value in values))
+
+
+def coefficient_of_variation(values: Sequence[float]) -> float | None:
+    """Standard deviation (n - 1) over mean, as a fraction; None below two values or at a mean of 0."""
+    _demand_numbers(values)
+    if len(values) < 2:
+        return None
+    mean = statistics.fmean(values)
+    if mean == 0:
+        return None
+    return statistics.stdev(values) / abs(mean)
+
+
+def pooled_cv(groups: Iterable[Sequence[float]]) -> float | None:
+    """The relative noise that groups of repeats have in common, as a fraction.
+
+    Each group counts with its degrees of freedom, so that many pairs of repeats tell as much as one long
+    series. None where no group has two values.
+    """
+    squares, freedom = 0.0, 0
+    for group in groups:
+        cv = coefficient_of_variation(group) if group else None
+        if cv is not None:
+            squares += cv * cv * (len(group) - 1)
+            freedom += len(group) - 1
+    return math.sqrt(squares / freedom) if freedom else None
+
+
+def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:
+    """Distance of each value from the median over the MAD, signed; infinite where the MAD is 0."""
+    centre, spread = median(values), mad(values)
+    return tuple(_over(value - centre, spread) for value in values)
+
+
+def outliers(values: Sequence[float]) -> tuple[int, ...]:
+    """Indices of the values that lie too far from the median to be noise."""
+    centre = median(values)
+    least = LEAST_OUTLIER_FRACTION * abs(centre)
+    return tuple(
+        index
+        for index, (value, score) in enumerate(zip(values, modified_z_scores(values), strict=True))
+        if abs(score) > OUTLIER_THRESHOLD and abs(value - centre) > least
+    )
+
+
+def slow_first_run(speeds: Sequence[float]) -> bool:
+    """Whether the first repeat was slow against the others; ``speeds`` in any unit where more is faster.
+
+    The first is compared with the others alone, since among three it would widen their MAD.
+    """
+    _demand_numbers(speeds)
+    if len(speeds) < 3:
+        return False
+    first, others = speeds[0], speeds[1:]
+    centre = median(others)
+    lost = centre - first
+    return lost > LEAST_OUTLIER_FRACTION * abs(centre) and _over(lost, mad(others)) > OUTLIER_THRESHOLD
+
+
+def interval(
+    values: Sequence[float], confidence: float = CONFIDENCE, seed: int = SEED
+) -> tuple[float, float]:
+    """The interval of the median, in the unit of ``values``; it always holds the median.
+
+    Six values and more: percentile bootstrap of the median. Two to five: Student's t around the mean,
+    widened to the range where that is larger, since a bootstrap of so few is too narrow to be honest.
+    One value: (value, value), with nothing known of its spread. No low end below 0 where no value is.
+
+    Raises:
+        ValueError: no value, one that is not finite, or ``confidence`` other than 0.95 below six values.
+    """
+    _demand_numbers(values)
+    count = len(values)
+    if count == 1:
+        return float(values[0]), float(values[0])
+    low, high = (
+        _student_interval(values, confidence)
+        if count in _STUDENT_T
+        else _bootstrap_interval(values, confidence, seed)
+    )
+    return (max(low, 0.0) if min(values) >= 0 else low), high
+
+
+def reading(values: Sequence[float]) -> Reading:
+    """Median, 95 % interval and number of repeats. Raises ValueError where there is no value."""
+    low, high = interval(values)
+    return Reading(median=median(values), low=low, high=high, n=len(values))
+
+
+def pool(groups: Iterable[Sequence[float]]) -> Reading:
+    """One reading over several series of one configuration, such as its screening and its final repeats."""
+    return reading([value for group in groups for value in group])
+
+
+def ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = SEED) -> Reading:
+    """The ratio of two medians with its bootstrap interval; ``n`` is the smaller number of repeats.
+
+    Raises:
+        ValueError: a series is empty, or a value of the denominator is not positive.
+    """
+    _demand_numbers(numerator)
+    _demand_numbers(denominator)
+    if min(denominator) <= 0:
+        raise ValueError("a ratio needs a denominator of positive values")
+    rng = random.Random(seed)
+    ratios = sorted(
+        _quick_median(rng.choices(numerator, k=len(numerator)))
+        / _quick_median(rng.choices(denominator, k=len(denominator)))
+        for _ in range(RESAMPLES)
+    )
+    low, high = _percentiles(ratios, CONFIDENCE)
+    centre = median(numerator) / median(denominator)
+    return Reading(centre, min(low, centre), max(high, centre), min(len(numerator), len(denominator)))
+
+
+def _demand_numbers(values: Sequence[float]) -> None:
+    if not values:
+        raise ValueError("no value to describe")
+    if not all(math.isfinite(value) for value in values):
+        raise ValueError("a value is not a finite number")
+
+
+def _over(distance: float, spread: float) -> float:
+    if distance == 0:
+        return 0.0
+    return distance / spread if spread > 0 else math.copysign(math.inf, distance)
+
+
+def _student_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
+    if confidence != CONFIDENCE:
+        raise ValueError(f"below six values only an interval of {CONFIDENCE:.0%} is known")
+    mean = statistics.fmean(values)
+    half = _STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
+    return min(mean - half, *values), max(mean + half, *values)
+
+
+def _bootstrap_interval(values: Sequence[float], confidence: float, seed: int) -> tuple[float, float]:
+    rng, count = random.Random(seed), len(values)
+    drawn = rng.choices(values, k=RESAMPLES * count)
+    medians = sorted(
+        _quick_median(drawn[start : start + count]) for start in range(0, RESAMPLES * count, count)
+    )
+    low, high = _percentiles(medians, confidence)
+    centre = statistics.median(values)
+    return min(low, centre), max(high, centre)
+
+
+def _quick_median(values: Sequence[float]) -> float:
+    # statistics.median costs five times as much, and an interval takes thousands.
+    ordered, middle = sorted(values), len(values) // 2
+    return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
+
+
+def _percentiles(ordered: Sequence[float], confidence: float) -> tuple[float, float]:
+    tail = (1 - confidence) / 2
+    last = len(ordered) - 1
+    return float(ordered[math.floor(tail * last)]), float(ordered[math.ceil((1 - tail) * last)])

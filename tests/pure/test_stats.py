@@ -1,0 +1,151 @@
+"""Statistics of repeats, against slow references and against what the intervals promise."""
+
+import math
+import random
+import statistics
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper import stats
+
+values = st.floats(-1e9, 1e9, allow_nan=False)
+samples = st.lists(values, min_size=1, max_size=12)
+positive = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=12)
+
+
+@given(samples)
+def test_median_and_mad_agree_with_numpy(sample):
+    centre = float(np.median(sample))
+    assert stats.median(sample) == pytest.approx(centre, rel=1e-12, abs=1e-9)
+    assert stats.mad(sample) == pytest.approx(float(np.median(np.abs(np.array(sample) - centre))), abs=1e-6)
+
+
+@pytest.mark.parametrize("call", [stats.median, stats.mad, stats.reading, stats.outliers, stats.interval])
+@pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])
+def test_nothing_is_said_about_no_value_or_no_number(call, bad):
+    with pytest.raises(ValueError, match="value"):
+        call(bad)
+
+
+@settings(max_examples=25, deadline=None)
+@given(samples)
+def test_a_reading_holds_its_median_and_is_the_same_each_time(sample):
+    reading = stats.reading(sample)
+    assert reading.low <= reading.median <= reading.high
+    assert reading.n == len(sample)
+    assert stats.reading(sample) == reading
+
+
+@settings(max_examples=25, deadline=None)
+@given(positive)
+def test_no_reading_of_positive_values_reaches_below_zero(sample):
+    assert stats.reading(sample).low >= 0
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1, 1e6), min_size=6, max_size=12), st.floats(0.5, 20))
+def test_an_interval_scales_with_its_unit(sample, factor):
+    low, high = stats.interval(sample)
+    scaled_low, scaled_high = stats.interval([value * factor for value in sample])
+    assert scaled_low == pytest.approx(low * factor, rel=1e-9)
+    assert scaled_high == pytest.approx(high * factor, rel=1e-9)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1, 1e6), min_size=6, max_size=12))
+def test_a_bootstrap_stays_inside_the_range(sample):
+    low, high = stats.interval(sample)
+    assert min(sample) <= low <= high <= max(sample)
+
+
+@pytest.mark.parametrize("count", [3, 5, 6, 10])
+def test_the_interval_covers_the_truth_about_as_often_as_it_says(count):
+    rng = random.Random(5)
+    hits = 0
+    for _ in range(300):
+        low, high = stats.interval([rng.gauss(100, 2) for _ in range(count)])
+        hits += low <= 100 <= high
+    assert 0.90 <= hits / 300 <= 1.0
+
+
+def test_one_value_has_no_spread_and_other_confidences_need_six():
+    assert stats.interval([4.0]) == (4.0, 4.0)
+    with pytest.raises(ValueError, match="six"):
+        stats.interval([1.0, 2.0], confidence=0.9)
+    sample = [1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0]
+    wide, narrow = stats.interval(sample), stats.interval(sample, confidence=0.5)
+    assert narrow[1] - narrow[0] < wide[1] - wide[0]
+
+
+@given(st.lists(st.floats(1, 1e6), min_size=2, max_size=12))
+def test_cv_agrees_with_numpy(sample):
+    expected = float(np.std(sample, ddof=1) / np.mean(sample))
+    assert stats.coefficient_of_variation(sample) == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+def test_cv_is_none_where_it_means_nothing():
+    assert stats.coefficient_of_variation([3.0]) is None
+    assert stats.coefficient_of_variation([-1.0, 1.0]) is None
+    assert stats.pooled_cv([[1.0], []]) is None
+
+
+def test_pooled_cv_finds_the_noise_that_groups_share():
+    rng = random.Random(1)
+    groups = [[level * rng.gauss(1, 0.02) for _ in range(3)] for level in range(1, 400)]
+    assert stats.pooled_cv(groups) == pytest.approx(0.02, rel=0.1)
+
+
+@given(st.lists(st.floats(1, 100), min_size=2, max_size=8))
+def test_pooled_cv_of_one_group_is_its_own(sample):
+    assert stats.pooled_cv([sample]) == pytest.approx(stats.coefficient_of_variation(sample))
+
+
+def test_outliers_are_found_and_noise_is_not():
+    assert stats.outliers([100, 101, 99, 100.5, 60]) == (4,)
+    assert stats.outliers([100, 101, 99, 100.5, 97]) == ()
+    # Two equal repeats make the MAD 0; a per cent is still no outlier, a half is.
+    assert stats.outliers([100, 100, 101]) == ()
+    assert stats.outliers([100, 100, 50]) == (2,)
+    assert stats.outliers([0, 0, 0]) == ()
+
+
+def test_modified_z_scores_carry_their_sign():
+    assert stats.modified_z_scores([1, 2, 3]) == (-1, 0, 1)
+    assert stats.modified_z_scores([2, 2, 3]) == (0, 0, math.inf)
+    assert stats.modified_z_scores([2, 2, 1]) == (0, 0, -math.inf)
+
+
+def test_a_slow_first_run_is_told_from_a_slow_other_and_from_noise():
+    assert stats.slow_first_run([50, 100, 101, 99, 100])
+    assert stats.slow_first_run([50, 100, 100])
+    assert not stats.slow_first_run([100, 50, 100, 101])
+    assert not stats.slow_first_run([99, 100, 101])
+    assert not stats.slow_first_run([99, 100, 100])
+    assert not stats.slow_first_run([150, 100, 101, 99])
+    assert not stats.slow_first_run([50, 100])
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(positive, min_size=1, max_size=4))
+def test_pooling_is_a_reading_of_all_values(groups):
+    everything = [value for group in groups for value in group]
+    pooled = stats.pool(groups)
+    assert pooled.n == len(everything)
+    assert pooled.median == statistics.median(everything)
+
+
+@settings(max_examples=25, deadline=None)
+@given(st.lists(st.floats(1, 100), min_size=3, max_size=8), st.floats(0.5, 2))
+def test_a_ratio_finds_the_factor_and_holds_it(sample, factor):
+    ratio = stats.ratio([value * factor for value in sample], sample)
+    assert ratio.median == pytest.approx(factor)
+    assert ratio.low <= ratio.median <= ratio.high
+
+
+@pytest.mark.parametrize(("a", "b"), [([], [1.0]), ([1.0], []), ([1.0], [0.0]), ([1.0], [-1.0])])
+def test_a_ratio_over_nothing_is_refused(a, b):
+    with pytest.raises(ValueError, match="value"):
+        stats.ratio(a, b)
