@@ -1,0 +1,92 @@
+"""The front and the recommendation as plain documents of schema 1, for other programs to read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sweeper.records import SCHEMA, Configuration, Reading, SweepRecord, TrialRecord, to_plain
+from sweeper.report.picks import Picked, marks, picks, recommended
+
+
+def front_document(record: SweepRecord) -> dict[str, Any]:
+    """What ``front.json`` holds: the sweep, the baseline, every point of the front, and the picks by name."""
+    named = marks(record)
+    return {
+        **_about(record),
+        "front": [{"picks": list(named.get(t.number, ())), **_point(t)} for t in record.on_front()],
+        "picks": {picked.pick: {"trial": picked.trial.number, "words": picked.words} for picked in picks(record)},
+    }
+
+
+def recommendation_document(record: SweepRecord) -> dict[str, Any]:
+    """What ``recommendation.yaml`` holds. ``recommended`` is null, with a reason, where nothing may be."""
+    best = recommended(record)
+    quant = None if best is None else best.trial.configuration.quant
+    return {
+        **_about(record, quant),
+        "recommended": None if best is None else _picked(best),
+        "reason": None if best else "no trial that counts was measured twice, so nothing is recommended",
+        "others": [_picked(picked) for picked in picks(record) if not picked.recommended],
+    }
+
+
+def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
+    model = record.model
+    file = model.files.get(quant or model.base_quant)
+    baseline = None if record.baseline is None else record.trial(record.baseline)
+    return {
+        "schema": SCHEMA,
+        "sweep": record.sweep,
+        "state": record.state,
+        "updated_utc": record.updated_utc,
+        "sweeper_version": record.sweeper_version,
+        "machine": to_plain(record.machine),
+        "engine": to_plain(record.engine),
+        "model": {
+            "name": model.name,
+            "path": file.path if file else None,
+            "sha256": file.sha256 if file else None,
+            "architecture": model.architecture,
+            "quantisation": quant or model.base_quant,
+            "source": model.source,
+        },
+        "power": {
+            "source": record.power.name,
+            "interface": record.power.interface,
+            "scope": record.power.scope,
+            "kind": record.power.kind,
+            "device": record.power.device,
+            "note": record.power.note,
+        },
+        "workload": to_plain(record.workload),
+        "objectives": [to_plain(objective) for objective in record.objectives],
+        "constraints": [str(constraint) for constraint in record.constraints],
+        "caveats": _caveats(record.caveats),
+        "baseline": None if baseline is None else _point(baseline),
+    }
+
+
+def _picked(picked: Picked) -> dict[str, Any]:
+    return {"pick": picked.pick, "words": picked.words, "apply": picked.apply_command, **_point(picked.trial)}
+
+
+def _point(trial: TrialRecord) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "measured_twice": trial.remeasured,
+        "configuration": trial.configuration.to_dict(),
+        "metrics": {name: _reading(reading) for name, reading in trial.metrics.items()},
+        "missing": dict(trial.missing),
+        "caveats": _caveats(trial.caveats),
+    }
+
+
+def _reading(reading: Reading) -> dict[str, float | int]:
+    return {"median": reading.median, "low": reading.low, "high": reading.high, "n": reading.n}
+
+
+def _caveats(caveats: Any) -> dict[str, str]:
+    return {caveat.name.lower(): caveat.advice for caveat in caveats}
+
+
+CONFIGURATION_KEYS = tuple(Configuration().to_dict())

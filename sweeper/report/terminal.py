@@ -1,0 +1,246 @@
+"""The front as a table for a terminal: it fits the width there is, in the signs that terminal can write."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from textwrap import wrap
+
+from rich.cells import cell_len
+from rich.console import Console
+from rich.text import Text
+
+from sweeper.records import SweepRecord, TrialRecord
+from sweeper.report.caveats import advice_lines, failures
+from sweeper.report.picks import marks, next_commands, picks
+from sweeper.report.words import (
+    change,
+    clean,
+    figure,
+    head,
+    is_doubtful,
+    power_line,
+    settings,
+    spread,
+    tally,
+)
+
+WIDTH = 80  # where nobody says how wide the terminal is
+NARROWEST = 24  # below this lines run over: no table is readable there
+SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its head, its cells, and how soon it goes where there is no room (0: never)."""
+
+    head: str
+    cells: tuple[str, ...]
+    gives_way: int
+    right: bool = True
+
+    @property
+    def width(self) -> int:
+        """Terminal cells that the widest entry takes."""
+        return max(cell_len(text) for text in (self.head, *self.cells))
+
+
+def front_table(record: SweepRecord, width: int = WIDTH) -> str:
+    """The front, the baseline, the caveats and the next commands as plain text of at most ``width`` columns."""
+    return "\n".join(line.plain.rstrip() for line in _lines(record, max(width, NARROWEST))) + "\n"
+
+
+def show_front(record: SweepRecord, console: Console) -> None:
+    """Write the same to a console, in its width, its colours and the signs it knows."""
+    for line in _lines(record, max(console.width, NARROWEST)):
+        console.print(writable(line, console.encoding), soft_wrap=True, highlight=False)
+
+
+def writable(line: Text, encoding: str) -> Text:
+    """``line`` (of one style) in signs that ``encoding`` can write; what has no stand-in becomes ``?``."""
+    try:
+        line.plain.encode(encoding)
+    except (UnicodeEncodeError, LookupError):
+        return Text(line.plain.translate(SIGNS).encode("ascii", "replace").decode(), style=line.style)
+    return line
+
+
+def _lines(record: SweepRecord, width: int) -> list[Text]:
+    return [
+        *_heading(record, width),
+        Text(),
+        *_table(record, width),
+        *([] if record.front else _why_empty(record, width)),
+        Text(),
+        *_picks(record, width),
+        *_caveats(record, width),
+        *_next(record, width),
+    ]
+
+
+def _heading(record: SweepRecord, width: int) -> list[Text]:
+    gpus = " + ".join(gpu.name for gpu in record.machine.gpus)
+    where = clean(gpus or record.machine.cpu)
+    front = f"{len(record.front)} on the front"
+    ended = f"stopped: {clean(record.stopped_because)}" if record.state == "stopped" else front
+    lines = [
+        *_wrapped(f"{clean(record.model.name)} on {where}", width, "bold"),
+        *_wrapped(f"sweep {clean(record.sweep)} · {tally(record)} · {ended}", width, ""),
+        *_wrapped(f"watts: {power_line(record.power)}", width, "yellow" if is_doubtful(record.power) else ""),
+    ]
+    if record.engine.simulated:
+        lines += _wrapped("simulated: no figure here was measured on a real machine", width, "bold yellow")
+    return lines
+
+
+def _rows(record: SweepRecord) -> list[TrialRecord]:
+    """The baseline first, then the front."""
+    rows = list(record.on_front())
+    if record.baseline is not None and record.baseline not in record.front:
+        baseline = record.trial(record.baseline)
+        return [baseline, *rows] if baseline.metrics else rows
+    return rows
+
+
+def _baseline(record: SweepRecord) -> TrialRecord | None:
+    return None if record.baseline is None else record.trial(record.baseline)
+
+
+def _table(record: SweepRecord, width: int) -> list[Text]:
+    rows = _rows(record)
+    if not rows:
+        return []
+    columns = _fitting(_columns(record, rows), width)
+    if _total(columns) > width:
+        return _cards(record, rows, width)
+    named = marks(record)
+    base = _baseline(record)
+    lines = [_row(columns, [column.head for column in columns], "bold")]
+    for index, trial in enumerate(rows):
+        is_pick = record.pick in named.get(trial.number, ())
+        lines.append(_row(columns, [c.cells[index] for c in columns], "bold green" if is_pick else ""))
+        lines += _wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
+    return lines
+
+
+def _about(
+    record: SweepRecord, trial: TrialRecord, base: TrialRecord | None, named: dict[int, tuple[str, ...]]
+) -> str:
+    if base is not None and trial.number == base.number:
+        who = ("baseline", *named.get(trial.number, ()))
+        return " · ".join([*who, "the engine's default"])
+    own = settings(trial.configuration, base.configuration if base else None)
+    return " · ".join([*named.get(trial.number, ()), own])
+
+
+def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
+    named = marks(record)
+    base = _baseline(record)
+    star = tuple("★" if record.pick in named.get(t.number, ()) else " " for t in rows)
+    columns = [
+        Column("", star, 0, right=False),
+        Column("trial", tuple(f"#{t.number}" for t in rows), 0),
+    ]
+    for place, objective in enumerate(record.objectives):
+        name = objective.metric
+        columns.append(Column(head(name, record.power), tuple(spread(t.metrics.get(name)) for t in rows), 0))
+        if base is not None:
+            changes = tuple(
+                "" if t.number == base.number else change(t.metrics.get(name), base.metrics.get(name))
+                for t in rows
+            )
+            if any(changes):
+                columns.append(Column("", changes, 2 + (place > 1)))
+    shown = {objective.metric for objective in record.objectives}
+    for name, gives_way in (("joules_per_token", 3), ("prompt_tokens_per_second", 4)):
+        if name not in shown and any(name in t.metrics for t in rows):
+            cells = tuple(figure(r.median) if (r := t.metrics.get(name)) else figure(None) for t in rows)
+            columns.append(Column(head(name, record.power), cells, gives_way))
+    return columns
+
+
+def _fitting(columns: list[Column], width: int) -> list[Column]:
+    """The columns that fit, dropping those that give way soonest; then intervals give way to medians."""
+    kept = list(columns)
+    while _total(kept) > width and any(c.gives_way for c in kept):
+        kept.remove(max(reversed(kept), key=lambda c: c.gives_way))
+    if _total(kept) > width:
+        kept = [
+            Column(c.head, tuple(cell.split(" ± ")[0] for cell in c.cells), c.gives_way, c.right) for c in kept
+        ]
+    return kept
+
+
+def _total(columns: Sequence[Column]) -> int:
+    return sum(c.width for c in columns) + 2 * (len(columns) - 1)
+
+
+def _row(columns: Sequence[Column], cells: Sequence[str], style: str) -> Text:
+    padded = []
+    for column, cell in zip(columns, cells, strict=True):
+        space = " " * (column.width - cell_len(cell))
+        padded.append(space + cell if column.right else cell + space)
+    return Text("  ".join(padded), style=style)
+
+
+def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list[Text]:
+    """The same where not even the medians fit side by side: a few lines for each trial."""
+    named = marks(record)
+    base = _baseline(record)
+    lines = []
+    for trial in rows:
+        is_pick = record.pick in named.get(trial.number, ())
+        style = "bold green" if is_pick else "bold"
+        lines += _wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
+        for objective in record.objectives:
+            name = objective.metric
+            text = f"{head(name, record.power)}: {spread(trial.metrics.get(name))}"
+            lines += _wrapped(text, width, "", indent="  ")
+        lines += _wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
+    return lines
+
+
+def _why_empty(record: SweepRecord, width: int) -> list[Text]:
+    lines = _wrapped("There is no front yet: no trial that counts was measured twice.", width, "bold")
+    for reason, count in failures(record)[:5]:
+        lines += _wrapped(f"{count} × {clean(reason)}", width, "", indent="  ")
+    return lines
+
+
+def _picks(record: SweepRecord, width: int) -> list[Text]:
+    """One line for each trial that was picked, under all its names."""
+    lines = []
+    named = marks(record)
+    for picked in picks(record):
+        names = named.pop(picked.trial.number, None)
+        if names is None:
+            continue
+        star = "★ " if picked.recommended else "  "
+        words = f"{star}{' = '.join(names)} (#{picked.trial.number}): {clean(picked.words)}"
+        lines += _wrapped(words, width, "bold green" if picked.recommended else "", hanging="    ")
+    return [*lines, Text()] if lines else []
+
+
+def _caveats(record: SweepRecord, width: int) -> list[Text]:
+    lines = []
+    for line in (*advice_lines(record), *record.notes):
+        lines += _wrapped(f"! {clean(line)}", width, "yellow", hanging="  ")
+    return [*lines, Text()] if lines else []
+
+
+def _next(record: SweepRecord, width: int) -> list[Text]:
+    lines = [Text("next:")]
+    for command, purpose in next_commands(record):
+        # A command is never broken: it is there to be copied. Its purpose goes below where there is no room.
+        together = f"  {command}  # {purpose}"
+        if cell_len(together) <= width:
+            lines.append(Text(together))
+        else:
+            lines += [Text(f"  {command}"), *_wrapped(f"# {purpose}", width, "dim", indent="    ")]
+    return lines
+
+
+def _wrapped(text: str, width: int, style: str, indent: str = "", hanging: str | None = None) -> list[Text]:
+    later = indent if hanging is None else hanging
+    pieces = wrap(text, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
+    return [Text(piece, style=style) for piece in pieces]

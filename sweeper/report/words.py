@@ -1,0 +1,166 @@
+"""How figures, metrics and parameters are written in every kind of report."""
+
+from __future__ import annotations
+
+import math
+import unicodedata
+from dataclasses import dataclass
+from typing import Any
+
+from sweeper.records import Configuration, PowerSource, Reading, SweepRecord
+
+MISSING = "–"  # stands where a figure is not there; never a 0
+
+
+@dataclass(frozen=True, slots=True)
+class Label:
+    """A metric's name for people, its unit, and the short head of its column."""
+
+    title: str
+    unit: str
+    head: str
+    power: bool = False  # rests on the power sensor, so it carries that sensor's trust
+
+
+LABELS: dict[str, Label] = {
+    "tokens_per_second": Label("decode speed", "tok/s", "tok/s"),
+    "prompt_tokens_per_second": Label("prefill speed", "tok/s", "prefill"),
+    "watts": Label("power while decoding", "W", "W", power=True),
+    "prompt_watts": Label("power while prefilling", "W", "prefill W", power=True),
+    "joules_per_token": Label("energy per generated token", "J/token", "J/tok", power=True),
+    "prompt_joules_per_token": Label("energy per prompt token", "J/token", "prefill J/tok", power=True),
+    "net_joules_per_token": Label("energy per token above idle", "J/token", "net J/tok", power=True),
+    "idle_watts": Label("power at rest", "W", "idle W", power=True),
+    "resident_watts": Label("power with the model loaded, idle", "W", "loaded W", power=True),
+    "time_to_first_token_seconds": Label("time to first token", "s", "first token s"),
+    "request_seconds": Label("time of one request", "s", "request s"),
+    "memory_mib": Label("peak memory", "MiB", "MiB"),
+    "vram_mib": Label("peak device memory", "MiB", "VRAM MiB"),
+    "kl_divergence": Label("quality lost (KL divergence)", "nats/token", "KLD"),
+    "n_ctx": Label("context length", "tokens", "context"),
+}
+
+
+def label(metric: str) -> Label:
+    """The label of a metric; one that is not known goes by its own name."""
+    return LABELS.get(metric) or Label(metric.replace("_", " "), "", metric, power="watts" in metric)
+
+
+def clean(text: object) -> str:
+    """Text of others (names, paths, an engine's log) without what steers a terminal or turns text around."""
+    return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
+
+
+def decimals(value: float) -> int:
+    """Digits behind the point that leave three significant ones, at most four."""
+    if value == 0 or not math.isfinite(value):
+        return 0
+    return min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+
+
+def figure(value: float | None, like: float | None = None) -> str:
+    """A value in three significant digits, with as many decimals as ``like`` has."""
+    if value is None or not math.isfinite(value):
+        return MISSING
+    return f"{value:.{decimals(value if like is None else like)}f}"
+
+
+def half_width(reading: Reading) -> float | None:
+    """Half of the 95 % interval in the metric's unit, or None where one repeat knows no spread."""
+    if reading.n < 2:
+        return None
+    return max(reading.high - reading.median, reading.median - reading.low)
+
+
+def spread(reading: Reading | None) -> str:
+    """``29.8 ± 0.3``; ``± ?`` where it was measured once only."""
+    if reading is None:
+        return MISSING
+    half = half_width(reading)
+    return f"{figure(reading.median)} ± {'?' if half is None else figure(half, reading.median)}"
+
+
+def change(reading: Reading | None, base: Reading | None) -> str:
+    """The difference to the baseline as ``+12 %`` or ``−28 %``."""
+    if reading is None or base is None or base.median == 0:
+        return ""
+    percent = round(100 * (reading.median / base.median - 1))
+    sign = "+" if percent > 0 else "−" if percent < 0 else "±"
+    return f"{sign}{abs(percent)} %"
+
+
+def value(item: Any) -> str:
+    """A parameter's value as the user would type it."""
+    if item is None:
+        return "as found"
+    if isinstance(item, bool):
+        return "on" if item else "off"
+    return clean(item)
+
+
+def settings(configuration: Configuration, base: Configuration | None) -> str:
+    """What ``configuration`` sets differently from ``base``: ``n_threads=4 quant=Q4_K_M``."""
+    here = configuration.to_dict()
+    there = {} if base is None else base.to_dict()
+    changed = [f"{key}={value(item)}" for key, item in here.items() if base is None or item != there[key]]
+    return " ".join(changed) or "as the baseline"
+
+
+SCOPES = {
+    "gpu": "the GPU alone: no CPU, memory or fans",
+    "module": "the GPU's module with its memory",
+    "package": "the processor's package: no board, memory or power supply",
+    "psys": "the platform as the processor counts it",
+    "battery": "the whole machine, at the battery",
+    "wall": "the whole machine, at the wall",
+    "custom": "what the user's own command reads",
+    "simulated": "nothing real: the machine is simulated",
+}
+
+TRUST = {
+    "measured": "read from a sensor",
+    "estimated": "estimated, not measured: good for orders of magnitude, not for a decision about money",
+    "mixed": "partly measured, partly estimated",
+    "simulated": "simulated, not measured: says nothing about a real machine",
+}
+
+
+def power_line(power: PowerSource) -> str:
+    """One line on where watts come from: ``measured · nvml (…) · scope gpu``."""
+    return f"{power.kind} · {clean(power.name)} ({clean(power.interface)}) · scope {power.scope}"
+
+
+def is_doubtful(power: PowerSource) -> bool:
+    """Whether watts of this source must carry their label wherever they stand."""
+    return power.kind != "measured"
+
+
+def head(metric: str, power: PowerSource) -> str:
+    """A column's head; where watts are not measured it says so."""
+    found = label(metric)
+    return f"{found.head} {power.kind}" if found.power and is_doubtful(power) else found.head
+
+
+def searched(record: SweepRecord) -> tuple[str, ...]:
+    """The parameters that took more than one value, in their documented order."""
+    seen = [t.configuration.to_dict() for t in record.trials]
+    names = Configuration().to_dict()
+    return tuple(name for name in names if len({str(values[name]) for values in seen}) > 1)
+
+
+STATES = {
+    "complete": "complete",
+    "failed": "failed",
+    "out_of_memory": "out of memory",
+    "infeasible": "outside the constraints",
+    "dominated": "stopped early, beaten",
+    "interrupted": "interrupted",
+}
+
+
+def tally(record: SweepRecord) -> str:
+    """How the trials ended: ``42 trials: 36 complete, 4 out of memory, 2 failed``."""
+    counts = {state: sum(t.state == state for t in record.trials) for state in STATES}
+    parts = ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n)
+    plural = "trial" if len(record.trials) == 1 else "trials"
+    return f"{len(record.trials)} {plural}" + (f": {parts}" if parts else "")
