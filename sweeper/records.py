@@ -315,7 +315,7 @@ class EngineRecord:
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One finished trial. ``metrics`` are the final figures where it was measured again, else the screening's."""
+    """One finished trial. ``metrics`` are the final figures where it was measured again."""
 
     number: int
     state: TrialState

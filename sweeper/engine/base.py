@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """Process prompts of ``tokens`` on top of ``depth``, round after round, for at least ``min_seconds``."""
+        """Process prompts of ``tokens`` on top of ``depth``, round after round, for ``min_seconds``."""
         ...
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:

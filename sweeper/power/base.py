@@ -18,6 +18,7 @@ class Sample:
     monotonic_seconds: float
     energy_joules: float | None = None
     power_watts: float | None = None
+    epoch: int = 0  # counts up where the counter lost its origin: energies of two epochs do not subtract
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class DeviceState:
 
 
 class Sensor(Protocol):
-    """One source of samples: a counter, a power reading, or an estimate. It converts to W and J once, here."""
+    """One source of samples: a counter, a power reading, or an estimate. It converts to W and J once."""
 
     @property
     def source(self) -> PowerSource:

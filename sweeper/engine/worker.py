@@ -1,0 +1,330 @@
+"""The child side of the llama.cpp engine: one process that loads models and times inference.
+
+It reads one JSON request a line from standard input and answers one JSON line on the descriptor that was
+its standard output. Everything that llama.cpp prints (aborts print to standard output too) goes to standard
+error, which the parent keeps as the engine's log. Requests: ``hello``, ``load``, ``prefill``, ``decode``,
+``memory``.
+
+The loops are those of llama-bench: random tokens, no sampling and no tokenising inside a window, the device
+synchronised before each clock reading, the context cleared back to its depth between rounds.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import gc
+import json
+import os
+import random
+import resource
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any, TextIO
+
+GGML_TYPES = {
+    "f32": 0,
+    "f16": 1,
+    "q4_0": 2,
+    "q4_1": 3,
+    "q5_0": 6,
+    "q5_1": 7,
+    "q8_0": 8,
+    "iq4_nl": 20,
+    "bf16": 30,
+}
+_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
+_PR_SET_PDEATHSIG = 1
+_KIB_PER_MIB = 1024
+_SEED = 42  # the same tokens for every configuration: experts are then chosen alike
+
+
+class Refused(Exception):
+    """The engine said no; the message says why, the log holds llama.cpp's own words."""
+
+
+def die_with_parent() -> None:
+    """Ask the kernel to end this process with its parent, and to choose it first when memory runs out."""
+    if not sys.platform.startswith("linux"):
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    try:
+        with open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
+    except OSError as error:  # a hardened container: the kernel then chooses by size, which is us as well
+        print(f"worker: oom_score_adj stays as it is: {error}", file=sys.stderr)
+
+
+class Worker:
+    """Holds the loaded model and context between requests."""
+
+    def __init__(self) -> None:
+        import llama_cpp
+
+        self.api = llama_cpp
+        self._log = llama_cpp.llama_log_callback(self._to_stderr)  # kept: ctypes does not hold a reference
+        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self.model: Any = None
+        self.context: Any = None
+        self.memory_handle: Any = None
+        self.depth = 0
+        self.context_params: dict[str, Any] = {}
+        self.tokens = random.Random(_SEED)
+        self.vram_at_start = self._vram_used_mib()
+        self.vram_peak: float | None = None
+
+    @staticmethod
+    def _to_stderr(level: int, text: bytes, _: Any) -> None:
+        sys.stderr.write(text.decode("utf-8", "replace"))
+        sys.stderr.flush()
+
+    # -- requests ---------------------------------------------------------------------------------------
+
+    def hello(self) -> dict[str, Any]:
+        """Version, build line, whether layers can be offloaded."""
+        return {
+            "version": self.api.__version__,
+            "build": self.api.llama_print_system_info().decode("utf-8", "replace").strip(),
+            "gpu_offload": bool(self.api.llama_supports_gpu_offload()) and bool(self._gpus()),
+            "devices": [self._device_name(device) for device in self._gpus()],
+        }
+
+    def load(
+        self, model_path: str | None, model: Mapping[str, Any], context: Mapping[str, Any]
+    ) -> dict[str, Any]:
+        """Load a model (None: keep the loaded one) and make a context on it."""
+        began = time.perf_counter()
+        if model_path is not None:
+            self._load_model(model_path, model)
+        if self._only_threads_change(context):
+            self.api.llama_set_n_threads(self.context, context["n_threads"], context["n_threads_batch"])
+            self.context_params = dict(context)
+        else:
+            self._make_context(context)
+        self.api.llama_synchronize(self.context)
+        self._note_vram()
+        return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
+
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
+        """Rounds of ``tokens`` prompt tokens on top of ``depth``."""
+        self._go_to_depth(depth)
+
+        def one_round() -> int:
+            self._process([self._any_token() for _ in range(tokens)])
+            return tokens
+
+        return self._rounds(one_round, depth, min_seconds)
+
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
+        """Rounds of ``tokens`` generated one by one on top of ``depth``."""
+        self._go_to_depth(depth)
+        deadline = time.monotonic() + max_seconds
+        decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
+
+        def one_round() -> int:
+            chosen = (ctypes.c_int32 * tokens)(*(self._any_token() for _ in range(tokens)))
+            size = ctypes.sizeof(ctypes.c_int32)
+            pointer = ctypes.POINTER(ctypes.c_int32)
+            for i in range(tokens):
+                one = ctypes.cast(ctypes.addressof(chosen) + i * size, pointer)
+                status = decode(context, self.api.llama_batch_get_one(one, 1))
+                if status != 0:
+                    raise Refused(f"llama_decode answered {status} while generating")
+                sync(context)
+                if time.monotonic() >= deadline:
+                    return i + 1
+            return tokens
+
+        return self._rounds(one_round, depth, min_seconds)
+
+    def memory(self) -> dict[str, Any]:
+        """Peak resident memory of this process and peak of the devices' memory, in MiB."""
+        self._note_vram()
+        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return {"memory_mib": peak_kib / _KIB_PER_MIB, "vram_mib": self.vram_peak}
+
+    # -- inside -----------------------------------------------------------------------------------------
+
+    def _load_model(self, path: str, wanted: Mapping[str, Any]) -> None:
+        self._free()
+        params = self.api.llama_model_default_params()
+        params.n_gpu_layers = wanted["n_gpu_layers"]
+        params.split_mode = _SPLIT_MODES[wanted["split_mode"]]
+        params.main_gpu = wanted["main_gpu"]
+        params.load_mode = (1 if wanted["use_mmap"] else 0) + (2 if wanted["use_mlock"] else 0)
+        self.model = self.api.llama_model_load_from_file(os.fsencode(path), params)
+        if not self.model:
+            raise Refused("llama.cpp could not load the model")
+        self.n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+
+    def _only_threads_change(self, wanted: Mapping[str, Any]) -> bool:
+        threads = ("n_threads", "n_threads_batch")
+        had = {k: v for k, v in self.context_params.items() if k not in threads}
+        return bool(self.context) and had == {k: v for k, v in wanted.items() if k not in threads}
+
+    def _make_context(self, wanted: Mapping[str, Any]) -> None:
+        self._free_context()
+        params = self.api.llama_context_default_params()
+        for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "offload_kqv"):
+            setattr(params, name, wanted[name])
+        params.flash_attn_type = 1 if wanted["flash_attn"] else 0
+        params.type_k, params.type_v = GGML_TYPES[wanted["type_k"]], GGML_TYPES[wanted["type_v"]]
+        params.no_perf = True
+        self.context = self.api.llama_init_from_model(self.model, params)
+        if not self.context:
+            raise Refused("llama.cpp could not make a context")
+        self.memory_handle = self.api.llama_get_memory(self.context)
+        self.depth = 0
+        self.context_params = dict(wanted)
+
+    def _in_force(self) -> dict[str, Any]:
+        api, context = self.api, self.context
+        return self.context_params | {
+            "n_ctx": api.llama_n_ctx(context),
+            "n_batch": api.llama_n_batch(context),
+            "n_ubatch": api.llama_n_ubatch(context),
+            "n_threads": api.llama_n_threads(context),
+            "n_threads_batch": api.llama_n_threads_batch(context),
+        }
+
+    def _any_token(self) -> int:
+        return self.tokens.randrange(self.n_vocab)
+
+    def _process(self, tokens: list[int]) -> None:
+        n_batch = self.api.llama_n_batch(self.context)
+        for start in range(0, len(tokens), n_batch):
+            part = tokens[start : start + n_batch]
+            array = (ctypes.c_int32 * len(part))(*part)
+            status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(part)))
+            if status != 0:
+                raise Refused(f"llama_decode answered {status} on a prompt of {len(tokens)} tokens")
+        self.api.llama_synchronize(self.context)
+
+    def _go_to_depth(self, depth: int) -> None:
+        """Fill the context to ``depth`` tokens, keeping what is there already."""
+        if depth > self.depth:
+            self._back_to(self.depth)
+            self._process([self._any_token() for _ in range(depth - self.depth)])
+        else:
+            self._back_to(depth)
+        self.depth = depth
+
+    def _back_to(self, depth: int) -> None:
+        if depth == 0:
+            self.api.llama_memory_clear(self.memory_handle, False)
+        elif not self.api.llama_memory_seq_rm(self.memory_handle, 0, depth, -1):
+            # Recurrent models cannot forget a part: fill the context anew.
+            self.api.llama_memory_clear(self.memory_handle, False)
+            self._process([self._any_token() for _ in range(depth)])
+
+    def _rounds(self, one_round: Callable[[], int], depth: int, min_seconds: float) -> dict[str, Any]:
+        total, seconds = 0, []
+        gc.disable()  # a collection inside a window would be timed
+        try:
+            started = time.monotonic()
+            while True:
+                began = time.perf_counter()
+                total += one_round()
+                seconds.append(time.perf_counter() - began)
+                ended = time.monotonic()
+                if ended - started >= min_seconds:
+                    break
+                self._back_to(depth)
+        finally:
+            gc.enable()
+        self._back_to(depth)
+        return {
+            "tokens": total,
+            "seconds": sum(seconds),
+            "started": started,
+            "ended": ended,
+            "round_seconds": seconds,
+        }
+
+    def _free_context(self) -> None:
+        if self.context:
+            self.api.llama_free(self.context)
+            self.context, self.context_params = None, {}
+
+    def _free(self) -> None:
+        self._free_context()
+        if self.model:
+            self.api.llama_model_free(self.model)
+            self.model = None
+
+    # -- devices, through ggml's own interface ----------------------------------------------------------
+
+    def _gpus(self) -> list[Any]:
+        """Devices that take layers: discrete and integrated GPUs (ggml_backend_dev_type 1 and 2)."""
+        ggml = _ggml()
+        devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
+        return [device for device in devices if ggml.ggml_backend_dev_type(device) in (1, 2)]
+
+    @staticmethod
+    def _device_name(device: Any) -> str:
+        return str(_ggml().ggml_backend_dev_description(device).decode("utf-8", "replace"))
+
+    def _vram_used_mib(self) -> float | None:
+        used, gpus = 0, self._gpus()
+        for device in gpus:
+            free, total = ctypes.c_size_t(), ctypes.c_size_t()
+            _ggml().ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
+            used += total.value - free.value
+        return used / 2**20 if gpus else None
+
+    def _note_vram(self) -> None:
+        now = self._vram_used_mib()
+        if now is not None and self.vram_at_start is not None:
+            self.vram_peak = max(self.vram_peak or 0.0, now - self.vram_at_start)
+
+
+def _ggml() -> Any:
+    """The ggml library with the argument types of its device interface."""
+    from llama_cpp import _ggml as binding
+
+    ggml = binding.libggml
+    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
+    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
+    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
+    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
+    ggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
+    ggml.ggml_backend_dev_memory.restype = None
+    ggml.ggml_backend_dev_memory.argtypes = [
+        ctypes.c_void_p,
+        ctypes.POINTER(ctypes.c_size_t),
+        ctypes.POINTER(ctypes.c_size_t),
+    ]
+    return ggml
+
+
+def answer(worker: Worker, request: Mapping[str, Any]) -> dict[str, Any]:
+    """The reply to one request: ``{"ok": …}`` or ``{"refused": …}``."""
+    handlers: dict[str, Callable[..., dict[str, Any]]] = {
+        "hello": worker.hello,
+        "load": worker.load,
+        "prefill": worker.prefill,
+        "decode": worker.decode,
+        "memory": worker.memory,
+    }
+    try:
+        return {"ok": handlers[request["do"]](**request.get("with", {}))}
+    except Refused as refused:
+        return {"refused": str(refused)}
+
+
+def main() -> None:
+    """Serve requests until standard input ends."""
+    die_with_parent()
+    replies: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # an abort's text must not look like a reply
+    worker = Worker()
+    for line in sys.stdin:
+        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
+        replies.flush()
+
+
+if __name__ == "__main__":
+    main()

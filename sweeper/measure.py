@@ -1,0 +1,308 @@
+"""One trial: load, warm up, prefill and decode windows with the meter around each, and what follows from them.
+
+``measure`` returns a `Measurement`; it decides nothing and prints nothing. The protocol, with the reasons for
+its numbers, is in ``docs/measuring.md``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from sweeper import stats
+from sweeper.engine.base import Engine, LoadReport, Run
+from sweeper.errors import ReadingFailed
+from sweeper.power.base import PowerMeter
+from sweeper.records import (
+    Caveat,
+    Configuration,
+    EnergyReading,
+    Measurement,
+    Phase,
+    Reading,
+    Window,
+    Workload,
+)
+
+# An unaligned window of T is wrong by up to u/T: 50 update periods keep that at 2 %, 100 at 1 %.
+SCREENING_UPDATE_PERIODS = 50
+FINAL_UPDATE_PERIODS = 100
+# Prefill gets this share of decode's time: one of its rounds is hundreds of tokens, so its speed settles sooner.
+PREFILL_SHARE = 0.5
+# A warm-up step is long enough for a few tokens on a slow machine and short against any window.
+WARMUP_STEP_SECONDS = 0.15
+WARMUP_STEPS_COMPARED = 3
+# A window never runs longer than this many times what was asked for; a slow configuration needs no more tokens.
+MOST_OVERRUN = 2.0
+# Start this near the reference temperature, and wait no longer than this for it (MEASUREMENT.md, per trial 3).
+TEMPERATURE_TOLERANCE_CELSIUS = 3.0
+TEMPERATURE_WAIT_SECONDS = 60.0
+
+PhaseListener = Callable[[str, float | None, float | None], None]
+"""Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long and how often: screening during the search, final for what may be recommended."""
+
+    seconds: float  # of all decode windows together
+    repeats: int
+    update_periods: int
+    warmup_seconds: float
+
+    @classmethod
+    def screening(cls, workload: Workload) -> Stage:
+        """Short windows, to tell good from bad."""
+        return cls(
+            workload.screening_seconds,
+            workload.screening_repeats,
+            SCREENING_UPDATE_PERIODS,
+            workload.warmup_seconds,
+        )
+
+    @classmethod
+    def final(cls, workload: Workload) -> Stage:
+        """Long windows, for figures that somebody will rely on."""
+        return cls(
+            workload.final_seconds, workload.final_repeats, FINAL_UPDATE_PERIODS, workload.warmup_seconds
+        )
+
+    def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
+        """Seconds of one window of ``phase`` on a sensor with this update period."""
+        share = 1.0 if phase == "decode" else PREFILL_SHARE
+        return max(self.seconds * share, self.update_periods * update_period_seconds) / self.repeats
+
+
+def measure(
+    configuration: Configuration,
+    engine: Engine,
+    meter: PowerMeter,
+    workload: Workload,
+    stage: Stage,
+    known: Mapping[str, Reading] | None = None,
+    listener: PhaseListener | None = None,
+) -> Measurement:
+    """Measure one configuration.
+
+    Args:
+        configuration: what to measure; it is loaded, or kept where it is loaded already.
+        engine: runs inference.
+        meter: measures energy; it is open.
+        workload: what to run.
+        stage: how long and how often.
+        known: metrics that are known beforehand, such as ``kl_divergence`` of the quantisation.
+        listener: told of each phase as it begins.
+
+    Raises:
+        TrialFailed: the engine failed; the engine can be used again.
+    """
+    tell = listener or _nobody
+    tell("load", None, None)
+    load = engine.load(configuration)
+    depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
+    tell("warm-up", None, None)
+    warmup_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
+    windows: list[Window] = []
+    for repeat in range(stage.repeats):
+        for phase in ("prefill", "decode"):
+            tell(phase, _latest_speed(windows, phase), meter.watts_now())
+            windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
+    memory_mib, vram_mib = engine.memory()
+    return derive(
+        configuration,
+        load,
+        windows,
+        workload,
+        depth,
+        warmup_seconds,
+        (memory_mib, vram_mib),
+        stage,
+        known or {},
+    )
+
+
+def _window(
+    phase: Phase,
+    repeat: int,
+    engine: Engine,
+    meter: PowerMeter,
+    workload: Workload,
+    depth: int,
+    stage: Stage,
+) -> Window:
+    seconds = stage.window_seconds(phase, meter.update_period_seconds)
+    with meter.window() as window:
+        run = _run(phase, engine, workload, depth, seconds)
+    energy = window.reading(run.started, run.ended)
+    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc)
+
+
+def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
+    if phase == "prefill":
+        return engine.prefill(workload.prompt_tokens, depth, seconds, seconds * MOST_OVERRUN)
+    return engine.decode(workload.generated_tokens, depth, seconds, seconds * MOST_OVERRUN)
+
+
+def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> float:
+    """Run until decode is steady, at most ``most_seconds``; the seconds it took."""
+    run = engine.prefill(min(workload.prompt_tokens, 64), depth, 0.0, WARMUP_STEP_SECONDS)
+    took, speeds = run.ended - run.started, []
+    while took < most_seconds:
+        run = engine.decode(workload.generated_tokens, depth, WARMUP_STEP_SECONDS, WARMUP_STEP_SECONDS)
+        took += run.ended - run.started
+        speeds.append(run.tokens_per_second)
+        cv = stats.coefficient_of_variation(speeds[-WARMUP_STEPS_COMPARED:])
+        if len(speeds) >= WARMUP_STEPS_COMPARED and cv is not None and cv < stats.STEADY_CV:
+            break
+    return took
+
+
+def wait_for_temperature(
+    meter: PowerMeter,
+    reference_celsius: float | None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> float:
+    """Wait until the device is within 3 °C of the reference, at most a minute; the seconds waited."""
+    began = clock()
+    while reference_celsius is not None and clock() - began < TEMPERATURE_WAIT_SECONDS:
+        now = meter.temperature_celsius()
+        if now is None or now <= reference_celsius + TEMPERATURE_TOLERANCE_CELSIUS:
+            break
+        sleep(1.0)
+    return clock() - began
+
+
+# -- what follows from the windows ------------------------------------------------------------------------
+
+
+def derive(
+    configuration: Configuration,
+    load: LoadReport,
+    windows: Sequence[Window],
+    workload: Workload,
+    depth: int,
+    warmup_seconds: float,
+    peak_mib: tuple[float | None, float | None],
+    stage: Stage,
+    known: Mapping[str, Reading],
+) -> Measurement:
+    """The measurement that the raw windows of a trial amount to; pure."""
+    metrics: dict[str, Reading] = dict(known)
+    missing: dict[str, str] = {}
+    for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
+        of_phase = [w for w in windows if w.phase == phase]
+        metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
+        _derive_energy(prefix, of_phase, metrics, missing)
+    _derive_request(windows, workload, depth, metrics)
+    metrics["n_ctx"] = exactly(float(load.in_force.get("n_ctx", configuration.n_ctx)))
+    for name, value in zip(("memory_mib", "vram_mib"), peak_mib, strict=True):
+        if value is None:
+            missing[name] = "the engine cannot read it here"
+        else:
+            metrics[name] = exactly(value)
+    return Measurement(
+        configuration=configuration,
+        in_force=load.in_force,
+        metrics=metrics,
+        missing=missing,
+        windows=tuple(windows),
+        caveats=_caveats(windows, stage),
+        load_seconds=load.load_seconds,
+        warmup_seconds=warmup_seconds,
+        reloaded=load.reloaded,
+    )
+
+
+def exactly(value: float) -> Reading:
+    """A reading of something that has no spread, such as a peak or a size."""
+    return Reading(value, value, value, 1)
+
+
+def _derive_energy(
+    prefix: str, windows: Sequence[Window], metrics: dict[str, Reading], missing: dict[str, str]
+) -> None:
+    names = (f"{prefix}watts", f"{prefix}joules_per_token")
+    reasons = [w.energy.reason or "no reading" for w in windows if w.energy.joules is None]
+    if reasons:
+        missing.update(dict.fromkeys(names, reasons[0]))
+        return
+    metrics[names[0]] = stats.reading([_watts(w.energy) for w in windows])
+    # Over the seconds of inference: what lies between rounds costs energy but makes no token.
+    metrics[names[1]] = stats.reading([_watts(w.energy) * w.seconds / w.tokens for w in windows])
+
+
+def _watts(energy: EnergyReading) -> float:
+    watts = energy.watts
+    if watts is None:
+        raise ReadingFailed(energy.reason or "the meter gave no energy for a window")
+    return watts
+
+
+def _derive_request(
+    windows: Sequence[Window], workload: Workload, depth: int, metrics: dict[str, Reading]
+) -> None:
+    """Time to first token and time of the workload's whole request, repeat by repeat."""
+    per_prompt_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill"]
+    per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
+    first = [workload.prompt_tokens * s for s in per_prompt_token]
+    metrics["time_to_first_token_seconds"] = stats.reading(first)
+    metrics["request_seconds"] = stats.reading(
+        [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
+    )
+
+
+def _caveats(windows: Sequence[Window], stage: Stage) -> tuple[Caveat, ...]:
+    found: set[Caveat] = set()
+    for phase in ("prefill", "decode"):
+        speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
+        found |= _caveats_of_speeds(speeds)
+    for window in windows:
+        found |= _caveats_of_energy(window.energy)
+    period = windows[0].energy.source.update_period_seconds
+    total = sum(w.energy.seconds for w in windows if w.phase == "decode")
+    if period and total < stage.update_periods * period * 0.99:
+        found.add(Caveat.SHORT_WINDOW)
+    return tuple(caveat for caveat in Caveat if caveat in found)
+
+
+def _caveats_of_speeds(speeds: Sequence[float]) -> set[Caveat]:
+    if len(speeds) < 2:
+        return {Caveat.SPREAD_UNKNOWN}
+    found = set()
+    cv = stats.coefficient_of_variation(speeds)
+    if cv is not None and cv >= stats.NOISY_CV:
+        found.add(Caveat.NOISY)
+    if stats.outliers(speeds):
+        found.add(Caveat.OUTLIERS)
+    if stats.slow_first_run(speeds):
+        found.add(Caveat.SLOW_FIRST_RUN)
+    return found
+
+
+def _caveats_of_energy(energy: EnergyReading) -> set[Caveat]:
+    found = set(energy.caveats)
+    if energy.source.kind in ("estimated", "mixed"):
+        found.add(Caveat.ESTIMATED)
+    if energy.source.kind == "simulated":
+        found.add(Caveat.SIMULATED)
+    if energy.capped_share and energy.capped_share > CAPPED_SHARE:
+        found.add(Caveat.POWER_CAPPED)
+    return found
+
+
+# Below this share of samples under the cap, the cap touched the window only in passing.
+CAPPED_SHARE = 0.05
+
+
+def _latest_speed(windows: Sequence[Window], phase: str) -> float | None:
+    of_phase = [w for w in windows if w.phase == phase]
+    return of_phase[-1].tokens / of_phase[-1].seconds if of_phase else None
+
+
+def _nobody(phase: str, tokens_per_second: float | None, watts: float | None) -> None:
+    """The listener of those who do not listen."""
