@@ -1,0 +1,97 @@
+"""What llama.cpp logs, kept line by line; its log is the only place where many failures say why.
+
+The engine's levels are those of ``ggml.h``: ``llama_cpp`` numbers them differently (see ``LEVELS``).
+"""
+
+from __future__ import annotations
+
+import ctypes
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+LEVELS = {1: "debug", 2: "info", 3: "warn", 4: "error"}  # enum ggml_log_level; 0 is none, 5 continues a line
+_CONTINUE = 5
+_KEEP_LINES = 4000  # a load logs 200 to 700 lines, a quantisation two a tensor
+
+
+@dataclass(frozen=True, slots=True)
+class LogLine:
+    """One line of the engine's log; ``level`` is ``debug``, ``info``, ``warn``, ``error`` or ``none``."""
+
+    level: str
+    text: str
+
+
+@dataclass(slots=True)
+class LogCapture:
+    """A ring of the engine's last log lines, oldest first. ``callback`` must live as long as the engine."""
+
+    lines: deque[LogLine]
+    callback: Any = None
+    _level: str = "none"
+    _partial: str = ""
+    _listeners: list[Callable[[LogLine], None]] = field(default_factory=list)
+
+    def feed(self, level: int, text: str) -> None:
+        """Take one piece of log, which may be part of a line or several lines."""
+        if level != _CONTINUE:
+            self.flush()
+            self._level = LEVELS.get(level, "none")
+        pieces = (self._partial + text).split("\n")
+        self._partial = pieces.pop()
+        for piece in pieces:
+            self._keep(piece)
+
+    def flush(self) -> None:
+        """Keep a line that was begun and never ended."""
+        if self._partial:
+            self._keep(self._partial)
+            self._partial = ""
+
+    def tail(self, count: int = 20) -> tuple[str, ...]:
+        """The texts of the last ``count`` lines, oldest first."""
+        self.flush()
+        return tuple(line.text for line in list(self.lines)[-count:])
+
+    def of_level(self, *levels: str) -> tuple[str, ...]:
+        """The texts of the lines of some levels, oldest first."""
+        self.flush()
+        return tuple(line.text for line in self.lines if line.level in levels)
+
+    def clear(self) -> None:
+        """Forget what was kept so far."""
+        self._partial = ""
+        self.lines.clear()
+
+    def on_line(self, listener: Callable[[LogLine], None]) -> None:
+        """Call ``listener`` with each line from now on, on the thread that logs."""
+        self._listeners.append(listener)
+
+    def _keep(self, text: str) -> None:
+        text = text.rstrip()
+        if not text:
+            return
+        line = LogLine(self._level, text)
+        self.lines.append(line)
+        for listener in self._listeners:
+            listener(line)
+
+
+def capture_log(keep: int = _KEEP_LINES) -> LogCapture:
+    """Send the log of the llama.cpp in this process to a new capture, instead of to stderr.
+
+    Keep the returned object for as long as llama.cpp may log: it holds the callback's only reference.
+    """
+    import llama_cpp
+
+    capture = LogCapture(deque(maxlen=keep))
+
+    @llama_cpp.llama_log_callback  # type: ignore[untyped-decorator]
+    def callback(level: int, text: bytes, user_data: Any) -> None:
+        capture.feed(level, text.decode("utf-8", "replace"))
+
+    capture.callback = callback
+    llama_cpp.llama_log_set(callback, ctypes.c_void_p(0))
+    return capture

@@ -1,0 +1,75 @@
+"""SHA-256 of model files, remembered, since hashing 20 GB takes half a minute."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import ModelMissingError
+
+_CACHE_NAME = "sha256.json"
+_KEEP_ENTRIES = 1_000
+
+
+def sha256_of(path: Path, root: Path) -> str:
+    """The SHA-256 of a file in hex, remembered in ``root/sha256.json`` by path, size and time of change.
+
+    Raises:
+        ModelMissingError: where the file cannot be read.
+    """
+    path = Path(path).resolve()
+    try:
+        stat = path.stat()
+        cache = root / _CACHE_NAME
+        known = _read(cache).get(str(path))
+        if known and known.get("size") == stat.st_size and known.get("mtime_ns") == stat.st_mtime_ns:
+            return str(known["sha256"])
+        with path.open("rb") as stream:
+            digest = hashlib.file_digest(stream, "sha256").hexdigest()
+        after = path.stat()
+    except OSError as error:
+        raise ModelMissingError(f"cannot read {path}: {error.strerror}") from None
+    if (after.st_size, after.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
+        _remember(cache, str(path), {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest})
+    return digest
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a small file so that a reader, or a kill, never meets half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as stream:
+            stream.write(text)
+        os.replace(name, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
+        raise
+
+
+def _read(cache: Path) -> dict[str, dict[str, Any]]:
+    try:
+        data = json.loads(cache.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}  # a cache that is not there or is damaged is only slower
+    return (
+        {key: value for key, value in data.items() if isinstance(value, dict)}
+        if isinstance(data, dict)
+        else {}
+    )
+
+
+def _remember(cache: Path, key: str, entry: dict[str, Any]) -> None:
+    entries = _read(cache)
+    entries.pop(key, None)
+    entries[key] = entry
+    kept = dict(list(entries.items())[-_KEEP_ENTRIES:])
+    # A cache that cannot be written costs time and nothing else.
+    with contextlib.suppress(OSError):
+        write_atomically(cache, json.dumps(kept, indent=0))
