@@ -1,0 +1,279 @@
+"""Picks: the grammar, who is chosen, and the price in words."""
+
+import contextlib
+import dataclasses
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from sweeper.errors import ConfigError, NoResultError
+from sweeper.pareto import Pick, choose, dominates, parse_pick, price_in_words
+from sweeper.records import (
+    Configuration,
+    EngineRecord,
+    MachineRecord,
+    ModelRecord,
+    Objective,
+    PowerSource,
+    Prices,
+    Reading,
+    SweepRecord,
+    TrialRecord,
+    Workload,
+)
+
+TWO = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
+
+
+def trial(number, speed, watts, noise=0.0, remeasured=True, **more):
+    def reading(value):
+        return Reading(value, value - noise * abs(value), value + noise * abs(value), 10)
+
+    metrics = {
+        "tokens_per_second": speed,
+        "watts": watts,
+        "joules_per_token": None if speed is None or watts is None else watts / speed,
+        **more.pop("metrics", {}),
+    }
+    metrics = {name: reading(value) for name, value in metrics.items() if value is not None}
+    return TrialRecord(number, "complete", Configuration(), metrics=metrics, remeasured=remeasured, **more)
+
+
+def sweep(*trials, baseline=0, objectives=TWO, kind="measured", prices=None):
+    return SweepRecord(
+        sweep="s",
+        state="complete",
+        machine=MachineRecord("f", "cpu", 4, 8, 16000, "6.1"),
+        engine=EngineRecord("simulated", "1"),
+        model=ModelRecord("m", "llama", 1, 1, 1, "synthetic", "F16", {}),
+        workload=Workload(),
+        objectives=objectives,
+        constraints=(),
+        power=PowerSource("rapl", "energy_uj", "package", kind),
+        space={},
+        trials=trials,
+        front=(),
+        baseline=baseline,
+        recommended=None,
+        prices=prices or Prices(),
+    )
+
+
+# speed, watts, J/token:            20/60: 3      19.4/43.2: 2.23   19/50: 2.6     10/20: 2        5/18: 3.6
+FIVE = (trial(0, 20, 60), trial(1, 19.4, 43.2), trial(2, 19, 50), trial(3, 10, 20), trial(4, 5, 18))
+
+
+@pytest.mark.parametrize(
+    ("text", "pick"),
+    [
+        ("fastest", Pick("fastest")),
+        (" Greenest ", Pick("greenest")),
+        ("knee", Pick("knee")),
+        ("within:5%", Pick("within", 5)),
+        ("within: 2.5", Pick("within", 2.5)),
+        ("within:0%", Pick("within", 0)),
+        ("at-least:20tok/s", Pick("at-least", 20)),
+        ("at-least:20 t/s", Pick("at-least", 20)),
+        ("at-most:60W", Pick("at-most", 60)),
+        ("at-most:60.5 watts", Pick("at-most", 60.5)),
+    ],
+)
+def test_the_grammar(text, pick):
+    assert parse_pick(text) == pick
+    assert parse_pick(str(pick)) == pick
+
+
+@pytest.mark.parametrize(
+    "text", ["", "fast", "within", "within:", "within:x%", "within:100%", "within:-5%", "at-least:0tok/s",
+             "at-most:60kW", "at-most:.", "at-least:1.2.3tok/s", "within:5%;rm"]
+)  # fmt: skip
+def test_what_is_outside_the_grammar_is_told_the_grammar(text):
+    with pytest.raises(
+        ConfigError, match=r"fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
+    ):
+        parse_pick(text)
+
+
+@given(st.text(max_size=20))
+def test_no_text_breaks_the_parser(text):
+    with contextlib.suppress(ConfigError):
+        pick = parse_pick(text)
+        assert parse_pick(str(pick)) == pick
+
+
+@pytest.mark.parametrize(
+    ("pick", "number"),
+    [
+        ("fastest", 0),
+        ("greenest", 3),
+        ("knee", 1),
+        ("within:5%", 1),
+        ("within:0%", 0),
+        ("within:60%", 3),
+        ("at-least:19tok/s", 1),
+        ("at-least:6tok/s", 3),
+        ("at-most:50W", 1),
+        ("at-most:18W", 4),
+    ],
+)
+def test_who_is_chosen(pick, number):
+    chosen = choose(sweep(*FIVE), pick)
+    assert chosen.trial.number == number
+    assert chosen.nearest is None
+    assert chosen.pick == str(parse_pick(pick))
+
+
+def test_the_nearest_is_given_and_said_where_no_point_fits():
+    fast = choose(sweep(*FIVE), "at-least:25tok/s")
+    assert fast.trial.number == 0
+    assert fast.nearest == (
+        "no configuration that was measured reaches 25tok/s: the nearest is trial 0 with 20 tok/s"
+    )
+    frugal = choose(sweep(*FIVE), "at-most:10W")
+    assert frugal.trial.number == 4
+    assert "stays under 10W: the nearest is trial 4 with 18 W" in (frugal.nearest or "")
+
+
+def test_the_knee_of_one_and_of_two_points_is_the_faster():
+    assert choose(sweep(trial(0, 5, 50)), "knee").trial.number == 0
+    assert choose(sweep(trial(0, 5, 20), trial(1, 20, 60)), "knee").trial.number == 1
+
+
+@settings(max_examples=80)
+@given(
+    st.lists(st.tuples(st.floats(1, 100), st.floats(1, 500)), min_size=1, max_size=12),
+    st.sampled_from(["fastest", "greenest", "knee", "within:5%", "at-least:20tok/s", "at-most:60W"]),
+)
+def test_no_pick_is_beaten_and_each_keeps_its_word(points, text):
+    trials = [trial(i, *point) for i, point in enumerate(points)]
+    chosen = choose(sweep(*trials), text)
+    speed, watts = (chosen.trial.metrics[m].median for m in ("tokens_per_second", "watts"))
+    if text not in ("fastest", "greenest"):  # these two look at one figure alone
+        assert not any(dominates(t, chosen.trial, TWO) for t in trials)
+    if text == "within:5%":
+        assert speed >= 0.95 * max(s for s, _ in points)
+        assert watts == min(w for s, w in points if s >= 0.95 * max(s for s, _ in points))
+    if text == "at-least:20tok/s":
+        assert (chosen.nearest is None) == any(s >= 20 for s, _ in points) == (speed >= 20)
+    if text == "at-most:60W":
+        assert (chosen.nearest is None) == any(w <= 60 for _, w in points) == (watts <= 60)
+
+
+def test_only_what_was_measured_twice_is_recommended():
+    lucky = trial(7, 30, 10, remeasured=False)
+    assert choose(sweep(*FIVE, lucky), "fastest").trial.number == 0
+    assert choose(sweep(*FIVE, lucky), "fastest", allow_screening=True).trial.number == 7
+    with pytest.raises(NoResultError, match="measured nothing twice"):
+        choose(sweep(lucky, baseline=None), "fastest")
+
+
+def test_infeasible_and_failed_trials_are_never_picked():
+    over = trial(1, 99, 1, violations={"kl_divergence <= 0.05": 0.1})
+    failed = TrialRecord(2, "out_of_memory", Configuration(), remeasured=True)
+    assert choose(sweep(trial(0, 5, 20), over, failed)).trial.number == 0
+    with pytest.raises(NoResultError, match="no trial that counts"):
+        choose(sweep(over, failed, baseline=None))
+
+
+def test_a_metric_that_is_missing_everywhere_is_an_error_with_its_reason():
+    blind = trial(0, 5, None, missing={"watts": "the sensor gave nothing"})
+    with pytest.raises(NoResultError, match="has watts: the sensor gave nothing"):
+        choose(sweep(blind))
+    with pytest.raises(NoResultError, match="has joules_per_token: it was not measured"):
+        choose(sweep(trial(0, 5, None)), "greenest")
+
+
+def test_the_price_in_words():
+    # 60 W x 4 h x 365 = 87.6 kWh, times 1 - 2.2268 / 3 = 22.6 kWh, times 0.30 = 6.77.
+    assert choose(sweep(*FIVE), "within:5%").words == (
+        "-3 % speed, -28 % watts, 23 kWh and €7 a year less at 4 h a day"
+    )
+
+
+def test_an_estimate_says_so_wherever_energy_is_named():
+    words = choose(sweep(*FIVE, kind="estimated"), "within:5%").words
+    assert words == (
+        "-3 % speed, -28 % watts (estimated), 23 kWh and €7 a year less at 4 h a day (estimated)"
+    )
+    assert "(partly estimated)" in choose(sweep(*FIVE, kind="mixed")).words
+    assert "(simulated)" in choose(sweep(*FIVE, kind="simulated")).words
+
+
+def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
+    prices = Prices(currency="CHF", per_kwh=0.1, hours_per_day=1)
+    words = choose(sweep(trial(0, 20, 20), trial(1, 21, 23), prices=prices), "fastest").words
+    assert words == "+5 % speed, +15 % watts, 0.7 kWh and 0.07 CHF a year more at 1 h a day"
+
+
+def test_a_difference_within_noise_is_no_difference():
+    tie = sweep(trial(0, 20, 60, noise=0.05), trial(1, 20.1, 59, noise=0.05))
+    assert choose(tie, "fastest").words == "same speed within noise, same watts within noise"
+
+
+def test_the_baseline_itself_and_no_baseline():
+    assert choose(sweep(*FIVE), "fastest").words == "this is the engine's default configuration, the baseline"
+    without = "19.4 tok/s, 43.2 W (estimated); no baseline to compare with"
+    assert choose(sweep(*FIVE, baseline=None, kind="estimated")).words == without
+    failed = TrialRecord(0, "failed", Configuration())
+    assert choose(sweep(failed, *FIVE[1:])).words.endswith("no baseline to compare with")
+    blind = dataclasses.replace(FIVE[0], metrics={})
+    assert choose(sweep(blind, *FIVE[1:])).words.endswith("no baseline to compare with")
+
+
+def test_other_objectives_are_used_or_the_pick_says_why_not():
+    objectives = (Objective("n_ctx", "maximize"), Objective("time_to_first_token_seconds", "minimize"))
+    trials = [
+        trial(0, None, None, metrics={"n_ctx": 4096, "time_to_first_token_seconds": 0.0}),
+        trial(1, None, None, metrics={"n_ctx": 8192, "time_to_first_token_seconds": 0.5}),
+    ]
+    record = sweep(*trials, objectives=objectives)
+    assert choose(record, "fastest").trial.number == 1
+    assert choose(record, "within:60%").trial.number == 0
+    assert choose(record, "fastest").words == "+100 % context, time to first token 0 → 0.5"
+    assert price_in_words(dataclasses.replace(record, baseline=None), trials[1]) == (
+        "8192 tokens, 0.5 s; no baseline to compare with"
+    )
+    with pytest.raises(ConfigError, match=r"needs an objective in tok/s.*maximize n_ctx"):
+        choose(record, "at-least:20tok/s")
+    with pytest.raises(ConfigError, match="needs an objective in W"):
+        choose(record, "at-most:60W")
+
+
+def test_prefill_objectives_are_priced_by_prefill():
+    objectives = (Objective("prompt_tokens_per_second", "maximize"), Objective("prompt_watts", "minimize"))
+    slow = {"prompt_tokens_per_second": 100, "prompt_watts": 100, "prompt_joules_per_token": 1.0}
+    fast = {"prompt_tokens_per_second": 200, "prompt_watts": 110, "prompt_joules_per_token": 0.55}
+    record = sweep(trial(0, 5, 5, metrics=slow), trial(1, 4, 9, metrics=fast), objectives=objectives)
+    assert choose(record, "greenest").trial.number == 1
+    assert choose(record, "greenest").words == (
+        "+100 % prompt speed, +10 % prompt watts, 66 kWh and €20 a year less at 4 h a day"
+    )
+
+
+def test_a_sweep_without_one_side_says_what_is_missing():
+    only_watts = (Objective("watts", "minimize"), Objective("memory_mib", "minimize"))
+    with pytest.raises(ConfigError, match="needs an objective that is maximised"):
+        choose(sweep(*FIVE, objectives=only_watts))
+    only_speed = (Objective("tokens_per_second", "maximize"),)
+    with pytest.raises(ConfigError, match="needs an objective that is minimised"):
+        choose(sweep(*FIVE, objectives=only_speed), "within:5%")
+    assert choose(sweep(*FIVE, objectives=only_speed), "fastest").trial.number == 0
+
+
+def test_a_metric_without_a_known_unit_is_named():
+    objectives = (Objective("requests_in_time", "maximize"), Objective("watts", "minimize"))
+    record = sweep(trial(0, None, 60, metrics={"requests_in_time": 12}), baseline=None, objectives=objectives)
+    assert choose(record).words == "12 requests in time, 60 W; no baseline to compare with"
+
+
+def test_no_energy_is_priced_where_there_is_none_to_price():
+    free = sweep(trial(0, 20, 0), trial(1, 30, 0))
+    assert choose(free, "fastest").words == "+50 % speed, same watts within noise"
+    memory = (Objective("tokens_per_second", "maximize"), Objective("memory_mib", "minimize"))
+    blind = sweep(
+        trial(0, 20, None, metrics={"memory_mib": 100}),
+        trial(1, 30, None, metrics={"memory_mib": 150}),
+        objectives=memory,
+    )
+    assert choose(blind, "fastest").words == "+50 % speed, +50 % memory"
