@@ -1,0 +1,152 @@
+"""What the targets of ``sweeper apply`` share: their question, their answer, and their Protocol.
+
+A target computes text and touches nothing. ``journal.py`` writes, and undoes.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Protocol
+
+from sweeper.errors import StoreError, UsageError
+from sweeper.records import Configuration, SweepRecord, TrialRecord
+
+LOOPBACK = "127.0.0.1"  # a server of one's own answers its own machine, unless its user says otherwise
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a target is asked to write: one trial of one sweep, under a name, on a port."""
+
+    record: SweepRecord
+    trial: TrialRecord
+    model_path: str  # absolute
+    name: str  # under which clients ask for the model
+    port: int
+    folder: Path  # where a target's files go when no file is named
+    file: Path | None = None  # the target's main file, where the user named it
+    environment: Mapping[str, str] = field(
+        default_factory=dict
+    )  # what the trial ran under, as OMP_WAIT_POLICY
+    power_device: str | None = None  # the GPU or zone whose limit the configuration sets
+
+    @property
+    def configuration(self) -> Configuration:
+        """The configuration to put into force."""
+        return self.trial.configuration
+
+    def target_file(self, default: str) -> Path:
+        """The file that the user named, else ``default`` in the folder; absolute."""
+        path = self.file if self.file is not None else self.folder / default
+        return path.expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class FileChange:
+    """One file as it is and as it shall be. ``before`` is None where there is no file yet."""
+
+    path: Path
+    before: bytes | None
+    after: bytes
+    says: str = ""  # what of the file is kept, or what it is for
+    mode: int | None = None  # of a file that is created; a file that is there keeps its own
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    """A command that the user runs, as a list of arguments, with what it does."""
+
+    says: str
+    argv: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A target's answer: files to write, commands to run afterwards, and what the user must know."""
+
+    files: tuple[FileChange, ...] = ()
+    commands: tuple[Command, ...] = ()
+    notes: tuple[str, ...] = ()
+    snippet: str | None = None  # text to paste where a target has no file
+    sets_power_limit: bool = False  # one of the files or commands does, so that no note has to ask for it
+
+
+class Target(Protocol):
+    """One place where a recommended configuration goes. Adapters pass the contract in tests/apply."""
+
+    @property
+    def name(self) -> str:
+        """As typed after ``--to``."""
+        ...
+
+    @property
+    def summary(self) -> str:
+        """One line for ``--help``."""
+        ...
+
+    @property
+    def default_port(self) -> int:
+        """The port that this kind of server listens on by default."""
+        ...
+
+    def draft(self, request: Request) -> Draft:
+        """What to write. Reads the files that it merges into and changes nothing.
+
+        Raises:
+            UsageError: a name or path that the format cannot hold, or a file that cannot be merged into.
+            MissingError: a folder or program that the target needs.
+        """
+        ...
+
+
+def read_existing(path: Path) -> bytes | None:
+    """The bytes of a file, or None where there is none.
+
+    Raises:
+        UsageError: where ``path`` is a folder.
+        StoreError: where it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except FileNotFoundError:
+        return None
+    except IsADirectoryError as error:
+        raise UsageError(f"{path} is a folder: name a file in it") from error
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+
+
+def read_text(path: Path) -> str | None:
+    """The text of a file that is merged into, byte for byte (line ends kept), or None where there is none.
+
+    Raises:
+        UsageError: where it is not UTF-8.
+    """
+    data = read_existing(path)
+    if data is None:
+        return None
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path} is not UTF-8 text (byte {error.start}): convert it, or name another file"
+        ) from error
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines of ``text`` with their ends; only CR and LF end one, as in the programs that read it."""
+    return re.findall(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", text)
+
+
+def change(path: Path, text: str, says: str = "", mode: int | None = None) -> FileChange:
+    """A change of ``path`` to ``text``, with what is there now."""
+    return FileChange(path, read_existing(path), text.encode("utf-8"), says, mode)
+
+
+def on_off(value: bool) -> str:
+    """llama.cpp's own words for a switch."""
+    return "on" if value else "off"

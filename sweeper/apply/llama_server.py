@@ -1,0 +1,112 @@
+"""llama-server: a preset file for its router, and the plain command line of the one model.
+
+The preset's grammar is llama.cpp's own (``common/preset.cpp``): it knows no quoting, ``;`` and ``#`` begin a
+comment anywhere in a value, and a section's name ends at the first ``]``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
+from sweeper.apply.llama_options import Option, model_options, server_argv
+from sweeper.apply.names import refuse_characters
+from sweeper.errors import UsageError
+
+_HEADER = re.compile(r"^[ \t]*\[[ \t]*([^\]\r\n]*?)[ \t]*\]")
+_KEY = re.compile(r"^[ \t]*([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
+_RESERVED = ("*", "default")  # the section for all models, and the one of lines before any header
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaServer:
+    """Router preset INI and plain command line."""
+
+    name: str = "llama-server"
+    summary: str = "preset file for `llama-server --models-preset`, and the plain command line"
+    default_port: int = 8080
+
+    def draft(self, request: Request) -> Draft:
+        """The preset with our section in it; what else the file holds stays as it is."""
+        path = request.target_file("llama-server.ini")
+        options = model_options(request)
+        _check(request)
+        existing = read_text(path)
+        text = _merge(existing or "", request.name, options) if existing else _fresh(request.name, options)
+        router = (self.name, "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
+        return Draft(
+            files=(change(path, text, _says(existing, request.name)),),
+            commands=(
+                Command(
+                    "start llama-server with every model of the preset file", router, request.environment
+                ),
+                Command("or with this model alone", server_argv(request), request.environment),
+            ),
+            notes=(
+                "llama-server passes its own command line and its LLAMA_ARG_… environment on to every model, "
+                "above the preset: start it with no more options than these",
+            ),
+        )
+
+
+def _check(request: Request) -> None:
+    why = (
+        "llama-server's presets cannot hold it: rename the file, link it under another name, or use --to env"
+    )
+    refuse_characters("the model's path", request.model_path, ";#", why)
+    if request.model_path != request.model_path.strip():
+        raise UsageError(f"the model's path {request.model_path!r} begins or ends with a space: {why}")
+    refuse_characters("the name", request.name, "[];#:,", "choose another with --name")
+    if request.name in _RESERVED or request.name != request.name.strip():
+        raise UsageError(
+            f"llama-server's presets cannot be named {request.name!r}: choose another with --name"
+        )
+
+
+def _lines(options: tuple[Option, ...], end: str) -> str:
+    return "".join(f"{option.key} = {option.value}{end}" for option in options)
+
+
+def _fresh(name: str, options: tuple[Option, ...]) -> str:
+    return f"version = 1\n\n[{name}]\n{_lines(options, chr(10))}"
+
+
+def _says(existing: str | None, name: str) -> str:
+    if existing is None:
+        return "a new preset file"
+    others = [title for title in _titles(existing) if title != name]
+    kept = (
+        f"keeps {', '.join(f'[{title}]' for title in others)} byte for byte" if others else "keeps the rest"
+    )
+    return f"{'changes' if name in _titles(existing) else 'adds'} [{name}] and {kept}"
+
+
+def _titles(text: str) -> list[str]:
+    return [found.group(1) for line in lines_of(text) if (found := _HEADER.match(line))]
+
+
+def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:
+    """``text`` with the section ``name`` holding ``options``; keys of that section that are not ours stay."""
+    end = "\r\n" if "\r\n" in text else "\n"
+    lines = lines_of(text)
+    starts = [i for i, line in enumerate(lines) if (found := _HEADER.match(line)) and found.group(1) == name]
+    if not starts:
+        gap = "" if not text or text.endswith(("\n\n", "\r\n\r\n")) else end
+        return (
+            f"{text}{'' if text.endswith(end) or not text else end}{gap}[{name}]{end}{_lines(options, end)}"
+        )
+    if len(starts) > 1:
+        raise UsageError(
+            f"the preset file holds [{name}] {len(starts)} times: keep one of them, or choose another --name"
+        )
+    start = starts[0]
+    stop = next((i for i in range(start + 1, len(lines)) if _HEADER.match(lines[i])), len(lines))
+    ours = {key for option in options for key in option.all_spellings()}
+    kept = [
+        line for line in lines[start + 1 : stop] if not ((key := _KEY.match(line)) and key.group(1) in ours)
+    ]
+    if kept and not kept[-1].endswith(("\n", "\r")):
+        kept[-1] += end
+    header = lines[start] if lines[start].endswith(("\n", "\r")) else lines[start] + end
+    return "".join([*lines[:start], header, _lines(options, end), *kept, *lines[stop:]])

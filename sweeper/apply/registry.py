@@ -1,0 +1,30 @@
+"""The targets of ``sweeper apply --to`` by name."""
+
+from __future__ import annotations
+
+from sweeper.apply.base import Target
+from sweeper.apply.llama_cpp_python import LlamaCppPython
+from sweeper.apply.llama_server import LlamaServer
+from sweeper.errors import UsageError
+
+
+def targets() -> tuple[Target, ...]:
+    """Every target, in the order in which help shows them."""
+    return (LlamaServer(), LlamaCppPython())
+
+
+def target_names() -> tuple[str, ...]:
+    """The words that ``--to`` takes."""
+    return tuple(target.name for target in targets())
+
+
+def target(name: str) -> Target:
+    """The target of that name.
+
+    Raises:
+        UsageError: names those that there are.
+    """
+    for candidate in targets():
+        if candidate.name == name:
+            return candidate
+    raise UsageError(f"no target is called {name!r}: one of {', '.join(target_names())}")

@@ -1,0 +1,264 @@
+"""``sweeper apply``: from a sweep and a pick to a plan, and from a plan to files that can be rolled back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+from sweeper.apply.base import Command, FileChange, Request
+from sweeper.apply.files import Step, no_step
+from sweeper.apply.fresh import model_file, require_fresh, sha256_of
+from sweeper.apply.journal import Entry, PowerLimit, commit, journal_folder
+from sweeper.apply.names import alias_for, check_text
+from sweeper.apply.registry import target as target_named
+from sweeper.errors import UsageError
+from sweeper.records import Configuration, EngineRecord, MachineRecord, SweepRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """What the user may say about where and under which name; None leaves it to the target."""
+
+    name: str | None = None
+    port: int | None = None
+    file: Path | None = None  # the target's main file
+    folder: Path = field(default_factory=Path)  # for files of targets that name them themselves
+
+
+@dataclass(frozen=True, slots=True)
+class ApplyPlan:
+    """What an apply would change, computed and not yet done."""
+
+    target: str
+    sweep: str
+    trial: int
+    pick: str
+    name: str
+    port: int
+    model_path: str
+    configuration: Configuration
+    changes: tuple[FileChange, ...]
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...]
+    snippet: str | None
+    limit_device: str | None = None
+    limit_watts: int | None = None  # None: no limit is set by writing this plan
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Every file is as it shall be, and no limit is to be set."""
+        return self.limit_watts is None and all(change.before == change.after for change in self.changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """A plan, and the journal's entry where it was written."""
+
+    plan: ApplyPlan
+    entry: Entry | None = None
+    journal: str | None = None  # the folder with the backups
+
+
+def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
+    """The trial that a pick stands for: a word such as ``within:5%``, a trial's number, or the trial itself.
+
+    Raises:
+        UsageError: a word that is no pick, or a number that is no finished trial.
+        NoResultError: the sweep has nothing to pick from.
+    """
+    if isinstance(pick, TrialRecord):
+        return pick
+    if isinstance(pick, str):
+        from sweeper.pareto import choose
+
+        return choose(record, pick).trial
+    try:
+        trial = record.trial(pick)
+    except KeyError:
+        raise UsageError(f"sweep {record.sweep!r} has no trial {pick}") from None
+    if trial.state != "complete":
+        raise UsageError(f"trial {pick} is {trial.state} ({trial.reason}): pick one that is complete")
+    return trial
+
+
+def plan(
+    record: SweepRecord,
+    pick: str | int | TrialRecord,
+    target: str,
+    options: Options | None = None,
+    *,
+    stale: tuple[str, ...] = (),
+    limit: PowerLimit | None = None,
+) -> ApplyPlan:
+    """What writing a pick to a target would change. Reads the files that are merged into, changes nothing.
+
+    ``stale`` is what changed since the sweep and is said in the notes; ``limit`` is given where the power
+    limit shall be set too.
+
+    Raises:
+        UsageError: a target, pick, name or file that cannot be used.
+        MissingError: a folder that the target needs is not there.
+    """
+    options = options or Options()
+    trial = resolve(record, pick)
+    words = pick if isinstance(pick, str) else ""
+    place = target_named(target)
+    model = model_file(record, trial)
+    request = Request(
+        record=record,
+        trial=trial,
+        model_path=check_text("the model's path", str(Path(model.path).expanduser().absolute())),
+        name=check_text(
+            "the name", options.name or alias_for(record.model.name, trial.configuration.quant, words)
+        ),
+        port=_port(options.port or place.default_port),
+        folder=options.folder,
+        file=options.file,
+        environment=_environment(trial),
+        power_device=_power_device(record),
+    )
+    draft = place.draft(request)
+    watts = trial.configuration.power_limit_watts if limit is not None else None
+    return ApplyPlan(
+        target=place.name,
+        sweep=record.sweep,
+        trial=trial.number,
+        pick=words,
+        name=request.name,
+        port=request.port,
+        model_path=request.model_path,
+        configuration=trial.configuration,
+        changes=draft.files,
+        commands=draft.commands,
+        notes=(
+            *_notes(request, limit, draft.sets_power_limit),
+            *draft.notes,
+            *(f"changed since the sweep: {s}" for s in stale),
+        ),
+        snippet=draft.snippet,
+        limit_device=limit.device if limit is not None and watts is not None else None,
+        limit_watts=watts,
+    )
+
+
+def run(
+    record: SweepRecord,
+    pick: str | int | TrialRecord,
+    target: str,
+    options: Options | None = None,
+    *,
+    root: Path,
+    machine: MachineRecord,
+    engine: EngineRecord,
+    write: bool = False,
+    force: bool = False,
+    limit: PowerLimit | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    digest: Callable[[Path], str] = sha256_of,
+    step: Step = no_step,
+) -> Outcome:
+    """Plan, and where ``write`` says so put into force, a pick of a sweep.
+
+    Args:
+        record: The sweep.
+        pick: A pick's words, a trial's number, or a trial.
+        target: One of `registry.target_names`.
+        options: Where to, and under which name.
+        root: sweeper's data folder (``mlruns``), which holds the journal.
+        machine: The machine of now.
+        engine: The engine of now.
+        write: Whether to write; else only the plan is made.
+        force: Use the sweep although machine, driver, engine or model changed.
+        limit: Where ``--power-limit`` was given: what sets it.
+        now: The clock.
+        digest: Computes a file's SHA-256.
+        step: Called between any two changes of the disk.
+
+    Raises:
+        StaleRecordError: something changed since the sweep and ``force`` is not given.
+        UsageError, MissingError: see `plan` and `journal.commit`.
+    """
+    trial = resolve(record, pick)
+    stale = require_fresh(record, trial, machine, engine, force=force, digest=digest)
+    made = plan(record, pick if isinstance(pick, str) else trial, target, options, stale=stale, limit=limit)
+    if not write or made.changes_nothing:
+        return Outcome(made)
+    if record.engine.simulated and not force:
+        raise UsageError(
+            f"sweep {record.sweep!r} is simulated, nothing of it was measured: --force writes it all the same"
+        )
+    return write_plan(made, root=root, limit=limit, now=now, step=step)
+
+
+def write_plan(
+    made: ApplyPlan,
+    *,
+    root: Path,
+    limit: PowerLimit | None = None,
+    now: Callable[[], datetime] = lambda: datetime.now(UTC),
+    step: Step = no_step,
+) -> Outcome:
+    """Put a plan into force, with a backup in the journal.
+
+    Raises:
+        UsageError: a file changed since the plan was made, or an apply before this one was cut short.
+        MissingError, LimitRefused: see `journal.commit`.
+    """
+    entry = commit(
+        root,
+        made.changes,
+        target=made.target,
+        sweep=made.sweep,
+        trial=made.trial,
+        now=now(),
+        limit=limit,
+        watts=made.limit_watts,
+        step=step,
+    )
+    return Outcome(made, entry, str(journal_folder(root) / entry.id))
+
+
+def _port(port: int) -> int:
+    if not 0 < port < 65536:
+        raise UsageError(f"port {port} does not exist: 1 to 65535")
+    return port
+
+
+def _environment(trial: TrialRecord) -> Mapping[str, str]:
+    """What the engine says it ran under and that decides speed, as OMP_WAIT_POLICY."""
+    value = trial.in_force.get("environment", {})
+    return (
+        {str(k): check_text(str(k), str(v)) for k, v in value.items()} if isinstance(value, Mapping) else {}
+    )
+
+
+def _power_device(record: SweepRecord) -> str | None:
+    if record.power.device:
+        return record.power.device
+    return record.machine.gpus[0].uuid if record.machine.gpus else None
+
+
+def _notes(request: Request, limit: PowerLimit | None, target_sets_it: bool) -> tuple[str, ...]:
+    """What a user must know whatever the target."""
+    c = request.configuration
+    notes = []
+    if request.record.engine.simulated:
+        notes.append("this sweep is simulated: no figure of it was measured")
+    if not request.trial.remeasured and not request.record.engine.simulated:
+        notes.append(
+            f"trial {request.trial.number} was measured once only: let the sweep end before relying on it"
+        )
+    if c.power_limit_watts is not None and limit is None and not target_sets_it:
+        notes.append(
+            f"the configuration holds a power limit of {c.power_limit_watts} W, which this target "
+            "cannot set: add --power-limit, or apply --to systemd as well for every boot"
+        )
+    if c.clock_limit_mhz is not None:
+        notes.append(
+            f"the configuration holds a clock limit of {c.clock_limit_mhz} MHz, which sweeper does not make "
+            f"last: `nvidia-smi -i {request.power_device or 'GPU'} -lgc 0,{c.clock_limit_mhz}` sets it until "
+            "the next boot"
+        )
+    return tuple(notes)

@@ -1,0 +1,123 @@
+"""Kills an apply, then a rollback, after each of their changes of the disk. Run by test_apply_killed.py.
+
+One process forks for every kill, since starting Python for each would take a minute. Prints as JSON how many
+kills there were and what differed afterwards.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import sys
+from pathlib import Path
+
+from apply_sweep import CONFIGURATION, ENGINE, MACHINE, FakeLimit, make_sweep, tree
+
+from sweeper import apply
+
+FOUND_WATTS = 170
+
+
+def main(work: Path, target: str) -> None:
+    kills, wrong = 0, []
+    for act in ("apply", "rollback"):
+        step = 0
+        while True:
+            place = work / f"{act}-{step}"
+            died, problem = _one(place, target, act, step)
+            if problem:
+                wrong.append(f"{act} killed after step {step}: {problem}")
+            shutil.rmtree(place)
+            if not died:
+                break
+            step += 1
+        kills += step
+    print(json.dumps({"kills": kills, "wrong": wrong}))
+
+
+def _one(place: Path, target: str, act: str, kill_after: int) -> tuple[bool, str]:
+    folder = place / "files"
+    folder.mkdir(parents=True)
+    record = _prepare(place, folder, target)
+    limit = FakeLimit(place / "limit")
+    limit.set(FOUND_WATTS)
+    before = tree(folder)
+    if act == "rollback":
+        _apply(place, folder, target, record)
+        assert tree(folder) != before
+    child = os.fork()
+    if child == 0:
+        _act(place, folder, target, record, act, kill_after)
+        os._exit(0)
+    _, status = os.waitpid(child, 0)
+    died = os.WIFSIGNALED(status)
+    if not died and os.waitstatus_to_exitcode(status) != 0:
+        return False, "the child failed by itself"
+    unfinished = apply.last_to_undo(place / "root")
+    if unfinished is not None:
+        apply.rollback(place / "root", limit)
+    if tree(folder) != before:
+        return died, f"files differ: {sorted(tree(folder).items() ^ before.items())}"
+    if limit.read() != FOUND_WATTS:
+        return died, f"the limit is {limit.read()} W"
+    _apply(place, folder, target, record)  # a kill must not stand in the way of the next apply
+    return died, ""
+
+
+def _prepare(place: Path, folder: Path, target: str):
+    model = place / "model.gguf"
+    model.write_bytes(b"GGUF")
+    record = make_sweep(model, CONFIGURATION.with_(power_limit_watts=120))
+    file = OLD_FILES.get(target)
+    if file is not None:
+        name, content = file
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes(content)
+        (folder / name).chmod(0o640)
+    return record
+
+
+# A file of each target that others wrote before, with what a careless writer would lose.
+OLD_FILES = {
+    "llama-server": ("llama-server.ini", b"[other]\r\nmodel = /m/other.gguf\r\n; no end of line"),
+    "llama-cpp-python": (
+        "llama-cpp-python.json",
+        b'{"models": [{"model": "/m/o.gguf", "model_alias": "o"}]}',
+    ),
+}
+
+
+def _apply(place: Path, folder: Path, target: str, record, step=lambda _what: None) -> None:
+    apply.run(
+        record,
+        3,
+        target,
+        apply.Options(folder=folder),
+        root=place / "root",
+        machine=MACHINE,
+        engine=ENGINE,
+        write=True,
+        limit=FakeLimit(place / "limit"),
+        step=step,
+    )
+
+
+def _act(place: Path, folder: Path, target: str, record, act: str, kill_after: int) -> None:
+    count = 0
+
+    def step(_what: str) -> None:
+        nonlocal count
+        if count == kill_after:
+            os.kill(os.getpid(), signal.SIGKILL)
+        count += 1
+
+    if act == "apply":
+        _apply(place, folder, target, record, step)
+    else:
+        apply.rollback(place / "root", FakeLimit(place / "limit"), step=step)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]), sys.argv[2])

@@ -1,0 +1,242 @@
+"""Apply writes what its diff shows, and rollback undoes exactly that."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from apply_sweep import CONFIGURATION, ENGINE, GPU, MACHINE, FakeLimit, make_sweep, tree
+
+from sweeper import apply
+from sweeper.errors import LimitRefused, ModelMissingError, StaleRecordError, UsageError
+from sweeper.records import SweepRecord
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "files"
+    path.mkdir()
+    return path
+
+
+def run(sweep: SweepRecord, folder: Path, target: str = "llama-server", **more):
+    options = more.pop("options", apply.Options(folder=folder))
+    arguments = {"root": folder.parent / "root", "machine": MACHINE, "engine": ENGINE, "write": True, **more}
+    return apply.run(sweep, 3, target, options, **arguments)
+
+
+def test_without_write_nothing_changes(sweep: SweepRecord, folder: Path, tmp_path: Path) -> None:
+    before = tree(tmp_path)
+    outcome = run(sweep, folder, write=False)
+    assert tree(tmp_path) == before
+    assert outcome.entry is None
+    text = apply.render_outcome(outcome)
+    assert "+threads = 3\n" in text
+    assert "add --write" in text
+
+
+def test_the_diff_is_what_is_written(sweep: SweepRecord, folder: Path) -> None:
+    outcome = run(sweep, folder)
+    (change,) = outcome.plan.changes
+    assert change.path.read_bytes() == change.after
+    assert "sweeper rollback" in apply.render_outcome(outcome)
+
+
+def test_applied_twice_changes_nothing_the_second_time(sweep: SweepRecord, folder: Path) -> None:
+    run(sweep, folder)
+    again = run(sweep, folder)
+    assert again.entry is None
+    assert "nothing to write" in apply.render_outcome(again)
+
+
+def test_applies_are_undone_one_by_one_newest_first(
+    sweep: SweepRecord, folder: Path, model_path: Path
+) -> None:
+    root = folder.parent / "root"
+    first = tree(folder)
+    run(sweep, folder)
+    second = tree(folder)
+    run(make_sweep(model_path, CONFIGURATION.with_(n_threads=1)), folder)
+    assert tree(folder) != second
+    apply.rollback(root)
+    assert tree(folder) == second
+    apply.rollback(root)
+    assert tree(folder) == first
+    with pytest.raises(UsageError, match="nothing to roll back"):
+        apply.rollback(root)
+
+
+def test_a_created_folder_goes_again_unless_someone_uses_it(sweep: SweepRecord, folder: Path) -> None:
+    inside = apply.Options(file=folder / "a" / "b" / "models.ini")
+    run(sweep, folder, options=inside)
+    apply.rollback(folder.parent / "root")
+    assert tree(folder) == {}
+    run(sweep, folder, options=inside)
+    (folder / "a" / "theirs").write_text("x")
+    apply.rollback(folder.parent / "root")
+    assert set(tree(folder)) == {"a", "a/theirs"}
+
+
+def test_mode_and_link_survive(sweep: SweepRecord, folder: Path) -> None:
+    real = folder / "real.ini"
+    real.write_text("[other]\nmodel = /o\n")
+    real.chmod(0o600)
+    link = folder / "llama-server.ini"
+    link.symlink_to("real.ini")
+    before = tree(folder)
+    run(sweep, folder)
+    assert link.is_symlink()
+    assert real.stat().st_mode & 0o777 == 0o600
+    apply.rollback(folder.parent / "root")
+    assert tree(folder) == before
+
+
+def test_a_file_edited_since_is_left_alone_without_force(sweep: SweepRecord, folder: Path) -> None:
+    run(sweep, folder)
+    file = folder / "llama-server.ini"
+    file.write_text("mine now\n")
+    with pytest.raises(UsageError, match="changed after the apply"):
+        apply.rollback(folder.parent / "root")
+    assert file.read_text() == "mine now\n"
+    undone = apply.rollback(folder.parent / "root", force=True)
+    assert not file.exists()
+    assert Path(undone.kept_aside[0]).read_text() == "mine now\n"
+    assert undone.kept_aside[0] in apply.render_undone(undone)
+
+
+def test_a_file_that_changed_since_the_diff_is_not_overwritten(sweep: SweepRecord, folder: Path) -> None:
+    made = run(sweep, folder, write=False)
+    (folder / "llama-server.ini").write_text("[new]\nmodel = /n\n")
+    with pytest.raises(UsageError, match="changed since the diff"):
+        apply.write_plan(made.plan, root=folder.parent / "root")
+    assert (folder / "llama-server.ini").read_text() == "[new]\nmodel = /n\n"
+
+
+def test_the_limit_is_set_and_given_back(folder: Path, model_path: Path, tmp_path: Path) -> None:
+    sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120))
+    limit = FakeLimit(tmp_path / "limit")
+    limit.set(170)
+    outcome = run(sweep, folder, limit=limit)
+    assert limit.read() == 120
+    assert "120 W" in apply.render_outcome(outcome)
+    with pytest.raises(UsageError, match="170 W"):
+        apply.rollback(folder.parent / "root")  # without the right to set it
+    undone = apply.rollback(folder.parent / "root", limit)
+    assert limit.read() == 170
+    assert "170 W again" in apply.render_undone(undone)
+
+
+def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: Path, tmp_path: Path) -> None:
+    sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120))
+    limit = FakeLimit(tmp_path / "limit")
+    limit.set(170)
+    run(sweep, folder, limit=limit)
+    limit.set(150)
+    undone = apply.rollback(folder.parent / "root", limit)
+    assert limit.read() == 150
+    assert "left as it is" in apply.render_undone(undone)
+
+
+def test_a_refused_limit_puts_the_files_back(folder: Path, model_path: Path, tmp_path: Path) -> None:
+    class Refusing(FakeLimit):
+        def set(self, watts: int) -> int:
+            raise LimitRefused(f"{watts} W is below the least")
+
+    sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=20))
+    limit = Refusing(tmp_path / "limit")
+    limit.file.write_text("170")
+    before = tree(folder)
+    with pytest.raises(LimitRefused):
+        run(sweep, folder, limit=limit)
+    assert tree(folder) == before
+    assert apply.last_to_undo(folder.parent / "root") is None
+
+
+def test_a_limit_that_is_not_set_is_said(folder: Path, model_path: Path) -> None:
+    sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120, clock_limit_mhz=1500))
+    text = apply.render_outcome(run(sweep, folder, write=False))
+    assert "120 W" in text
+    assert "--power-limit" in text
+    assert "1500 MHz" in text
+
+
+def test_no_right_to_write_says_so_and_leaves_nothing(sweep: SweepRecord, folder: Path) -> None:
+    if os.geteuid() == 0:
+        pytest.skip("root may write anywhere")
+    folder.chmod(0o500)
+    try:
+        with pytest.raises(Exception, match="sudo"):
+            run(sweep, folder)
+    finally:
+        folder.chmod(0o700)
+    assert tree(folder) == {}
+    assert apply.last_to_undo(folder.parent / "root") is None
+
+
+STALE = {
+    "driver": (
+        {"machine": replace(MACHINE, gpus=(replace(GPU, driver="575.1"),))},
+        "driver of NVIDIA .* 575.1",
+    ),
+    "gpu gone": ({"machine": replace(MACHINE, gpus=())}, "is not in this machine"),
+    "gpu new": ({"machine": replace(MACHINE, gpus=(GPU, replace(GPU, uuid="GPU-2")))}, "GPU-2.* is new"),
+    "cpu": (
+        {"machine": replace(MACHINE, fingerprint="f2", cpu="Another")},
+        "cpu was Some CPU and is Another",
+    ),
+    "fingerprint": ({"machine": replace(MACHINE, fingerprint="f2")}, "fingerprint was f1 and is f2"),
+    "engine": ({"engine": replace(ENGINE, build="build 2")}, "build was 'build 1' and is 'build 2'"),
+}
+
+
+@pytest.mark.parametrize("what", STALE)
+def test_a_record_of_another_machine_or_engine_is_refused(
+    what: str, sweep: SweepRecord, folder: Path
+) -> None:
+    changes, words = STALE[what]
+    with pytest.raises(StaleRecordError, match=words):
+        run(sweep, folder, **changes)
+    assert tree(folder) == {}
+    outcome = run(sweep, folder, force=True, **changes)
+    assert outcome.entry is not None
+    assert "changed since the sweep" in apply.render_outcome(outcome)
+
+
+@pytest.mark.parametrize("content", [b"short", b"GGUF not loaded by these TESTS"], ids=["size", "content"])
+def test_another_model_file_is_refused(
+    content: bytes, sweep: SweepRecord, folder: Path, model_path: Path
+) -> None:
+    model_path.write_bytes(content)
+    with pytest.raises(StaleRecordError, match=r"(bytes and has|SHA-256)"):
+        run(sweep, folder)
+    model_path.unlink()
+    with pytest.raises(ModelMissingError, match="put it back"):
+        run(sweep, folder, force=True)
+
+
+def test_the_digest_is_not_computed_where_the_size_differs(
+    sweep: SweepRecord, folder: Path, model_path: Path
+) -> None:
+    def never(path: Path) -> str:
+        raise AssertionError(path)
+
+    model_path.write_bytes(b"short")
+    with pytest.raises(StaleRecordError):
+        run(sweep, folder, digest=never)
+
+
+def test_a_simulated_sweep_is_not_written_without_force(sweep: SweepRecord, folder: Path) -> None:
+    engine = replace(ENGINE, name="simulated", simulated=True)
+    simulated = replace(sweep, engine=engine)
+    with pytest.raises(UsageError, match="simulated"):
+        run(simulated, folder, engine=engine)
+    assert "simulated" in apply.render_outcome(run(simulated, folder, engine=engine, write=False))
+
+
+def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder: Path) -> None:
+    with pytest.raises(UsageError, match="no trial 9"):
+        apply.resolve(sweep, 9)
+    with pytest.raises(UsageError, match="one of llama-server"):
+        run(sweep, folder, "vllm")
