@@ -1,0 +1,507 @@
+"""Composing and checking the configuration. The only module that imports hydra and omegaconf.
+
+The dataclasses below are the schema: an unknown key or a wrong type is a `ConfigError` that names the key.
+They are not frozen, since OmegaConf makes frozen schemas read-only before it has merged the files into them;
+nothing changes them afterwards.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.errors import ConfigError
+from sweeper.power.settings import PowerSettings, check_settings
+from sweeper.records import Constraint, Objective, Prices, Workload
+
+if TYPE_CHECKING:
+    from omegaconf import DictConfig
+
+# What a run can be optimised for and held to (docs/measuring.md says how each is measured).
+METRICS = (
+    "tokens_per_second",
+    "prompt_tokens_per_second",
+    "watts",
+    "prompt_watts",
+    "joules_per_token",
+    "prompt_joules_per_token",
+    "resident_watts",
+    "time_to_first_token_seconds",
+    "request_seconds",
+    "memory_mib",
+    "vram_mib",
+    "kl_divergence",
+    "n_ctx",
+)
+MOST_OBJECTIVES = 3  # beyond three a front is nearly everything, and nobody can look at it
+SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
+
+
+@dataclass
+class ModelConfig:
+    """Which model: a file (``path``), one on a hub (``repo``, ``file``), or a synthetic one of ``shape``."""
+
+    name: str | None = None
+    path: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    seed: int = 0
+    quant: str = "F16"
+    shape: dict[str, Any] | None = None
+    text: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # quantisation -> file of the user's
+
+
+@dataclass
+class EngineConfig:
+    """Which engine runs the trials."""
+
+    name: str = "llama_cpp"
+    environment: dict[str, str] = field(default_factory=dict)
+    load_timeout_seconds: float = 1800.0
+    window_grace_seconds: float = 600.0
+    machine: str = "minipc"
+    noise: float = 0.02
+    table: str | None = None
+
+
+@dataclass
+class WorkloadConfig:
+    """See `sweeper.records.Workload`."""
+
+    name: str = "chat"
+    prompt_tokens: int = 512
+    generated_tokens: int = 128
+    depth: int | None = 0
+    warmup_seconds: float = 30.0
+    screening_seconds: float = 5.0
+    screening_repeats: int = 3
+    final_seconds: float = 20.0
+    final_repeats: int = 10
+
+
+@dataclass
+class ObjectivesConfig:
+    """Metric to direction, and metric to bound (``"<=0.5"``; null: not in force)."""
+
+    targets: dict[str, str] = field(default_factory=dict)
+    constraints: dict[str, str | None] = field(default_factory=dict)
+
+
+@dataclass
+class SearchConfig:
+    """How to search and when to stop."""
+
+    sampler: str = "auto"
+    seed: int = 0
+    trials: int | None = 60
+    minutes: float | None = None
+    patience: int | None = 20
+    corners: bool = True
+    finalists: int = 5
+    control_every: int = 10
+    pick: str = "within:5%"
+
+
+@dataclass
+class TrackingConfig:
+    """Where MLflow keeps its runs."""
+
+    uri: str | None = None
+    experiment: str | None = None
+
+
+@dataclass
+class PricesConfig:
+    """See `sweeper.records.Prices`."""
+
+    currency: str = "EUR"
+    per_kwh: float = 0.30
+    hours_per_day: float = 4.0
+
+
+@dataclass
+class Settings:
+    """The whole configuration but the space, which needs the model and the machine to be resolved."""
+
+    name: str | None = None
+    root: str = "mlruns"
+    prices: PricesConfig = field(default_factory=PricesConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    workload: WorkloadConfig = field(default_factory=WorkloadConfig)
+    objectives: ObjectivesConfig = field(default_factory=ObjectivesConfig)
+    power: PowerSettings = field(default_factory=PowerSettings)
+    search: SearchConfig = field(default_factory=SearchConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    def workload_record(self) -> Workload:
+        """The workload as a record."""
+        return Workload(**vars(self.workload))
+
+    def prices_record(self) -> Prices:
+        """The prices as a record."""
+        return Prices(**vars(self.prices))
+
+    def objective_records(self) -> tuple[Objective, ...]:
+        """The objectives in their order. Raises ConfigError."""
+        return _objectives(self.objectives.targets)
+
+    def constraint_records(self) -> tuple[Constraint, ...]:
+        """The constraints in force. Raises ConfigError."""
+        return _constraints(self.objectives.constraints)
+
+
+@dataclass(frozen=True, slots=True)
+class Composed:
+    """A composed configuration: checked settings, and the space still to be resolved."""
+
+    settings: Settings
+    plain: Mapping[str, Any]  # as composed, unresolved: what is kept with the sweep
+    _tree: Any
+
+    def space(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+        """The space's spec with ``${model:…}``, ``${machine:…}``, ``${device:…}`` and the like filled in.
+
+        Args:
+            facts: for each of those words what it can say.
+
+        Raises:
+            ConfigError: names the key whose value cannot be resolved.
+        """
+        from omegaconf import OmegaConf
+        from omegaconf.errors import OmegaConfBaseException
+
+        for word, known in facts.items():
+            OmegaConf.register_new_resolver(word, _looker_up(word, known), replace=True)
+        spec: dict[str, Any] = {}
+        for key in self._tree.space:
+            try:
+                value = OmegaConf.select(self._tree, f"space.{key}", throw_on_missing=True)
+                spec[str(key)] = (
+                    OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
+                )
+            except OmegaConfBaseException as error:
+                raise ConfigError(f"space.{key}: {_last_words(error)}") from error
+        return spec
+
+
+def _looker_up(word: str, known: Mapping[str, Any]) -> Callable[[str], Any]:
+    def look_up(name: str) -> Any:
+        if name not in known:
+            raise ConfigError(
+                f"${{{word}:{name}}} is not known; there are: {', '.join(known) or 'none here'}"
+            )
+        if known[name] is None:
+            raise ConfigError(f"${{{word}:{name}}} is not known on this machine; write a number instead")
+        return known[name]
+
+    return look_up
+
+
+# -- composing --------------------------------------------------------------------------------------------
+
+
+def conf_folder() -> Path:
+    """The folder of configuration files: inside the wheel, or at the top of a clone."""
+    inside = Path(__file__).parent / "conf"
+    return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
+
+
+def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Composed:
+    """Compose and check a configuration without Hydra's command line.
+
+    Raises:
+        ConfigError: one line that names the key or file.
+    """
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    _put_in_front(config_dir)
+    GlobalHydra.instance().clear()
+    try:
+        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweeper"):
+            tree = hydra.compose("config", list(overrides))
+    except Exception as error:
+        raise _as_config_error(error) from error
+    return check(tree)
+
+
+def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
+    """Run ``task`` under Hydra's own command line (``--cfg job``, ``--info``, ``--config-dir``, ``-m`` …).
+
+    Args:
+        arguments: what stood behind ``sweeper sweep``.
+        task: gets each composed configuration; its exit code counts.
+
+    Returns:
+        The highest exit code of all tasks.
+    """
+    import hydra
+
+    codes: list[int] = []
+
+    def entry(tree: DictConfig) -> None:
+        codes.append(task(check(tree)))
+
+    own = list(arguments)
+    _put_in_front(_config_dir_in(own))
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us, who say them in one line
+    argv, sys.argv = sys.argv, ["sweeper sweep", *own]
+    try:
+        with _QuietFailures():
+            hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(entry)()
+    except ConfigError:
+        raise
+    except Exception as error:
+        raise _as_config_error(error) from error
+    finally:
+        sys.argv = argv
+    return max(codes, default=0)
+
+
+def check(tree: DictConfig) -> Composed:
+    """Hold a composed tree against the schema.
+
+    Raises:
+        ConfigError: an unknown key, a wrong type, an objective that does not exist, and so on.
+    """
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    plain = OmegaConf.to_container(tree, resolve=False)
+    assert isinstance(plain, dict)
+    named = {str(key): value for key, value in plain.items()}
+    missing = sorted(OmegaConf.missing_keys(tree) - {"hydra"})
+    if missing and not missing[0].startswith("hydra"):
+        raise ConfigError(f"{missing[0]}: it has no value yet; give one, for example {missing[0]}=…")
+    if not isinstance(named.get("space"), dict):
+        raise ConfigError("space: it must be a mapping of parameters, see conf/space/auto.yaml")
+    without_space = OmegaConf.create(
+        {k: v for k, v in named.items() if k not in ("space", "hydra", "experiment")}
+    )
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(Settings), without_space)
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_key_error(error)) from error
+    assert isinstance(settings, Settings)
+    _check_values(settings)
+    return Composed(settings, {k: v for k, v in named.items() if k != "hydra"}, tree)
+
+
+def _check_values(settings: Settings) -> None:
+    check_settings(settings.power)
+    settings.objective_records()
+    settings.constraint_records()
+    workload, search = settings.workload, settings.search
+    for key in ("prompt_tokens", "generated_tokens", "screening_repeats", "final_repeats"):
+        _at_least(f"workload.{key}", getattr(workload, key), 1)
+    for key in ("screening_seconds", "final_seconds"):
+        _at_least(f"workload.{key}", getattr(workload, key), 0.01)
+    _at_least("workload.depth", workload.depth or 0, 0)
+    _at_least("workload.warmup_seconds", workload.warmup_seconds, 0)
+    for key, least in (("trials", 1), ("minutes", 0.01), ("patience", 1)):
+        if getattr(search, key) is not None:
+            _at_least(f"search.{key}", getattr(search, key), least)
+    _at_least("search.finalists", search.finalists, 1)
+    _at_least("search.control_every", search.control_every, 1)
+    _at_least("prices.per_kwh", settings.prices.per_kwh, 0)
+    if not 0 <= settings.prices.hours_per_day <= 24:
+        raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
+    _one_of("search.sampler", search.sampler, SAMPLERS)
+    _one_of("engine.name", settings.engine.name, ("llama_cpp", "simulated", "replay"))
+    if settings.name is not None and not re.fullmatch(
+        r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", settings.name
+    ):
+        raise ConfigError(
+            f"name: {settings.name!r} cannot name a sweep; use up to 100 letters, digits, . _ -"
+        )
+
+
+def _at_least(key: str, value: float, least: float) -> None:
+    if value < least:
+        raise ConfigError(f"{key}: {value:g} is below the least possible value, {least:g}")
+
+
+def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}{_meant(value, allowed)}")
+
+
+def _meant(word: str, allowed: Sequence[str]) -> str:
+    near = difflib.get_close_matches(word, list(allowed), n=1)
+    return f"; did you mean {near[0]}?" if near else ""
+
+
+def _objectives(targets: Mapping[str, str]) -> tuple[Objective, ...]:
+    if not 1 <= len(targets) <= MOST_OBJECTIVES:
+        raise ConfigError(f"objectives.targets: {len(targets)} objectives; give one to {MOST_OBJECTIVES}")
+    found = []
+    for metric, direction in targets.items():
+        _one_of("objectives.targets", metric, METRICS)
+        if direction not in ("maximize", "minimize"):
+            raise ConfigError(f"objectives.targets.{metric}: {direction!r} is neither maximize nor minimize")
+        found.append(Objective(metric, "maximize" if direction == "maximize" else "minimize"))
+    return tuple(found)
+
+
+def _constraints(bounds: Mapping[str, str | None]) -> tuple[Constraint, ...]:
+    found = []
+    for metric, text in bounds.items():
+        _one_of("objectives.constraints", metric, METRICS)
+        if text is None:
+            continue
+        match = re.fullmatch(r"\s*(<=|>=)\s*([-+0-9.eE]+)\s*", str(text))
+        try:
+            found.append(Constraint(metric, match.group(1), float(match.group(2))))  # type: ignore[union-attr,arg-type]
+        except (AttributeError, ValueError):
+            raise ConfigError(
+                f'objectives.constraints.{metric}: {text!r} is no bound; write it like "<=0.5" or ">=20"'
+            ) from None
+    return tuple(found)
+
+
+# -- Hydra's edges ----------------------------------------------------------------------------------------
+
+
+def _config_dir_in(arguments: Sequence[str]) -> Path | None:
+    """The folder named by ``--config-dir``; it must exist."""
+    for i, word in enumerate(arguments):
+        if word in ("--config-dir", "-cd"):
+            return _existing(Path(arguments[i + 1])) if i + 1 < len(arguments) else None
+        if word.startswith("--config-dir="):
+            return _existing(Path(word.split("=", 1)[1]))
+    return None
+
+
+def _existing(folder: Path) -> Path:
+    if not folder.is_dir():
+        raise ConfigError(f"--config-dir: there is no folder {folder}")
+    return folder.resolve()
+
+
+_in_front: list[Path] = []
+
+
+def _put_in_front(folder: Path | None) -> None:
+    """Let the user's folder come before ours, which Hydra's own ``--config-dir`` does not do."""
+    _in_front[:] = [] if folder is None else [folder.resolve()]
+    from hydra.core.config_search_path import ConfigSearchPath
+    from hydra.core.plugins import Plugins
+    from hydra.plugins.search_path_plugin import SearchPathPlugin
+
+    class UsersFolderFirst(SearchPathPlugin):
+        """Prepends the folder given by ``--config-dir``."""
+
+        def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+            for path in _in_front:
+                search_path.prepend("sweeper-user", f"file://{path}")
+
+    registered = Plugins.instance().discover(SearchPathPlugin)
+    if not any(plugin.__name__ == "UsersFolderFirst" for plugin in registered):
+        Plugins.instance().register(UsersFolderFirst)
+
+
+class _QuietFailures:
+    """Hydra prints "Error executing job with overrides" before it raises; our line says more."""
+
+    def __enter__(self) -> None:
+        self._stderr = sys.stderr
+        sys.stderr = _WithoutHydrasLine(sys.stderr)
+
+    def __exit__(self, *_: object) -> None:
+        sys.stderr = self._stderr
+
+
+class _WithoutHydrasLine:
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        if text.startswith("Error executing job with overrides"):
+            return len(text)
+        return int(self._stream.write(text))
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _as_config_error(error: Exception) -> Exception:
+    """Hydra's and OmegaConf's errors as one line of ours; anything else as it is."""
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+
+    if isinstance(error, (HydraException, OmegaConfBaseException)) or type(error).__module__.startswith(
+        "yaml"
+    ):
+        return ConfigError(_key_error(error))
+    return error
+
+
+def _key_error(error: BaseException) -> str:
+    """One line that names the key, from the several lines of Hydra and OmegaConf."""
+    text = str(error)
+    cause = str(error.__cause__ or "")
+    match = re.search(r"Could not override '([^']+)'", text)
+    if match:
+        return f"{match.group(1)}: no such key{_near_key(match.group(1))}"
+    match = re.search(r"Could not (?:find|load) '([^']+)'", text)
+    if match:
+        available = re.search(r"Available options in '[^']+':\s*(.+?)(?:\n\S|\Z)", text, re.S)
+        options = ", ".join(available.group(1).split()) if available else ""
+        return f"{match.group(1).replace('/', '=')}: there is no such file" + (
+            f"; there are: {options}" if options else ""
+        )
+    key = getattr(error, "full_key", None)
+    lines = [line.strip() for line in (cause or text).splitlines() if line.strip()]
+    first = next(
+        (line for line in lines if not line.startswith(("full_key", "object_type"))), type(error).__name__
+    )
+    if "not in 'Settings'" in first or re.match(r"Key '[^']*' not in", first):
+        return f"{key}: no such key"
+    return f"{key}: {first}" if key else first
+
+
+def _near_key(key: str) -> str:
+    group, _, name = key.rpartition(".")
+    tree = _known_keys().get(group, ())
+    near = difflib.get_close_matches(name, tree, n=1)
+    if near:
+        return f"; did you mean {group + '.' if group else ''}{near[0]}?"
+    return (
+        f"; {group + ' has' if group else 'there are'}: {', '.join(tree)}"
+        if tree
+        else "; see `sweeper sweep --cfg job`"
+    )
+
+
+def _known_keys() -> dict[str, tuple[str, ...]]:
+    from sweeper.space import PARAMETER_NAMES
+
+    groups: dict[str, type] = {
+        "model": ModelConfig,
+        "engine": EngineConfig,
+        "workload": WorkloadConfig,
+        "objectives": ObjectivesConfig,
+        "power": PowerSettings,
+        "search": SearchConfig,
+        "tracking": TrackingConfig,
+        "prices": PricesConfig,
+    }
+    known = {name: tuple(f.name for f in fields(cls)) for name, cls in groups.items()}
+    return known | {"space": PARAMETER_NAMES, "": (*groups, "space", "name", "root", "experiment")}
+
+
+def _last_words(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause).splitlines()[0]

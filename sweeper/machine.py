@@ -1,0 +1,150 @@
+"""The machine at hand: what decides its speed and watts, and a fingerprint of that."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import platform
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import psutil
+
+from sweeper.records import GpuRecord, MachineRecord
+
+# Two copies of this many bytes are far larger than any cache that a desktop or a small server has.
+_BANDWIDTH_BYTES = 256 * 2**20
+_BANDWIDTH_ROUNDS = 3
+
+
+def examine(sysfs_root: Path = Path("/sys"), procfs_root: Path = Path("/proc")) -> MachineRecord:
+    """The machine's record. Reads files only and sets nothing; ``memory_bandwidth`` is left to be measured."""
+    cpu = _cpu_name(procfs_root)
+    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
+    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
+    logical = min(psutil.cpu_count() or 1, usable)
+    memory_mib = psutil.virtual_memory().total // 2**20
+    gpus = nvidia_gpus()
+    return MachineRecord(
+        fingerprint=fingerprint(cpu, logical, memory_mib, gpus),
+        cpu=cpu,
+        physical_cores=min(physical, logical),
+        logical_cores=logical,
+        memory_mib=memory_mib,
+        kernel=f"{platform.system()} {platform.release()}",
+        gpus=gpus,
+        performance_cores=_performance_cores(sysfs_root),
+    )
+
+
+def fingerprint(cpu: str, logical_cores: int, memory_mib: int, gpus: Sequence[GpuRecord]) -> str:
+    """Twelve hex digits of what decides speed and watts: CPU, cores, memory in GiB, GPUs and their driver."""
+    parts = [cpu, str(logical_cores), str(round(memory_mib / 1024))]
+    parts += [f"{gpu.name}/{gpu.uuid}/{gpu.driver}" for gpu in gpus]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
+def nvidia_gpus() -> tuple[GpuRecord, ...]:
+    """NVIDIA GPUs as NVML describes them; empty where there is no driver."""
+    import pynvml
+
+    try:
+        pynvml.nvmlInit()
+    except pynvml.NVMLError:
+        return ()
+    try:
+        driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        return tuple(_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
+    finally:
+        pynvml.nvmlShutdown()
+
+
+def measure_bandwidth_gb_per_second() -> float:
+    """Memory bandwidth in GB/s as large copies reach it with every core, counting bytes read and written.
+
+    The best of three rounds: a ceiling is what the memory can do, not what it does beside other work.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import numpy as np
+
+    threads = max(1, psutil.cpu_count(logical=False) or 1)
+    part = _BANDWIDTH_BYTES // threads // 8
+    sources = [np.ones(part) for _ in range(threads)]
+    targets = [np.zeros(part) for _ in range(threads)]
+    best = 0.0
+    with ThreadPoolExecutor(threads) as pool:
+        for _ in range(_BANDWIDTH_ROUNDS):
+            began = time.perf_counter()
+            list(pool.map(np.copyto, targets, sources))
+            best = max(best, 2 * 8 * part * threads / (time.perf_counter() - began))
+    return best / 1e9
+
+
+def _gpu(index: int, driver: str) -> GpuRecord:
+    import pynvml
+
+    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+
+    def watts(function: str, part: int | None = None) -> float | None:
+        try:
+            value = getattr(pynvml, function)(handle)
+        except pynvml.NVMLError:
+            return None  # laptops and virtual GPUs do not say; None is what the record has for that
+        return float(value if part is None else value[part]) / 1000
+
+    try:
+        memory_mib: int | None = pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20
+    except pynvml.NVMLError:
+        memory_mib = None
+    return GpuRecord(
+        name=_text(pynvml.nvmlDeviceGetName(handle)),
+        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        driver=driver,
+        index=index,
+        memory_mib=memory_mib,
+        power_min_watts=watts("nvmlDeviceGetPowerManagementLimitConstraints", 0),
+        power_max_watts=watts("nvmlDeviceGetPowerManagementLimitConstraints", 1),
+        power_default_watts=watts("nvmlDeviceGetPowerManagementDefaultLimit"),
+        power_limit_watts=watts("nvmlDeviceGetPowerManagementLimit"),
+    )
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
+
+
+def _cpu_name(procfs_root: Path) -> str:
+    """The CPU's name as the kernel says it; on Arm boards the board's model."""
+    try:
+        for line in (procfs_root / "cpuinfo").read_text(errors="replace").splitlines():
+            if line.startswith(("model name", "Model")):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # macOS and others have no /proc: the platform module says what it knows
+    return platform.processor() or platform.machine() or "unknown CPU"
+
+
+def _performance_cores(sysfs_root: Path) -> int | None:
+    """Performance cores (physical) of a hybrid CPU, from the kernel's cpu_core PMU; None elsewhere."""
+    try:
+        text = (sysfs_root / "devices/cpu_core/cpus").read_text().strip()
+    except OSError:
+        return None
+    siblings = set()
+    for cpu in _cpu_list(text):
+        try:
+            siblings.add((sysfs_root / f"devices/system/cpu/cpu{cpu}/topology/core_id").read_text().strip())
+        except OSError:
+            siblings.add(str(cpu))
+    return len(siblings)
+
+
+def _cpu_list(text: str) -> list[int]:
+    """The numbers of a kernel CPU list such as ``0-7,16``."""
+    found: list[int] = []
+    for part in text.split(","):
+        first, _, last = part.partition("-")
+        found.extend(range(int(first), int(last or first) + 1))
+    return found
