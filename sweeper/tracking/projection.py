@@ -1,0 +1,242 @@
+"""What should stand in MLflow for a sweep and its trials. Pure: nothing here knows MLflow's client."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Literal
+
+from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.report.words import clean, figure, label
+
+Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
+
+# FAILED is what MLflow's users filter for; what was ruled out or stopped before it ran is KILLED, so that
+# `attributes.status = "FINISHED"` leaves exactly the trials that have figures.
+STATUS: dict[str, Status] = {
+    "complete": "FINISHED",
+    "dominated": "FINISHED",
+    "failed": "FAILED",
+    "out_of_memory": "FAILED",
+    "infeasible": "KILLED",
+    "interrupted": "KILLED",
+}
+
+TAG_LIMIT = 5000  # characters of a tag's value that every MLflow server of the last years takes
+PARAM_LIMIT = 500  # the smallest limit of a param's value that any MLflow server had
+
+RUN_NAME = "mlflow.runName"
+NOTE = "mlflow.note.content"
+PARENT = "mlflow.parentRunId"
+
+# MLflow's charts make one section for each name before a slash: medians stand alone in the first one.
+INTERVAL = "interval/"
+
+
+@dataclass(frozen=True, slots=True)
+class RunImage:
+    """One run as it should stand. ``metrics`` are latest values; ``step`` is where a new one is logged."""
+
+    name: str
+    status: Status
+    start_ms: int
+    end_ms: int | None = None
+    params: Mapping[str, str] = field(default_factory=dict)
+    tags: Mapping[str, str] = field(default_factory=dict)
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    step: int = 0
+
+
+def sweep_id(record: SweepRecord) -> str:
+    """Twelve hex digits that name this sweep in a store that others may share.
+
+    Name, machine and start: a sweep begun anew under an old name, or by another machine on the same
+    server, is another sweep.
+    """
+    text = json.dumps([record.sweep, record.machine.fingerprint, record.started_utc])
+    return hashlib.sha256(text.encode()).hexdigest()[:12]
+
+
+def experiment_name(record: SweepRecord) -> str:
+    """One experiment a model; simulated figures never stand beside real ones."""
+    name = clean(record.model.name).strip().replace("/", "-") or "model"
+    return f"{name} (simulated)" if record.engine.simulated else name
+
+
+def sweep_image(record: SweepRecord) -> RunImage:
+    """The parent run, without its description."""
+    status: dict[str, Status] = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED"}
+    kind = "" if record.power.kind == "measured" else f" · watts {record.power.kind}"
+    tags = _sweep_wide(record) | {
+        "sweeper.kind": "sweep",
+        "sweeper.state": record.state,
+        "sweeper.trials": str(len(record.trials)),
+        "sweeper.started": record.started_utc,
+        "sweeper.version": record.sweeper_version,
+        "sweeper.objectives": ", ".join(f"{o.direction} {o.metric}" for o in record.objectives),
+        "sweeper.constraints": ", ".join(map(str, record.constraints)),
+        "sweeper.space": json.dumps(dict(record.space), default=str),
+        "sweeper.front": ", ".join(map(str, record.front)),
+        "sweeper.pick": record.pick,
+        "sweeper.recommended": "" if record.recommended is None else str(record.recommended),
+        "sweeper.stopped_because": record.stopped_because,
+        "sweeper.notes": "\n".join(record.notes),
+        "sweeper.caveats": ", ".join(c.name.lower() for c in record.caveats),
+        "sweeper.cpu": record.machine.cpu,
+        "sweeper.gpu": ", ".join(gpu.name for gpu in record.machine.gpus),
+    }
+    return RunImage(
+        name=f"{clean(record.sweep)}{kind}",
+        status=status[record.state],
+        start_ms=milliseconds(record.started_utc),
+        end_ms=None if record.state == "running" else milliseconds(record.updated_utc),
+        tags=_tags(tags),
+        metrics=_sweep_metrics(record),
+        step=len(record.trials),
+    )
+
+
+def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
+    """The child run of a trial, without the tag that names its parent."""
+    start = milliseconds(trial.started_utc or record.started_utc)
+    tags = _sweep_wide(record) | {
+        "sweeper.kind": "trial",
+        "sweeper.trial": str(trial.number),
+        "sweeper.state": trial.state,
+        "sweeper.feasible": _flag(trial.feasible),
+        "sweeper.remeasured": _flag(trial.remeasured),
+        "sweeper.reason": trial.reason or "",
+        "sweeper.violations": ", ".join(f"{k} by {v:g}" for k, v in trial.violations.items() if v > 0),
+        "sweeper.missing": "\n".join(f"{metric}: {reason}" for metric, reason in trial.missing.items()),
+        "sweeper.caveats": ", ".join(c.name.lower() for c in trial.caveats),
+        "sweeper.configuration": json.dumps(trial.configuration.to_dict()),
+        "sweeper.in_force": json.dumps(dict(trial.in_force), default=str) if trial.in_force else "",
+        NOTE: _trial_note(trial),
+    }
+    if record.state != "running":  # what stands on the front is known at the end, and can change in a resume
+        tags["sweeper.front"] = _flag(trial.number in record.front)
+        tags["sweeper.role"] = _role(record, trial)
+    return RunImage(
+        name=_trial_name(record, trial),
+        status=STATUS[trial.state],
+        start_ms=start,
+        end_ms=start + round(1000 * trial.seconds),
+        params={key: _param(record, trial, key) for key in record.space},
+        tags=_tags(tags),
+        metrics=_trial_metrics(trial.metrics),
+        step=1 if trial.remeasured else 0,
+    )
+
+
+def milliseconds(utc: str) -> int:
+    """Milliseconds since 1970 of an ISO 8601 time; one without a zone is UTC.
+
+    Raises:
+        ValueError: where ``utc`` is no such time.
+    """
+    moment = datetime.fromisoformat(utc)
+    return round(1000 * (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _sweep_wide(record: SweepRecord) -> dict[str, str]:
+    """Tags that stand on the parent and on every child: MLflow's filters see only a run's own."""
+    power = record.power
+    return {
+        "sweeper.sweep": record.sweep,
+        "sweeper.id": sweep_id(record),
+        "sweeper.model": record.model.name,
+        "sweeper.model.sha256": record.model.file(None).sha256,
+        "sweeper.machine": record.machine.fingerprint,
+        "sweeper.engine": f"{record.engine.name} {record.engine.version}".strip(),
+        "sweeper.workload": record.workload.name,
+        "sweeper.power.source": power.name,
+        "sweeper.power.kind": power.kind,
+        "sweeper.power.scope": power.scope,
+        "mlflow.source.name": "sweeper sweep",
+        "mlflow.source.type": "LOCAL",
+    }
+
+
+def _tags(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags as MLflow takes them: an empty one is left out, a long one is cut with a sign that it was."""
+    cut = {k: v if len(v) <= TAG_LIMIT else v[: TAG_LIMIT - 1] + "…" for k, v in tags.items()}
+    return {key: value for key, value in cut.items() if value}
+
+
+def _flag(value: bool) -> str:
+    return "true" if value else "false"
+
+
+def _role(record: SweepRecord, trial: TrialRecord) -> str:
+    roles = (("baseline", record.baseline), ("recommended", record.recommended))
+    return ", ".join(name for name, number in roles if number == trial.number)
+
+
+def _param(record: SweepRecord, trial: TrialRecord, key: str) -> str:
+    """A swept parameter as text. "As found" is written as the value read back, where there is one."""
+    value: Any = trial.configuration.to_dict().get(key)
+    if value is None:
+        value = record.model.base_quant if key == "quant" else trial.in_force.get(key)
+    if value is None:
+        return "as found"
+    return _flag(value) if isinstance(value, bool) else str(value)[:PARAM_LIMIT]
+
+
+def _trial_metrics(metrics: Mapping[str, Reading]) -> dict[str, float]:
+    """Medians under their own names; bounds in a section of their own, and only where spread is known."""
+    found: dict[str, float] = {}
+    for name, reading in metrics.items():
+        found[name] = reading.median
+        if reading.n > 1:
+            found[f"{INTERVAL}{name}.low"] = reading.low
+            found[f"{INTERVAL}{name}.high"] = reading.high
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _sweep_metrics(record: SweepRecord) -> dict[str, float]:
+    """The named trials' figures, so that sweeps can be compared in MLflow's table of runs."""
+    found: dict[str, float] = {}
+    for trial in record.trials:
+        for role, number in (("pick", record.recommended), ("baseline", record.baseline)):
+            if trial.number == number:
+                found |= {f"{role}/{name}": reading.median for name, reading in trial.metrics.items()}
+    if record.idle_watts is not None:
+        found["machine/idle_watts"] = record.idle_watts.median
+    return {name: value for name, value in found.items() if math.isfinite(value)}
+
+
+def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
+    """``12 · 41.3 tok/s · 23.1 W``: what a legend or a table's first column should say."""
+    parts = [str(trial.number)]
+    if trial.state in ("complete", "dominated"):
+        for objective in record.objectives:
+            reading = trial.metrics.get(objective.metric)
+            if reading is not None:
+                parts.append(_short(record, objective.metric, reading))
+    if trial.state != "complete":
+        parts.append(trial.state.replace("_", " "))
+    return " · ".join(parts)
+
+
+def _short(record: SweepRecord, metric: str, reading: Reading) -> str:
+    known = label(metric)
+    doubt = f" {record.power.kind}" if known.power and record.power.kind != "measured" else ""
+    return f"{figure(reading.median)} {known.unit or metric}{doubt}"
+
+
+def _trial_note(trial: TrialRecord) -> str:
+    """The child's description: why it has no figures, or what to know about them; empty where all is well."""
+    parts = []
+    if trial.state != "complete":
+        parts.append(
+            f"**{trial.state.replace('_', ' ')}**: {clean(trial.reason or 'no reason was recorded')}"
+        )
+    parts += [f"- {caveat.advice}" for caveat in trial.caveats]
+    if trial.log_tail:
+        lines = "\n".join(clean(line).replace("```", "'''") for line in trial.log_tail)
+        parts.append(f"Last lines of the engine's log:\n```\n{lines[-2000:]}\n```")
+    return "\n\n".join(parts)
