@@ -37,8 +37,10 @@ class LogCapture:
     def feed(self, level: int, text: str) -> None:
         """Take one piece of log, which may be part of a line or several lines."""
         if level != _CONTINUE:
-            self.flush()
-            self._level = LEVELS.get(level, "none")
+            name = LEVELS.get(level, "none")
+            if name != self._level:  # the quantiser continues its lines with their own level
+                self.flush()
+            self._level = name
         pieces = (self._partial + text).split("\n")
         self._partial = pieces.pop()
         for piece in pieces:
