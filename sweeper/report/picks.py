@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from dataclasses import dataclass
 
-from sweeper.errors import NoResultError
+from sweeper.errors import ConfigError, NoResultError
 from sweeper.pareto import choose
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import clean
@@ -66,6 +66,8 @@ def apply_command(record: SweepRecord, pick: str, target: str = "llama-server") 
 def _picked(record: SweepRecord, pick: str) -> Picked | None:
     try:
         choice = choose(record, pick)
-    except NoResultError:
+    except (NoResultError, ConfigError):
+        # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
         return None
-    return Picked(pick, choice.trial, choice.words, pick == record.pick, apply_command(record, pick))
+    words = choice.words if choice.nearest is None else f"{choice.nearest}; {choice.words}"
+    return Picked(pick, choice.trial, words, pick == record.pick, apply_command(record, pick))

@@ -1,0 +1,75 @@
+"""The report's files, each written whole or not at all."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import yaml
+
+from sweeper.errors import StoreError
+from sweeper.records import SweepRecord
+from sweeper.report.documents import front_document, recommendation_document
+from sweeper.report.formats import front_csv
+from sweeper.report.html import html_report
+from sweeper.report.markdown import markdown_report
+from sweeper.report.plots import pareto_png
+
+_WRITERS: dict[str, Callable[[SweepRecord], bytes]] = {
+    "report.html": lambda record: html_report(record).encode(),
+    "report.md": lambda record: markdown_report(record).encode(),
+    "pareto.png": pareto_png,
+    "front.json": lambda record: _json(front_document(record)),
+    "front.csv": lambda record: front_csv(record).encode(),
+    "recommendation.yaml": lambda record: recommendation_yaml(record).encode(),
+}
+
+
+def write_report(record: SweepRecord, folder: Path) -> dict[str, Path]:
+    """Write every file of the report into ``folder`` and return them by name.
+
+    Raises:
+        StoreError: the folder cannot be written; files that were there before are as they were.
+    """
+    made = {name: write(record) for name, write in _WRITERS.items()}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, data in made.items():
+            write_atomically(folder / name, data)
+    except OSError as error:
+        raise StoreError(f"cannot write the report to {folder}: {error.strerror}; choose another folder") from error
+    return {name: folder / name for name in made}
+
+
+def recommendation_yaml(record: SweepRecord) -> str:
+    """``recommendation.yaml`` as text, in plain YAML that any reader loads safely."""
+    return yaml.safe_dump(recommendation_document(record), sort_keys=False, allow_unicode=True, width=110)
+
+
+def write_atomically(path: Path, data: bytes) -> None:
+    """Replace ``path`` by ``data`` in one step: a reader, or a kill, sees the old file or the new one."""
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as out:
+            out.write(data)
+            out.flush()
+            os.fsync(out.fileno())
+        # mkstemp makes files that only their owner reads; a report is as open as any other new file.
+        os.chmod(name, 0o666 & ~_umask())
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _json(document: object) -> bytes:
+    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

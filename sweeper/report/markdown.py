@@ -1,0 +1,166 @@
+"""The report as markdown, for pasting into a forum, an issue or MLflow's description."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from sweeper.records import SweepRecord, TrialRecord
+from sweeper.report.caveats import advice_lines, failures
+from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.report.picks import marks, next_commands, picks, recommended
+from sweeper.report.words import (
+    MISSING,
+    SCOPES,
+    TRUST,
+    change,
+    clean,
+    head,
+    label,
+    power_line,
+    settings,
+    spread,
+    tally,
+)
+
+# What markdown would read as its own signs; `<` and `&` keep HTML out of MLflow's rendered description.
+_MEANT = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+
+
+def markdown_report(record: SweepRecord) -> str:
+    """The whole report: what to run first, then the front, the picks, the price, the caveats."""
+    return "\n\n".join(block for block in _blocks(record) if block) + "\n"
+
+
+def picks_markdown(record: SweepRecord) -> str:
+    """What to run and the next commands, for the description of a run in MLflow."""
+    return "\n\n".join(block for block in (_answer(record), _front(record), _caveats(record)) if block) + "\n"
+
+
+def escape(text: object) -> str:
+    """Others' text that markdown shows as it is."""
+    return clean(text).translate(_MEANT)
+
+
+def code(text: object) -> str:
+    """Others' text as code; a backtick in it is fenced by two."""
+    plain = clean(text)
+    return f"`` {plain} ``" if "`" in plain else f"`{plain}`"
+
+
+def _blocks(record: SweepRecord) -> Iterable[str]:
+    yield f"# {escape(record.model.name)} on {escape(_machine(record))}"
+    yield _answer(record)
+    yield _front(record)
+    yield _picks(record)
+    yield _price(record)
+    yield _caveats(record)
+    yield _lost(record)
+    yield _setting(record)
+
+
+def _machine(record: SweepRecord) -> str:
+    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
+
+
+def _answer(record: SweepRecord) -> str:
+    best = recommended(record)
+    commands = "\n".join(f"{command}  # {purpose}" for command, purpose in next_commands(record))
+    if best is None:
+        return f"**Nothing can be recommended yet**: no trial that counts was measured twice.\n\n{_fence(commands)}"
+    base = None if record.baseline is None else record.trial(record.baseline)
+    own = settings(best.trial.configuration, base.configuration if base else None)
+    return f"**Run this** ({escape(best.pick)}): {escape(best.words)}\n\n{code(own)}\n\n{_fence(commands)}"
+
+
+def _front(record: SweepRecord) -> str:
+    base = None if record.baseline is None else record.trial(record.baseline)
+    rows = [t for t in (base, *record.on_front()) if t is not None and t.metrics]
+    if not rows:
+        return ""
+    named = marks(record)
+    metrics = [objective.metric for objective in record.objectives]
+    extra = [m for m in ("joules_per_token", "prompt_tokens_per_second") if m not in metrics]
+    metrics += [m for m in extra if any(m in t.metrics for t in rows)]
+    body = [
+        [
+            f"#{t.number}",
+            ", ".join(named.get(t.number, ())) or ("baseline" if index == 0 and t is base else ""),
+            *(_figure(t, base, metric) for metric in metrics),
+            code(settings(t.configuration, base.configuration if base else None)),
+        ]
+        for index, t in enumerate(rows)
+        if index == 0 or t is not base
+    ]
+    heads = ["trial", "pick", *(head(metric, record.power) for metric in metrics), "settings"]
+    return _table(heads, body, left=(0, 1, len(heads) - 1))
+
+
+def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
+    reading = trial.metrics.get(metric)
+    against = "" if base is None or trial is base else change(reading, base.metrics.get(metric))
+    return spread(reading) + (f" ({against})" if against else "")
+
+
+def _picks(record: SweepRecord) -> str:
+    return "\n".join(
+        f"- **{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}" for picked in picks(record)
+    )
+
+
+def _price(record: SweepRecord) -> str:
+    best = recommended(record)
+    if best is None:
+        return ""
+    kind = f" ({record.power.kind})" if record.power.kind != "measured" else ""
+    lines = []
+    for name, what in (("joules_per_token", "generated"), ("prompt_joules_per_token", "prompt")):
+        reading = best.trial.metrics.get(name)
+        if reading is not None:
+            price = money(per_million_tokens(reading.median, record.prices), record.prices)
+            lines.append(f"- a million {what} tokens: {price}{kind}, at {spread(reading)} J/token")
+    watts = best.trial.metrics.get("watts")
+    if watts is not None:
+        lines.append(f"- an hour of decoding: {money(per_hour(watts.median, record.prices), record.prices)}{kind}")
+    if record.idle_watts is not None:
+        kwh = kwh_per_year(record.idle_watts.median, 24)
+        price = money(kwh * record.prices.per_kwh, record.prices)
+        lines.append(f"- at rest around the clock: {spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year")
+    if not lines:
+        return ""
+    return f"## What it costs, at {record.prices.per_kwh:g} {escape(record.prices.currency)} per kWh\n\n" + "\n".join(lines)
+
+
+def _caveats(record: SweepRecord) -> str:
+    lines = [*advice_lines(record), *record.notes]
+    return "## Read this with it\n\n" + "\n".join(f"- {escape(line)}" for line in lines) if lines else ""
+
+
+def _lost(record: SweepRecord) -> str:
+    lines = [f"- {count} × {escape(reason)}" for reason, count in failures(record)[:10]]
+    return "## Trials that do not count\n\n" + "\n".join(lines) if lines else ""
+
+
+def _setting(record: SweepRecord) -> str:
+    rows = [
+        ["machine", escape(f"{record.machine.cpu}, {record.machine.physical_cores} cores, kernel {record.machine.kernel}")],
+        *(["GPU", escape(f"{gpu.name}, driver {gpu.driver}")] for gpu in record.machine.gpus),
+        ["fingerprint", code(record.machine.fingerprint)],
+        ["model", escape(f"{record.model.name}, {record.model.architecture}, {record.model.parameters / 1e6:.0f}M parameters")],
+        ["engine", escape(f"{record.engine.name} {record.engine.version}")],
+        ["watts", escape(power_line(record.power))],
+        ["trust", escape(TRUST[record.power.kind])],
+        ["scope", escape(SCOPES[record.power.scope])],
+        ["objectives", escape(", ".join(f"{o.direction} {label(o.metric).title}" for o in record.objectives))],
+        ["trials", escape(tally(record))],
+        ["sweep", escape(f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}")],
+    ]
+    return "## How it was measured\n\n" + _table(["", ""], rows, left=(0, 1))
+
+
+def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> str:
+    rule = ["---" if index in left else "---:" for index in range(len(heads))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
+
+
+def _fence(text: str) -> str:
+    return f"```sh\n{text}\n```" if text else MISSING

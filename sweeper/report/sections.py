@@ -1,0 +1,167 @@
+"""The page's parts, the answer first: each takes the record and gives HTML, or nothing where it has nothing."""
+
+from __future__ import annotations
+
+from sweeper.records import SweepRecord, TrialRecord
+from sweeper.report.caveats import advice_lines
+from sweeper.report.front_drawing import front_svg
+from sweeper.report.picks import marks, next_commands, picks, recommended
+from sweeper.report.pieces import command, facts, fold, items, paragraph, section, table, text
+from sweeper.report.words import (
+    MISSING,
+    SCOPES,
+    TRUST,
+    change,
+    figure,
+    half_width,
+    head,
+    is_doubtful,
+    label,
+    power_line,
+    settings,
+    spread,
+    tally,
+    value,
+)
+
+
+def baseline_of(record: SweepRecord) -> TrialRecord | None:
+    """The trial of the engine's own defaults, where there is one."""
+    return None if record.baseline is None else record.trial(record.baseline)
+
+
+def machine_name(record: SweepRecord) -> str:
+    """The GPUs, or the processor where there is none."""
+    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
+
+
+def answer(record: SweepRecord) -> str:
+    """Title, how far to trust the watts, and what to run."""
+    title = (
+        f"<header><h1>{text(record.model.name)} on {text(machine_name(record))}</h1>"
+        f'<p class="soft">sweep {text(record.sweep)} · {text(tally(record))} · {text(record.updated_utc)}</p>'
+        "</header>"
+    )
+    trust = f"Watts are {record.power.kind}: {TRUST[record.power.kind]}."
+    banner = paragraph(trust, "warn") if is_doubtful(record.power) else ""
+    if record.engine.simulated:
+        banner = paragraph("Everything here is simulated: no figure was measured on a real machine.", "warn")
+    commands = "".join(command(line, purpose) for line, purpose in next_commands(record))
+    best = recommended(record)
+    if best is None:
+        why = f" The sweep ended because: {record.stopped_because}." if record.stopped_because else ""
+        said = paragraph(f"Nothing can be recommended: no trial that counts was measured twice.{why}")
+        return f'{title}{banner}<section class="answer"><h2>No answer yet</h2>{said}{commands}</section>'
+    base = baseline_of(record)
+    own = settings(best.trial.configuration, base.configuration if base else None)
+    return (
+        f'{title}{banner}<section class="answer"><h2>Run this</h2>'
+        f"<p>{text(best.words)} <span class=soft>({text(best.pick)}, trial #{best.trial.number})</span></p>"
+        f"{_figures(record, best.trial, base)}"
+        f"<p><code>{text(own)}</code></p>{commands}</section>"
+    )
+
+
+def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) -> str:
+    shown = dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"])
+    cells = []
+    for metric in shown:
+        reading = trial.metrics.get(metric)
+        if reading is None:
+            continue
+        half = half_width(reading)
+        against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
+        kind = f", {record.power.kind}" if label(metric).power and is_doubtful(record.power) else ""
+        under = f"± {figure(half, reading.median) if half is not None else '?'} {label(metric).unit}{kind}"
+        note = f"<small>{text(against)} against the default</small>" if against else ""
+        cells.append(
+            f"<div><b>{text(figure(reading.median))}</b><small>{text(label(metric).title)}</small>"
+            f"<small>{text(under)}</small>{note}</div>"
+        )
+    return f'<div class="figures">{"".join(cells)}</div>'
+
+
+def front(record: SweepRecord) -> str:
+    """The drawing of the front and its table."""
+    drawing = front_svg(record)
+    if not drawing:
+        return ""
+    caption = (
+        "Bars are 95 % intervals. Blue: the front. Large ring: recommended. Faint: beaten. "
+        "Crosses: outside the constraints. Trials that failed have no point; they are listed below."
+    )
+    figure_html = (
+        f'<figure><div id="front-plot" hidden></div><div class="still">{drawing}</div>'
+        f"<figcaption>{text(caption)}</figcaption></figure>"
+    )
+    return section("front", "What nobody can beat", figure_html + _front_table(record))
+
+
+def _front_table(record: SweepRecord) -> str:
+    base = baseline_of(record)
+    rows = list(record.on_front())
+    if base is not None and base.metrics and base.number not in record.front:
+        rows.insert(0, base)
+    if not rows:
+        return ""
+    named = marks(record)
+    extra = ("joules_per_token", "prompt_tokens_per_second", "kl_divergence")
+    wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
+    metrics = [m for m in wanted if any(m in t.metrics for t in rows)]
+    cells, kinds = [], []
+    for t in rows:
+        is_base = base is not None and t.number == base.number
+        who = [*(["baseline"] if is_base else []), *named.get(t.number, ())]
+        values = [_against(t, None if is_base else base, metric) for metric in metrics]
+        own = settings(t.configuration, base.configuration if base else None)
+        cells.append([f"#{t.number} {', '.join(who)}".strip(), *values, own])
+        kinds.append("pick" if record.pick in who else "baseline" if is_base else "")
+    return table(["trial", *(head(m, record.power) for m in metrics), "against the default"], cells, kinds)
+
+
+def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
+    reading = trial.metrics.get(metric)
+    against = change(reading, base.metrics.get(metric)) if base is not None else ""
+    return spread(reading) + (f" ({against})" if against else "")
+
+
+def picked(record: SweepRecord) -> str:
+    """Each pick in words, with its whole configuration and the command that applies it."""
+    blocks = []
+    for chosen in picks(record):
+        mark = " (recommended)" if chosen.recommended else ""
+        whole = chosen.trial.configuration.to_dict().items()
+        blocks.append(
+            f'<div class="pick-block"><h3>{text(chosen.pick)}{mark}: trial #{chosen.trial.number}</h3>'
+            f"{paragraph(chosen.words)}{command(chosen.apply_command)}"
+            f"{fold('the whole configuration', facts((key, value(item)) for key, item in whole))}</div>"
+        )
+    return section("picks", "The picks, in words", "".join(blocks))
+
+
+def caveats(record: SweepRecord) -> str:
+    """What a reader must know about the figures, with advice."""
+    return section("caveats", "Read this with it", items([*advice_lines(record), *record.notes]))
+
+
+def setting(record: SweepRecord) -> str:
+    """What was tuned, on what machine, with which sensor and how far to trust it."""
+    m, power = record.machine, record.power
+    bandwidth = m.memory_bandwidth_gb_per_second
+    period = power.update_period_seconds
+    rows = [
+        ("model", f"{record.model.name}: {record.model.architecture}, {record.model.parameters / 1e6:,.0f} M parameters, {record.model.source}"),
+        ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
+        ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
+        *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in m.gpus),
+        ("kernel", m.kernel),
+        ("fingerprint", m.fingerprint),
+        ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
+        ("sensor", power_line(power)),
+        ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
+        ("what it sees", SCOPES[power.scope]),
+        ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
+        ("workload", f"{record.workload.name}: {record.workload.prompt_tokens} prompt tokens, {record.workload.generated_tokens} generated"),
+        ("constraints", ", ".join(map(str, record.constraints)) or "none"),
+    ]
+    return section("setting", "What was tuned, and on what", facts(rows))
