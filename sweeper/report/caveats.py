@@ -26,7 +26,8 @@ def caveats_of(record: SweepRecord) -> dict[Caveat, tuple[int, ...]]:
 def advice_lines(record: SweepRecord) -> list[str]:
     """One line for each caveat: its name, its advice, and the trials it is about."""
     return [
-        f"{caveat.name.lower().replace('_', ' ')}: {caveat.advice}" + (f" ({_numbers(trials)})" if trials else "")
+        f"{caveat.name.lower().replace('_', ' ')}: {caveat.advice}"
+        + (f" ({_numbers(trials)})" if trials else "")
         for caveat, trials in caveats_of(record).items()
     ]
 

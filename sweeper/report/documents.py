@@ -14,7 +14,9 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
     return {
         **_about(record),
         "front": [{"picks": list(named.get(t.number, ())), **_point(t)} for t in record.on_front()],
-        "picks": {picked.pick: {"trial": picked.trial.number, "words": picked.words} for picked in picks(record)},
+        "picks": {
+            picked.pick: {"trial": picked.trial.number, "words": picked.words} for picked in picks(record)
+        },
     }
 
 

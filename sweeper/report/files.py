@@ -40,7 +40,9 @@ def write_report(record: SweepRecord, folder: Path) -> dict[str, Path]:
         for name, data in made.items():
             write_atomically(folder / name, data)
     except OSError as error:
-        raise StoreError(f"cannot write the report to {folder}: {error.strerror}; choose another folder") from error
+        raise StoreError(
+            f"cannot write the report to {folder}: {error.strerror}; choose another folder"
+        ) from error
     return {name: folder / name for name in made}
 
 

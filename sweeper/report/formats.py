@@ -68,7 +68,9 @@ def _figures(trial: TrialRecord, metrics: list[str]) -> list[float | int | str]:
     cells: list[float | int | str] = []
     for name in metrics:
         reading = trial.metrics.get(name)
-        cells += ["", "", "", ""] if reading is None else [reading.median, reading.low, reading.high, reading.n]
+        cells += (
+            ["", "", "", ""] if reading is None else [reading.median, reading.low, reading.high, reading.n]
+        )
     return cells
 
 

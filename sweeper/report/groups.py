@@ -31,8 +31,12 @@ def groups_of(record: SweepRecord, metrics: tuple[str, str]) -> Groups:
                 key=lambda t: (t.metrics[metrics[0]].median, t.metrics[metrics[1]].median),
             )
         ),
-        beaten=tuple(t for t in scored if t.number not in on_front and t.state != "infeasible" and not _over(t)),
-        outside=tuple(t for t in scored if t.number not in on_front and (t.state == "infeasible" or _over(t))),
+        beaten=tuple(
+            t for t in scored if t.number not in on_front and t.state != "infeasible" and not _over(t)
+        ),
+        outside=tuple(
+            t for t in scored if t.number not in on_front and (t.state == "infeasible" or _over(t))
+        ),
         baseline=tuple(t for t in scored if t.number == record.baseline),
     )
 

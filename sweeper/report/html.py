@@ -68,7 +68,8 @@ def _policy(scripts: Iterable[str]) -> str:
     plotly writes its styles at run time, hence inline styles; its camera button makes a picture from a blob.
     """
     hashes = " ".join(
-        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'" for script in scripts
+        f"'sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}'"
+        for script in scripts
     )
     return (
         f"default-src 'none'; script-src {hashes}; style-src 'unsafe-inline'; img-src data: blob:; "

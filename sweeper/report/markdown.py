@@ -23,7 +23,9 @@ from sweeper.report.words import (
 )
 
 # What markdown would read as its own signs; `<` and `&` keep HTML out of MLflow's rendered description.
-_MEANT = str.maketrans({sign: f"\\{sign}" for sign in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"})
+_MEANT = str.maketrans(
+    {sign: f"\\{sign}" for sign in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
+)
 
 
 def markdown_report(record: SweepRecord) -> str:
@@ -103,7 +105,8 @@ def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
 
 def _picks(record: SweepRecord) -> str:
     return "\n".join(
-        f"- **{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}" for picked in picks(record)
+        f"- **{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}"
+        for picked in picks(record)
     )
 
 
@@ -120,14 +123,21 @@ def _price(record: SweepRecord) -> str:
             lines.append(f"- a million {what} tokens: {price}{kind}, at {spread(reading)} J/token")
     watts = best.trial.metrics.get("watts")
     if watts is not None:
-        lines.append(f"- an hour of decoding: {money(per_hour(watts.median, record.prices), record.prices)}{kind}")
+        lines.append(
+            f"- an hour of decoding: {money(per_hour(watts.median, record.prices), record.prices)}{kind}"
+        )
     if record.idle_watts is not None:
         kwh = kwh_per_year(record.idle_watts.median, 24)
         price = money(kwh * record.prices.per_kwh, record.prices)
-        lines.append(f"- at rest around the clock: {spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year")
+        lines.append(
+            f"- at rest around the clock: {spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year"
+        )
     if not lines:
         return ""
-    return f"## What it costs, at {record.prices.per_kwh:g} {escape(record.prices.currency)} per kWh\n\n" + "\n".join(lines)
+    return (
+        f"## What it costs, at {record.prices.per_kwh:g} {escape(record.prices.currency)} per kWh\n\n"
+        + "\n".join(lines)
+    )
 
 
 def _caveats(record: SweepRecord) -> str:
@@ -142,15 +152,28 @@ def _lost(record: SweepRecord) -> str:
 
 def _setting(record: SweepRecord) -> str:
     rows = [
-        ["machine", escape(f"{record.machine.cpu}, {record.machine.physical_cores} cores, kernel {record.machine.kernel}")],
+        [
+            "machine",
+            escape(
+                f"{record.machine.cpu}, {record.machine.physical_cores} cores, kernel {record.machine.kernel}"
+            ),
+        ],
         *(["GPU", escape(f"{gpu.name}, driver {gpu.driver}")] for gpu in record.machine.gpus),
         ["fingerprint", code(record.machine.fingerprint)],
-        ["model", escape(f"{record.model.name}, {record.model.architecture}, {record.model.parameters / 1e6:.0f}M parameters")],
+        [
+            "model",
+            escape(
+                f"{record.model.name}, {record.model.architecture}, {record.model.parameters / 1e6:.0f}M parameters"
+            ),
+        ],
         ["engine", escape(f"{record.engine.name} {record.engine.version}")],
         ["watts", escape(power_line(record.power))],
         ["trust", escape(TRUST[record.power.kind])],
         ["scope", escape(SCOPES[record.power.scope])],
-        ["objectives", escape(", ".join(f"{o.direction} {label(o.metric).title}" for o in record.objectives))],
+        [
+            "objectives",
+            escape(", ".join(f"{o.direction} {label(o.metric).title}" for o in record.objectives)),
+        ],
         ["trials", escape(tally(record))],
         ["sweep", escape(f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}")],
     ]

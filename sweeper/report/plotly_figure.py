@@ -25,7 +25,9 @@ def _traces(record: SweepRecord) -> list[dict[str, Any]]:
     marker = {"size": 6, "opacity": 0.4}
     return [
         _trace(record, groups.beaten, "beaten", "beaten", marker),
-        _trace(record, groups.outside, "outside the constraints", "outside", {**marker, "symbol": "x-thin-open"}),
+        _trace(
+            record, groups.outside, "outside the constraints", "outside", {**marker, "symbol": "x-thin-open"}
+        ),
         {**_trace(record, groups.front, "front", "front", {"size": 9}, joined=True), **_bars(record, groups)},
         _trace(record, groups.baseline, "baseline", "baseline", _ring("square", 15)),
         *_picks(record, groups),

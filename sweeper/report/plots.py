@@ -10,7 +10,14 @@ from sweeper.report.picks import marks
 from sweeper.report.words import clean, figure, is_doubtful, label
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
-BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = "#0072B2", "#D55E00", "#009E73", "#E69F00", "#999999", "#000000"
+BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = (
+    "#0072B2",
+    "#D55E00",
+    "#009E73",
+    "#E69F00",
+    "#999999",
+    "#000000",
+)
 PICK_STYLES = (("fastest", "^", VERMILLION), ("knee", "D", ORANGE), ("greenest", "v", GREEN))
 SIZE_INCHES = (9.0, 5.6)
 DPI = 140  # 1260 x 784: sharp on a phone, under 200 kB
@@ -46,13 +53,23 @@ def _draw(axes: Any, record: SweepRecord) -> None:
     rest = [t for t in scored if t.feasible and t not in front]
     outside = [t for t in scored if not t.feasible]
     _scatter(axes, rest, across, up, color=GREY, alpha=0.45, s=18, label="beaten")
-    _scatter(axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints")
+    _scatter(
+        axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints"
+    )
     ordered = sorted(front, key=lambda t: t.metrics[across].median)
     axes.plot(*_medians(ordered, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2)
     for trial in ordered:
         x, y = trial.metrics[across], trial.metrics[up]
         axes.errorbar(
-            x.median, y.median, xerr=_arms(x), yerr=_arms(y), fmt="o", color=BLUE, markersize=5, capsize=2, zorder=3
+            x.median,
+            y.median,
+            xerr=_arms(x),
+            yerr=_arms(y),
+            fmt="o",
+            color=BLUE,
+            markersize=5,
+            capsize=2,
+            zorder=3,
         )
     axes.plot([], [], "o-", color=BLUE, label="front, with 95 % intervals")
     _mark(axes, record, scored, across, up)
@@ -76,11 +93,15 @@ def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str
     named = marks(record)
     at = {t.number: (t.metrics[across].median, t.metrics[up].median) for t in scored}
     if record.baseline in at:
-        axes.plot(*at[record.baseline], "s", color=BLACK, markersize=9, fillstyle="none", label="baseline", zorder=4)
+        axes.plot(
+            *at[record.baseline], "s", color=BLACK, markersize=9, fillstyle="none", label="baseline", zorder=4
+        )
     for number, names in named.items():
         for name, marker, colour in PICK_STYLES:
             if name in names and number in at:
-                axes.plot(*at[number], marker, color=colour, markersize=9, label=name, zorder=5, linestyle="none")
+                axes.plot(
+                    *at[number], marker, color=colour, markersize=9, label=name, zorder=5, linestyle="none"
+                )
         if record.pick in names and number in at:
             axes.plot(
                 *at[number], "o", color=VERMILLION, markersize=16, markeredgewidth=2, fillstyle="none",

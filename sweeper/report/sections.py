@@ -150,7 +150,10 @@ def setting(record: SweepRecord) -> str:
     bandwidth = m.memory_bandwidth_gb_per_second
     period = power.update_period_seconds
     rows = [
-        ("model", f"{record.model.name}: {record.model.architecture}, {record.model.parameters / 1e6:,.0f} M parameters, {record.model.source}"),
+        (
+            "model",
+            f"{record.model.name}: {record.model.architecture}, {record.model.parameters / 1e6:,.0f} M parameters, {record.model.source}",
+        ),
         ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
         ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
         *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in m.gpus),
@@ -161,7 +164,10 @@ def setting(record: SweepRecord) -> str:
         ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
         ("what it sees", SCOPES[power.scope]),
         ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
-        ("workload", f"{record.workload.name}: {record.workload.prompt_tokens} prompt tokens, {record.workload.generated_tokens} generated"),
+        (
+            "workload",
+            f"{record.workload.name}: {record.workload.prompt_tokens} prompt tokens, {record.workload.generated_tokens} generated",
+        ),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
     ]
     return section("setting", "What was tuned, and on what", facts(rows))

@@ -33,7 +33,9 @@ class Axis:
         return _log_ticks(self.low, self.high, most) if self.log else _ticks(self.low, self.high, most)
 
 
-def fit(values: Iterable[float], start: float, end: float, *, margin: float = 0.06, log: bool = False) -> Axis:
+def fit(
+    values: Iterable[float], start: float, end: float, *, margin: float = 0.06, log: bool = False
+) -> Axis:
     """An axis over all ``values`` with some air at both ends; ValueError where there is none."""
     found = list(values)
     low, high = min(found), max(found)
@@ -59,7 +61,8 @@ def line(points: Sequence[Point], kind: str) -> str:
 def crosses(points: Iterable[Point], kind: str, arm: float = 3) -> str:
     """Small crosses, for points that are not to be had."""
     data = "".join(
-        f"M{x - arm:.1f} {y - arm:.1f}l{2 * arm} {2 * arm}m0 {-2 * arm}l{-2 * arm} {2 * arm}" for x, y in points
+        f"M{x - arm:.1f} {y - arm:.1f}l{2 * arm} {2 * arm}m0 {-2 * arm}l{-2 * arm} {2 * arm}"
+        for x, y in points
     )
     return f'<path class="line {kind}" d="{data}"/>' if data else ""
 

@@ -166,7 +166,8 @@ def _fitting(columns: list[Column], width: int) -> list[Column]:
         kept.remove(max(reversed(kept), key=lambda c: c.gives_way))
     if _total(kept) > width:
         kept = [
-            Column(c.head, tuple(cell.split(" ± ")[0] for cell in c.cells), c.gives_way, c.right) for c in kept
+            Column(c.head, tuple(cell.split(" ± ")[0] for cell in c.cells), c.gives_way, c.right)
+            for c in kept
         ]
     return kept
 

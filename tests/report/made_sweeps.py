@@ -61,7 +61,9 @@ def model(name: str = "llama-110m", parameters: int = 110_000_000) -> ModelRecor
         source="synthetic",
         base_quant="Q8_0",
         files={
-            quant: ModelFile(quant, f"/models/{name}.{quant}.gguf", f"{i:x}" * 64, int(size * parameters), kld)
+            quant: ModelFile(
+                quant, f"/models/{name}.{quant}.gguf", f"{i:x}" * 64, int(size * parameters), kld
+            )
             for i, (quant, (size, kld)) in enumerate(QUANTS.items())
         },
     )
@@ -269,7 +271,9 @@ def no_front(**kept: object) -> SweepRecord:
     """A sweep stopped before anything was measured twice."""
     record = sweep(**kept)  # type: ignore[arg-type]
     trials = tuple(replace(t, remeasured=False) for t in record.trials)
-    return replace(record, state="stopped", trials=trials, front=(), recommended=None, stopped_because="Ctrl-C")
+    return replace(
+        record, state="stopped", trials=trials, front=(), recommended=None, stopped_because="Ctrl-C"
+    )
 
 
 def single_point() -> SweepRecord:
@@ -282,7 +286,9 @@ def failed_only() -> SweepRecord:
     """A sweep of which no trial counts."""
     record = sweep(trials=6)
     trials = tuple(
-        TrialRecord(t.number, "failed", t.configuration, reason="libcuda.so.1: cannot open shared object file")
+        TrialRecord(
+            t.number, "failed", t.configuration, reason="libcuda.so.1: cannot open shared object file"
+        )
         for t in record.trials
     )
     return replace(

@@ -1,0 +1,263 @@
+"""Progress while a sweep runs: two live lines in a terminal, plain lines in a pipe.
+
+Nothing here runs by itself: the lines change when an event comes, so that no thread of the display wakes
+up while power is measured.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Protocol, Self
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.text import Text
+
+from sweeper.records import Configuration, Objective, PowerSource, SweepRecord, TrialRecord
+from sweeper.report.progress import Plan, Progress
+from sweeper.report.terminal import writable
+from sweeper.report.time_left import TimeLeft, in_words
+from sweeper.report.words import STATES, clean, figure, is_doubtful, label, settings, spread
+
+Clock = Callable[[], float]
+
+
+class Display(Progress, Protocol):
+    """A progress display that is entered around the sweep."""
+
+    def __enter__(self) -> Self: ...
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None: ...
+
+
+def open_progress(
+    console: Console,
+    objectives: Sequence[Objective],
+    power: PowerSource,
+    plan: Plan | None = None,
+    clock: Clock = time.monotonic,
+) -> Display:
+    """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain."""
+    story = Story(tuple(objectives), power, plan or Plan(), clock)
+    if console.is_terminal and not console.is_dumb_terminal:
+        return LiveProgress(console, story)
+    return PlainProgress(console, story)
+
+
+class Story:
+    """What has happened so far, in words; it knows no console."""
+
+    def __init__(
+        self, objectives: tuple[Objective, ...], power: PowerSource, plan: Plan, clock: Clock
+    ) -> None:
+        self.objectives = objectives
+        self.power = power
+        self._clock = clock
+        self._started = self._since = clock()
+        self._left = TimeLeft(plan)
+        self._number = self._total = 0
+        self._stage = "trial"
+        self._phase = ""
+        self._base: Configuration | None = None
+        self._best: TrialRecord | None = None
+
+    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
+        """A trial begins; its time runs from here to the next one's start."""
+        now = self._clock()
+        if self._number:
+            self._left.trial_took(now - self._since)
+        self._since = now
+        self._number, self._total = number, total
+        self._phase = ""
+        self._base = self._base or configuration
+
+    def phase(self, name: str, speed: float | None, watts: float | None) -> None:
+        """Where the trial is, with its latest figures."""
+        parts = [name]
+        if speed is not None:
+            parts.append(f"{figure(speed)} tok/s")
+        if watts is not None:
+            parts.append(f"{figure(watts)} {self._watts()}")
+        self._phase = "  ".join(parts)
+
+    def finalists(self, measurements: int) -> None:
+        """The search is over."""
+        if self._number:
+            self._left.trial_took(self._clock() - self._since)
+        self._left.finalists_started(measurements)
+        self._stage, self._number, self._total = "finalist", 0, measurements
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        """Keep the best one."""
+        self._phase = ""
+        first = self.objectives[0]
+        if trial.feasible and first.metric in trial.metrics:
+            better = self._best is None or self._beats(trial, self._best, first)
+            again = self._best is not None and trial.number == self._best.number
+            if better or again:
+                self._best = trial
+
+    @staticmethod
+    def _beats(trial: TrialRecord, best: TrialRecord, objective: Objective) -> bool:
+        new, old = trial.metrics[objective.metric].median, best.metrics[objective.metric].median
+        return new > old if objective.direction == "maximize" else new < old
+
+    def seconds_left(self) -> float | None:
+        """Seconds until the end of the sweep, or None while that is not known."""
+        now = self._clock()
+        left = self._left.seconds(max(0, self._total - self._number + 1), now - self._started)
+        # The one in flight is counted whole above: take off what it has had already.
+        return None if left is None else max(0.0, left - (now - self._since))
+
+    def now(self) -> str:
+        """``trial 12/40  decode  29.8 tok/s  224 W``."""
+        return f"{self._stage} {self._number}/{self._total}  {self._phase}".rstrip()
+
+    def outlook(self) -> str:
+        """``best so far 31.2 ± 0.2 tok/s, 210 ± 1 W (#7) · about 6 min left``."""
+        left = in_words(self.seconds_left())
+        if self._best is None:
+            return left
+        return f"best so far {self._figures(self._best)} (#{self._best.number}) · {left}"
+
+    def line(self, trial: TrialRecord) -> str:
+        """One finished trial: figures, or why there are none, and its settings."""
+        place = f"{self._stage} {self._number}/{self._total}"
+        own = settings(trial.configuration, self._base)
+        if trial.state == "complete" and trial.metrics:
+            return f"{place}  {self._figures(trial)}  {own}"
+        reason = f": {clean(trial.reason)}" if trial.reason else ""
+        return f"{place}  {STATES[trial.state]}{reason}  {own}"
+
+    def _figures(self, trial: TrialRecord) -> str:
+        shown = [o.metric for o in self.objectives if o.metric in trial.metrics]
+        return ", ".join(f"{spread(trial.metrics[m])} {self._unit(m)}" for m in shown)
+
+    def _unit(self, metric: str) -> str:
+        found = label(metric)
+        return f"{found.unit} {self.power.kind}" if found.power and is_doubtful(self.power) else found.unit
+
+    def _watts(self) -> str:
+        return f"W {self.power.kind}" if is_doubtful(self.power) else "W"
+
+
+class PlainProgress:
+    """One line for each trial that ended, and for each note: for pipes, logs and dumb terminals."""
+
+    def __init__(self, console: Console, story: Story) -> None:
+        self._console = console
+        self._story = story
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        pass
+
+    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
+        """Nothing to say before it ended."""
+        self._story.trial_started(number, total, configuration)
+
+    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
+        """Phases pass in silence: a log is read afterwards."""
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        """The trial's line, with the time left."""
+        self._story.trial_finished(trial)
+        self._print(f"{self._story.line(trial)}  ({in_words(self._story.seconds_left())})")
+
+    def note(self, text: str) -> None:
+        """The note."""
+        self._print(clean(text))
+
+    def finalists(self, measurements: int) -> None:
+        """That the search is over."""
+        self._story.finalists(measurements)
+        self._print(_finalists_line(measurements))
+
+    def finished(self, record: SweepRecord) -> None:
+        """Why it ended."""
+        self._print(_end_line(record))
+
+    def _print(self, line: str) -> None:
+        self._console.print(writable(Text(line), self._console.encoding), soft_wrap=True, highlight=False)
+
+
+class LiveProgress:
+    """Two lines that change in place, below the lines of the trials that ended."""
+
+    def __init__(self, console: Console, story: Story) -> None:
+        self._console = console
+        self._story = story
+        self._live = Live(console=console, auto_refresh=False, transient=True)
+
+    def __enter__(self) -> Self:
+        self._live.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._live.stop()
+
+    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
+        """Show which trial runs."""
+        self._story.trial_started(number, total, configuration)
+        self._show()
+
+    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
+        """Show the phase with its latest figures."""
+        self._story.phase(name, speed, watts)
+        self._show()
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        """Keep the trial's line above the live ones."""
+        self._story.trial_finished(trial)
+        style = "" if trial.feasible else "yellow"
+        self._print(self._story.line(trial), style)
+        self._show()
+
+    def note(self, text: str) -> None:
+        """Keep the note above the live lines."""
+        self._print(clean(text), "yellow", whole=True)
+
+    def finalists(self, measurements: int) -> None:
+        """Say that the search is over."""
+        self._story.finalists(measurements)
+        self._print(_finalists_line(measurements), "bold")
+        self._show()
+
+    def finished(self, record: SweepRecord) -> None:
+        """Take the live lines away; say why it ended."""
+        self._live.update(Text(), refresh=True)
+        self._print(_end_line(record), "bold")
+
+    def _show(self) -> None:
+        lines = [Text(self._story.now(), style="bold"), Text(self._story.outlook(), style="dim")]
+        self._live.update(Group(*(self._fitted(line) for line in lines)), refresh=True)
+
+    def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
+        text = Text(line, style=style)
+        self._console.print(writable(text, self._console.encoding) if whole else self._fitted(text))
+
+    def _fitted(self, line: Text) -> Text:
+        """One row of the terminal: a line that wraps would leave its rest behind when it changes."""
+        fitted = writable(line, self._console.encoding)
+        fitted.truncate(self._console.width, overflow="crop")
+        fitted.no_wrap = True
+        return fitted
+
+
+def _finalists_line(measurements: int) -> str:
+    return f"search over: the best are measured again, {measurements} measurements"
+
+
+def _end_line(record: SweepRecord) -> str:
+    because = f": {clean(record.stopped_because)}" if record.stopped_because else ""
+    return f"sweep {clean(record.sweep)} {record.state}{because}"

@@ -1,0 +1,74 @@
+"""What a sweep tells while it runs. The loop calls these; what shows them is chosen elsewhere."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from sweeper.records import Configuration, SweepRecord, TrialRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is known before the first trial, for the estimate of the time left.
+
+    ``finalist_measurements`` is how many measurements are expected after the search, and
+    ``finalist_cost`` what one of them costs relative to a trial of the search, for example 2.0.
+    """
+
+    finalist_measurements: int = 0
+    finalist_cost: float = 1.0
+    minutes: float | None = None  # the search ends after so many minutes, whatever is left
+
+
+class Progress(Protocol):
+    """Events of one sweep, in the order in which they come. None of them may raise or take long."""
+
+    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
+        """The ``number``-th of ``total`` begins, counted from 1; earlier trials of a resumed sweep count.
+
+        After :meth:`finalists` both count the measurements of that stage.
+        """
+        ...
+
+    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
+        """``load``, ``warm-up``, ``prefill`` or ``decode`` is under way, with tok/s and W as far as known."""
+        ...
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        """The trial that was started last is over, whatever became of it."""
+        ...
+
+    def note(self, text: str) -> None:
+        """One line that the user must see, now."""
+        ...
+
+    def finalists(self, measurements: int) -> None:
+        """The search is over: the candidates are measured again, in so many measurements."""
+        ...
+
+    def finished(self, record: SweepRecord) -> None:
+        """The sweep is over and recorded."""
+        ...
+
+
+class Silent:
+    """A :class:`Progress` that shows nothing."""
+
+    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
+        """Shown nowhere."""
+
+    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
+        """Shown nowhere."""
+
+    def trial_finished(self, trial: TrialRecord) -> None:
+        """Shown nowhere."""
+
+    def note(self, text: str) -> None:
+        """Shown nowhere."""
+
+    def finalists(self, measurements: int) -> None:
+        """Shown nowhere."""
+
+    def finished(self, record: SweepRecord) -> None:
+        """Shown nowhere."""

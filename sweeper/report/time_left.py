@@ -1,0 +1,81 @@
+"""How long a sweep will still take, from what its trials have cost so far. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from statistics import fmean, median
+
+from sweeper.report.progress import Plan
+
+# Trials of the last third of a search cost what trials near the front cost, so old ones are forgotten; with
+# fewer than this many a single model load would rule the estimate.
+RECENT = 20
+# The first trial makes what later ones find made (quantised files, warm page cache).
+FIRST_COUNTS_WHILE_FEWER_THAN = 3
+# One trial that waited for heat or ran into its time-out says little about the next: it counts as at most
+# so many medians. The mean, not the median, of the rest: loads and failures make costs bimodal, and the sum
+# of what is left follows the mean.
+CLIP_AT_MEDIANS = 4.0
+
+
+class TimeLeft:
+    """Collects the wall time of trials, in seconds from start to start, and says what is left."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._trials: list[float] = []
+        self._finalists: list[float] = []
+        self._in_finalists = False
+        self._measurements = plan.finalist_measurements
+
+    def trial_took(self, seconds: float) -> None:
+        """One more trial, or one more measurement of a finalist, is over."""
+        (self._finalists if self._in_finalists else self._trials).append(seconds)
+
+    def finalists_started(self, measurements: int) -> None:
+        """The search is over; so many measurements follow."""
+        self._in_finalists = True
+        self._measurements = measurements
+
+    def seconds(self, trials_left: int, elapsed: float = 0.0) -> float | None:
+        """Seconds left, or None while nothing is known.
+
+        ``trials_left`` counts the one in flight; in the finalists' stage it counts measurements.
+        ``elapsed`` is the time since the sweep started, for a search that is bounded in minutes.
+        """
+        if self._in_finalists:
+            each = typical(self._finalists) if self._finalists else self._finalist_seconds()
+            return None if each is None else trials_left * each
+        each = typical(self._trials)
+        after = self._finalist_seconds()
+        if each is None or after is None:
+            return None
+        search = trials_left * each
+        if self._plan.minutes is not None:
+            search = min(search, max(0.0, self._plan.minutes * 60 - elapsed))
+        return search + self._measurements * after
+
+    def _finalist_seconds(self) -> float | None:
+        each = typical(self._trials)
+        return None if each is None else each * self._plan.finalist_cost
+
+
+def typical(costs: Sequence[float]) -> float | None:
+    """What the next trial will cost in seconds, judging by the recent ones; None without any."""
+    counted = costs[1:] if len(costs) >= FIRST_COUNTS_WHILE_FEWER_THAN else costs
+    recent = counted[-RECENT:]
+    if not recent:
+        return None
+    most = CLIP_AT_MEDIANS * median(recent)
+    return fmean(min(cost, most) for cost in recent)
+
+
+def in_words(seconds: float | None) -> str:
+    """``about 6 min left``; coarse on purpose, for the estimate is."""
+    if seconds is None:
+        return "time left not known yet"
+    if seconds < 50:
+        return f"about {max(5, round(seconds / 5) * 5)} s left"
+    if seconds < 5400:
+        return f"about {max(1, round(seconds / 60))} min left"
+    return f"about {seconds / 3600:.1f} h left"
