@@ -29,8 +29,6 @@ STATE_SECONDS = 0.5
 BESIDE_WAIT_SECONDS = 1.0
 # A sensor whose period was not found out is taken to refresh this often: NVML's usual value.
 UNKNOWN_PERIOD_SECONDS = 0.1
-# Screening windows are to span 50 update periods (MEASUREMENT.md, "Per trial", 4).
-SHORT_WINDOW_PERIODS = 50
 # A cap met in one sample of twenty is a cap that shapes the figure; a single sample can be a start-up spike.
 CAPPED_SHARE = 0.05
 
@@ -53,7 +51,8 @@ class Sampler:
         self.before_latest: Sample | None = None
         self.latest_state: DeviceState | None = None
         self.busy_seconds = 0.0  # processor time that the thread has used
-        self._period = 1.0 / hz
+        # More than two looks at each refreshed value tell nothing new, and cost the slow sensors dearly.
+        self._period = max(1.0 / hz, min(RESTING_SECONDS, (sensor.source.update_period_seconds or 0.0) / 2))
         self._clock = clock
         self._takes: list[_Take] = []
         self._next_state = float("-inf")
@@ -259,7 +258,8 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
         reason=reason,
         samples=integral.samples,
         largest_gap_seconds=integral.largest_gap_seconds,
-        error_fraction=integral.error_fraction,
+        # An estimate errs by its ratings, and nobody knows how far; the error of its sampling says nothing.
+        error_fraction=None if source.kind == "estimated" else integral.error_fraction,
         temperature_start_celsius=temperatures[0] if temperatures else None,
         temperature_end_celsius=temperatures[-1] if temperatures else None,
         temperature_max_celsius=max(temperatures, default=None),
@@ -273,10 +273,11 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
 
 
 def _with_caveats(reading: EnergyReading, known: tuple[Caveat, ...]) -> EnergyReading:
-    """Add what this window itself shows to what is known of the sensor."""
-    period = reading.source.update_period_seconds
+    """Add what this window itself shows to what is known of the sensor.
+
+    Whether it is short is not judged here: the windows of one trial count together.
+    """
     shown = {
-        Caveat.SHORT_WINDOW: period is not None and reading.seconds < SHORT_WINDOW_PERIODS * period,
         Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in reading.throttle_reasons),
         Caveat.POWER_CAPPED: reading.capped_share is not None and reading.capped_share >= CAPPED_SHARE,
         Caveat.BUSY_MACHINE: bool(reading.other_processes),

@@ -1,0 +1,169 @@
+"""Sensors made of sensors: the sum of several devices of one scope, and a sensor with what its check found.
+
+Different scopes are never added: a GPU inside a package, or a package behind a wall plug, would count twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from sweeper.errors import ConfigError, ReadingFailed
+from sweeper.power.base import DeviceState, Sample, Sensor
+from sweeper.records import Caveat, PowerSource
+
+if TYPE_CHECKING:
+    from sweeper.power.trust import Trust
+
+
+class SumSensor:
+    """Several devices of one kind and scope, such as the GPUs over which a model is split."""
+
+    def __init__(self, sensors: Sequence[Sensor]) -> None:
+        """Open nothing yet. ``sensors`` are read one after the other, within a few ms."""
+        if not sensors:
+            raise ConfigError("no sensor to add up")
+        self._sensors = tuple(sensors)
+
+    @property
+    def source(self) -> PowerSource:
+        """The first one's source, over all devices; the longest update period."""
+        sources = [sensor.source for sensor in self._sensors]
+        periods = [s.update_period_seconds for s in sources if s.update_period_seconds is not None]
+        notes = dict.fromkeys(s.note for s in sources if s.note)
+        total = f"the sum of {len(sources)} devices"
+        return replace(
+            sources[0],
+            update_period_seconds=max(periods, default=None),
+            device="+".join(s.device or "?" for s in sources),
+            note="; ".join([total, *notes]),
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """Those of every device."""
+        return tuple(dict.fromkeys(c for sensor in self._sensors for c in sensor.caveats))
+
+    @property
+    def driver(self) -> str | None:
+        """The first device's driver."""
+        return getattr(self._sensors[0], "driver", None)
+
+    def open(self) -> None:
+        """Open all of them, or none.
+
+        Raises:
+            SensorMissingError: one is not there.
+            ConfigError: they are of different scopes or read through different interfaces.
+        """
+        opened: list[Sensor] = []
+        try:
+            for sensor in self._sensors:
+                sensor.open()
+                opened.append(sensor)
+            self._demand_alike()
+        except Exception:
+            for sensor in opened:
+                sensor.close()
+            raise
+
+    def read(self) -> Sample:
+        """The sum, at the mean moment.
+
+        Raises:
+            ReadingFailed: one of them gave nothing; a sum without it would be too low.
+        """
+        samples = [sensor.read() for sensor in self._sensors]
+        joules = [s.energy_joules for s in samples]
+        watts = [s.power_watts for s in samples]
+        return Sample(
+            sum(s.monotonic_seconds for s in samples) / len(samples),
+            energy_joules=None if None in joules else sum(j for j in joules if j is not None),
+            power_watts=None if None in watts else sum(w for w in watts if w is not None),
+            epoch=sum(s.epoch for s in samples),
+        )
+
+    def state(self) -> DeviceState:
+        """The hottest, the mean clock, every reason, all limits added."""
+        states = [sensor.state() for sensor in self._sensors]
+        temperatures = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
+        clocks = [s.clock_mhz for s in states if s.clock_mhz is not None]
+        capped = [s.power_capped for s in states if s.power_capped is not None]
+        limits = [s.enforced_limit_watts for s in states]
+        others = [s.other_processes for s in states if s.other_processes is not None]
+        return DeviceState(
+            temperature_celsius=max(temperatures, default=None),
+            clock_mhz=sum(clocks) / len(clocks) if clocks else None,
+            throttle_reasons=tuple(sorted({reason for s in states for reason in s.throttle_reasons})),
+            power_capped=any(capped) if capped else None,
+            enforced_limit_watts=None if None in limits else sum(w for w in limits if w is not None),
+            other_processes=max(others, default=None),
+        )
+
+    def close(self) -> None:
+        """Close all of them."""
+        for sensor in self._sensors:
+            sensor.close()
+
+    def _demand_alike(self) -> None:
+        sources = [sensor.source for sensor in self._sensors]
+        if len({(s.name, s.scope) for s in sources}) > 1:
+            told = ", ".join(f"{s.device}: {s.name} ({s.scope})" for s in sources)
+            raise ConfigError(f"watts of different scopes do not add up ({told}): name one with power.device")
+
+
+class TrustedSensor:
+    """A sensor with what its trust check found: update period, caveats, and no counter that stands still."""
+
+    def __init__(self, sensor: Sensor, trust: Trust) -> None:
+        """Wrap ``sensor``; ``trust`` is of this device, driver and kernel."""
+        self._sensor = sensor
+        self._trust = trust
+
+    @property
+    def source(self) -> PowerSource:
+        """The sensor's source with the update period that was found."""
+        source = self._sensor.source
+        interface = source.interface
+        if self._trust.counter_stands_still:
+            interface = f"power instead of {interface}, which stands still"
+        period = self._trust.period_seconds
+        return replace(
+            source,
+            interface=interface,
+            update_period_seconds=source.update_period_seconds if period is None else period,
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """The sensor's, and a conflict where counter and power disagree."""
+        found = (Caveat.SENSOR_CONFLICT,) if self._trust.in_conflict else ()
+        return tuple(dict.fromkeys((*self._sensor.caveats, *found)))
+
+    def open(self) -> None:
+        """As the sensor."""
+        self._sensor.open()
+
+    def read(self) -> Sample:
+        """As the sensor, without the energy of a counter that stands still.
+
+        Raises:
+            ReadingFailed: nothing is left to read.
+        """
+        sample = self._sensor.read()
+        if not self._trust.counter_stands_still:
+            return sample
+        if sample.power_watts is None:
+            raise ReadingFailed(
+                f"{self._sensor.source.interface} stands still, and there is no power reading"
+            )
+        return replace(sample, energy_joules=None)
+
+    def state(self) -> DeviceState:
+        """As the sensor."""
+        return self._sensor.state()
+
+    def close(self) -> None:
+        """As the sensor."""
+        self._sensor.close()
