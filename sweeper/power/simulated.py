@@ -1,0 +1,111 @@
+"""The power meter and the limits of machines in virtual time, simulated or replayed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from types import TracebackType
+from typing import Self
+
+from sweeper.errors import LimitRefused
+from sweeper.power.base import LimitInForce, LimitRange
+from sweeper.records import EnergyReading, PowerSource
+from sweeper.virtual_time import PowerTrace
+
+SIMULATED_SOURCE = PowerSource(
+    name="simulated",
+    interface="analytic model",
+    scope="simulated",
+    kind="simulated",
+    update_period_seconds=0.01,
+    note="no sensor: watts follow from a formula",
+)
+
+
+class SimulatedMeter:
+    """A `PowerMeter` that reads what the engine wrote into its power trace."""
+
+    def __init__(
+        self, trace: PowerTrace, clock: Callable[[], float], source: PowerSource = SIMULATED_SOURCE
+    ) -> None:
+        self._trace = trace
+        self._clock = clock
+        self._source = source
+
+    @property
+    def source(self) -> PowerSource:
+        """Where these watts come from."""
+        return self._source
+
+    @property
+    def update_period_seconds(self) -> float:
+        """The update period of the source, in s."""
+        return self._source.update_period_seconds or 0.0
+
+    @contextmanager
+    def window(self) -> Iterator[SimulatedWindow]:
+        """A window over whatever runs inside the block."""
+        yield SimulatedWindow(self._trace, self._source)
+
+    def watts_now(self) -> float | None:
+        """Power now, in W."""
+        return self._trace.watts_at(self._clock())
+
+    def temperature_celsius(self) -> float | None:
+        """Unknown: nothing here gets warm."""
+        return None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Nothing is held."""
+
+
+class SimulatedWindow:
+    """A `PowerWindow` on a power trace."""
+
+    def __init__(self, trace: PowerTrace, source: PowerSource) -> None:
+        self._trace = trace
+        self._source = source
+
+    def reading(self, started: float, ended: float) -> EnergyReading:
+        """Energy between two moments of virtual time."""
+        return EnergyReading(self._source, ended - started, self._trace.joules(started, ended), samples=2)
+
+
+class SimulatedLimits:
+    """A `LimitControl` over named ranges. It only remembers: the engine applies a configuration's limits."""
+
+    def __init__(self, ranges: Mapping[str, LimitRange]) -> None:
+        self._ranges = dict(ranges)
+        self.in_force: dict[str, int | None] = {name: r.found for name, r in self._ranges.items()}
+
+    def ranges(self) -> Mapping[str, LimitRange]:
+        """The limits of this machine."""
+        return self._ranges
+
+    def reasons(self) -> Mapping[str, str]:
+        """Empty: what this machine has can be set."""
+        return {}
+
+    def set(self, name: str, value: int | None) -> LimitInForce:
+        """Set a limit; raises LimitRefused outside its range."""
+        if name not in self._ranges:
+            raise LimitRefused(f"this simulated machine has no {name}")
+        limits = self._ranges[name]
+        if value is not None and not limits.low <= value <= limits.high:
+            raise LimitRefused(f"{name}={value} is outside {limits.low} to {limits.high}")
+        self.in_force[name] = limits.found if value is None else value
+        return LimitInForce(name, value, self.in_force[name])
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give back what was found."""
+        self.in_force = {name: r.found for name, r in self._ranges.items()}
