@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from importlib import resources
 
 from sweeper.records import SweepRecord
-from sweeper.report import sections
+from sweeper.report import cost_sections, parameter_sections, search_sections, sections
 from sweeper.report.pieces import text
 from sweeper.report.plotly_figure import figure_json
 
@@ -45,7 +45,14 @@ def _sections(record: SweepRecord) -> Iterable[str]:
     yield sections.front(record)
     yield sections.picked(record)
     yield sections.caveats(record)
+    yield cost_sections.phases(record)
+    yield cost_sections.money_section(record)
+    yield cost_sections.ceiling_section(record)
+    yield parameter_sections.parameters(record)
+    yield search_sections.lost(record)
+    yield search_sections.search(record)
     yield sections.setting(record)
+    yield search_sections.again(record)
 
 
 @functools.cache

@@ -41,16 +41,38 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
     return f"<dl>{body}</dl>" if body else ""
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kinds: Sequence[str] = ()) -> str:
-    """A table of plain cells; ``kinds`` are the rows' classes. It scrolls by itself where it is too wide."""
-    head = "".join(f"<th>{text(name)}</th>" for name in heads)
-    body = "".join(
+Cell = str | tuple[str, str]
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], kinds: Sequence[str] = ()) -> str:
+    """A table; a cell of two texts has the second in small below. ``kinds`` are the rows' classes.
+
+    Columns of words stand left, columns of figures right; a table that is too wide scrolls by itself.
+    """
+    body = list(rows)
+    sides = [_side([row[column] for row in body]) for column in range(len(heads))]
+    head = "".join(f'<th class="{side}">{text(name)}</th>' for name, side in zip(heads, sides, strict=True))
+    lines = "".join(
         f'<tr class="{kinds[index] if index < len(kinds) else ""}">'
-        + "".join(f"<td>{text(cell)}</td>" for cell in cells)
+        + "".join(f'<td class="{side}">{_cell(cell)}</td>' for cell, side in zip(cells, sides, strict=True))
         + "</tr>"
-        for index, cells in enumerate(rows)
+        for index, cells in enumerate(body)
     )
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
+
+
+def _cell(cell: Cell) -> str:
+    if isinstance(cell, str):
+        return text(cell)
+    return text(cell[0]) + (f"<small>{text(cell[1])}</small>" if cell[1] else "")
+
+
+def _side(cells: Sequence[Cell]) -> str:
+    """``figures`` where every entry begins with a digit or is missing, else ``words``."""
+    firsts = [cell if isinstance(cell, str) else cell[0] for cell in cells]
+    money_signs = "€$£"
+    is_figures = all(not entry or entry[0].isdigit() or entry[0] in money_signs + "–−" for entry in firsts)
+    return "figures" if is_figures else "words"
 
 
 def fold(summary: str, body: str) -> str:

@@ -1,4 +1,4 @@
-"""The page's parts, the answer first: each takes the record and gives HTML, or nothing where it has nothing."""
+"""The page's parts, the answer first: each takes the record and gives HTML, or nothing where it has none."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines
 from sweeper.report.front_drawing import front_svg
 from sweeper.report.picks import marks, next_commands, picks, recommended
-from sweeper.report.pieces import command, facts, fold, items, paragraph, section, table, text
+from sweeper.report.pieces import Cell, command, facts, fold, items, paragraph, section, table, text
 from sweeper.report.words import (
     MISSING,
     SCOPES,
@@ -17,6 +17,7 @@ from sweeper.report.words import (
     head,
     is_doubtful,
     label,
+    model_line,
     power_line,
     settings,
     spread,
@@ -42,7 +43,7 @@ def answer(record: SweepRecord) -> str:
         f'<p class="soft">sweep {text(record.sweep)} · {text(tally(record))} · {text(record.updated_utc)}</p>'
         "</header>"
     )
-    trust = f"Watts are {record.power.kind}: {TRUST[record.power.kind]}."
+    trust = f"Watts are {TRUST[record.power.kind]}."
     banner = paragraph(trust, "warn") if is_doubtful(record.power) else ""
     if record.engine.simulated:
         banner = paragraph("Everything here is simulated: no figure was measured on a real machine.", "warn")
@@ -108,21 +109,29 @@ def _front_table(record: SweepRecord) -> str:
     extra = ("joules_per_token", "prompt_tokens_per_second", "kl_divergence")
     wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
     metrics = [m for m in wanted if any(m in t.metrics for t in rows)]
-    cells, kinds = [], []
+    cells: list[list[Cell]] = []
+    kinds = []
     for t in rows:
         is_base = base is not None and t.number == base.number
         who = [*(["baseline"] if is_base else []), *named.get(t.number, ())]
-        values = [_against(t, None if is_base else base, metric) for metric in metrics]
-        own = settings(t.configuration, base.configuration if base else None)
-        cells.append([f"#{t.number} {', '.join(who)}".strip(), *values, own])
+        own = (
+            "the engine's default"
+            if is_base
+            else settings(t.configuration, base.configuration if base else None)
+        )
+        cells.append(
+            [
+                (f"#{t.number} {', '.join(who)}".strip(), own),
+                *(_against(t, None if is_base else base, metric) for metric in metrics),
+            ]
+        )
         kinds.append("pick" if record.pick in who else "baseline" if is_base else "")
-    return table(["trial", *(head(m, record.power) for m in metrics), "against the default"], cells, kinds)
+    return table(["trial", *(head(m, record.power) for m in metrics)], cells, kinds)
 
 
-def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
+def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
     reading = trial.metrics.get(metric)
-    against = change(reading, base.metrics.get(metric)) if base is not None else ""
-    return spread(reading) + (f" ({against})" if against else "")
+    return spread(reading), change(reading, base.metrics.get(metric)) if base is not None else ""
 
 
 def picked(record: SweepRecord) -> str:
@@ -146,14 +155,11 @@ def caveats(record: SweepRecord) -> str:
 
 def setting(record: SweepRecord) -> str:
     """What was tuned, on what machine, with which sensor and how far to trust it."""
-    m, power = record.machine, record.power
+    m, power, w = record.machine, record.power, record.workload
     bandwidth = m.memory_bandwidth_gb_per_second
     period = power.update_period_seconds
     rows = [
-        (
-            "model",
-            f"{record.model.name}: {record.model.architecture}, {record.model.parameters / 1e6:,.0f} M parameters, {record.model.source}",
-        ),
+        ("model", model_line(record)),
         ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
         ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
         *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in m.gpus),
@@ -164,10 +170,7 @@ def setting(record: SweepRecord) -> str:
         ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
         ("what it sees", SCOPES[power.scope]),
         ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
-        (
-            "workload",
-            f"{record.workload.name}: {record.workload.prompt_tokens} prompt tokens, {record.workload.generated_tokens} generated",
-        ),
+        ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
     ]
     return section("setting", "What was tuned, and on what", facts(rows))

@@ -164,3 +164,10 @@ def tally(record: SweepRecord) -> str:
     parts = ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n)
     plural = "trial" if len(record.trials) == 1 else "trials"
     return f"{len(record.trials)} {plural}" + (f": {parts}" if parts else "")
+
+
+def model_line(record: SweepRecord) -> str:
+    """``llama-110m: llama, 110 M parameters, synthetic``."""
+    model = record.model
+    size = f"{model.parameters / 1e9:.3g} G" if model.parameters >= 1e9 else f"{model.parameters / 1e6:.3g} M"
+    return clean(f"{model.name}: {model.architecture}, {size} parameters, {model.source}")

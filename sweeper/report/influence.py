@@ -1,0 +1,95 @@
+"""How much each parameter, by itself, has to do with each objective. Pure.
+
+The measure is epsilon squared: the share of an objective's spread (of its logarithm, so that ratios count)
+that lies between the groups of trials with different values of the parameter, less what groups of that
+number would show by chance. It needs no model, is 0 for a parameter that does nothing, and takes what was
+tried as it was tried: it knows nothing of combinations, and a search that tried few values of a parameter,
+or only together with others, limits what can be seen. Shares need not add up to 1.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+from typing import Any
+
+from sweeper.records import SweepRecord
+from sweeper.report.words import searched
+
+LEAST_TRIALS = 12  # with fewer, chance alone gives shares that look like something
+MOST_GROUPS = 5  # numeric parameters with more values are cut into groups of about equal size
+LEAST_SPREAD = 1e-9  # in squared logarithms; below this nothing moved the objective at all
+
+
+@dataclass(frozen=True, slots=True)
+class Influence:
+    """One parameter's influence on one metric: its share (0 to 1) and the group medians' largest ratio."""
+
+    parameter: str
+    metric: str
+    share: float
+    ratio: float
+    points: tuple[tuple[Any, float], ...]  # (value, metric's median) of each trial that counts
+
+
+def influences(record: SweepRecord) -> tuple[tuple[Influence, ...], ...]:
+    """For each searched parameter its influence on each objective; the most telling parameter first.
+
+    Empty where fewer than ``LEAST_TRIALS`` trials gave figures.
+    """
+    metrics = [objective.metric for objective in record.objectives]
+    rows = []
+    for parameter in searched(record):
+        found = [one for metric in metrics if (one := influence(record, parameter, metric)) is not None]
+        if len(found) == len(metrics):
+            rows.append(tuple(found))
+    return tuple(sorted(rows, key=lambda row: -max(one.share for one in row)))
+
+
+def influence(record: SweepRecord, parameter: str, metric: str) -> Influence | None:
+    """One parameter's influence on one metric, or None where too little was tried to say."""
+    points = tuple(
+        (t.configuration.to_dict()[parameter], t.metrics[metric].median)
+        for t in record.trials
+        if metric in t.metrics and t.metrics[metric].median > 0
+    )
+    groups = _groups(points)
+    if len(points) < LEAST_TRIALS or len(groups) < 2 or len(points) <= len(groups):
+        return None
+    medians = [math.exp(median(group)) for group in groups]
+    return Influence(parameter, metric, _epsilon_squared(groups), max(medians) / min(medians), points)
+
+
+def _epsilon_squared(groups: Sequence[Sequence[float]]) -> float:
+    everything = [value for group in groups for value in group]
+    total = _squares(everything) / (len(everything) - 1)
+    if total < LEAST_SPREAD:
+        return 0.0
+    within = sum(_squares(group) for group in groups) / (len(everything) - len(groups))
+    return max(0.0, 1 - within / total)
+
+
+def _squares(values: Sequence[float]) -> float:
+    mean = fmean(values)
+    return math.fsum((value - mean) ** 2 for value in values)
+
+
+def _groups(points: Sequence[tuple[Any, float]]) -> list[list[float]]:
+    """Logarithms of the metric by the parameter's value, or by groups of neighbouring values."""
+    values = {value for value, _ in points}
+    if len(values) > MOST_GROUPS and all(_is_number(value) for value in values):
+        ordered = sorted(point[0] for point in points)
+        edges = sorted({ordered[len(ordered) * k // MOST_GROUPS] for k in range(1, MOST_GROUPS)})
+        keys = {value: sum(value >= edge for edge in edges) for value in values}
+    else:
+        keys = {value: index for index, value in enumerate(values)}
+    grouped: dict[int, list[float]] = {}
+    for value, figure in points:
+        grouped.setdefault(keys[value], []).append(math.log(figure))
+    return list(grouped.values())
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
