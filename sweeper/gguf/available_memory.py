@@ -1,0 +1,57 @@
+"""How much of the host's memory a new process can take."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+_KIB_PER_MIB = 1024
+_BYTES_PER_MIB = 1 << 20
+
+
+def host_available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float | None:
+    """MiB that can be taken without swapping, within the limits of this process's control groups.
+
+    None where the system does not say.
+    """
+    known = [mib for mib in (_system(proc / "meminfo"), *_groups(proc, cgroups)) if mib is not None]
+    return min(known, default=None)
+
+
+def _system(meminfo: Path) -> float | None:
+    try:
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return int(line.split()[1]) / _KIB_PER_MIB
+    except (OSError, ValueError, IndexError):
+        return None
+    return None
+
+
+def _groups(proc: Path, cgroups: Path) -> list[float | None]:
+    """What is left in this process's group and in each above it (control groups, version 2)."""
+    try:
+        lines = (proc / "self" / "cgroup").read_text().splitlines()
+    except OSError:
+        return []
+    path = next((line[3:].strip("/") for line in lines if line.startswith("0::")), None)
+    if path is None or ".." in path.split("/"):
+        return []
+    folder = cgroups / path
+    found = [_group(folder)]
+    while folder != cgroups and cgroups in folder.parents:
+        folder = folder.parent
+        found.append(_group(folder))
+    return found
+
+
+def _group(folder: Path) -> float | None:
+    try:
+        limit = int((folder / "memory.max").read_text())  # "max" is no number: no limit
+        used = int((folder / "memory.current").read_text())
+        # Cached pages of files count as used, and are given up when memory is needed.
+        for line in (folder / "memory.stat").read_text().splitlines():
+            if line.startswith("inactive_file "):
+                used -= int(line.split()[1])
+    except (OSError, ValueError, IndexError):
+        return None
+    return max(0.0, (limit - used) / _BYTES_PER_MIB)
