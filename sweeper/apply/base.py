@@ -93,6 +93,11 @@ class Target(Protocol):
         """The port that this kind of server listens on by default."""
         ...
 
+    @property
+    def default_folder(self) -> Path:
+        """Where its files go when neither a file nor a folder is named."""
+        ...
+
     def draft(self, request: Request) -> Draft:
         """What to write. Reads the files that it merges into and changes nothing.
 

@@ -7,6 +7,7 @@ defaults are not llama.cpp's, so every key is written.
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -76,6 +77,7 @@ class LlamaCppPython:
     name: str = "llama-cpp-python"
     summary: str = "JSON file for `python -m llama_cpp.server --config_file`"
     default_port: int = 8000
+    default_folder: Path = Path()
 
     def draft(self, request: Request) -> Draft:
         """The file with our model first, since the server loads its first model; others stay in it."""
@@ -92,7 +94,7 @@ class LlamaCppPython:
             "models": [{**before, **ours}, *others],
         }
         text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        argv = ("python", "-m", "llama_cpp.server", "--config_file", str(path))
+        argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
         return Draft(
             files=(change(path, text, _says(existing, others)),),
             commands=(Command("start the server", argv, request.environment),),

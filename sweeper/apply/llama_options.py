@@ -9,6 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sweeper.apply.base import LOOPBACK, Request, on_off
+from sweeper.apply.names import refuse_characters
+from sweeper.errors import UsageError
 from sweeper.records import Configuration
 
 
@@ -36,6 +38,17 @@ class Option:
         if self.switch:
             own.add(f"no-{self.key}")
         return frozenset(own)
+
+
+def check_alias(name: str) -> None:
+    """llama-server splits ``--alias`` at commas and strips the parts.
+
+    Raises:
+        UsageError: where that would change the name.
+    """
+    refuse_characters("the name", name, ",", "llama-server would split it; choose another with --name")
+    if name != name.strip():
+        raise UsageError(f"the name {name!r} begins or ends with a space: choose another with --name")
 
 
 def load_mode(configuration: Configuration) -> str:
@@ -83,6 +96,7 @@ def server_argv(
     port: str | None = None,
 ) -> tuple[str, ...]:
     """The plain command line that serves this one model; ``model_path`` is the path as the server sees it."""
+    check_alias(request.name)
     words = [program]
     for option in model_options(request):
         if option.key == "model" and model_path is not None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
 from sweeper.apply.llama_options import Option, model_options, server_argv
@@ -26,6 +27,7 @@ class LlamaServer:
     name: str = "llama-server"
     summary: str = "preset file for `llama-server --models-preset`, and the plain command line"
     default_port: int = 8080
+    default_folder: Path = Path()
 
     def draft(self, request: Request) -> Draft:
         """The preset with our section in it; what else the file holds stays as it is."""

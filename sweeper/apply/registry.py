@@ -3,14 +3,33 @@
 from __future__ import annotations
 
 from sweeper.apply.base import Target
+from sweeper.apply.compose import Compose
+from sweeper.apply.env import Env
 from sweeper.apply.llama_cpp_python import LlamaCppPython
 from sweeper.apply.llama_server import LlamaServer
+from sweeper.apply.llama_swap import LlamaSwap
+from sweeper.apply.lm_studio import LmStudio
+from sweeper.apply.ollama import Ollama
+from sweeper.apply.python_snippet import PythonSnippet
+from sweeper.apply.systemd import Systemd
+from sweeper.apply.textgen import Textgen
 from sweeper.errors import UsageError
 
 
 def targets() -> tuple[Target, ...]:
     """Every target, in the order in which help shows them."""
-    return (LlamaServer(), LlamaCppPython())
+    return (
+        LlamaServer(),
+        LlamaCppPython(),
+        Ollama(),
+        LlamaSwap(),
+        Textgen(),
+        Compose(),
+        Systemd(),
+        Env(),
+        PythonSnippet(),
+        LmStudio(),
+    )
 
 
 def target_names() -> tuple[str, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -24,7 +24,7 @@ class Options:
     name: str | None = None
     port: int | None = None
     file: Path | None = None  # the target's main file
-    folder: Path = field(default_factory=Path)  # for files of targets that name them themselves
+    folder: Path | None = None  # for files of targets that name them themselves
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,9 +114,9 @@ def plan(
             "the name", options.name or alias_for(record.model.name, trial.configuration.quant, words)
         ),
         port=_port(options.port or place.default_port),
-        folder=options.folder,
+        folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
-        environment=_environment(trial),
+        environment=_environment(record),
         power_device=_power_device(record),
     )
     draft = place.draft(request)
@@ -226,12 +226,16 @@ def _port(port: int) -> int:
     return port
 
 
-def _environment(trial: TrialRecord) -> Mapping[str, str]:
-    """What the engine says it ran under and that decides speed, as OMP_WAIT_POLICY."""
-    value = trial.in_force.get("environment", {})
-    return (
-        {str(k): check_text(str(k), str(v)) for k, v in value.items()} if isinstance(value, Mapping) else {}
-    )
+def _environment(record: SweepRecord) -> Mapping[str, str]:
+    """The variables that the engine's worker was given, as OMP_WAIT_POLICY: the server needs them too."""
+    engine = record.config.get("engine")
+    given = engine.get("environment") if isinstance(engine, Mapping) else None
+    if not isinstance(given, Mapping):
+        return {}
+    return {
+        check_text("an environment variable", str(k)): check_text(f"the variable {k}", str(v))
+        for k, v in given.items()
+    }
 
 
 def _power_device(record: SweepRecord) -> str | None:

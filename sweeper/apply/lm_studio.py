@@ -1,0 +1,65 @@
+"""LM Studio: it documents no file for a model's settings, so these are the steps."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.apply.base import Draft, Request, on_off
+from sweeper.records import Configuration
+
+
+@dataclass(frozen=True, slots=True)
+class LmStudio:
+    """Steps in LM Studio's window."""
+
+    name: str = "lm-studio"
+    summary: str = "the steps in LM Studio, which has no file for a model's settings"
+    default_port: int = 1234
+    default_folder: Path = Path()
+
+    def draft(self, request: Request) -> Draft:
+        """Nothing to write."""
+        return Draft(snippet=steps(request), notes=_cannot(request.configuration))
+
+
+def steps(request: Request) -> str:
+    """Numbered steps, one setting a line."""
+    c = request.configuration
+    layers = "all" if c.n_gpu_layers < 0 else str(c.n_gpu_layers)
+    values = [
+        ("Context Length", str(c.n_ctx)),
+        ("GPU Offload (layers)", layers),
+        ("CPU Thread Pool Size", str(c.n_threads)),
+        ("Evaluation Batch Size", str(c.n_batch)),
+        ("Offload KV Cache to GPU Memory", on_off(c.offload_kqv)),
+        ("Keep Model in Memory", on_off(c.use_mlock)),
+        ("Try mmap()", on_off(c.use_mmap)),
+        ("Flash Attention", on_off(c.flash_attn)),
+        ("K Cache Quantization Type", c.type_k),
+        ("V Cache Quantization Type", c.type_v),
+    ]
+    width = max(len(name) for name, _ in values)
+    return "\n".join(
+        [
+            f"1. Add the model to LM Studio: lms import {request.model_path}",
+            "2. My Models, the gear beside the model, tab Load; set:",
+            *(f"     {name:<{width}}  {value}" for name, value in values),
+            f"3. Load it with the identifier {request.name}.",
+            f"4. Developer, Start server, port {request.port}; leave `Serve on Local Network` off.",
+        ]
+    )
+
+
+def _cannot(configuration: Configuration) -> tuple[str, ...]:
+    c = configuration
+    notes = []
+    if c.n_ubatch != c.n_batch:
+        notes.append(f"LM Studio has no setting for n_ubatch ({c.n_ubatch})")
+    if c.n_threads_batch != c.n_threads:
+        notes.append(f"LM Studio has one number of threads; prompts were measured with {c.n_threads_batch}")
+    if c.split_mode != "layer" or c.main_gpu:
+        notes.append(
+            f"LM Studio chooses GPUs itself: split_mode={c.split_mode}, main_gpu={c.main_gpu} were measured"
+        )
+    return tuple(notes)

@@ -1,0 +1,101 @@
+"""text-generation-webui: one entry of ``user_data/models/config-user.yaml``.
+
+Its key is a regular expression that is matched, both in lower case, against the model's file name; later
+entries go before earlier ones. ``extra_flags`` are llama-server's own, in the form that old and new versions
+read: ``flag=value,flag=value``.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sweeper.apply.base import Draft, Request, change, on_off, read_text
+from sweeper.apply.yaml_text import with_entry
+from sweeper.errors import MissingError
+from sweeper.records import Configuration
+
+_OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # that every version of it takes
+
+
+@dataclass(frozen=True, slots=True)
+class Textgen:
+    """An entry in text-generation-webui's settings."""
+
+    name: str = "textgen"
+    summary: str = "an entry in text-generation-webui's user_data/models/config-user.yaml"
+    default_port: int = 5000
+    default_folder: Path = Path()
+
+    def draft(self, request: Request) -> Draft:
+        """The settings with our model's entry last; every other byte stays."""
+        path = request.target_file("user_data/models/config-user.yaml")
+        if request.file is None and not path.parent.is_dir():
+            raise MissingError(
+                f"{path.parent} is not there: run this in text-generation-webui's folder, "
+                "or name the file with --output"
+            )
+        file_name = Path(request.model_path).name
+        existing = read_text(path)
+        key = _key(existing or "", file_name)
+        text = with_entry(existing or "", (), key, settings(request.configuration), str(path))
+        notes = [
+            f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"
+        ]
+        if request.environment:
+            words = " ".join(f"{k}={v}" for k, v in request.environment.items())
+            notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
+        notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
+        says = "a new file" if existing is None else f"sets {key} and keeps the rest byte for byte"
+        return Draft(files=(change(path, text, says),), notes=tuple(notes))
+
+
+def pattern_of(file_name: str) -> str:
+    """The regular expression that matches this file name alone.
+
+    In lower case already: text-generation-webui lowers pattern and name by themselves, and a letter such as
+    Σ becomes another one before a backslash than before a dot.
+    """
+    return re.escape(file_name.lower()) + "$"
+
+
+def settings(configuration: Configuration) -> dict[str, Any]:
+    """Every key of text-generation-webui's llama.cpp loader that the configuration decides."""
+    c = configuration
+    flags = {"flash-attn": on_off(c.flash_attn), "main-gpu": str(c.main_gpu), "parallel": "1"}
+    cache = _OWN_CACHE_TYPES.get(c.type_k) if c.type_k == c.type_v else None
+    if cache is None:
+        flags |= {"cache-type-k": c.type_k, "cache-type-v": c.type_v}
+    if c.split_mode not in ("layer", "row"):
+        flags["split-mode"] = c.split_mode
+    return {
+        "loader": "llama.cpp",
+        "gpu_layers": c.n_gpu_layers,
+        "ctx_size": c.n_ctx,
+        "cache_type": cache or "fp16",
+        "threads": c.n_threads,
+        "threads_batch": c.n_threads_batch,
+        "batch_size": c.n_batch,
+        "ubatch_size": c.n_ubatch,
+        "no_kv_offload": not c.offload_kqv,
+        "no_mmap": not c.use_mmap,
+        "mlock": c.use_mlock,
+        "row_split": c.split_mode == "row",
+        "extra_flags": ",".join(f"{flag}={value}" for flag, value in flags.items()),
+    }
+
+
+def _key(text: str, file_name: str) -> str:
+    """text-generation-webui's own key for this file where it wrote one that matches, else ours."""
+    own = f"{file_name}$"
+    try:
+        keys = yaml.safe_load(text) or {}
+        if isinstance(keys, dict) and own in keys and re.match(own.lower(), file_name.lower()):
+            return own
+    except (yaml.YAMLError, re.error):
+        pass  # `with_entry` reports a file that is not YAML; a key that is no expression is not ours
+    return pattern_of(file_name)
