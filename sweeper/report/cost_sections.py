@@ -6,7 +6,7 @@ from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.costs import Ceiling, ceiling, kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.picks import marks
 from sweeper.report.pieces import facts, paragraph, section, table
-from sweeper.report.words import MISSING, figure, is_doubtful, label, spread
+from sweeper.report.words import MISSING, figure, figures, is_doubtful, label
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
@@ -41,7 +41,7 @@ def phases(record: SweepRecord) -> str:
     shown = [m for m in extra if any(m in t.metrics for _, t in rows)]
     requests = table(
         ["", *(f"{label(m).title} ({label(m).unit})" for m in shown)],
-        [[names, *(spread(t.metrics.get(m)) for m in shown)] for names, t in rows],
+        [[names, *(figures(t, m) for m in shown)] for names, t in rows],
     )
     w = record.workload
     said = (
@@ -55,7 +55,7 @@ def _phase(record: SweepRecord, trial: TrialRecord, speed: str, watts: str, joul
     price = MISSING
     if reading is not None:
         price = money(per_million_tokens(reading.median, record.prices), record.prices)
-    return [*(spread(trial.metrics.get(metric)) for metric in (speed, watts, joules)), price]
+    return [*(figures(trial, metric) for metric in (speed, watts, joules)), price]
 
 
 def money_section(record: SweepRecord) -> str:

@@ -29,7 +29,7 @@ def kwh_per_year(watts: float, hours_per_day: float) -> float:
 
 
 def money(amount: float, prices: Prices) -> str:
-    """An amount in the user's currency, ``€0.42`` or ``0.42 CHF``; small amounts keep two significant digits."""
+    """An amount in the user's currency, ``€0.42`` or ``0.42 CHF``; small ones in two digits."""
     size = abs(amount)
     digits = 0 if size >= 100 else 2 if size >= 0.1 or size == 0 else min(6, 1 - math.floor(math.log10(size)))
     text = f"{amount:.{digits}f}"

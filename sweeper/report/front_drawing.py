@@ -1,4 +1,4 @@
-"""The front as a still drawing: for paper, for a reader without scripts, and until plotly has drawn its own."""
+"""The front as a still drawing: for paper, for readers without scripts, and until plotly draws its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from sweeper.records import SweepRecord
 from sweeper.report import svg
 from sweeper.report.groups import groups_of
 from sweeper.report.picks import marks
-from sweeper.report.plots import axes_of, axis_title
+from sweeper.report.pieces import text
+from sweeper.report.plots import axes_of, axis_title, turns_late
 
 WIDTH, HEIGHT = 720.0, 420.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 12.0, 12.0, 46.0
@@ -26,14 +27,14 @@ def front_svg(record: SweepRecord) -> str:
         svg.rules(across, up),
         svg.dots((at[t.number] for t in groups.beaten), "beaten", 3),
         svg.crosses((at[t.number] for t in groups.outside), "outside"),
-        svg.line([at[t.number] for t in groups.front], "front"),
+        svg.steps([at[t.number] for t in groups.front], "front", turn_late=turns_late(record)),
     ]
     for t in groups.front:
         wide = across.at(t.metrics[x].low), across.at(t.metrics[x].high)
         tall = up.at(t.metrics[y].low), up.at(t.metrics[y].high)
         parts.append(svg.arms(*at[t.number], wide, tall, "front"))
     parts.append(svg.dots((at[t.number] for t in groups.front), "front", 4.5))
-    parts += [svg.ring(*at[t.number], "baseline", 8) for t in groups.baseline]
+    parts += [svg.square(*at[t.number], "baseline", 8) for t in groups.baseline]
     parts += _picks(record, at)
     parts.append(svg.words((LEFT + WIDTH) / 2, HEIGHT - 8, axis_title(x, record), "", "middle"))
     turned = f'<g transform="translate(13 {HEIGHT / 2 - 20:g}) rotate(-90)">'
@@ -49,7 +50,33 @@ def _picks(record: SweepRecord, at: dict[int, tuple[float, float]]) -> list[str]
             continue
         x, y = at[number]
         is_pick = record.pick in names
-        parts.append(svg.ring(x, y, "pick" if is_pick else names[0], 12 if is_pick else 9))
+        parts += [svg.sign(x, y, name, 8) for name in names if name != record.pick]
+        if is_pick:
+            parts.append(svg.ring(x, y, "pick", 12))
         anchor = "end" if x > WIDTH * 0.75 else "start"
         parts.append(svg.words(x - 15 if anchor == "end" else x + 15, y + 18, ", ".join(names), "", anchor))
     return parts
+
+
+def key(record: SweepRecord) -> str:
+    """What each sign of the drawing means, as a list."""
+    entries = [
+        (
+            svg.dots([(12, 8)], "front", 4) + svg.arms(12, 8, (3, 21), (8, 8), "front"),
+            "front, 95 % intervals",
+        ),
+        (svg.dots([(12, 8)], "beaten", 3), "beaten"),
+        (svg.crosses([(12, 8)], "outside"), "outside the constraints"),
+        (svg.square(12, 8, "baseline", 6), "baseline"),
+    ]
+    names = [name for picked in marks(record).values() for name in picked]
+    for name in sorted(names, key=lambda name: name != record.pick):
+        if name == record.pick:
+            entries.append((svg.ring(12, 8, "pick", 6.5), f"{name} (recommended)"))
+        else:
+            entries.append((svg.sign(12, 8, name, 6), name))
+    body = "".join(
+        f'<li><svg viewBox="0 0 24 16" aria-hidden="true">{drawn}</svg>{text(words)}</li>'
+        for drawn, words in entries
+    )
+    return f'<ul class="key">{body}</ul>'

@@ -39,10 +39,15 @@ def open_progress(
     objectives: Sequence[Objective],
     power: PowerSource,
     plan: Plan | None = None,
+    baseline: Configuration | None = None,
     clock: Clock = time.monotonic,
 ) -> Display:
-    """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain."""
-    story = Story(tuple(objectives), power, plan or Plan(), clock)
+    """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain.
+
+    Enter it right before the search: its time runs from here. ``baseline`` is what trials are told apart
+    from; without it, the configuration of the first trial.
+    """
+    story = Story(tuple(objectives), power, plan or Plan(), baseline, clock)
     if console.is_terminal and not console.is_dumb_terminal:
         return LiveProgress(console, story)
     return PlainProgress(console, story)
@@ -52,7 +57,12 @@ class Story:
     """What has happened so far, in words; it knows no console."""
 
     def __init__(
-        self, objectives: tuple[Objective, ...], power: PowerSource, plan: Plan, clock: Clock
+        self,
+        objectives: tuple[Objective, ...],
+        power: PowerSource,
+        plan: Plan,
+        baseline: Configuration | None,
+        clock: Clock,
     ) -> None:
         self.objectives = objectives
         self.power = power
@@ -60,20 +70,18 @@ class Story:
         self._started = self._since = clock()
         self._left = TimeLeft(plan)
         self._number = self._total = 0
+        self._running = False
         self._stage = "trial"
         self._phase = ""
-        self._base: Configuration | None = None
+        self._base = baseline
         self._best: TrialRecord | None = None
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
-        """A trial begins; its time runs from here to the next one's start."""
-        now = self._clock()
-        if self._number:
-            self._left.trial_took(now - self._since)
-        self._since = now
-        self._number, self._total = number, total
+        """A trial begins. The first runs the engine's defaults: others are told by what differs."""
+        self._number, self._total, self._running = number, total, True
         self._phase = ""
-        self._base = self._base or configuration
+        if self._base is None and number == 1:
+            self._base = configuration
 
     def phase(self, name: str, speed: float | None, watts: float | None) -> None:
         """Where the trial is, with its latest figures."""
@@ -86,13 +94,16 @@ class Story:
 
     def finalists(self, measurements: int) -> None:
         """The search is over."""
-        if self._number:
-            self._left.trial_took(self._clock() - self._since)
+        self._since = self._clock()
         self._left.finalists_started(measurements)
         self._stage, self._number, self._total = "finalist", 0, measurements
 
     def trial_finished(self, trial: TrialRecord) -> None:
-        """Keep the best one."""
+        """Keep the best one. A trial's time runs from the end of the one before: nothing is left out."""
+        now = self._clock()
+        self._left.trial_took(now - self._since)
+        self._since = now
+        self._running = False
         self._phase = ""
         first = self.objectives[0]
         if trial.feasible and first.metric in trial.metrics:
@@ -109,7 +120,8 @@ class Story:
     def seconds_left(self) -> float | None:
         """Seconds until the end of the sweep, or None while that is not known."""
         now = self._clock()
-        left = self._left.seconds(max(0, self._total - self._number + 1), now - self._started)
+        to_come = self._total - self._number + self._running
+        left = self._left.seconds(max(0, to_come), now - self._started)
         # The one in flight is counted whole above: take off what it has had already.
         return None if left is None else max(0.0, left - (now - self._since))
 

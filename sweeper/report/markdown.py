@@ -14,8 +14,10 @@ from sweeper.report.words import (
     TRUST,
     change,
     clean,
+    figures,
     head,
     label,
+    model_line,
     power_line,
     settings,
     spread,
@@ -68,7 +70,8 @@ def _answer(record: SweepRecord) -> str:
     best = recommended(record)
     commands = "\n".join(f"{command}  # {purpose}" for command, purpose in next_commands(record))
     if best is None:
-        return f"**Nothing can be recommended yet**: no trial that counts was measured twice.\n\n{_fence(commands)}"
+        why = "no trial that counts was measured twice"
+        return f"**Nothing can be recommended yet**: {why}.\n\n{_fence(commands)}"
     base = None if record.baseline is None else record.trial(record.baseline)
     own = settings(best.trial.configuration, base.configuration if base else None)
     return f"**Run this** ({escape(best.pick)}): {escape(best.words)}\n\n{code(own)}\n\n{_fence(commands)}"
@@ -100,7 +103,7 @@ def _front(record: SweepRecord) -> str:
 def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
     reading = trial.metrics.get(metric)
     against = "" if base is None or trial is base else change(reading, base.metrics.get(metric))
-    return spread(reading) + (f" ({against})" if against else "")
+    return figures(trial, metric) + (f" ({against})" if against else "")
 
 
 def _picks(record: SweepRecord) -> str:
@@ -129,9 +132,8 @@ def _price(record: SweepRecord) -> str:
     if record.idle_watts is not None:
         kwh = kwh_per_year(record.idle_watts.median, 24)
         price = money(kwh * record.prices.per_kwh, record.prices)
-        lines.append(
-            f"- at rest around the clock: {spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year"
-        )
+        rest = f"{spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year"
+        lines.append(f"- at rest around the clock: {rest}")
     if not lines:
         return ""
     return (
@@ -160,12 +162,7 @@ def _setting(record: SweepRecord) -> str:
         ],
         *(["GPU", escape(f"{gpu.name}, driver {gpu.driver}")] for gpu in record.machine.gpus),
         ["fingerprint", code(record.machine.fingerprint)],
-        [
-            "model",
-            escape(
-                f"{record.model.name}, {record.model.architecture}, {record.model.parameters / 1e6:.0f}M parameters"
-            ),
-        ],
+        ["model", escape(model_line(record))],
         ["engine", escape(f"{record.engine.name} {record.engine.version}")],
         ["watts", escape(power_line(record.power))],
         ["trust", escape(TRUST[record.power.kind])],

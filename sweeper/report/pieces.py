@@ -68,11 +68,11 @@ def _cell(cell: Cell) -> str:
 
 
 def _side(cells: Sequence[Cell]) -> str:
-    """``figures`` where every entry begins with a digit or is missing, else ``words``."""
+    """``number`` where every entry begins with a digit or is missing, else ``words``."""
     firsts = [cell if isinstance(cell, str) else cell[0] for cell in cells]
     money_signs = "€$£"
     is_figures = all(not entry or entry[0].isdigit() or entry[0] in money_signs + "–−" for entry in firsts)
-    return "figures" if is_figures else "words"
+    return "number" if is_figures else "words"
 
 
 def fold(summary: str, body: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.groups import Groups, groups_of
 from sweeper.report.picks import marks
-from sweeper.report.plots import axes_of, axis_title
+from sweeper.report.plots import axes_of, axis_title, turns_late
 from sweeper.report.words import clean, half_width, label, settings, spread
 
 
@@ -54,7 +54,7 @@ def _trace(
         "text": [_hover(record, t) for t in trials],
         "hovertemplate": "%{text}<extra></extra>",
         "marker": dict(marker),
-        **({"line": {"width": 1.2}} if joined else {}),
+        **({"line": {"width": 1.2, "shape": "hv" if turns_late(record) else "vh"}} if joined else {}),
     }
 
 
@@ -113,8 +113,8 @@ def _layout(record: SweepRecord) -> dict[str, Any]:
     return {
         "xaxis": {"title": {"text": escape(axis_title(across, record))}, "automargin": True},
         "yaxis": {"title": {"text": escape(axis_title(up, record))}, "automargin": True},
-        "legend": {"orientation": "h", "y": -0.25, "yanchor": "top"},
-        "margin": {"l": 10, "r": 10, "t": 10, "b": 10},
+        "showlegend": False,  # the page has its own key, which serves the still drawing as well
+        "margin": {"l": 10, "r": 10, "t": 34, "b": 10},
         "hovermode": "closest",
         "dragmode": False,
     }

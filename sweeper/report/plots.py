@@ -46,6 +46,16 @@ def axes_of(record: SweepRecord) -> tuple[str, str]:
     return (record.objectives[1].metric if len(record.objectives) > 1 else "watts"), first
 
 
+def turns_late(record: SweepRecord) -> bool:
+    """Whether the staircase of the front goes across before it goes up.
+
+    Between two points of a front nothing was measured: what is sure there is only the nearer point that
+    costs no more, and a straight line would promise what nobody saw.
+    """
+    across, _ = axes_of(record)
+    return all(o.direction == "minimize" for o in record.objectives if o.metric == across)
+
+
 def _draw(axes: Any, record: SweepRecord) -> None:
     across, up = axes_of(record)
     scored = [t for t in record.trials if across in t.metrics and up in t.metrics]
@@ -57,7 +67,8 @@ def _draw(axes: Any, record: SweepRecord) -> None:
         axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints"
     )
     ordered = sorted(front, key=lambda t: t.metrics[across].median)
-    axes.plot(*_medians(ordered, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2)
+    step = "steps-post" if turns_late(record) else "steps-pre"
+    axes.plot(*_medians(ordered, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step)
     for trial in ordered:
         x, y = trial.metrics[across], trial.metrics[up]
         axes.errorbar(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines
-from sweeper.report.front_drawing import front_svg
+from sweeper.report.front_drawing import front_svg, key
 from sweeper.report.picks import marks, next_commands, picks, recommended
 from sweeper.report.pieces import Cell, command, facts, fold, items, paragraph, section, table, text
 from sweeper.report.words import (
@@ -13,6 +13,7 @@ from sweeper.report.words import (
     TRUST,
     change,
     figure,
+    figures,
     half_width,
     head,
     is_doubtful,
@@ -20,7 +21,6 @@ from sweeper.report.words import (
     model_line,
     power_line,
     settings,
-    spread,
     tally,
     value,
 )
@@ -87,13 +87,10 @@ def front(record: SweepRecord) -> str:
     drawing = front_svg(record)
     if not drawing:
         return ""
-    caption = (
-        "Bars are 95 % intervals. Blue: the front. Large ring: recommended. Faint: beaten. "
-        "Crosses: outside the constraints. Trials that failed have no point; they are listed below."
-    )
+    caption = "Trials that failed have no point here; they are listed below with their reasons."
     figure_html = (
         f'<figure><div id="front-plot" hidden></div><div class="still">{drawing}</div>'
-        f"<figcaption>{text(caption)}</figcaption></figure>"
+        f"{key(record)}<figcaption>{text(caption)}</figcaption></figure>"
     )
     return section("front", "What nobody can beat", figure_html + _front_table(record))
 
@@ -130,8 +127,10 @@ def _front_table(record: SweepRecord) -> str:
 
 
 def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
+    if label(metric).exact:
+        return figures(trial, metric)
     reading = trial.metrics.get(metric)
-    return spread(reading), change(reading, base.metrics.get(metric)) if base is not None else ""
+    return figures(trial, metric), change(reading, base.metrics.get(metric)) if base is not None else ""
 
 
 def picked(record: SweepRecord) -> str:

@@ -58,6 +58,16 @@ def line(points: Sequence[Point], kind: str) -> str:
     return f'<path class="line {kind}" d="M{data}"/>' if len(points) > 1 else ""
 
 
+def steps(points: Sequence[Point], kind: str, *, turn_late: bool) -> str:
+    """A staircase through ``points`` from left to right: across first where ``turn_late``, else up first."""
+    if len(points) < 2:
+        return ""
+    data = f"M{points[0][0]:.1f} {points[0][1]:.1f}"
+    for x, y in points[1:]:
+        data += f"H{x:.1f}V{y:.1f}" if turn_late else f"V{y:.1f}H{x:.1f}"
+    return f'<path class="line {kind}" d="{data}"/>'
+
+
 def crosses(points: Iterable[Point], kind: str, arm: float = 3) -> str:
     """Small crosses, for points that are not to be had."""
     data = "".join(
@@ -80,15 +90,37 @@ def ring(x: float, y: float, kind: str, radius: float) -> str:
     return f'<circle class="ring {kind}" cx="{x:.1f}" cy="{y:.1f}" r="{radius:g}"/>'
 
 
+def square(x: float, y: float, kind: str, half: float) -> str:
+    """An open square around a point."""
+    return _closed(
+        [(x - half, y - half), (x + half, y - half), (x + half, y + half), (x - half, y + half)], kind
+    )
+
+
+def sign(x: float, y: float, name: str, r: float) -> str:
+    """A pick's own shape: ``fastest`` points up, ``greenest`` down, ``knee`` is a diamond, others a ring."""
+    shapes = {
+        "fastest": [(x, y - r), (x + r, y + 0.7 * r), (x - r, y + 0.7 * r)],
+        "greenest": [(x, y + r), (x + r, y - 0.7 * r), (x - r, y - 0.7 * r)],
+        "knee": [(x, y - r), (x + r, y), (x, y + r), (x - r, y)],
+    }
+    return _closed(shapes[name], name) if name in shapes else ring(x, y, "pick", r)
+
+
+def _closed(corners: Sequence[Point], kind: str) -> str:
+    data = "L".join(f"{x:.1f} {y:.1f}" for x, y in corners)
+    return f'<path class="ring {kind}" d="M{data}Z"/>'
+
+
 def words(x: float, y: float, text: str, kind: str = "", anchor: str = "start") -> str:
     """Text, escaped."""
     return f'<text class="{kind}" x="{x:.1f}" y="{y:.1f}" text-anchor="{anchor}">{escape(text)}</text>'
 
 
 def rules(across: Axis, up: Axis, ticks_across: int = 6, ticks_up: int = 5) -> str:
-    """Grid lines and tick labels of both axes."""
+    """Grid lines and tick labels of both axes; none across where ``ticks_across`` is 0."""
     parts = []
-    for tick in across.ticks(ticks_across):
+    for tick in across.ticks(ticks_across) if ticks_across else ():
         x = across.at(tick)
         parts.append(f'<path class="grid" d="M{x:.1f} {up.start:.1f}V{up.end:.1f}"/>')
         parts.append(words(x, up.start + 14, number(tick), "tick", "middle"))

@@ -17,11 +17,11 @@ from sweeper.report.words import (
     change,
     clean,
     figure,
+    figures,
     head,
     is_doubtful,
     power_line,
     settings,
-    spread,
     tally,
 )
 
@@ -46,7 +46,7 @@ class Column:
 
 
 def front_table(record: SweepRecord, width: int = WIDTH) -> str:
-    """The front, the baseline, the caveats and the next commands as plain text of at most ``width`` columns."""
+    """The front, the baseline, the caveats and the next commands as plain text, at most ``width`` wide."""
     return "\n".join(line.plain.rstrip() for line in _lines(record, max(width, NARROWEST))) + "\n"
 
 
@@ -143,7 +143,7 @@ def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
     ]
     for place, objective in enumerate(record.objectives):
         name = objective.metric
-        columns.append(Column(head(name, record.power), tuple(spread(t.metrics.get(name)) for t in rows), 0))
+        columns.append(Column(head(name, record.power), tuple(figures(t, name) for t in rows), 0))
         if base is not None:
             changes = tuple(
                 "" if t.number == base.number else change(t.metrics.get(name), base.metrics.get(name))
@@ -195,7 +195,7 @@ def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list
         lines += _wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
         for objective in record.objectives:
             name = objective.metric
-            text = f"{head(name, record.power)}: {spread(trial.metrics.get(name))}"
+            text = f"{head(name, record.power)}: {figures(trial, name)}"
             lines += _wrapped(text, width, "", indent="  ")
         lines += _wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
     return lines

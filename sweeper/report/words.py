@@ -7,7 +7,7 @@ import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
-from sweeper.records import Configuration, PowerSource, Reading, SweepRecord
+from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
 
 MISSING = "–"  # stands where a figure is not there; never a 0
 
@@ -20,6 +20,7 @@ class Label:
     unit: str
     head: str
     power: bool = False  # rests on the power sensor, so it carries that sensor's trust
+    exact: bool = False  # computed or read once, with no spread to show
 
 
 LABELS: dict[str, Label] = {
@@ -34,10 +35,10 @@ LABELS: dict[str, Label] = {
     "resident_watts": Label("power with the model loaded, idle", "W", "loaded W", power=True),
     "time_to_first_token_seconds": Label("time to first token", "s", "first token s"),
     "request_seconds": Label("time of one request", "s", "request s"),
-    "memory_mib": Label("peak memory", "MiB", "MiB"),
-    "vram_mib": Label("peak device memory", "MiB", "VRAM MiB"),
-    "kl_divergence": Label("quality lost (KL divergence)", "nats/token", "KLD"),
-    "n_ctx": Label("context length", "tokens", "context"),
+    "memory_mib": Label("peak memory", "MiB", "MiB", exact=True),
+    "vram_mib": Label("peak device memory", "MiB", "VRAM MiB", exact=True),
+    "kl_divergence": Label("quality lost (KL divergence)", "nats/token", "KLD", exact=True),
+    "n_ctx": Label("context length", "tokens", "context", exact=True),
 }
 
 
@@ -78,6 +79,14 @@ def spread(reading: Reading | None) -> str:
         return MISSING
     half = half_width(reading)
     return f"{figure(reading.median)} ± {'?' if half is None else figure(half, reading.median)}"
+
+
+def figures(trial: TrialRecord, metric: str) -> str:
+    """A trial's figure with its spread, where the metric is one that has a spread."""
+    reading = trial.metrics.get(metric)
+    if reading is not None and label(metric).exact:
+        return figure(reading.median)
+    return spread(reading)
 
 
 def change(reading: Reading | None, base: Reading | None) -> str:

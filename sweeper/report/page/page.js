@@ -34,9 +34,19 @@
     return made;
   }
 
+  function layoutForWidth(layout) {
+    if (window.innerWidth < 640) { layout.margin.t = 8; layout.font.size = 11; }
+  }
+
   function draw() {
     var made = figure();
-    var settings = { responsive: true, displaylogo: false, modeBarButtonsToRemove: ["select2d", "lasso2d"] };
+    var settings = {
+      responsive: true,
+      displaylogo: false,
+      displayModeBar: window.innerWidth >= 640,
+      modeBarButtonsToRemove: ["select2d", "lasso2d"]
+    };
+    layoutForWidth(made.layout);
     place.hidden = false;
     return window.Plotly.react(place, made.traces, made.layout, settings).then(function () {
       place.parentElement.classList.add("drawn");
