@@ -33,13 +33,13 @@ RUN_NAME = "mlflow.runName"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 
-# MLflow's charts make one section for each name before a slash: medians stand alone in the first one.
-INTERVAL = "interval/"
-
 
 @dataclass(frozen=True, slots=True)
 class RunImage:
-    """One run as it should stand. ``metrics`` are latest values; ``step`` is where a new one is logged."""
+    """One run as it should stand. ``metrics`` are the latest values, all of them logged at step 0.
+
+    At another step MLflow draws a line chart of single dots in place of bars.
+    """
 
     name: str
     status: Status
@@ -48,7 +48,6 @@ class RunImage:
     params: Mapping[str, str] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     metrics: Mapping[str, float] = field(default_factory=dict)
-    step: int = 0
 
 
 def sweep_id(record: SweepRecord) -> str:
@@ -93,10 +92,9 @@ def sweep_image(record: SweepRecord) -> RunImage:
         name=f"{clean(record.sweep)}{kind}",
         status=status[record.state],
         start_ms=milliseconds(record.started_utc),
-        end_ms=None if record.state == "running" else milliseconds(record.updated_utc),
+        end_ms=None if record.state == "running" else _no_earlier(record.updated_utc, record.started_utc),
         tags=_tags(tags),
         metrics=_sweep_metrics(record),
-        step=len(record.trials),
     )
 
 
@@ -113,6 +111,7 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         "sweeper.violations": ", ".join(f"{k} by {v:g}" for k, v in trial.violations.items() if v > 0),
         "sweeper.missing": "\n".join(f"{metric}: {reason}" for metric, reason in trial.missing.items()),
         "sweeper.caveats": ", ".join(c.name.lower() for c in trial.caveats),
+        "sweeper.intervals": _intervals(trial),
         "sweeper.configuration": json.dumps(trial.configuration.to_dict()),
         "sweeper.in_force": json.dumps(dict(trial.in_force), default=str) if trial.in_force else "",
         NOTE: _trial_note(trial),
@@ -127,8 +126,7 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         end_ms=start + round(1000 * trial.seconds),
         params={key: _param(record, trial, key) for key in record.space},
         tags=_tags(tags),
-        metrics=_trial_metrics(trial.metrics),
-        step=1 if trial.remeasured else 0,
+        metrics=_trial_metrics(record, trial),
     )
 
 
@@ -140,6 +138,11 @@ def milliseconds(utc: str) -> int:
     """
     moment = datetime.fromisoformat(utc)
     return round(1000 * (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
+
+
+def _no_earlier(end_utc: str, start_utc: str) -> int:
+    """The end in milliseconds; a clock that was set back in between makes no negative duration."""
+    return max(milliseconds(end_utc or start_utc), milliseconds(start_utc))
 
 
 def _sweep_wide(record: SweepRecord) -> dict[str, str]:
@@ -186,27 +189,41 @@ def _param(record: SweepRecord, trial: TrialRecord, key: str) -> str:
     return _flag(value) if isinstance(value, bool) else str(value)[:PARAM_LIMIT]
 
 
-def _trial_metrics(metrics: Mapping[str, Reading]) -> dict[str, float]:
-    """Medians under their own names; bounds in a section of their own, and only where spread is known."""
-    found: dict[str, float] = {}
-    for name, reading in metrics.items():
-        found[name] = reading.median
-        if reading.n > 1:
-            found[f"{INTERVAL}{name}.low"] = reading.low
-            found[f"{INTERVAL}{name}.high"] = reading.high
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+def _trial_metrics(record: SweepRecord, trial: TrialRecord) -> dict[str, float]:
+    """Medians under their own names, and the objectives' bounds where spread is known.
+
+    The bounds of all metrics stand in a tag: as metrics they would triple the number of charts. No name
+    has a slash, for MLflow's charts put such names into sections above all others.
+    """
+    found = {name: reading.median for name, reading in trial.metrics.items()}
+    for objective in record.objectives:
+        reading = trial.metrics.get(objective.metric)
+        if reading is not None and reading.n > 1:
+            found |= {f"{objective.metric}.low": reading.low, f"{objective.metric}.high": reading.high}
+    return _finite(found)
 
 
 def _sweep_metrics(record: SweepRecord) -> dict[str, float]:
-    """The named trials' figures, so that sweeps can be compared in MLflow's table of runs."""
+    """The named trials' objectives, so that sweeps can be compared in MLflow's table of runs."""
     found: dict[str, float] = {}
-    for trial in record.trials:
-        for role, number in (("pick", record.recommended), ("baseline", record.baseline)):
+    for role, number in (("pick", record.recommended), ("baseline", record.baseline)):
+        for trial in record.trials:
             if trial.number == number:
-                found |= {f"{role}/{name}": reading.median for name, reading in trial.metrics.items()}
+                readings = {o.metric: trial.metrics.get(o.metric) for o in record.objectives}
+                found |= {f"{role}.{name}": r.median for name, r in readings.items() if r is not None}
     if record.idle_watts is not None:
-        found["machine/idle_watts"] = record.idle_watts.median
-    return {name: value for name, value in found.items() if math.isfinite(value)}
+        found["idle_watts"] = record.idle_watts.median
+    return _finite(found)
+
+
+def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _intervals(trial: TrialRecord) -> str:
+    """Low, high and number of repeats of every metric, as JSON; empty where nothing was measured."""
+    bounds = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
+    return json.dumps(bounds) if bounds else ""
 
 
 def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:

@@ -47,14 +47,20 @@ def _bring_data(client: Any, run: Any, image: RunImage) -> bool:
     _same_trial(run, image)
     params = [Param(k, v) for k, v in image.params.items() if k not in here.params]
     tags = [RunTag(k, v) for k, v in _wanted_tags(run, image).items() if here.tags.get(k) != v]
-    now = round(1000 * time.time())
-    metrics = [Metric(k, v, now, image.step) for k, v in image.metrics.items() if here.metrics.get(k) != v]
+    at = _metric_time(run, image)
+    metrics = [Metric(k, v, at, 0) for k, v in image.metrics.items() if here.metrics.get(k) != v]
     stale = [k for k in here.tags if k.startswith("sweeper.") and k not in image.tags and k not in KEPT]
     if params or tags or metrics:
         client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
     for key in stale:
         client.delete_tag(run.info.run_id, key)
     return bool(params or tags or metrics or stale)
+
+
+def _metric_time(run: Any, image: RunImage) -> int:
+    """The trial's end for its first figures, now for those that replace them: MLflow takes the latest."""
+    end = image.end_ms or image.start_ms
+    return end if not run.data.metrics else max(end + 1, round(1000 * time.time()))
 
 
 # Written by the tracker beside the image, or on another occasion than the image.
