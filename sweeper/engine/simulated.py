@@ -201,19 +201,37 @@ class SimulatedEngine:
     ) -> Run:
         speed *= self._load_factor * self._warmth() * max(0.1, self._random.gauss(1.0, self._noise.speed))
         watts *= max(0.1, self._random.gauss(1.0, self._noise.watts))
-        rounds = max(1, -int(-min_seconds * speed // tokens))
-        done = rounds * tokens
-        if cut and done / speed > max_seconds:
-            done = max(1, int(max_seconds * speed))
-            rounds = -(-done // tokens)
-        seconds, started = done / speed, self.clock()
-        self.clock.advance(seconds)
-        self._warm_seconds += seconds
-        self.trace.add(started, self.clock(), watts)
-        return Run(done, seconds, started, self.clock(), rounds, tuple([seconds / rounds] * rounds))
+        run = run_in_virtual_time(
+            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=cut
+        )
+        self._warm_seconds += run.seconds
+        return run
 
     def _warmth(self) -> float:
         return 1 - COLD_LOSS * math.exp(-self._warm_seconds / WARM_SECONDS)
+
+
+def run_in_virtual_time(
+    clock: VirtualClock,
+    trace: PowerTrace,
+    tokens: int,
+    speed: float,
+    watts: float,
+    min_seconds: float,
+    max_seconds: float,
+    *,
+    cut: bool,
+) -> Run:
+    """A run at ``speed`` tok/s: whole rounds of ``tokens``, with ``cut`` ended at ``max_seconds``."""
+    rounds = max(1, math.ceil(min_seconds * speed / tokens))
+    done = rounds * tokens
+    if cut and done / speed > max_seconds:
+        done = max(1, int(max_seconds * speed))
+        rounds = math.ceil(done / tokens)
+    seconds, started = done / speed, clock()
+    clock.advance(seconds)
+    trace.add(started, clock(), watts)
+    return Run(done, seconds, started, clock(), rounds, tuple([seconds / rounds] * rounds))
 
 
 def idle_watts(machine: SimulatedMachine) -> float:
