@@ -17,7 +17,15 @@ from sweeper.gguf.digest import sha256_of
 from sweeper.gguf.ggml_types import CACHE_TYPES, FILE_TYPES, TYPE_BY_NUMBER
 from sweeper.gguf.metadata import BadHeader, RawHeader, RawTensor, Value, read_raw
 
-__all__ = ["GgufHeader", "Tensor", "bytes_per_token", "kv_bytes_per_token", "read_header", "sha256_of"]
+__all__ = [
+    "GgufHeader",
+    "Tensor",
+    "bytes_per_token",
+    "kv_bytes_per_token",
+    "read_header",
+    "sha256_of",
+    "split_names",
+]
 
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _DEFAULT_ALIGNMENT = 32  # the specification's
@@ -137,6 +145,15 @@ def read_header(path: Path) -> GgufHeader:
         raise ModelFileError(f"{path}: {bad}") from None
 
 
+def split_names(name: str) -> tuple[str, ...]:
+    """The names of all parts of the split model that ``name`` is a part of; empty where it is whole."""
+    match = _SPLIT_NAME.match(name)
+    if match is None:
+        return ()
+    count = int(match["count"])
+    return tuple(f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
+
+
 def _read_part(path: Path) -> RawHeader:
     try:
         if path.is_dir():
@@ -166,7 +183,7 @@ def _parts(path: Path, raw: RawHeader) -> tuple[Path, ...]:
         raise ModelFileError(
             f"{path} is one of {count} parts, but its name is not NAME-00001-of-{count:05d}.gguf: rename it"
         )
-    names = [f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1)]
+    names = split_names(path.name)
     if int(match["part"]) != 1:
         raise ModelFileError(f"{path} is part {int(match['part'])} of {count}: give the first, {names[0]}")
     parts = tuple(path.with_name(name) for name in names)
