@@ -167,11 +167,12 @@ class Composed:
     plain: Mapping[str, Any]  # as composed, unresolved: what is kept with the sweep
     _tree: Any
 
-    def space(self, facts: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    def space(self, facts: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = ()) -> dict[str, Any]:
         """The space's spec with ``${model:…}``, ``${machine:…}``, ``${device:…}`` and the like filled in.
 
         Args:
             facts: for each of those words what it can say.
+            skip: keys whose ranges cannot be had here, so that what they refer to may be unknown.
 
         Raises:
             ConfigError: names the key whose value cannot be resolved.
@@ -183,6 +184,9 @@ class Composed:
             OmegaConf.register_new_resolver(word, _looker_up(word, known), replace=True)
         spec: dict[str, Any] = {}
         for key in self._tree.space:
+            if key in skip:
+                spec[str(key)] = self.plain["space"][key]
+                continue
             try:
                 value = OmegaConf.select(self._tree, f"space.{key}", throw_on_missing=True)
                 spec[str(key)] = (

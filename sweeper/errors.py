@@ -31,6 +31,8 @@ Ctrl-C is ``KeyboardInterrupt`` and exit code 130. A message is one line that sa
 
 from __future__ import annotations
 
+from typing import Literal
+
 EXIT_DONE = 0
 EXIT_USAGE = 2
 EXIT_MISSING = 3
@@ -119,7 +121,7 @@ class TrialFailed(SweeperError):
     ``log_tail`` holds the last lines that the engine printed, oldest first.
     """
 
-    state = "failed"
+    state: Literal["failed", "out_of_memory"] = "failed"
 
     def __init__(self, message: str, log_tail: tuple[str, ...] = ()) -> None:
         super().__init__(message)
@@ -129,7 +131,7 @@ class TrialFailed(SweeperError):
 class OutOfMemory(TrialFailed):
     """The host or a device ran out of memory."""
 
-    state = "out_of_memory"
+    state: Literal["failed", "out_of_memory"] = "out_of_memory"
 
 
 class EngineCrashed(TrialFailed):

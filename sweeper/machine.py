@@ -19,7 +19,7 @@ _BANDWIDTH_ROUNDS = 3
 
 
 def examine(sysfs_root: Path = Path("/sys"), procfs_root: Path = Path("/proc")) -> MachineRecord:
-    """The machine's record. Reads files only and sets nothing; ``memory_bandwidth`` is left to be measured."""
+    """The machine's record. Reads files only and sets nothing; its bandwidth is left to be measured."""
     cpu = _cpu_name(procfs_root)
     physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
     usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1

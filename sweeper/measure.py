@@ -1,4 +1,4 @@
-"""One trial: load, warm up, prefill and decode windows with the meter around each, and what follows from them.
+"""One trial: load, warm up, prefill and decode windows with the meter around each, and what follows.
 
 ``measure`` returns a `Measurement`; it decides nothing and prints nothing. The protocol, with the reasons for
 its numbers, is in ``docs/measuring.md``.
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from sweeper import stats
-from sweeper.engine.base import Engine, LoadReport, Run
+from sweeper.engine.base import Engine, Run
 from sweeper.errors import ReadingFailed
 from sweeper.power.base import PowerMeter
 from sweeper.records import (
@@ -29,16 +29,20 @@ from sweeper.records import (
 # An unaligned window of T is wrong by up to u/T: 50 update periods keep that at 2 %, 100 at 1 %.
 SCREENING_UPDATE_PERIODS = 50
 FINAL_UPDATE_PERIODS = 100
-# Prefill gets this share of decode's time: one of its rounds is hundreds of tokens, so its speed settles sooner.
+# Prefill gets this share of decode's time: a round is hundreds of tokens, so its speed settles sooner.
 PREFILL_SHARE = 0.5
 # A warm-up step is long enough for a few tokens on a slow machine and short against any window.
 WARMUP_STEP_SECONDS = 0.15
 WARMUP_STEPS_COMPARED = 3
-# A window never runs longer than this many times what was asked for; a slow configuration needs no more tokens.
+# A window never runs longer than this many times what was asked for: a slow machine needs no more tokens.
 MOST_OVERRUN = 2.0
-# Start this near the reference temperature, and wait no longer than this for it (MEASUREMENT.md, per trial 3).
+# Start this near the reference temperature, and wait no longer than this for it.
 TEMPERATURE_TOLERANCE_CELSIUS = 3.0
 TEMPERATURE_WAIT_SECONDS = 60.0
+
+# Long enough for a mean of the power at rest, short beside the windows of a final visit.
+RESIDENT_SECONDS = 1.0
+RESIDENT_UPDATE_PERIODS = 10
 
 PhaseListener = Callable[[str, float | None, float | None], None]
 """Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
@@ -52,6 +56,7 @@ class Stage:
     repeats: int
     update_periods: int
     warmup_seconds: float
+    resident_seconds: float = 0.0  # of a window with the model loaded and nothing running; 0: none
 
     @classmethod
     def screening(cls, workload: Workload) -> Stage:
@@ -67,7 +72,11 @@ class Stage:
     def final(cls, workload: Workload) -> Stage:
         """Long windows, for figures that somebody will rely on."""
         return cls(
-            workload.final_seconds, workload.final_repeats, FINAL_UPDATE_PERIODS, workload.warmup_seconds
+            workload.final_seconds,
+            workload.final_repeats,
+            FINAL_UPDATE_PERIODS,
+            workload.warmup_seconds,
+            RESIDENT_SECONDS,
         )
 
     def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
@@ -84,6 +93,8 @@ def measure(
     stage: Stage,
     known: Mapping[str, Reading] | None = None,
     listener: PhaseListener | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Measurement:
     """Measure one configuration.
 
@@ -95,6 +106,8 @@ def measure(
         stage: how long and how often.
         known: metrics that are known beforehand, such as ``kl_divergence`` of the quantisation.
         listener: told of each phase as it begins.
+        clock: the clock that the meter stamps its samples with.
+        sleep: waits while the loaded model rests.
 
     Raises:
         TrialFailed: the engine failed; the engine can be used again.
@@ -103,6 +116,7 @@ def measure(
     tell("load", None, None)
     load = engine.load(configuration)
     depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
+    resident = _at_rest(meter, stage, clock, sleep)
     tell("warm-up", None, None)
     warmup_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
     windows: list[Window] = []
@@ -110,18 +124,42 @@ def measure(
         for phase in ("prefill", "decode"):
             tell(phase, _latest_speed(windows, phase), meter.watts_now())
             windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
-    memory_mib, vram_mib = engine.memory()
-    return derive(
-        configuration,
-        load,
-        windows,
-        workload,
-        depth,
-        warmup_seconds,
-        (memory_mib, vram_mib),
-        stage,
-        known or {},
+    metrics, missing = metrics_of(windows, workload)
+    metrics.update(known or {})
+    if resident is not None:
+        metrics["resident_watts"] = resident
+    metrics["n_ctx"] = exactly(float(load.in_force.get("n_ctx", configuration.n_ctx)))
+    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
+        if value is None:
+            missing[name] = "the engine cannot read it here"
+        else:
+            metrics[name] = exactly(value)
+    return Measurement(
+        configuration=configuration,
+        in_force=load.in_force,
+        metrics=metrics,
+        missing=missing,
+        windows=tuple(windows),
+        caveats=caveats_of(windows, stage.update_periods),
+        load_seconds=load.load_seconds,
+        warmup_seconds=warmup_seconds,
+        reloaded=load.reloaded,
     )
+
+
+def _at_rest(
+    meter: PowerMeter, stage: Stage, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Reading | None:
+    """Power with the model resident and nothing running; None where it is not asked for or not read."""
+    if stage.resident_seconds <= 0:
+        return None
+    seconds = max(stage.resident_seconds, RESIDENT_UPDATE_PERIODS * meter.update_period_seconds)
+    with meter.window() as window:
+        started = clock()
+        sleep(seconds)
+        ended = clock()
+    watts = window.reading(started, ended).watts
+    return None if watts is None else exactly(watts)
 
 
 def _window(
@@ -180,42 +218,16 @@ def wait_for_temperature(
 # -- what follows from the windows ------------------------------------------------------------------------
 
 
-def derive(
-    configuration: Configuration,
-    load: LoadReport,
-    windows: Sequence[Window],
-    workload: Workload,
-    depth: int,
-    warmup_seconds: float,
-    peak_mib: tuple[float | None, float | None],
-    stage: Stage,
-    known: Mapping[str, Reading],
-) -> Measurement:
-    """The measurement that the raw windows of a trial amount to; pure."""
-    metrics: dict[str, Reading] = dict(known)
+def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str, Reading], dict[str, str]]:
+    """What the raw windows of a trial amount to: readings by metric, and a reason for each missing one."""
+    metrics: dict[str, Reading] = {}
     missing: dict[str, str] = {}
     for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
         of_phase = [w for w in windows if w.phase == phase]
         metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
         _derive_energy(prefix, of_phase, metrics, missing)
-    _derive_request(windows, workload, depth, metrics)
-    metrics["n_ctx"] = exactly(float(load.in_force.get("n_ctx", configuration.n_ctx)))
-    for name, value in zip(("memory_mib", "vram_mib"), peak_mib, strict=True):
-        if value is None:
-            missing[name] = "the engine cannot read it here"
-        else:
-            metrics[name] = exactly(value)
-    return Measurement(
-        configuration=configuration,
-        in_force=load.in_force,
-        metrics=metrics,
-        missing=missing,
-        windows=tuple(windows),
-        caveats=_caveats(windows, stage),
-        load_seconds=load.load_seconds,
-        warmup_seconds=warmup_seconds,
-        reloaded=load.reloaded,
-    )
+    _derive_request(windows, workload, metrics)
+    return metrics, missing
 
 
 def exactly(value: float) -> Reading:
@@ -243,9 +255,7 @@ def _watts(energy: EnergyReading) -> float:
     return watts
 
 
-def _derive_request(
-    windows: Sequence[Window], workload: Workload, depth: int, metrics: dict[str, Reading]
-) -> None:
+def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict[str, Reading]) -> None:
     """Time to first token and time of the workload's whole request, repeat by repeat."""
     per_prompt_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill"]
     per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
@@ -256,7 +266,8 @@ def _derive_request(
     )
 
 
-def _caveats(windows: Sequence[Window], stage: Stage) -> tuple[Caveat, ...]:
+def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:
+    """What a reader must know about these windows; ``update_periods`` is how many they should last."""
     found: set[Caveat] = set()
     for phase in ("prefill", "decode"):
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
@@ -265,7 +276,7 @@ def _caveats(windows: Sequence[Window], stage: Stage) -> tuple[Caveat, ...]:
         found |= _caveats_of_energy(window.energy)
     period = windows[0].energy.source.update_period_seconds
     total = sum(w.energy.seconds for w in windows if w.phase == "decode")
-    if period and total < stage.update_periods * period * 0.99:
+    if period and total < update_periods * period * 0.99:
         found.add(Caveat.SHORT_WINDOW)
     return tuple(caveat for caveat in Caveat if caveat in found)
 

@@ -66,7 +66,7 @@ class LlamaCppEngine:
         window_grace_seconds: float = WINDOW_GRACE_SECONDS,
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
     ) -> None:
-        self._files = dict(model_files)
+        self._files: dict[str | None, Path] = dict(model_files)
         self._environment = dict(environment or {})
         self._window_grace_seconds = window_grace_seconds
         self._load_timeout_seconds = load_timeout_seconds
@@ -92,6 +92,10 @@ class LlamaCppEngine:
             build=hello["build"],
             gpu_offload=hello["gpu_offload"],
         )
+
+    def use_files(self, model_files: Mapping[str, Path]) -> None:
+        """Know further files of the model, by quantisation."""
+        self._files.update(model_files)
 
     @property
     def worker_pid(self) -> int | None:

@@ -1,0 +1,342 @@
+"""The command line: thin commands over the library. The one module that prints.
+
+Data goes to standard output, progress and errors to standard error. Whatever goes wrong on purpose is one
+line and the exit code of its error; see ``sweeper/errors.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper import __version__
+from sweeper.errors import EXIT_DONE, EXIT_STOPPED, SweeperError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from sweeper.config import Composed
+    from sweeper.records import SweepRecord
+    from sweeper.sweep import StopFlag
+
+_SWEEP_HELP = """\
+usage: sweeper sweep [KEY=VALUE ...] [--json] [Hydra's flags]
+
+Search the settings of llama.cpp for the most tokens per second and the fewest watts.
+
+  sweeper sweep                                     the built-in synthetic model, on this machine
+  sweeper sweep model.path=~/model.gguf             a GGUF file of yours
+  sweeper sweep experiment=quick                    a first front in a few minutes
+  sweeper sweep space.n_threads=4 'space.quant=[Q4_K_M,Q8_0]' search.trials=100
+  sweeper sweep name=evening                        the same name goes on where it stopped
+  sweeper sweep -m model=tinyllama_1b,llama_3b      one sweep after the other
+
+  --json               the front as JSON on standard output
+  --cfg job            show the composed configuration (--cfg job -p space: a part of it)
+  --info defaults      show which files it is made of
+  --config-dir DIR     a folder of yours, which goes before sweeper's own conf/
+  --hydra-help         Hydra's own flags
+
+Groups and their choices:
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command; the exit code."""
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    if os.environ.get("COMP_LINE"):
+        return _complete()
+    try:
+        if arguments[:1] == ["sweep"]:
+            return _sweep(arguments[1:])
+        parser = _parser()
+        options = parser.parse_args(arguments)
+        if not hasattr(options, "run"):
+            parser.print_help()
+            return EXIT_DONE
+        code: int = options.run(options)
+    except SweeperError as error:
+        _say_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say_error("stopped")
+        return EXIT_STOPPED
+    except BrokenPipeError:  # `sweeper report | head`: whoever reads has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_DONE
+    return code
+
+
+def entry() -> None:
+    """The console script."""
+    sys.exit(main())
+
+
+# -- sweep
+
+
+def _sweep(arguments: list[str]) -> int:
+    if {"--help", "-h"} & set(arguments):
+        print(_SWEEP_HELP + _groups())
+        return EXIT_DONE
+    as_json = "--json" in arguments
+    arguments = [word for word in arguments if word != "--json"]
+    from sweeper.config import run_hydra
+
+    return run_hydra(arguments, lambda composed: _run_sweep(composed, as_json))
+
+
+def _run_sweep(composed: Composed, as_json: bool) -> int:
+    """One sweep, from its composed configuration to the table at the end."""
+    from sweeper import wiring
+    from sweeper.errors import NoResultError
+    from sweeper.report.live import open_progress
+    from sweeper.report.progress import Plan
+
+    console = _console(stderr=True)
+
+    def say(text: str) -> None:
+        console.print(text, style="dim", highlight=False, markup=False)
+
+    def display(header: SweepRecord, plan: Any) -> Any:
+        for note in header.notes:
+            say(note)
+        expected = Plan(wiring.finalist_measurements(plan), FINALIST_COST, plan.minutes)
+        return open_progress(console, header.objectives, header.power, expected)
+
+    try:
+        with wiring.prepared(composed, display, say) as sweep:
+            say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
+            with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):  # type: ignore[attr-defined]
+                record = sweep.run()
+    except NoResultError as error:
+        _say_error(str(error))
+        return error.exit_code
+    except SweeperError as error:
+        _say_error(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _say_error("stopped at once: everything finished is kept, and the same command goes on from there")
+        return EXIT_STOPPED
+    _show(record, "json" if as_json else "table")
+    return EXIT_STOPPED if sweep.stop.set_by_hand else EXIT_DONE
+
+
+# A visit to a finalist costs about this much of a screening trial: a third of ten repeats of longer windows.
+FINALIST_COST = 1.5
+
+
+@contextmanager
+def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> Iterator[None]:
+    """Ctrl-C once: the trial in flight is finished, then the sweep concludes. Twice: it stops now."""
+
+    def on_interrupt(_number: int, _frame: object) -> None:
+        if stop.set_by_hand:
+            raise KeyboardInterrupt
+        stop.set_by_hand = True
+        note("stopping after the trial in flight; Ctrl-C again stops now")
+
+    before = signal.signal(signal.SIGINT, on_interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _groups() -> str:
+    """The groups of conf/ with their choices."""
+    from sweeper.config import conf_folder
+
+    lines = []
+    for folder in sorted(p for p in conf_folder().iterdir() if p.is_dir()):
+        choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+        lines.append(f"  {folder.name:<12} {choices}")
+    return "\n".join(lines)
+
+
+# -- after a sweep
+
+
+def load_record(root: Path, sweep: str | None) -> SweepRecord:
+    """The sweep of that name, or the latest one."""
+    from sweeper.errors import SweepMissingError
+    from sweeper.search.assemble import assemble
+    from sweeper.search.study import SweepStudy, sweep_names
+
+    if sweep is None:
+        names = sweep_names(root)
+        if not names:
+            raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
+        sweep = names[-1]
+    return assemble(SweepStudy.load(root, sweep))
+
+
+def _show(record: SweepRecord, form: str) -> None:
+    if form == "table":
+        from sweeper.report.terminal import show_front
+
+        show_front(record, _console())
+        return
+    from sweeper.report.formats import render
+
+    print(render(record, form), end="")
+
+
+def _report(options: argparse.Namespace) -> int:
+    from sweeper.report.files import write_report
+
+    record = load_record(options.root, options.sweep)
+    _show(record, "json" if options.json else options.format)
+    folder = options.out or options.root / "reports" / record.sweep
+    files = write_report(record, folder)
+    print(f"wrote {', '.join(sorted(files))} to {folder}", file=sys.stderr)
+    return EXIT_DONE
+
+
+def _apply(options: argparse.Namespace) -> int:
+    from sweeper import machine
+    from sweeper.apply.run import Options, run
+    from sweeper.apply.text import outcome_to_plain, render_outcome
+
+    record = load_record(options.root, options.sweep)
+    pick: str | int = int(options.pick) if str(options.pick).isdigit() else options.pick or record.pick
+    now = record.machine if record.engine.simulated else machine.examine()
+    outcome = run(
+        record,
+        pick,
+        options.to,
+        Options(name=options.name, port=options.port, file=options.file, folder=options.folder),
+        root=options.root,
+        machine=now,
+        engine=record.engine if record.engine.simulated else _engine_record(),
+        write=options.write,
+        force=options.force,
+    )
+    _data(options, outcome_to_plain(outcome), render_outcome(outcome))
+    return EXIT_DONE
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    from sweeper.apply.journal import rollback
+    from sweeper.apply.text import render_undone, undone_to_plain
+
+    undone = rollback(options.root, force=options.force)
+    _data(options, undone_to_plain(undone), render_undone(undone))
+    return EXIT_DONE
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from sweeper.ui import serve
+
+    serve(options.uri, options.root, options.port, lambda address: print(address, flush=True))
+    return EXIT_DONE
+
+
+def _engine_record() -> Any:
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+
+    with LlamaCppEngine({}) as engine:
+        return engine.record
+
+
+def _data(options: argparse.Namespace, plain: Any, text: str) -> None:
+    if options.json:
+        print(json.dumps(plain, indent=2, ensure_ascii=False))
+    else:
+        print(text)
+
+
+# -- the parser
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="sweeper",
+        description="Finds the llama.cpp settings with the most tokens per second for the fewest watts, "
+        "and puts them to work.",
+        epilog="Exit codes: 0 done; 2 a wrong word or value; 3 something is missing; 4 no trial counts; "
+        "5 a promise is not kept; 130 stopped by hand.",
+    )
+    parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
+    commands.add_parser("sweep", help="search: the main job", add_help=False)
+    _add_report(commands)
+    _add_apply(commands)
+    rollback = _command(commands, "rollback", _rollback, "undo the last apply, files and limits")
+    rollback.add_argument("--force", action="store_true", help="also where a file was changed since")
+    ui = _command(commands, "ui", _ui, "the MLflow UI on 127.0.0.1", with_json=False)
+    ui.add_argument("--port", type=int, default=5000, help="the port wished for (default %(default)s)")
+    ui.add_argument("--uri", help="an MLflow store elsewhere (tracking.uri)")
+    return parser
+
+
+def _command(
+    commands: Any, name: str, run: Callable[[argparse.Namespace], int], words: str, with_json: bool = True
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name, help=words, description=words[0].upper() + words[1:]
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument(
+        "--root", type=Path, default=Path("mlruns"), help="where runs are (default %(default)s)"
+    )
+    if with_json:
+        parser.add_argument("--json", action="store_true", help="answer as JSON on standard output")
+    return parser
+
+
+def _add_report(commands: Any) -> None:
+    report = _command(commands, "report", _report, "the front as a table; writes HTML, markdown and PNG")
+    report.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
+    report.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
+    report.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+
+
+def _add_apply(commands: Any) -> None:
+    from sweeper.apply.registry import target_names
+
+    apply = _command(
+        commands, "apply", _apply, "show what a pick would change in a server's files, or write it"
+    )
+    apply.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
+    picks = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
+    apply.add_argument("--pick", metavar="P", help=f"{picks} (default: the sweep's own)")
+    targets = target_names()
+    words = f"one of {', '.join(targets)} (default %(default)s)"
+    apply.add_argument("--to", choices=targets, default="llama-server", metavar="TARGET", help=words)
+    apply.add_argument("--write", action="store_true", help="write it, with a backup; without, only the diff")
+    apply.add_argument("--force", action="store_true", help="although machine, engine or model changed since")
+    apply.add_argument("--name", help="the name that the server gives the model")
+    apply.add_argument("--port", type=int, help="the server's port")
+    apply.add_argument("--file", type=Path, help="the target's main file")
+    apply.add_argument("--folder", type=Path, help="where files go that the target names itself")
+
+
+# -- the terminal
+
+
+def _console(stderr: bool = False) -> Console:
+    from rich.console import Console
+
+    return Console(stderr=stderr, soft_wrap=True)
+
+
+def _say_error(text: str) -> None:
+    print(f"sweeper: {text}", file=sys.stderr)
+
+
+def _complete() -> int:
+    """Complete `sweeper sweep …`: Hydra completes what stands behind a program's name, and no subcommand."""
+    line = os.environ["COMP_LINE"]
+    os.environ["COMP_LINE"] = line.replace(" sweep", "", 1)
+    os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - len(" sweep")))
+    from sweeper.config import run_hydra
+
+    return run_hydra(["--shell-completion", "query=bash"], lambda _: EXIT_DONE)

@@ -1,0 +1,156 @@
+"""From the study on disk to the `SweepRecord` that everything after the search reads."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from sweeper import pareto
+from sweeper.errors import ConfigError, NoResultError
+from sweeper.measure import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
+from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord
+from sweeper.search.study import SweepStudy, Visit
+
+
+def assemble(study: SweepStudy) -> SweepRecord:
+    """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
+    header = study.header()
+    trials = with_finals(study.trials(), study.visits(), header)
+    return conclude(replace(header, trials=trials))
+
+
+def conclude(record: SweepRecord) -> SweepRecord:
+    """The record with its front, hypervolume and default pick worked out from its trials."""
+    remeasured = any(t.remeasured and t.feasible for t in record.trials)
+    front = pareto.front(record.trials, record.objectives, remeasured_only=remeasured)
+    concluded = replace(
+        record, front=front, hypervolume=hypervolumes(record.trials, record.objectives, front)
+    )
+    caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
+    return replace(concluded, recommended=_recommended(concluded), caveats=caveats)
+
+
+def _recommended(record: SweepRecord) -> int | None:
+    """The trial of the record's own pick; None while nothing was measured twice or no point fits."""
+    try:
+        return pareto.choose(record, record.pick).trial.number
+    except (NoResultError, ConfigError):
+        return None
+
+
+def with_finals(
+    trials: Sequence[TrialRecord], visits: Sequence[Visit], header: SweepRecord
+) -> tuple[TrialRecord, ...]:
+    """The trials, with the figures of the final stage in place of the screening's where there are any."""
+    by_trial: dict[int, list[Visit]] = {}
+    for visit in visits:
+        by_trial.setdefault(visit.trial, []).append(visit)
+    return tuple(
+        _with_final(trial, by_trial[trial.number], header) if trial.number in by_trial else trial
+        for trial in trials
+    )
+
+
+def _with_final(trial: TrialRecord, visits: Sequence[Visit], header: SweepRecord) -> TrialRecord:
+    """Only the final windows count: the screening's made the trial a finalist, so they flatter it."""
+    windows = [window for visit in visits for window in visit.windows]
+    found, missing = metrics_of(windows, header.workload)
+    metrics = dict(trial.metrics) | found
+    for name in ("memory_mib", "vram_mib"):
+        peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]
+        if peaks:
+            metrics[name] = exactly(max(peaks))
+    resident = [visit.resident_watts for visit in visits if visit.resident_watts is not None]
+    if resident:
+        metrics["resident_watts"] = Reading(
+            sorted(resident)[len(resident) // 2], min(resident), max(resident), len(resident)
+        )
+    caveats = set(caveats_of(windows, FINAL_UPDATE_PERIODS)) | {
+        Caveat[c.upper()] for v in visits for c in v.caveats
+    }
+    caveats |= set(trial.caveats) & {Caveat.SYNTHETIC_QUALITY, Caveat.ABOVE_CEILING}
+    return replace(
+        trial,
+        metrics=metrics,
+        missing={k: v for k, v in trial.missing.items() if k not in metrics} | missing,
+        violations=violations_of(metrics, header.constraints),
+        caveats=tuple(c for c in Caveat if c in caveats),
+        remeasured=True,
+    )
+
+
+def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:
+    """How far each constraint is exceeded, 0 or less where it is kept.
+
+    A constraint whose metric is missing is judged kept here; the sweep says once that it was not judged.
+    """
+    return {
+        str(c): c.violation(metrics[c.metric].median) if c.metric in metrics else 0.0 for c in constraints
+    }
+
+
+def hypervolumes(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], front: Sequence[int]
+) -> tuple[float, ...]:
+    """For each trial, in order, the hypervolume of all up to it as a share of the final one."""
+    usable = {t.number: pareto.oriented(t, objectives) for t in trials if _counts(t, objectives)}
+    best = [usable[n] for n in front if n in usable]
+    if not best:
+        return tuple(0.0 for _ in trials)
+    reference = pareto.reference_point(best)
+    whole = pareto.hypervolume(list(usable.values()), reference)
+    shares, so_far = [], []
+    for trial in trials:
+        if trial.number in usable:
+            so_far.append(usable[trial.number])
+        shares.append(pareto.hypervolume(so_far, reference) / whole if whole > 0 else 0.0)
+    return tuple(shares)
+
+
+def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
+    return trial.feasible and all(o.metric in trial.metrics for o in objectives)
+
+
+def choose_finalists(record: SweepRecord, most: int) -> tuple[int, ...]:
+    """Which trials to measure again: the baseline, the ends of the front, the picks, then by volume.
+
+    Returns:
+        Trial numbers, the baseline first (beyond ``most``), each once.
+    """
+    front = [t for t in record.on_front() if _counts(t, record.objectives)]
+    chosen: list[int] = []
+    if front:
+        chosen.extend(_best_in(front, record.objectives, i) for i in range(len(record.objectives)))
+        for pick in (record.pick, "knee", "greenest"):
+            try:
+                trial = pareto.choose(record, pick, allow_screening=True).trial
+            except (NoResultError, ConfigError):
+                continue  # this sweep's objectives cannot answer that pick
+            chosen.append(trial.number)
+    unique = list(dict.fromkeys(chosen))[:most]
+    unique += _by_volume(front, record.objectives, unique, most - len(unique))
+    head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
+    return tuple(dict.fromkeys([*head, *unique]))
+
+
+def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], index: int) -> int:
+    return max(front, key=lambda t: pareto.oriented(t, objectives)[index]).number
+
+
+def _by_volume(
+    front: Sequence[TrialRecord], objectives: Sequence[Objective], chosen: Sequence[int], most: int
+) -> list[int]:
+    """Those of the front that add most to the volume of what is chosen, one after the other."""
+    points = {t.number: pareto.oriented(t, objectives) for t in front}
+    if not points:
+        return []
+    reference = pareto.reference_point(list(points.values()))
+    taken = [points[n] for n in chosen if n in points]
+    added: list[int] = []
+    rest = [n for n in points if n not in chosen]
+    while rest and len(added) < most:
+        best = max(rest, key=lambda n: pareto.hypervolume([*taken, points[n]], reference))
+        rest.remove(best)
+        taken.append(points[best])
+        added.append(best)
+    return added

@@ -1,0 +1,350 @@
+"""A sweep's truth on disk: an Optuna study in which every finished trial carries its whole record.
+
+MLflow and the reports are made from what stands here. The order of writes is what makes ``kill -9`` harmless:
+the record is stored on the running trial first, then the trial is told; what stops in between is told at the
+next start, what stops before is the trial in flight, which is asked again.
+"""
+
+from __future__ import annotations
+
+import logging
+import sqlite3
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper.errors import ConfigError, StoreError, SweepMissingError
+from sweeper.records import (
+    Objective,
+    SweepRecord,
+    TrialRecord,
+    Window,
+    from_plain,
+    to_plain,
+)
+
+if TYPE_CHECKING:
+    import optuna
+
+# Attributes of the study and of its trials; the samplers of this package read STATE and CONFIGURATION.
+HEADER = "sweep"
+VISIT = "final"
+RECORD = "record"
+WINDOWS = "windows"
+STATE = "state"
+CONFIGURATION = "configuration"
+DUPLICATE = "duplicate_of"
+
+# What of a header must be the same for a sweep to be continued, and the key that a user knows it by.
+_SAME = {
+    "space": "space",
+    "objectives": "objectives.targets",
+    "constraints": "objectives.constraints",
+    "workload": "workload",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Proposal:
+    """A configuration that the sampler asks to be measured."""
+
+    number: int
+    params: Mapping[str, Any]
+    trial: Any  # optuna.Trial
+
+
+@dataclass(frozen=True, slots=True)
+class Visit:
+    """One visit of the final stage to one finalist: its raw windows and what the engine said."""
+
+    trial: int
+    visit: int
+    windows: tuple[Window, ...]
+    caveats: tuple[str, ...]
+    memory_mib: float | None
+    vram_mib: float | None
+    resident_watts: float | None = None
+
+
+class SweepStudy:
+    """One sweep in ``<root>/optuna.db``."""
+
+    def __init__(self, study: optuna.Study) -> None:
+        self._study = study
+
+    # -- opening ------------------------------------------------------------------------------------------
+
+    @classmethod
+    def create(cls, root: Path, header: SweepRecord, sampler: Any = None) -> SweepStudy:
+        """Open the sweep of ``header.sweep``, creating it where it is new.
+
+        Raises:
+            ConfigError: it exists, with another space, other objectives or another workload.
+            StoreError: the database cannot be read or written.
+        """
+        import optuna
+
+        with _said_plainly(root):
+            study = optuna.create_study(
+                study_name=header.sweep,
+                storage=_storage(root),
+                directions=[o.direction for o in header.objectives],
+                sampler=sampler,
+                load_if_exists=True,
+            )
+            found = cls(study)
+            if HEADER in study.user_attrs:
+                found._demand_same(header)
+            else:
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+                    study.set_metric_names([o.metric for o in header.objectives])
+                found.save_header(header)
+        return found
+
+    @classmethod
+    def load(cls, root: Path, sweep: str) -> SweepStudy:
+        """Open an existing sweep for reading. Raises SweepMissingError or StoreError."""
+        import optuna
+
+        if not (root / "optuna.db").exists():
+            raise SweepMissingError(f"{root / 'optuna.db'} is not there: run `sweeper sweep` first")
+        with _said_plainly(root):
+            try:
+                study = optuna.load_study(study_name=sweep, storage=_storage(root))
+            except KeyError:
+                names = ", ".join(sweep_names(root)) or "none"
+                raise SweepMissingError(f"no sweep is called {sweep!r}; there are: {names}") from None
+        return cls(study)
+
+    def _demand_same(self, header: SweepRecord) -> None:
+        had, new = to_plain(self.header()), to_plain(header)
+        for field, key in _SAME.items():
+            if _jsonlike(had[field]) != _jsonlike(new[field]):
+                raise ConfigError(
+                    f"{key}: the sweep {header.sweep!r} was started with another one; "
+                    "give this sweep a name of its own with name=…"
+                )
+        if had["model"]["files"] != new["model"]["files"]:
+            raise ConfigError(
+                f"model: the sweep {header.sweep!r} was started with another one; "
+                "give this sweep a name of its own with name=…"
+            )
+        if had["machine"]["fingerprint"] != new["machine"]["fingerprint"]:
+            raise ConfigError(
+                f"name: the sweep {header.sweep!r} was measured on another machine "
+                f"({had['machine']['cpu']}); give this sweep another name=…"
+            )
+
+    # -- the header ---------------------------------------------------------------------------------------
+
+    def header(self) -> SweepRecord:
+        """What is known of the sweep beside its trials."""
+        return from_plain(self._study.user_attrs[HEADER], SweepRecord)
+
+    def save_header(self, header: SweepRecord) -> None:
+        """Keep everything but the trials."""
+        self._study.set_user_attr(HEADER, to_plain(replace(header, trials=())))
+
+    # -- ask and tell -------------------------------------------------------------------------------------
+
+    def enqueue(self, params: Mapping[str, Any]) -> None:
+        """Have these values asked for next, unless they are waiting already."""
+        self._study.enqueue_trial(dict(params), skip_if_exists=True)
+
+    def ask(self, distributions: Mapping[str, Any]) -> Proposal:
+        """The next proposal of the queue or the sampler."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # optuna warns of every enqueued value that is off its grid
+            trial = self._study.ask(dict(distributions))
+        return Proposal(trial.number, trial.params, trial)
+
+    def duplicate(self, proposal: Proposal, of: int) -> None:
+        """Settle a proposal that was measured already: it costs nothing, and the sampler looks elsewhere."""
+        import optuna
+
+        proposal.trial.set_user_attr(DUPLICATE, of)
+        self._study.tell(proposal.number, state=optuna.trial.TrialState.PRUNED)
+
+    def tell(
+        self,
+        proposal: Proposal,
+        record: TrialRecord,
+        objectives: Sequence[Objective],
+        violations: Mapping[str, float],
+        windows: Sequence[Window] = (),
+    ) -> None:
+        """Keep a finished trial: its record first, then its values.
+
+        Args:
+            proposal: what was asked.
+            record: what came of it.
+            objectives: whose medians are the values of a complete trial.
+            violations: every constraint's distance beyond its bound, the same keys on every trial.
+            windows: the raw samples.
+        """
+        trial = proposal.trial
+        trial.set_user_attr(STATE, record.state)
+        trial.set_user_attr(CONFIGURATION, record.configuration.to_dict())
+        if windows:
+            trial.set_user_attr(WINDOWS, to_plain(list(windows)))
+        for key, violation in violations.items():
+            trial.set_constraint(key, violation)
+        trial.set_user_attr(RECORD, to_plain(record))
+        self._tell(record, objectives)
+
+    def _tell(self, record: TrialRecord, objectives: Sequence[Objective]) -> None:
+        import optuna
+
+        states = optuna.trial.TrialState
+        if record.state == "complete":
+            values = [record.metrics[o.metric].median for o in objectives]
+            self._study.tell(record.number, values)
+        elif record.state in ("infeasible", "out_of_memory", "dominated"):
+            # PRUNED with a violated constraint: samplers learn from it, and it never has a value.
+            self._study.tell(record.number, state=states.PRUNED)
+        else:
+            self._study.tell(record.number, state=states.FAIL)
+
+    def recover(self, objectives: Sequence[Objective]) -> tuple[int, ...]:
+        """Settle what a killed run left: finished trials are told, trials in flight are asked again.
+
+        Returns:
+            The numbers of the trials that were in flight.
+        """
+        import optuna
+
+        in_flight = []
+        for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
+            if RECORD in trial.user_attrs:
+                self._tell(from_plain(trial.user_attrs[RECORD], TrialRecord), objectives)
+                continue
+            in_flight.append(trial.number)
+            self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
+            if trial.params:
+                self.enqueue(trial.params)
+        return tuple(in_flight)
+
+    # -- reading ------------------------------------------------------------------------------------------
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Every finished trial by number, with the figures of its screening."""
+        return tuple(
+            from_plain(trial.user_attrs[RECORD], TrialRecord)
+            for trial in self._study.get_trials(deepcopy=False)
+            if RECORD in trial.user_attrs
+        )
+
+    def windows(self, number: int) -> tuple[Window, ...]:
+        """The raw windows of a trial's screening."""
+        attrs = self._study.get_trials(deepcopy=False)[number].user_attrs
+        return tuple(from_plain(attrs.get(WINDOWS, []), list[Window]))
+
+    @property
+    def optuna_study(self) -> optuna.Study:
+        """The study itself, for samplers and stopping rules."""
+        return self._study
+
+    # -- the final stage ----------------------------------------------------------------------------------
+
+    def save_visit(self, visit: Visit) -> None:
+        """Keep one visit of the final stage."""
+        self._study.set_user_attr(f"{VISIT}/{visit.trial}/{visit.visit}", to_plain(visit))
+
+    def visits(self) -> tuple[Visit, ...]:
+        """The visits made so far, by trial and visit."""
+        found = [
+            from_plain(value, Visit)
+            for key, value in self._study.user_attrs.items()
+            if key.startswith(f"{VISIT}/")
+        ]
+        return tuple(sorted(found, key=lambda v: (v.trial, v.visit)))
+
+
+def sweep_names(root: Path) -> tuple[str, ...]:
+    """The sweeps in ``root``, the latest last."""
+    import optuna
+
+    if not (root / "optuna.db").exists():
+        return ()
+    with _said_plainly(root):
+        summaries = optuna.get_all_study_summaries(storage=_storage(root), include_best_trial=False)
+    own = [s for s in summaries if HEADER in s.user_attrs]
+    own.sort(key=lambda s: str(s.user_attrs[HEADER].get("updated_utc", "")))
+    return tuple(s.study_name for s in own)
+
+
+def configurations_of(trials: Sequence[TrialRecord]) -> dict[str, int]:
+    """Trial number by configuration digest, of those that ran or were ruled out."""
+    return {trial.configuration.digest: trial.number for trial in trials if trial.state != "interrupted"}
+
+
+def _storage(root: Path) -> Any:
+    import optuna
+    from sqlalchemy import event
+
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    logging.getLogger("alembic").setLevel(logging.ERROR)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{(root / 'optuna.db').resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
+
+    @event.listens_for(storage.engine, "connect")
+    def write_ahead(connection: sqlite3.Connection, _: Any) -> None:
+        # A write-ahead log syncs once a checkpoint, not twice a commit; a killed process loses nothing.
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=NORMAL")
+
+    storage.engine.dispose()  # connections made before the listener stood are not kept
+    return storage
+
+
+class _said_plainly:  # noqa: N801 - used as a function in `with`
+    """Errors of the database as one line that says what to do."""
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+
+    def __enter__(self) -> None:
+        try:
+            self._root.mkdir(parents=True, exist_ok=True)
+            probe = self._root / ".writable"
+            probe.touch()
+            probe.unlink()
+        except OSError as error:
+            raise StoreError(
+                f"cannot write in {self._root}: {error.strerror}; choose another root=…"
+            ) from error
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: Any) -> None:
+        if error is None:
+            return
+        import sqlalchemy.exc
+
+        path = self._root / "optuna.db"
+        if isinstance(error, RuntimeError) and "version" in str(error):
+            raise StoreError(
+                f"{path} was written by another version of Optuna; upgrade it with "
+                f"`optuna storage upgrade --storage sqlite:///{path}`, or choose another root=…"
+            ) from error
+        if isinstance(error, (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)) or (
+            type(error).__module__.startswith("optuna.") and "Storage" in type(error).__name__
+        ):
+            raise StoreError(
+                f"cannot use {path}: {_first_line(error)}; mend it or choose another root=…"
+            ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    cause: BaseException = error
+    while cause.__cause__ is not None:
+        cause = cause.__cause__
+    return str(cause).splitlines()[0] if str(cause) else type(cause).__name__
+
+
+def _jsonlike(value: Any) -> Any:
+    import json
+
+    return json.loads(json.dumps(value, default=list))

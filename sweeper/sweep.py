@@ -1,0 +1,375 @@
+"""The loop of a sweep: ask, measure, tell, record; then the front's candidates once more; then the end.
+
+Everything it needs is handed in, so that the same loop runs on llama.cpp, on a simulated machine and on a
+recorded table. Only errors of a trial are caught here, by their type.
+"""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from sweeper.engine.base import Engine
+from sweeper.errors import NoResultError, StoreError, TrialFailed
+from sweeper.measure import Stage, measure, wait_for_temperature
+from sweeper.power.base import LimitControl, PowerMeter
+from sweeper.records import (
+    LIMIT_KEYS,
+    Caveat,
+    Configuration,
+    Measurement,
+    Reading,
+    SweepRecord,
+    TrialRecord,
+)
+from sweeper.report.progress import Progress
+from sweeper.search.assemble import assemble, choose_finalists, violations_of
+from sweeper.search.study import Proposal, SweepStudy, Visit, configurations_of
+from sweeper.space import SearchSpace
+from sweeper.tracking import Tracker
+
+# Each finalist is visited this often, in random order, so that a drift of the machine hits all alike.
+FINAL_VISITS = 3
+# A sampler that proposes this many known points in a row has run dry here: another point is chosen for it.
+MOST_DUPLICATES = 5
+# The search has stopped growing when the hypervolume rose by less than this share over `patience` trials.
+GROWTH = 0.01
+# A control that differs from the baseline by more than this, and by more than noise, is drift.
+DRIFT = 0.05
+
+
+@dataclass(frozen=True, slots=True)
+class SearchPlan:
+    """When to stop, and what to ask first."""
+
+    trials: int | None
+    minutes: float | None
+    patience: int | None
+    finalists: int
+    control_every: int
+    first: tuple[Configuration, ...]  # the baseline, then the corners
+    total: int  # trials at most, for the display
+    exhaustive: bool = False  # go through the grid in order
+    seed: int = 0
+    stop_reason: Callable[[SweepStudy], str | None] | None = None  # a stopping rule of the sampler's
+
+
+@dataclass(slots=True)
+class StopFlag:
+    """Set by the first Ctrl-C: finish what is in flight, then conclude."""
+
+    set_by_hand: bool = False
+
+
+@dataclass(slots=True)
+class Sweep:
+    """One sweep and everything that it works with."""
+
+    study: SweepStudy
+    space: SearchSpace
+    engine: Engine
+    meter: PowerMeter
+    limits: LimitControl
+    tracker: Tracker
+    progress: Progress
+    plan: SearchPlan
+    report_folder: Path
+    write_report: Callable[[SweepRecord, Path], Mapping[str, Path]]
+    quality: Callable[[Configuration], Reading | None]
+    forecast: Callable[[Configuration], str | None]
+    standing_caveats: tuple[Caveat, ...] = ()  # of every trial, such as SYNTHETIC_QUALITY
+    stop: StopFlag = field(default_factory=StopFlag)
+    clock: Callable[[], float] = time.monotonic
+    sleep: Callable[[float], None] = time.sleep
+    _began: float = 0.0
+    _reference_celsius: float | None = None
+    _tracking_failed: str | None = None
+
+    def run(self) -> SweepRecord:
+        """Run to the end, or go on where an earlier run stopped.
+
+        Raises:
+            NoResultError: no trial counts.
+            KeyboardInterrupt: stopped at once by a second Ctrl-C; everything finished is kept.
+        """
+        self._began = self.clock()
+        header = self.study.header()
+        for number in self.study.recover(header.objectives):
+            self.progress.note(f"trial {number} was in flight when the sweep was stopped: it is asked again")
+        self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
+        if self.study.trials():
+            self._track(lambda: self.tracker.sync(assemble(self.study)))
+        self._reference_celsius = self.meter.temperature_celsius()
+        reason = self._search()
+        record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
+        if not record.on_front():
+            raise NoResultError(_nothing_counts(record))
+        return record
+
+    # -- the search ---------------------------------------------------------------------------------------
+
+    def _search(self) -> str:
+        """Ask, measure, tell, until something says stop; then the final stage. The reason in words."""
+        distributions = self.space.distributions()
+        grid = self.space.grid() if self.plan.exhaustive else None
+        if not self.study.trials():
+            for configuration in self.plan.first:
+                self.study.enqueue(self.space.params_of(configuration))
+        duplicates = 0
+        while (reason := self._reason_to_stop()) is None:
+            known = configurations_of(self.study.trials())
+            if grid is not None or duplicates >= MOST_DUPLICATES:
+                other = self._unmeasured(known, grid)
+                if other is None:
+                    reason = "every configuration of the space has been measured"
+                    break
+                self.study.enqueue(self.space.params_of(other))
+            proposal = self.study.ask(distributions)
+            configuration = self.space.configuration(proposal.params)
+            if configuration.digest in known:
+                self.study.duplicate(proposal, known[configuration.digest])
+                duplicates += 1
+                continue
+            duplicates = 0
+            self._trial(proposal, configuration)
+            self._control(len(known) + 1)
+        if not self.stop.set_by_hand:
+            self._final_stage()
+        return reason
+
+    def _reason_to_stop(self) -> str | None:
+        plan, trials = self.plan, self.study.trials()
+        if self.stop.set_by_hand:
+            return "stopped by hand"
+        if plan.trials is not None and len(trials) >= plan.trials:
+            return f"{plan.trials} trials were asked for"
+        if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
+            return f"{plan.minutes:g} minutes were given"
+        if plan.patience is not None and len(trials) > plan.patience:
+            record = assemble(self.study)
+            if record.hypervolume[-1] - record.hypervolume[-1 - plan.patience] < GROWTH:
+                return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
+        return plan.stop_reason(self.study) if plan.stop_reason else None
+
+    def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
+        """The next point of the grid, or any point, that is not known yet."""
+        if grid is not None:
+            return next((c for c in grid if c.digest not in known), None)
+        rest = (c for c in self.space.grid() if c.digest not in known)
+        some = list(itertools.islice(rest, 2000))  # enough to choose from, and quick to list
+        return random.Random(self.plan.seed + len(known)).choice(some) if some else None
+
+    # -- one trial ----------------------------------------------------------------------------------------
+
+    def _trial(self, proposal: Proposal, configuration: Configuration) -> None:
+        header = self.study.header()
+        self.progress.trial_started(len(self.study.trials()) + 1, self.plan.total, configuration)
+        record, measurement = self._measured(proposal.number, configuration, header)
+        windows = measurement.windows if measurement else ()
+        self.study.tell(proposal, record, header.objectives, self._constraints_of(record, header), windows)
+        self.progress.trial_finished(record)
+        self._track(lambda: self.tracker.trial_finished(header, record))
+
+    def _measured(
+        self, number: int, configuration: Configuration, header: SweepRecord
+    ) -> tuple[TrialRecord, Measurement | None]:
+        """The record of one trial, whatever became of it."""
+        began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
+        base = TrialRecord(number, "infeasible", configuration, reason=why, started_utc=utc)
+        if why:
+            return replace(base, seconds=self.clock() - began), None
+        try:
+            quality = self.quality(configuration)
+            measurement = self._measure(configuration, Stage.screening(header.workload), quality)
+            _demand_objectives(measurement, header)
+        except TrialFailed as failure:
+            return replace(
+                base,
+                state=failure.state,
+                reason=str(failure),
+                log_tail=failure.log_tail,
+                seconds=self.clock() - began,
+            ), None
+        return self._record_of(base, measurement, header, self.clock() - began), measurement
+
+    def _measure(self, configuration: Configuration, stage: Stage, quality: Reading | None) -> Measurement:
+        for name in LIMIT_KEYS:
+            if name in self.space.parameters or getattr(configuration, name) is not None:
+                self.limits.set(name, getattr(configuration, name))
+        wait_for_temperature(self.meter, self._reference_celsius, self.clock, self.sleep)
+        known = {"kl_divergence": quality} if quality else {}
+        return measure(
+            configuration,
+            self.engine,
+            self.meter,
+            self.study.header().workload,
+            stage,
+            known,
+            self.progress.phase,
+            self.clock,
+            self.sleep,
+        )
+
+    def _record_of(
+        self, base: TrialRecord, measurement: Measurement, header: SweepRecord, seconds: float
+    ) -> TrialRecord:
+        windows = sum(w.energy.seconds for w in measurement.windows)
+        caveats = set(measurement.caveats) | set(self.standing_caveats)
+        return replace(
+            base,
+            state="complete",
+            reason=None,
+            metrics=measurement.metrics,
+            missing=measurement.missing,
+            violations=violations_of(dict(measurement.metrics), header.constraints),
+            caveats=tuple(c for c in Caveat if c in caveats),
+            in_force=measurement.in_force,
+            seconds=seconds,
+            measured_seconds=measurement.load_seconds + measurement.warmup_seconds + windows,
+        )
+
+    def _constraints_of(self, record: TrialRecord, header: SweepRecord) -> dict[str, float]:
+        """The same keys on every trial: Optuna's GP refuses a study where they differ."""
+        known = dict.fromkeys((str(c) for c in header.constraints), 0.0) | dict(record.violations)
+        return known | {"runs": 0.0 if record.state == "complete" else 1.0}
+
+    def _control(self, count: int) -> None:
+        """Measure the baseline again every so often: what changes then is the machine."""
+        header = self.study.header()
+        if header.baseline is None or count % self.plan.control_every or self.stop.set_by_hand:
+            return
+        baseline = assemble(self.study).trial(header.baseline)
+        if baseline.state != "complete":
+            return
+        try:
+            again = self._measure(baseline.configuration, Stage.screening(header.workload), None)
+        except TrialFailed as failure:
+            self.progress.note(f"the control measurement failed: {failure}")
+            return
+        drift = _drift(baseline, again)
+        if drift is not None and Caveat.DRIFT not in header.caveats:
+            self.progress.note(f"the machine drifts: the default configuration changed by {drift:+.0%}")
+            self.study.save_header(replace(header, caveats=(*header.caveats, Caveat.DRIFT)))
+
+    # -- the final stage ----------------------------------------------------------------------------------
+
+    def _final_stage(self) -> None:
+        """Measure the candidates again, interleaved; only what was measured twice is recommended."""
+        record = assemble(self.study)
+        visits = self.study.visits()
+        finalists = _finalists_of(visits) or choose_finalists(record, self.plan.finalists)
+        done = {(visit.trial, visit.visit) for visit in visits}
+        total = len(finalists) * FINAL_VISITS
+        self.progress.finalists(total - len(done))
+        whole = Stage.final(record.workload)
+        repeats = max(1, -(-whole.repeats // FINAL_VISITS))
+        stage = replace(
+            whole,
+            repeats=repeats,
+            seconds=whole.seconds / FINAL_VISITS,
+            update_periods=-(-whole.update_periods // FINAL_VISITS),
+        )
+        for visit in range(FINAL_VISITS):
+            order = list(finalists)
+            random.Random(f"{self.plan.seed}/{visit}").shuffle(order)
+            for number in order:
+                if self.stop.set_by_hand:
+                    return
+                if (number, visit) not in done:
+                    trial = record.trial(number)
+                    self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
+                    self._visit(trial, visit, stage)
+
+    def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
+        try:
+            m = self._measure(trial.configuration, stage, trial.metrics.get("kl_divergence"))
+        except TrialFailed as failure:
+            self.progress.note(f"trial {trial.number} could not be measured again: {failure}")
+            return
+        resident = m.metrics.get("resident_watts")
+        peaks = [m.metrics[name].median if name in m.metrics else None for name in ("memory_mib", "vram_mib")]
+        caveats = tuple(c.name.lower() for c in m.caveats if c is not Caveat.SHORT_WINDOW)
+        self.study.save_visit(
+            Visit(
+                trial.number,
+                visit,
+                m.windows,
+                caveats,
+                peaks[0],
+                peaks[1],
+                resident.median if resident else None,
+            )
+        )
+        self.progress.trial_finished(assemble(self.study).trial(trial.number))
+
+    # -- the conclusion -----------------------------------------------------------------------------------
+
+    def _conclude(self, reason: str, state: Any) -> SweepRecord:
+        header = self.study.header()
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        notes = header.notes
+        if self._tracking_failed:
+            self.progress.note("writing to MLflow what could not be written before")
+        self.study.save_header(
+            replace(header, state=state, stopped_because=reason, updated_utc=now, notes=notes)
+        )
+        record = assemble(self.study)
+        files = self.write_report(record, self.report_folder)
+        try:
+            self.tracker.sweep_finished(record, files)
+        except StoreError as error:
+            self.progress.note(
+                f"{error}; everything is kept in optuna.db, and the same command writes it again"
+            )
+        self.progress.finished(record)
+        return record
+
+    def _track(self, write: Callable[[], object]) -> None:
+        """Write to MLflow; where that fails the sweep goes on, says so once, and writes it at the end."""
+        try:
+            write()
+        except StoreError as error:
+            if self._tracking_failed is None:
+                self.progress.note(f"{error}; the sweep goes on and writes it at the end")
+            self._tracking_failed = str(error)
+
+
+def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:
+    """Who the finalists were when an earlier run began its final stage."""
+    return tuple(dict.fromkeys(visit.trial for visit in visits))
+
+
+def _demand_objectives(measurement: Measurement, header: SweepRecord) -> None:
+    for objective in header.objectives:
+        if objective.metric not in measurement.metrics:
+            why = measurement.missing.get(objective.metric, "it was not measured")
+            raise TrialFailed(f"{objective.metric} is missing: {why}")
+
+
+def _drift(baseline: TrialRecord, again: Measurement) -> float | None:
+    """How far decode speed moved, as a fraction; None while that is small or noise."""
+    before, now = baseline.metrics["tokens_per_second"], again.metrics["tokens_per_second"]
+    change = now.median / before.median - 1
+    apart = now.high < before.low or now.low > before.high
+    return change if apart and abs(change) > DRIFT else None
+
+
+def _nothing_counts(record: SweepRecord) -> str:
+    """Why a sweep has no front, in one line."""
+    reasons = [t.reason for t in record.trials if t.reason]
+    broken = [k for t in record.trials for k, v in t.violations.items() if v > 0]
+    if broken:
+        most = max(set(broken), key=broken.count)
+        return (
+            f"no trial keeps every constraint; most often broken: {most}. Loosen it in objectives.constraints"
+        )
+    if reasons:
+        return f"no trial ended well; the last said: {reasons[-1]}"
+    return "no trial was finished"

@@ -1,0 +1,477 @@
+"""From a composed configuration to a sweep ready to run: the only place where concrete classes are chosen."""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper import __version__, machine
+from sweeper.auto_space import Facts, default_configuration, fill_auto, first_configurations
+from sweeper.config import Composed, Settings
+from sweeper.engine.base import Engine
+from sweeper.errors import ConfigError, StoreError, SweepBusyError
+from sweeper.gguf.obtain import Model, Wanted, obtain
+from sweeper.power.base import LimitControl, PowerMeter
+from sweeper.records import (
+    Caveat,
+    Configuration,
+    EngineRecord,
+    MachineRecord,
+    ModelRecord,
+    Reading,
+    SweepRecord,
+    to_plain,
+)
+from sweeper.report.files import write_report
+from sweeper.report.progress import Progress
+from sweeper.search.samplers import make_sampler
+from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.space import SearchSpace, Traits, build_space
+from sweeper.sweep import FINAL_VISITS, SearchPlan, StopFlag, Sweep
+from sweeper.tracking import Tracker
+
+if TYPE_CHECKING:
+    from sweeper.gguf.quality import QualityMeter
+
+# Long enough for a mean of the power at rest, on sensors that refresh once a second too.
+IDLE_SECONDS = 2.0
+# What a grid is counted up to for the display; counting a space of millions would take longer than a trial.
+MOST_COUNTED = 20_000
+
+OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What trials run on: an engine and its meter and limits, with what they say of themselves."""
+
+    engine: Engine
+    engine_record: EngineRecord
+    machine: MachineRecord
+    model: ModelRecord
+    meter: PowerMeter
+    limits: LimitControl
+    notes: tuple[str, ...]
+    quality: Callable[[Configuration], Reading | None]
+    forecast: Callable[[Configuration], str | None]
+    standing_caveats: tuple[Caveat, ...] = ()
+    clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
+    sleep: Callable[[float], None] = time.sleep
+    use_files: Callable[[Mapping[str, Path]], None] | None = None  # told of quantisations made later
+
+
+@contextmanager
+def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str], None]) -> Iterator[Sweep]:
+    """A sweep ready to run, with everything it holds given back afterwards.
+
+    Args:
+        composed: the configuration.
+        open_progress: makes the display, which is entered by whoever made it.
+        say: shows one line while things are made ready.
+
+    Raises:
+        UsageError, MissingError: what was asked for cannot be, each with the line that mends it.
+    """
+    settings = composed.settings
+    root = Path(settings.root)
+    _make_folder(root)
+    with ExitStack() as held:
+        tracker = Tracker.open(
+            settings.tracking.uri, root
+        )  # first of all: no trial for a store that is not there
+        bench = _bench(settings, root, held, say)
+        facts = Facts(
+            bench.machine,
+            bench.model,
+            settings.workload_record(),
+            bench.engine_record.gpu_offload,
+            bench.limits.ranges(),
+            bench.limits.reasons(),
+        )
+        space, notes = _space(composed, facts)
+        name = sweep_name(settings, composed, space, bench.model, root)
+        held.enter_context(_alone(root, name))
+        bench = _with_quantisations(bench, space, settings, root, held, say)
+        first = first_configurations(space, settings.search.corners)
+        header = _header(name, settings, composed, bench, space, (*bench.notes, *notes), first[0])
+        sampler = make_sampler(settings.search.sampler, space, header.objectives, settings.search.seed)
+        study = SweepStudy.create(root, header, sampler)
+        kept = _refreshed(study, header)
+        plan = _plan(settings, space, first)
+        yield Sweep(
+            study=study,
+            space=space,
+            engine=bench.engine,
+            meter=bench.meter,
+            limits=bench.limits,
+            tracker=tracker,
+            progress=open_progress(kept, plan),
+            plan=plan,
+            report_folder=root / "reports" / name,
+            write_report=write_report,
+            quality=bench.quality,
+            forecast=bench.forecast,
+            standing_caveats=bench.standing_caveats,
+            stop=StopFlag(),
+            clock=bench.clock,
+            sleep=bench.sleep,
+        )
+
+
+# -- the bench ----------------------------------------------------------------------------------------------
+
+
+def _bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Bench:
+    if settings.engine.name == "simulated":
+        return _simulated_bench(settings)
+    if settings.engine.name == "replay":
+        raise ConfigError("engine=replay: recorded tables cannot be swept yet; see benchmarks/")
+    return _llama_bench(settings, root, held, say)
+
+
+def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Bench:
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.power.discover import find_meter
+
+    model = obtain_model(settings, root, say)
+    files: dict[str | None, Path] = {None: model.path}
+    files |= {quant: Path(file.path) for quant, file in model.record.files.items()}
+    engine = held.enter_context(
+        LlamaCppEngine(
+            files,
+            settings.engine.environment,
+            settings.engine.window_grace_seconds,
+            settings.engine.load_timeout_seconds,
+        )
+    )
+    engine_record = engine.record
+    meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
+    held.enter_context(meter)
+    limits = held.enter_context(find_limits(root, engine_record.gpu_offload))
+    synthetic = model.record.source == "synthetic"
+    return Bench(
+        engine=engine,
+        engine_record=engine_record,
+        machine=machine.examine(),
+        model=model.record,
+        meter=meter,
+        limits=limits,
+        notes=notes,
+        quality=lambda _: None,
+        forecast=lambda _: None,
+        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if synthetic else (),
+        use_files=engine.use_files,
+    )
+
+
+def _simulated_bench(settings: Settings) -> Bench:
+    from sweeper.engine import simulated
+    from sweeper.engine.simulated_machine import KL_DIVERGENCE
+    from sweeper.measure import exactly
+    from sweeper.power.simulated import SimulatedLimits, SimulatedMeter
+    from sweeper.virtual_time import VirtualClock
+
+    name = settings.engine.machine
+    if name not in simulated.MACHINES:
+        raise ConfigError(f"engine.machine: {name!r} is not one of {', '.join(simulated.MACHINES)}")
+    kind = simulated.MACHINES[name]
+    clock = VirtualClock()
+    noise = simulated.Noise(settings.engine.noise, settings.engine.noise / 2, settings.engine.noise / 2)
+    engine = simulated.SimulatedEngine(kind, clock, noise, settings.search.seed)
+    return Bench(
+        engine=engine,
+        engine_record=engine.record,
+        machine=simulated.machine_record(kind),
+        model=simulated.model_record(kind),
+        meter=SimulatedMeter(engine.trace, clock),
+        limits=SimulatedLimits(simulated.limit_ranges(kind)),
+        notes=("everything here is simulated: no figure was measured",),
+        quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
+        forecast=lambda _: None,
+        clock=clock,
+        sleep=clock.advance,
+    )
+
+
+def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
+    """The model that the configuration asks for, made or fetched where it is not there yet."""
+    wanted = settings.model
+    if wanted.repo and not wanted.path:
+        say(f"fetching {wanted.file} of {wanted.repo}")
+    return obtain(
+        Wanted(
+            name=wanted.name,
+            path=wanted.path,
+            repo=wanted.repo,
+            file=wanted.file,
+            revision=wanted.revision,
+            seed=wanted.seed,
+            quant=wanted.quant,
+            shape=wanted.shape,
+            files=wanted.files,
+        ),
+        root,
+    )
+
+
+# -- the space ----------------------------------------------------------------------------------------------
+
+
+def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
+    from sweeper.auto_space import unsettable
+
+    spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
+    traits = Traits(
+        n_layer=facts.model.n_layer,
+        gpu_offload=facts.gpu_offload,
+        prompt_tokens=facts.workload.prompt_tokens,
+        n_ctx_needed=facts.workload.n_ctx_needed,
+        n_ctx_train=facts.model.n_ctx_train,
+    )
+    return build_space(spec, default_configuration(facts), traits), notes
+
+
+def _with_quantisations(
+    bench: Bench,
+    space: SearchSpace,
+    settings: Settings,
+    root: Path,
+    held: ExitStack,
+    say: Callable[[str], None],
+) -> Bench:
+    """The bench with every quantisation of the space at hand, and with a way to judge its quality."""
+    if bench.use_files is None:
+        return bench
+    from sweeper.gguf.quantise import quantised
+
+    searched = space.parameters["quant"].values if "quant" in space.parameters else (space.base.quant,)
+    files, notes = dict(bench.model.files), list(bench.notes)
+    base = Path(bench.model.files[bench.model.base_quant].path)
+    for quant in searched:
+        if quant is None or quant in files:
+            continue
+        made = quantised(base, str(quant), root)
+        if made.made:
+            say(f"made {quant} with llama.cpp's quantiser in {made.seconds:.1f} s")
+        notes += [f"{quant}: {warning}" for warning in made.warnings]
+        files[str(quant)] = made.file
+    bench.use_files({quant: Path(file.path) for quant, file in files.items()})
+    bench = replace(bench, model=replace(bench.model, files=files), notes=tuple(notes))
+    if not {"quant", "type_k", "type_v"} & set(space.parameters):
+        return bench
+    return _with_quality(bench, settings, root, held, say, [str(q) for q in searched if q])
+
+
+def _with_quality(
+    bench: Bench,
+    settings: Settings,
+    root: Path,
+    held: ExitStack,
+    say: Callable[[str], None],
+    quants: list[str],
+) -> Bench:
+    """The bench that knows what each quantisation and cache type costs in quality, measured once and kept."""
+    from sweeper.gguf.quality import QualityMeter
+    from sweeper.measure import exactly
+
+    best = max(bench.model.files.values(), key=lambda file: file.size_bytes)
+    layers = bench.model.n_layer + 1 if bench.engine_record.gpu_offload else 0
+    text = Path(settings.model.text) if settings.model.text else None
+    meter: QualityMeter = held.enter_context(QualityMeter(Path(best.path), root, text, n_gpu_layers=layers))
+
+    def quality(configuration: Configuration) -> Reading | None:
+        file = bench.model.file(configuration.quant)
+        found = meter.divergence(Path(file.path), configuration.type_k, configuration.type_v)
+        if found.mean == 0:
+            return exactly(0.0)
+        half = 1.96 * found.standard_error
+        return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.chunks)
+
+    files = dict(bench.model.files)
+    for quant in quants:
+        divergence = meter.divergence(Path(files[quant].path)).mean
+        files[quant] = replace(files[quant], kl_divergence=divergence)
+    say(
+        "quality: "
+        + ", ".join(f"{q} {files[q].kl_divergence:.4f}" for q in quants)
+        + f" nats/token from {best.quant}"
+    )
+    return replace(bench, model=replace(bench.model, files=files), quality=quality)
+
+
+# -- the sweep's own records --------------------------------------------------------------------------------
+
+
+def _header(
+    name: str,
+    settings: Settings,
+    composed: Composed,
+    bench: Bench,
+    space: SearchSpace,
+    notes: tuple[str, ...],
+    baseline: Configuration,
+) -> SweepRecord:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return SweepRecord(
+        sweep=name,
+        state="running",
+        machine=bench.machine,
+        engine=bench.engine_record,
+        model=bench.model,
+        workload=settings.workload_record(),
+        objectives=settings.objective_records(),
+        constraints=settings.constraint_records(),
+        power=bench.meter.source,
+        space=space.describe(),
+        trials=(),
+        front=(),
+        baseline=0,
+        recommended=None,
+        pick=settings.search.pick,
+        prices=settings.prices_record(),
+        notes=notes,
+        caveats=bench.standing_caveats,
+        idle_watts=_idle(bench),
+        started_utc=now,
+        updated_utc=now,
+        sweeper_version=__version__,
+        config=_plain(composed.plain),
+    )
+
+
+def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
+    """What a resumed sweep keeps of its first start, with what may change since: prices, pick, notes."""
+    kept = study.header()
+    fresh = replace(
+        kept,
+        state="running",
+        prices=header.prices,
+        pick=header.pick,
+        notes=header.notes,
+        config=header.config,
+    )
+    if to_plain(fresh) != to_plain(kept):
+        study.save_header(fresh)
+    return fresh
+
+
+def _idle(bench: Bench) -> Reading | None:
+    """Power of the machine at rest, before anything is loaded; None where the meter gave nothing."""
+    from sweeper.measure import exactly
+
+    with bench.meter.window() as window:
+        started = bench.clock()
+        bench.sleep(max(IDLE_SECONDS, 10 * bench.meter.update_period_seconds))
+        ended = bench.clock()
+    watts = window.reading(started, ended).watts
+    return None if watts is None else exactly(watts)
+
+
+def sweep_name(
+    settings: Settings, composed: Composed, space: SearchSpace, model: ModelRecord, root: Path
+) -> str:
+    """The sweep's name: the user's, or one made of model and settings.
+
+    A name that was made goes on with an unfinished sweep of the same settings, and is numbered where that
+    is finished: the same command again measures again.
+    """
+    if settings.name:
+        return settings.name
+    decides = [space.describe(), space.fixed, settings.objectives, settings.workload, settings.engine]
+    decides += [model.files[model.base_quant].sha256, settings.search.sampler, settings.power.source]
+    text = json.dumps(
+        [vars(d) if hasattr(d, "__dict__") else d for d in decides], sort_keys=True, default=str
+    )
+    base = f"{model.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    names = sweep_names(root)
+    number = 1
+    while (name := base if number == 1 else f"{base}-{number}") in names:
+        if SweepStudy.load(root, name).header().state != "complete":
+            return name
+        number += 1
+    return name
+
+
+def _plan(settings: Settings, space: SearchSpace, first: tuple[Configuration, ...]) -> SearchPlan:
+    from sweeper.pareto import parse_pick
+
+    parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
+    search = settings.search
+    points = _counted(space)
+    return SearchPlan(
+        trials=search.trials,
+        minutes=search.minutes,
+        patience=search.patience,
+        finalists=search.finalists,
+        control_every=search.control_every,
+        first=first,
+        total=min(search.trials or points, points),
+        exhaustive=search.sampler == "grid",
+        seed=search.seed,
+    )
+
+
+def finalist_measurements(plan: SearchPlan) -> int:
+    """How many measurements the final stage is expected to take."""
+    return (plan.finalists + 1) * FINAL_VISITS
+
+
+def _counted(space: SearchSpace) -> int:
+    count = 0
+    for count, _ in enumerate(space.grid(), 1):
+        if count >= MOST_COUNTED:
+            break
+    return count
+
+
+# -- folders, locks, limits ---------------------------------------------------------------------------------
+
+
+def find_limits(root: Path, gpu_used: bool) -> LimitControl:
+    """The limits that can be set on this machine."""
+    from sweeper.power.limits import find_limits as find
+
+    return find(root)
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        (root / "journal").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write in {root}: {error.strerror}; choose another root=…") from error
+
+
+@contextmanager
+def _alone(root: Path, name: str) -> Iterator[None]:
+    """Hold the sweep's lock; another process that writes the same sweep is refused."""
+    path = root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
+    try:
+        stream = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise StoreError(f"cannot write {path}: {error.strerror}; choose another root=…") from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            stream.seek(0)
+            owner = stream.read().strip() or "another process"
+            raise SweepBusyError(
+                f"the sweep {name!r} is being written by process {owner}: wait for it, or choose name=…"
+            ) from None
+        stream.truncate(0)
+        stream.write(str(os.getpid()))
+        stream.flush()
+        yield
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))
