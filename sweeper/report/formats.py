@@ -54,9 +54,9 @@ def front_csv(record: SweepRecord) -> str:
                 "front" if trial.number in record.front else "baseline",
                 " ".join(named.get(trial.number, ())),
                 record.power.kind,
-                _cell(record.power.name),
+                cell(record.power.name),
                 record.power.scope,
-                *(_cell(trial.configuration.to_dict()[key]) for key in CONFIGURATION_KEYS),
+                *(cell(trial.configuration.to_dict()[key]) for key in CONFIGURATION_KEYS),
                 *_figures(trial, metrics),
                 " ".join(caveat.name.lower() for caveat in trial.caveats),
             ]
@@ -74,7 +74,7 @@ def _figures(trial: TrialRecord, metrics: list[str]) -> list[float | int | str]:
     return cells
 
 
-def _cell(item: object) -> object:
+def cell(item: object) -> object:
     """A cell that no spreadsheet takes for a formula: names of models and sensors are others' text."""
     if isinstance(item, str) and item[:1] in ("=", "+", "-", "@", "\t", "\r"):
         return "'" + item

@@ -16,8 +16,8 @@ from rich.live import Live
 from rich.text import Text
 
 from sweeper.records import Configuration, Objective, PowerSource, SweepRecord, TrialRecord
+from sweeper.report.columns import writable
 from sweeper.report.progress import Plan, Progress
-from sweeper.report.terminal import writable
 from sweeper.report.time_left import TimeLeft, in_words
 from sweeper.report.words import STATES, clean, figure, is_doubtful, label, settings, spread
 

@@ -97,7 +97,7 @@ def _front(record: SweepRecord) -> str:
         if index == 0 or t is not base
     ]
     heads = ["trial", "pick", *(head(metric, record.power) for metric in metrics), "settings"]
-    return _table(heads, body, left=(0, 1, len(heads) - 1))
+    return markdown_table(heads, body, left=(0, 1, len(heads) - 1))
 
 
 def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
@@ -174,10 +174,11 @@ def _setting(record: SweepRecord) -> str:
         ["trials", escape(tally(record))],
         ["sweep", escape(f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}")],
     ]
-    return "## How it was measured\n\n" + _table(["", ""], rows, left=(0, 1))
+    return "## How it was measured\n\n" + markdown_table(["", ""], rows, left=(0, 1))
 
 
-def _table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> str:
+def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> str:
+    """A markdown table of cells that are markdown already; the columns ``left`` stand left."""
     rule = ["---" if index in left else "---:" for index in range(len(heads))]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (heads, rule, *rows))
 

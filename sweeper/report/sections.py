@@ -134,13 +134,17 @@ def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
 
 
 def picked(record: SweepRecord) -> str:
-    """Each pick in words, with its whole configuration and the command that applies it."""
+    """Each trial that was picked, in words, with its whole configuration and the command that applies it."""
     blocks = []
+    named = marks(record)
     for chosen in picks(record):
+        names = named.pop(chosen.trial.number, None)
+        if names is None:
+            continue  # told under another of its names
         mark = " (recommended)" if chosen.recommended else ""
         whole = chosen.trial.configuration.to_dict().items()
         blocks.append(
-            f'<div class="pick-block"><h3>{text(chosen.pick)}{mark}: trial #{chosen.trial.number}</h3>'
+            f'<div class="pick-block"><h3>{text(" = ".join(names))}{mark}: trial #{chosen.trial.number}</h3>'
             f"{paragraph(chosen.words)}{command(chosen.apply_command)}"
             f"{fold('the whole configuration', facts((key, value(item)) for key, item in whole))}</div>"
         )

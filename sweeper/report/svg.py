@@ -147,7 +147,7 @@ def number(tick: float) -> str:
 def _ticks(low: float, high: float, most: int) -> list[float]:
     raw = (high - low) / max(1, most)
     unit = 10 ** math.floor(math.log10(raw))
-    step = next(unit * k for k in (1, 2, 2.5, 5, 10) if unit * k >= raw * 0.999)
+    step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * 0.999)
     first = math.ceil(low / step - 1e-9)
     return [round(k * step, 12) for k in range(first, math.floor(high / step + 1e-9) + 1)]
 

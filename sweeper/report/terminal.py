@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from textwrap import wrap
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -12,6 +10,7 @@ from rich.text import Text
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines, failures
+from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
 from sweeper.report.picks import marks, next_commands, picks
 from sweeper.report.words import (
     change,
@@ -27,22 +26,6 @@ from sweeper.report.words import (
 
 WIDTH = 80  # where nobody says how wide the terminal is
 NARROWEST = 24  # below this lines run over: no table is readable there
-SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
-
-
-@dataclass(frozen=True, slots=True)
-class Column:
-    """One column: its head, its cells, and how soon it goes where there is no room (0: never)."""
-
-    head: str
-    cells: tuple[str, ...]
-    gives_way: int
-    right: bool = True
-
-    @property
-    def width(self) -> int:
-        """Terminal cells that the widest entry takes."""
-        return max(cell_len(text) for text in (self.head, *self.cells))
 
 
 def front_table(record: SweepRecord, width: int = WIDTH) -> str:
@@ -54,15 +37,6 @@ def show_front(record: SweepRecord, console: Console) -> None:
     """Write the same to a console, in its width, its colours and the signs it knows."""
     for line in _lines(record, max(console.width, NARROWEST)):
         console.print(writable(line, console.encoding), soft_wrap=True, highlight=False)
-
-
-def writable(line: Text, encoding: str) -> Text:
-    """``line`` (of one style) in signs that ``encoding`` can write; what has no stand-in becomes ``?``."""
-    try:
-        line.plain.encode(encoding)
-    except (UnicodeEncodeError, LookupError):
-        return Text(line.plain.translate(SIGNS).encode("ascii", "replace").decode(), style=line.style)
-    return line
 
 
 def _lines(record: SweepRecord, width: int) -> list[Text]:
@@ -84,12 +58,12 @@ def _heading(record: SweepRecord, width: int) -> list[Text]:
     front = f"{len(record.front)} on the front"
     ended = f"stopped: {clean(record.stopped_because)}" if record.state == "stopped" else front
     lines = [
-        *_wrapped(f"{clean(record.model.name)} on {where}", width, "bold"),
-        *_wrapped(f"sweep {clean(record.sweep)} · {tally(record)} · {ended}", width, ""),
-        *_wrapped(f"watts: {power_line(record.power)}", width, "yellow" if is_doubtful(record.power) else ""),
+        *wrapped(f"{clean(record.model.name)} on {where}", width, "bold"),
+        *wrapped(f"sweep {clean(record.sweep)} · {tally(record)} · {ended}", width, ""),
+        *wrapped(f"watts: {power_line(record.power)}", width, "yellow" if is_doubtful(record.power) else ""),
     ]
     if record.engine.simulated:
-        lines += _wrapped("simulated: no figure here was measured on a real machine", width, "bold yellow")
+        lines += wrapped("simulated: no figure here was measured on a real machine", width, "bold yellow")
     return lines
 
 
@@ -110,16 +84,16 @@ def _table(record: SweepRecord, width: int) -> list[Text]:
     rows = _rows(record)
     if not rows:
         return []
-    columns = _fitting(_columns(record, rows), width)
-    if _total(columns) > width:
+    columns = fitting(_columns(record, rows), width)
+    if total(columns) > width:
         return _cards(record, rows, width)
     named = marks(record)
     base = _baseline(record)
-    lines = [_row(columns, [column.head for column in columns], "bold")]
+    lines = [row(columns, [column.head for column in columns], "bold")]
     for index, trial in enumerate(rows):
         is_pick = record.pick in named.get(trial.number, ())
-        lines.append(_row(columns, [c.cells[index] for c in columns], "bold green" if is_pick else ""))
-        lines += _wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
+        lines.append(row(columns, [c.cells[index] for c in columns], "bold green" if is_pick else ""))
+        lines += wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
     return lines
 
 
@@ -159,31 +133,6 @@ def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
     return columns
 
 
-def _fitting(columns: list[Column], width: int) -> list[Column]:
-    """The columns that fit, dropping those that give way soonest; then intervals give way to medians."""
-    kept = list(columns)
-    while _total(kept) > width and any(c.gives_way for c in kept):
-        kept.remove(max(reversed(kept), key=lambda c: c.gives_way))
-    if _total(kept) > width:
-        kept = [
-            Column(c.head, tuple(cell.split(" ± ")[0] for cell in c.cells), c.gives_way, c.right)
-            for c in kept
-        ]
-    return kept
-
-
-def _total(columns: Sequence[Column]) -> int:
-    return sum(c.width for c in columns) + 2 * (len(columns) - 1)
-
-
-def _row(columns: Sequence[Column], cells: Sequence[str], style: str) -> Text:
-    padded = []
-    for column, cell in zip(columns, cells, strict=True):
-        space = " " * (column.width - cell_len(cell))
-        padded.append(space + cell if column.right else cell + space)
-    return Text("  ".join(padded), style=style)
-
-
 def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list[Text]:
     """The same where not even the medians fit side by side: a few lines for each trial."""
     named = marks(record)
@@ -192,19 +141,19 @@ def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list
     for trial in rows:
         is_pick = record.pick in named.get(trial.number, ())
         style = "bold green" if is_pick else "bold"
-        lines += _wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
+        lines += wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
         for objective in record.objectives:
             name = objective.metric
             text = f"{head(name, record.power)}: {figures(trial, name)}"
-            lines += _wrapped(text, width, "", indent="  ")
-        lines += _wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
+            lines += wrapped(text, width, "", indent="  ")
+        lines += wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
     return lines
 
 
 def _why_empty(record: SweepRecord, width: int) -> list[Text]:
-    lines = _wrapped("There is no front yet: no trial that counts was measured twice.", width, "bold")
+    lines = wrapped("There is no front yet: no trial that counts was measured twice.", width, "bold")
     for reason, count in failures(record)[:5]:
-        lines += _wrapped(f"{count} × {clean(reason)}", width, "", indent="  ")
+        lines += wrapped(f"{count} × {clean(reason)}", width, "", indent="  ")
     return lines
 
 
@@ -218,14 +167,14 @@ def _picks(record: SweepRecord, width: int) -> list[Text]:
             continue
         star = "★ " if picked.recommended else "  "
         words = f"{star}{' = '.join(names)} (#{picked.trial.number}): {clean(picked.words)}"
-        lines += _wrapped(words, width, "bold green" if picked.recommended else "", hanging="    ")
+        lines += wrapped(words, width, "bold green" if picked.recommended else "", hanging="    ")
     return [*lines, Text()] if lines else []
 
 
 def _caveats(record: SweepRecord, width: int) -> list[Text]:
     lines = []
     for line in (*advice_lines(record), *record.notes):
-        lines += _wrapped(f"! {clean(line)}", width, "yellow", hanging="  ")
+        lines += wrapped(f"! {clean(line)}", width, "yellow", hanging="  ")
     return [*lines, Text()] if lines else []
 
 
@@ -237,11 +186,5 @@ def _next(record: SweepRecord, width: int) -> list[Text]:
         if cell_len(together) <= width:
             lines.append(Text(together))
         else:
-            lines += [Text(f"  {command}"), *_wrapped(f"# {purpose}", width, "dim", indent="    ")]
+            lines += [Text(f"  {command}"), *wrapped(f"# {purpose}", width, "dim", indent="    ")]
     return lines
-
-
-def _wrapped(text: str, width: int, style: str, indent: str = "", hanging: str | None = None) -> list[Text]:
-    later = indent if hanging is None else hanging
-    pieces = wrap(text, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
-    return [Text(piece, style=style) for piece in pieces]

@@ -25,7 +25,7 @@ class Label:
 
 LABELS: dict[str, Label] = {
     "tokens_per_second": Label("decode speed", "tok/s", "tok/s"),
-    "prompt_tokens_per_second": Label("prefill speed", "tok/s", "prefill"),
+    "prompt_tokens_per_second": Label("prefill speed", "tok/s", "prefill tok/s"),
     "watts": Label("power while decoding", "W", "W", power=True),
     "prompt_watts": Label("power while prefilling", "W", "prefill W", power=True),
     "joules_per_token": Label("energy per generated token", "J/token", "J/tok", power=True),

@@ -1,0 +1,281 @@
+"""Several sweeps side by side: models, machines or dates. What cannot be ranked stands apart and says why."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+from sweeper.errors import UsageError
+from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
+from sweeper.report.costs import DAYS_PER_YEAR, JOULES_PER_KWH, money, per_hour, per_million_tokens
+from sweeper.report.picks import recommended
+from sweeper.report.words import clean, figure, power_line
+
+UNRANKED = (
+    "Sweeps in different groups are not ranked against each other: their sensors see different parts of the "
+    "machine, are of different kinds, or the workload differs."
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """Another card or machine, with figures that the user gives or that :func:`card_from` takes from a sweep.
+
+    ``watts`` are of ``scope``; ``idle_watts_more`` is what the machine draws more at rest with it.
+    """
+
+    name: str
+    price: float
+    tokens_per_second: float
+    watts: float
+    scope: Scope
+    kind: Kind = "measured"
+    idle_watts_more: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """What one sweep recommends. Figures are None, with ``reason``, where it recommends nothing."""
+
+    sweep: str
+    model: str
+    parameters: int
+    machine: str
+    date: str
+    group: int
+    quant: str | None = None
+    trial: int | None = None
+    tokens_per_second: Reading | None = None
+    prompt_tokens_per_second: Reading | None = None
+    watts: Reading | None = None
+    joules_per_token: Reading | None = None
+    price_per_million_tokens: float | None = None
+    price_per_hour: float | None = None
+    reason: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """Sweeps whose watts may be set against each other: ``rows`` are indices, fewest J/token first."""
+
+    title: str
+    kind: Kind
+    rows: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """Sweeps side by side. ``differences`` holds, for what differs between them, one value for each row."""
+
+    rows: tuple[Row, ...]
+    groups: tuple[Group, ...]
+    differences: Mapping[str, tuple[str, ...]]
+    sentences: tuple[str, ...]
+    prices: Prices
+
+
+def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = None) -> Comparison:
+    """Set sweeps side by side, each by the trial that it recommends, at ``prices`` for all.
+
+    Raises:
+        UsageError: there is no sweep, or the card's figures are not above 0.
+    """
+    if not records:
+        raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
+    keys = [_comparable(record) for record in records]
+    order = list(dict.fromkeys(keys))
+    rows = tuple(_row(record, order.index(key), prices) for record, key in zip(records, keys, strict=True))
+    groups = tuple(_group(records, rows, number) for number in range(len(order)))
+    sentences = [*_between_models(records, rows, groups)]
+    if card is not None:
+        _check(card)
+        sentences += [
+            card_in_words(record, row, card, prices) for record, row in zip(records, rows, strict=True)
+        ]
+    if len(groups) > 1:
+        sentences.append(UNRANKED)
+    return Comparison(rows, groups, _differences(records), tuple(sentences), prices)
+
+
+def card_from(record: SweepRecord, price: float) -> Card:
+    """A card's figures as a sweep on it recommends them. Raises UsageError where it recommends nothing."""
+    best = recommended(record)
+    if best is None or not {"watts", "tokens_per_second"} <= best.trial.metrics.keys():
+        raise UsageError(
+            f"sweep {record.sweep!r} recommends nothing with speed and watts: it is no card's figure"
+        )
+    return Card(
+        name=_machine(record),
+        price=price,
+        tokens_per_second=best.trial.metrics["tokens_per_second"].median,
+        watts=best.trial.metrics["watts"].median,
+        scope=record.power.scope,
+        kind=record.power.kind,
+    )
+
+
+def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> str:
+    """Whether the card pays back its price in energy alone, for the tokens that are generated now.
+
+    The year's tokens are those of ``hours_per_day`` at today's speed. Energy of both is on one scope, or
+    nothing is said.
+    """
+    here = f"{clean(row.model)} on {clean(row.machine)}"
+    if row.watts is None or row.tokens_per_second is None:
+        return f"{clean(card.name)} against {here}: {row.reason}."
+    if record.power.scope != card.scope:
+        return (
+            f"{clean(card.name)} against {here}: no break-even, for its watts are of scope {card.scope} "
+            f"and this sweep's of scope {record.power.scope}."
+        )
+    speed, watts = row.tokens_per_second.median, row.watts.median
+    tokens = speed * prices.hours_per_day * 3600 * DAYS_PER_YEAR
+    saved_kwh = tokens * (watts / speed - card.watts / card.tokens_per_second) / JOULES_PER_KWH
+    saved_kwh -= card.idle_watts_more * _idle_hours(speed, card, prices) / 1000
+    saved = saved_kwh * prices.per_kwh
+    times = f"×{card.tokens_per_second / speed:.2g} the speed"
+    kinds = _kinds(record.power.kind, card.kind)
+    if saved <= 0:
+        verdict = f"never pays in energy: {money(-saved, prices)} a year more"
+    else:
+        verdict = f"pays after {card.price / saved:.1f} years: {money(saved, prices)} a year less"
+    return (
+        f"{clean(card.name)} for {money(card.price, prices)} against {here}: {times}, {verdict} "
+        f"({abs(saved_kwh):.0f} kWh) at {prices.hours_per_day:g} h a day and {prices.per_kwh:g} "
+        f"{clean(prices.currency)} per kWh{kinds}."
+    )
+
+
+def _idle_hours(speed: float, card: Card, prices: Prices) -> float:
+    """Hours of a year in which the card waits: all but those it needs for the same tokens."""
+    busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
+    return (24.0 - busy) * DAYS_PER_YEAR
+
+
+def _kinds(*kinds: Kind) -> str:
+    doubtful = [kind for kind in dict.fromkeys(kinds) if kind != "measured"]
+    return f" ({' and '.join(doubtful)})" if doubtful else ""
+
+
+def _check(card: Card) -> None:
+    for name in ("price", "tokens_per_second", "watts"):
+        if not getattr(card, name) > 0:
+            raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
+
+
+def _machine(record: SweepRecord) -> str:
+    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
+
+
+def _workload(record: SweepRecord) -> str:
+    w = record.workload
+    depth = "as deep as fits" if w.depth is None else f"depth {w.depth}"
+    return f"pp{w.prompt_tokens} tg{w.generated_tokens}, {depth}"
+
+
+def _comparable(record: SweepRecord) -> tuple[str, ...]:
+    power = record.power
+    return (power.scope, power.name, power.kind, str(record.engine.simulated), _workload(record))
+
+
+def _row(record: SweepRecord, group: int, prices: Prices) -> Row:
+    about = {
+        "sweep": record.sweep,
+        "model": record.model.name,
+        "parameters": record.model.parameters,
+        "machine": _machine(record),
+        "date": (record.updated_utc or record.started_utc)[:10],
+        "group": group,
+    }
+    best = recommended(record)
+    if best is None:
+        return Row(**about, reason="it recommends nothing: no trial that counts was measured twice")  # type: ignore[arg-type]
+    metrics = best.trial.metrics
+    joules, watts = metrics.get("joules_per_token"), metrics.get("watts")
+    absent = [m for m in ("tokens_per_second", "watts") if m not in metrics]
+    return Row(
+        **about,  # type: ignore[arg-type]
+        quant=best.trial.configuration.quant or record.model.base_quant,
+        trial=best.trial.number,
+        tokens_per_second=metrics.get("tokens_per_second"),
+        prompt_tokens_per_second=metrics.get("prompt_tokens_per_second"),
+        watts=watts,
+        joules_per_token=joules,
+        price_per_million_tokens=None if joules is None else per_million_tokens(joules.median, prices),
+        price_per_hour=None if watts is None else per_hour(watts.median, prices),
+        reason=f"{absent[0]} is missing: {best.trial.missing.get(absent[0], 'not measured')}"
+        if absent
+        else None,
+    )
+
+
+def _group(records: Sequence[SweepRecord], rows: Sequence[Row], number: int) -> Group:
+    members = [index for index, row in enumerate(rows) if row.group == number]
+    first = records[members[0]]
+
+    def joules(index: int) -> float:
+        reading = rows[index].joules_per_token
+        return float("inf") if reading is None else reading.median
+
+    simulated = " · simulated machine" if first.engine.simulated else ""
+    title = f"{power_line(first.power)} · {_workload(first)}{simulated}"
+    return Group(title, first.power.kind, tuple(sorted(members, key=joules)))
+
+
+_FACTS: dict[str, Callable[[SweepRecord], str]] = {
+    "processor": lambda r: r.machine.cpu,
+    "cores": lambda r: str(r.machine.physical_cores),
+    "memory": lambda r: f"{r.machine.memory_mib / 1024:.0f} GiB",
+    "GPU": lambda r: " + ".join(gpu.name for gpu in r.machine.gpus) or "none",
+    "driver": lambda r: ", ".join(dict.fromkeys(gpu.driver for gpu in r.machine.gpus)) or "none",
+    "kernel": lambda r: r.machine.kernel,
+    "fingerprint": lambda r: r.machine.fingerprint,
+    "engine": lambda r: f"{r.engine.name} {r.engine.version}",
+    "sensor": lambda r: f"{r.power.name} ({r.power.interface})",
+    "scope": lambda r: r.power.scope,
+    "watts are": lambda r: r.power.kind,
+    "workload": _workload,
+    "pick": lambda r: r.pick,
+}
+
+
+def _differences(records: Sequence[SweepRecord]) -> dict[str, tuple[str, ...]]:
+    found = {name: tuple(clean(fact(record)) for record in records) for name, fact in _FACTS.items()}
+    return {name: values for name, values in found.items() if len(set(values)) > 1}
+
+
+def _between_models(
+    records: Sequence[SweepRecord], rows: Sequence[Row], groups: Sequence[Group]
+) -> list[str]:
+    """For each two models of different size on one machine and sensor: what the smaller saves and loses."""
+    said = []
+    for group in groups:
+        by_size = sorted(group.rows, key=lambda index: rows[index].parameters)
+        for small, large in pairwise(by_size):
+            same_machine = records[small].machine.fingerprint == records[large].machine.fingerprint
+            if same_machine and rows[small].parameters < rows[large].parameters:
+                said += _smaller(rows[small], rows[large], group.kind)
+    return said
+
+
+def _smaller(small: Row, large: Row, kind: Kind) -> list[str]:
+    pairs = (small.watts, large.watts, small.tokens_per_second, large.tokens_per_second)
+    a, b, c, d = pairs
+    if a is None or b is None or c is None or d is None:
+        return []
+    label = "" if kind == "measured" else f" {kind}"
+    how = "less than" if a.high < b.low else "more than" if a.low > b.high else "the same within noise as"
+    ratio = (a.median / c.median) / (b.median / d.median)
+    return [
+        f"{clean(small.model)} ({_size(small)}) draws {how} {clean(large.model)} ({_size(large)}) while it "
+        f"generates: {figure(a.median)} against {figure(b.median)} W{label}, at ×{c.median / d.median:.2g} its "
+        f"speed and ×{ratio:.2g} its J/token{label}. What is lost is the larger model's answers: a sweep "
+        "measures quality between quantisations of one model, not between models."
+    ]
+
+
+def _size(row: Row) -> str:
+    if row.parameters >= 1e9:
+        return f"{row.parameters / 1e9:.3g}B"
+    return f"{row.parameters / 1e6:.3g}M"
