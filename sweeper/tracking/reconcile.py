@@ -15,6 +15,10 @@ from sweeper.tracking.projection import NOTE, RUN_NAME, RunImage
 OPEN = ("RUNNING", "SCHEDULED")
 
 
+class ForeignRunError(StoreError):
+    """The run found by a trial's tags is not that trial's; trying again cannot help."""
+
+
 def create(client: Any, experiment_id: str, image: RunImage, marks: dict[str, str]) -> Any:
     """A new run that carries the ``marks`` by which it is found again from its first moment on."""
     return client.create_run(
@@ -28,7 +32,7 @@ def bring(client: Any, run: Any, image: RunImage) -> bool:
     What a user added (tags, metrics, artifacts of their own) stays.
 
     Raises:
-        StoreError: where the run has another value for a parameter, so that it is not this trial's run.
+        ForeignRunError: where the run has another value for a parameter, so that it is not this trial's run.
     """
     wrote = _bring_data(client, run, image)
     if run.info.status != image.status or (image.end_ms is not None and run.info.end_time != image.end_ms):
@@ -80,7 +84,7 @@ def _same_trial(run: Any, image: RunImage) -> None:
     for key, value in image.params.items():
         there = run.data.params.get(key, value)
         if there != value:
-            raise StoreError(
+            raise ForeignRunError(
                 f"run {run.info.run_id} in MLflow says {key}={there}, this trial had {key}={value}: "
                 "it belongs to another sweep of this name; choose another name with sweep=NAME"
             )

@@ -26,7 +26,7 @@ from sweeper.tracking.projection import (
     sweep_image,
     trial_image,
 )
-from sweeper.tracking.reconcile import OPEN, bring, create
+from sweeper.tracking.reconcile import OPEN, ForeignRunError, bring, create
 
 T = TypeVar("T")
 
@@ -119,6 +119,8 @@ class Tracker:
         for wait in () if self._gone else RETRY_SECONDS:
             try:
                 return self._once(work)
+            except ForeignRunError:
+                raise
             except StoreError:
                 time.sleep(wait)
         self._gone = True
