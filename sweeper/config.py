@@ -85,6 +85,7 @@ class WorkloadConfig:
     screening_repeats: int = 3
     final_seconds: float = 20.0
     final_repeats: int = 10
+    n_ctx: int = 0
 
 
 @dataclass
@@ -310,6 +311,7 @@ def _check_values(settings: Settings) -> None:
         _at_least(f"workload.{key}", getattr(workload, key), 1)
     for key in ("screening_seconds", "final_seconds"):
         _at_least(f"workload.{key}", getattr(workload, key), 0.01)
+    _at_least("workload.n_ctx", workload.n_ctx, 0)
     _at_least("workload.depth", workload.depth or 0, 0)
     _at_least("workload.warmup_seconds", workload.warmup_seconds, 0)
     for key, least in (("trials", 1), ("minutes", 0.01), ("patience", 1)):

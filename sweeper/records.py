@@ -95,11 +95,12 @@ class Workload:
     screening_repeats: int = 3
     final_seconds: float = 10.0
     final_repeats: int = 10
+    n_ctx: int = 0  # the context that its user wants to have, in tokens, beyond what a window fills
 
     @property
     def n_ctx_needed(self) -> int:
-        """The smallest context, in tokens, that holds this workload."""
-        return (self.depth or 0) + self.prompt_tokens + self.generated_tokens
+        """The smallest context, in tokens, that serves this workload."""
+        return max(self.n_ctx, (self.depth or 0) + self.prompt_tokens + self.generated_tokens)
 
     def depth_at(self, n_ctx: int) -> int:
         """The depth in tokens at which a context of ``n_ctx`` is measured."""

@@ -18,7 +18,14 @@ from sweeper import __version__, machine
 from sweeper.auto_space import Facts, default_configuration, fill_auto, first_configurations
 from sweeper.config import Composed, Settings
 from sweeper.engine.base import Engine
-from sweeper.errors import ConfigError, StoreError, SweepBusyError
+from sweeper.errors import (
+    ConfigError,
+    EngineCrashed,
+    EngineRefused,
+    EngineTimeout,
+    StoreError,
+    SweepBusyError,
+)
 from sweeper.gguf.obtain import Model, Wanted, obtain
 from sweeper.power.base import LimitControl, PowerMeter
 from sweeper.records import (
@@ -40,6 +47,8 @@ from sweeper.sweep import FINAL_VISITS, SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
 
 if TYPE_CHECKING:
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.gguf.forecast import Forecaster
     from sweeper.gguf.quality import QualityMeter
 
 # Long enough for a mean of the power at rest, on sensors that refresh once a second too.
@@ -140,7 +149,9 @@ def _bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str],
 
 def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Bench:
     from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.gguf.forecast import Forecaster
     from sweeper.power.discover import find_meter
+    from sweeper.power.limits import find_limits
 
     model = obtain_model(settings, root, say)
     files: dict[str | None, Path] = {None: model.path}
@@ -156,7 +167,8 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     engine_record = engine.record
     meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
     held.enter_context(meter)
-    limits = held.enter_context(find_limits(root, engine_record.gpu_offload))
+    limits = held.enter_context(find_limits(root, settings.power))
+    forecaster = held.enter_context(Forecaster())
     synthetic = model.record.source == "synthetic"
     return Bench(
         engine=engine,
@@ -167,10 +179,27 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
         limits=limits,
         notes=notes,
         quality=lambda _: None,
-        forecast=lambda _: None,
+        forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if synthetic else (),
         use_files=engine.use_files,
     )
+
+
+def _why_it_does_not_fit(
+    forecaster: Forecaster, engine: LlamaCppEngine, configuration: Configuration
+) -> str | None:
+    """Why llama.cpp's own plan says that a configuration cannot run here, or None.
+
+    Where the plan itself fails the trial is left to find out: it names the failure.
+    """
+    try:
+        plan = forecaster.forecast(engine.path_of(configuration), configuration)
+    except EngineRefused as refused:
+        return str(refused)
+    except (EngineCrashed, EngineTimeout):
+        return None
+    held = engine.held_mib()
+    return plan.fits({device: held[0] if device == "host" else held[1] for device in plan.devices})
 
 
 def _simulated_bench(settings: Settings) -> Bench:
@@ -434,13 +463,6 @@ def _counted(space: SearchSpace) -> int:
 
 
 # -- folders, locks, limits ---------------------------------------------------------------------------------
-
-
-def find_limits(root: Path, gpu_used: bool) -> LimitControl:
-    """The limits that can be set on this machine."""
-    from sweeper.power.limits import find_limits as find
-
-    return find(root)
 
 
 def _make_folder(root: Path) -> None:

@@ -75,6 +75,7 @@ class LlamaCppEngine:
         self._loaded: Configuration | None = None
         self._oom_kills = 0
         self._hello: dict[str, Any] | None = None
+        self._held_mib = (0.0, 0.0)
 
     @property
     def record(self) -> EngineRecord:
@@ -97,6 +98,14 @@ class LlamaCppEngine:
         """Know further files of the model, by quantisation."""
         self._files.update(model_files)
 
+    def path_of(self, configuration: Configuration) -> Path:
+        """The file that this configuration runs."""
+        return self._files[configuration.quant]
+
+    def held_mib(self) -> tuple[float, float]:
+        """Memory that ending the present worker would free, on the host and on each device, in MiB."""
+        return self._held_mib
+
     @property
     def worker_pid(self) -> int | None:
         """Process id of the worker, None while there is none."""
@@ -115,12 +124,13 @@ class LlamaCppEngine:
         reply = self._ask(
             "load",
             self._load_timeout_seconds,
-            model_path=str(self._path(configuration)) if reload else None,
+            model_path=str(self.path_of(configuration)) if reload else None,
             model={k: wanted[k] for k in MODEL_KEYS if k != "quant"},
             context={k: wanted[k] for k in CONTEXT_KEYS},
         )
         self._loaded = configuration
         memory_mib, vram_mib = self.memory()
+        self._held_mib = (memory_mib or 0.0, vram_mib or 0.0)
         in_force = {k: wanted[k] for k in MODEL_KEYS} | reply["in_force"]
         return LoadReport(in_force, float(reply["seconds"]), reload, memory_mib, vram_mib)
 
@@ -150,9 +160,6 @@ class LlamaCppEngine:
         self.close()
 
     # -- the worker -------------------------------------------------------------------------------------
-
-    def _path(self, configuration: Configuration) -> Path:
-        return self._files[configuration.quant]
 
     def _window(self, what: str, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         if self._loaded is None:
@@ -187,6 +194,7 @@ class LlamaCppEngine:
 
     def _end(self) -> None:
         process, self._process, self._loaded = self._process, None, None
+        self._held_mib = (0.0, 0.0)
         if process is not None:
             process.kill()  # it holds nothing that could be lost, and a window cannot be cut otherwise
             process.wait()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
 from sweeper.records import Objective
@@ -18,7 +18,7 @@ def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective],
     """The sampler of that name, seeded.
 
     ``auto`` is multivariate TPE, which took the fewest trials of Optuna's own samplers; see
-    ``docs/decisions``. ``grid`` goes through every combination once.
+    ``docs/decisions``. ``grid`` is asked in order by the sweep itself, which knows what is one point.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -26,18 +26,12 @@ def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective],
     import optuna
 
     samplers = optuna.samplers
-    if name == "random":
+    if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)
     if name == "nsga2":
         return samplers.NSGAIISampler(seed=seed, population_size=20)
-    if name == "grid":
-        return samplers.GridSampler(_grid(space), seed=seed)
     if name == "gp":
         if importlib.util.find_spec("torch") is None:
             raise EngineMissingError("search.sampler=gp needs torch: `pip install torch`, or choose gp_front")
         return samplers.GPSampler(seed=seed)
     return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
-
-
-def _grid(space: SearchSpace) -> dict[str, list[Any]]:
-    return {name: list(parameter.values) for name, parameter in space.parameters.items()}

@@ -1,0 +1,67 @@
+# make sweep   a front in a few minutes on the built-in synthetic model, after installing all it needs
+# make test    the tests
+# make check   lint and types
+#
+# llama.cpp is compiled once, for this machine, and kept in pip's cache (2 to 5 minutes on 2 cores).
+# BACKEND=cuda, hip, vulkan, metal, sycl or blas builds it for a GPU; CUDA=1 is short for BACKEND=cuda.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+JOBS := $(shell nproc 2>/dev/null || sysctl -n hw.ncpu 2>/dev/null || echo 2)
+BACKEND ?= $(if $(CUDA),cuda,cpu)
+STAMP := $(VENV)/.installed-$(BACKEND)
+ARGS ?=
+
+BACKEND_FLAGS_cpu :=
+BACKEND_FLAGS_cuda := -DGGML_CUDA=ON
+BACKEND_FLAGS_hip := -DGGML_HIP=ON
+BACKEND_FLAGS_vulkan := -DGGML_VULKAN=ON
+BACKEND_FLAGS_metal := -DGGML_METAL=ON
+BACKEND_FLAGS_sycl := -DGGML_SYCL=ON -DCMAKE_C_COMPILER=icx -DCMAKE_CXX_COMPILER=icpx
+BACKEND_FLAGS_blas := -DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS
+
+# llava and llama.cpp's "common" are not used by Python and take half of the time to compile.
+export CMAKE_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/cmake/llama_without_common.cmake" $(BACKEND_FLAGS_$(BACKEND))
+export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+.PHONY: sweep test check format ui install clean
+
+sweep: install
+	$(BIN)/sweeper sweep experiment=quick $(ARGS)
+
+test: install
+	$(BIN)/python -m pytest $(ARGS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+ui: install
+	$(BIN)/sweeper ui
+
+install: $(STAMP)
+
+# The stamp is written last, so that an installation that was cut short is done again. Another BACKEND
+# replaces llama-cpp-python alone, past the cache, which does not know what a wheel was built with.
+$(STAMP): requirements.lock pyproject.toml
+	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "sweeper needs a C and C++ compiler: apt install build-essential"; exit 3; }
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "sweeper needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+ifneq ($(BACKEND),cpu)
+	grep -A 2 '^llama-cpp-python==' requirements.lock > $(VENV)/llama.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-cache-dir --force-reinstall -r $(VENV)/llama.lock
+endif
+	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	rm -f $(VENV)/.installed-*
+	touch $@
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build
