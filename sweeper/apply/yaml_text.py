@@ -46,10 +46,11 @@ def with_entry(text: str, path: tuple[str, ...], key: str, entry: Mapping[str, A
     """
     old = _load(text, where)
     parent: Any = old
-    for name in path:
-        parent = (parent or {}).get(name)
-    if not (old is None or isinstance(old, dict)) or not (parent is None or isinstance(parent, dict)):
-        raise UsageError(f"{where} holds no mapping where sweeper's entry goes: name another file")
+    for name in (*path, None):
+        if not (parent is None or isinstance(parent, dict)):
+            raise UsageError(f"{where} holds no mapping where sweeper's entry goes: name another file")
+        if name is not None:
+            parent = (parent or {}).get(name)
     before = (parent or {}).get(key)
     merged = {**(before if isinstance(before, dict) else {}), **entry}
     new = _insert(text, path, key, merged, where)
@@ -61,6 +62,8 @@ def with_entry(text: str, path: tuple[str, ...], key: str, entry: Mapping[str, A
     return new
 
 
+# PyYAML counts these ends of lines in its marks.
+_YAML_LINE = re.compile("[^\r\n\x85\u2028\u2029]*(?:\r\n|[\r\n\x85\u2028\u2029])|[^\r\n\x85\u2028\u2029]+")
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_-]*")
 # Words that YAML 1.1 takes for something else than text.
 _NOT_TEXT = frozenset({"y", "n", "yes", "no", "on", "off", "true", "false", "null"})
@@ -122,7 +125,7 @@ def _expected(
 
 def _insert(text: str, path: tuple[str, ...], key: str, entry: Mapping[str, Any], where: str) -> str:
     end = "\r\n" if "\r\n" in text else "\n"
-    lines = lines_of(text)
+    lines = _YAML_LINE.findall(text)
     if lines and not lines[-1].endswith(("\n", "\r")):
         lines[-1] += end
     root: Any = yaml.compose(text, Loader=yaml.SafeLoader)
@@ -158,7 +161,9 @@ def _child(root: Any, name: str) -> tuple[Any, Any] | None:
 
 def _after(lines: list[str], parent: Any, number: int, value: Any, indent: int) -> int:
     """The line after an entry. Blank lines and comments before the next entry are the next one's."""
-    if number + 1 < len(parent.value):
+    if number + 1 == len(parent.value) and value.start_mark.index < parent.value[number][0].start_mark.index:
+        stop = parent.value[number][0].end_mark.line + 1  # an alias, whose marks are its anchor's
+    elif number + 1 < len(parent.value):
         stop = parent.value[number + 1][0].start_mark.line
     else:
         stop = min(value.end_mark.line + (value.end_mark.column > 0), len(lines))

@@ -46,7 +46,7 @@ def _one(place: Path, target: str, act: str, kill_after: int) -> tuple[bool, str
     before = tree(folder)
     if act == "rollback":
         _apply(place, folder, target, record)
-        assert tree(folder) != before
+        assert tree(folder) != before or limit.read() != FOUND_WATTS
     child = os.fork()
     if child == 0:
         _act(place, folder, target, record, act, kill_after)
@@ -86,6 +86,12 @@ OLD_FILES = {
         "llama-cpp-python.json",
         b'{"models": [{"model": "/m/o.gguf", "model_alias": "o"}]}',
     ),
+    "ollama": ("Modelfile", b"FROM llama3\n# mine"),
+    "llama-swap": ("config.yaml", b"# mine\r\nmodels:\r\n    other: {cmd: x}\r\n"),
+    "textgen": ("user_data/models/config-user.yaml", b"other.*$: {loader: ExLlamav3}"),
+    "compose": ("compose.yaml", b"services:\n  db:\n    image: postgres # mine\nvolumes: {}\n"),
+    "systemd": ("llama-server.service", b"[Service]\nExecStart=/opt/llama-server\n"),
+    "env": ("llama-server.env", b"LLAMA_ARG_PORT=1\n"),
 }
 
 
@@ -94,7 +100,7 @@ def _apply(place: Path, folder: Path, target: str, record, step=lambda _what: No
         record,
         3,
         target,
-        apply.Options(folder=folder),
+        apply.Options(folder=folder, file=folder / "new" / "model.py" if target == "python" else None),
         root=place / "root",
         machine=MACHINE,
         engine=ENGINE,
@@ -120,4 +126,7 @@ def _act(place: Path, folder: Path, target: str, record, act: str, kill_after: i
 
 
 if __name__ == "__main__":
+    os.fsync = lambda _handle: (
+        None
+    )  # it guards against loss of power, which a kill is not; and costs most of the time
     main(Path(sys.argv[1]), sys.argv[2])
