@@ -124,7 +124,7 @@ def first_line(error: BaseException) -> str:
 
 
 def connect(place: Location) -> GuardedClient:
-    """A client on a store that was just written to, or read from where it is a server.
+    """A client on a store that has its schema and answered; a folder was tried by opening it for writing.
 
     Raises:
         StoreError: where the store cannot be reached or written, within a few seconds.
@@ -134,13 +134,14 @@ def connect(place: Location) -> GuardedClient:
     elif place.uri.startswith(("http://", "https://")):
         _probe(place)
     with store_errors(place.words):
-        client = _client(place)
-        if place.root is not None:
-            with locked(place.root):
-                client.search_experiments(max_results=1)  # makes or checks the schema
-                mend_moved(place.root)
+        import mlflow  # noqa: F401 - seconds, and so before the lock
+
+        if place.root is None:
+            client = _client(place)
         else:
-            client.search_experiments(max_results=1)
+            with locked(place.root):  # two first clients at once make the schema twice, and one dies of it
+                client = _client(place)
+                mend_moved(place.root)
     return GuardedClient(client, place.words)
 
 
@@ -149,7 +150,9 @@ def _client(place: Location) -> Any:
 
     for name in ("mlflow", "alembic", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    return MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
+    client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
+    client.search_experiments(max_results=1)  # of a server the first answer, of a database a second look
+    return client
 
 
 def _prepare_folder(root: Path) -> None:
