@@ -27,6 +27,7 @@ class BatterySensor:
         self._root = sysfs_root
         self._clock = clock
         self._batteries: tuple[Path, ...] = ()
+        self._is_open = False
 
     @property
     def source(self) -> PowerSource:
@@ -64,6 +65,7 @@ class BatterySensor:
                 "the battery is not discharging: unplug the charger for power=battery, or choose power=rapl"
             )
         self._batteries = batteries
+        self._is_open = True
 
     def read(self) -> Sample:
         """Power in W.
@@ -71,7 +73,7 @@ class BatterySensor:
         Raises:
             ReadingFailed: the charger was plugged in, or the gauge gave nothing.
         """
-        if not self._batteries:
+        if not self._is_open:
             raise ReadingFailed("the battery is not open")
         moment = self._clock()
         draining = [path for path in self._batteries if _is_discharging(path)]
@@ -84,8 +86,8 @@ class BatterySensor:
         return DeviceState(temperature_celsius=package_temperature(self._root))
 
     def close(self) -> None:
-        """Forget the batteries."""
-        self._batteries = ()
+        """Stop reading; the batteries' names stay known."""
+        self._is_open = False
 
 
 def _is_discharging(path: Path) -> bool:

@@ -119,7 +119,7 @@ class EstimateSensor:
         """The moment, and seconds in which CPUs were busy since boot, over all of them."""
         moment = self._clock()
         try:
-            with self._stat.open(encoding="ascii") as lines:
+            with self._stat.open(encoding="utf-8") as lines:
                 values = [int(word) for word in lines.readline().split()[1:]]
         except (OSError, ValueError) as error:
             raise ReadingFailed(f"cannot read {self._stat}: {error}") from error
@@ -130,7 +130,7 @@ class EstimateSensor:
 
     def _count(self) -> int:
         try:
-            lines = self._stat.read_text(encoding="ascii").splitlines()
+            lines = self._stat.read_text(encoding="utf-8").splitlines()
         except OSError:
             return 0
         return sum(1 for line in lines if line.startswith("cpu") and line[3:4].isdigit())

@@ -143,14 +143,15 @@ class HwmonSensor:
         self._clock = clock
         self._device: HwmonDevice | None = None
         self._track: CounterTrack | None = None
+        self._is_open = False
 
     @property
     def source(self) -> PowerSource:
-        """hwmon, with the chip and its files."""
+        """hwmon, with the chip and its files, as found when it was last opened."""
         device = self._device
         return PowerSource(
             name="hwmon",
-            interface="not open" if device is None else f"{device.chip} {_files(device)}",
+            interface="/sys/class/hwmon" if device is None else f"{device.chip} {_files(device)}",
             scope="gpu" if device is None else device.scope,
             kind="measured",
             update_period_seconds=None if device is None else PERIOD_SECONDS[device.chip],
@@ -177,6 +178,7 @@ class HwmonSensor:
                     f"run `sudo chmod a+r {file}` after each boot, or choose power=plug"
                 )
         self._device = device
+        self._is_open = True
         self._track = CounterTrack(INTEL_RANGE_JOULES, MOST_WATTS) if device.kind == "energy" else None
 
     def read(self) -> Sample:
@@ -186,7 +188,7 @@ class HwmonSensor:
             ReadingFailed: a file could not be read, or held the mark for "no value".
         """
         device = self._device
-        if device is None:
+        if device is None or not self._is_open:
             raise ReadingFailed("the hwmon sensor is not open")
         moment = self._clock()
         values = [must_read_int(file) for file in device.files]
@@ -205,7 +207,7 @@ class HwmonSensor:
 
     def state(self) -> DeviceState:
         """Temperature, clock and cap where the driver shows them."""
-        if self._device is None:
+        if self._device is None or not self._is_open:
             raise ReadingFailed("the hwmon sensor is not open")
         path = self._device.path
         hertz = read_int(path / "freq1_input")
@@ -219,8 +221,8 @@ class HwmonSensor:
         )
 
     def close(self) -> None:
-        """Forget the device."""
-        self._device = self._track = None
+        """Stop reading; what the device is stays known."""
+        self._is_open = False
 
     def _choose(self, found: tuple[HwmonDevice, ...]) -> HwmonDevice:
         wanted = self._wanted

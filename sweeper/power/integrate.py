@@ -143,7 +143,7 @@ def _integrate_power(samples: Sequence[Sample], started: float, ended: float, pe
     inside = times[span[0] : span[1]]
     gap = _largest_gap(inside, started, ended)
     seconds = ended - started
-    if gap > MOST_UNSEEN * seconds and gap > 2 * period:
+    if gap > MOST_UNSEEN * seconds and gap > max(EDGE_SECONDS, 2 * period):
         return _nothing(f"no power sample for {gap:.2f} s of a {seconds:.2f} s window", len(inside), gap)
     if period > seconds:
         return _nothing(

@@ -12,6 +12,8 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -82,6 +84,20 @@ def _as_failed(what: str) -> Iterator[None]:
         raise ReadingFailed(f"{what}: NVML says {error}") from error
 
 
+def _no_power() -> float:
+    raise ReadingFailed("an energy counter tells no power")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """One way to ask a GPU, with its update period in s before that is found out."""
+
+    interface: str
+    scope: Scope
+    period: float
+    read: Callable[[], float] = _no_power  # W
+
+
 class NvmlSensor:
     """One GPU. ``device`` is its UUID, PCI address or index."""
 
@@ -104,33 +120,17 @@ class NvmlSensor:
         self._clock = clock
         self._procfs = procfs_root
         self._use_counter = use_counter
+        self._source = PowerSource("nvml", "nvml", "gpu", "measured", COUNTER_PERIOD_SECONDS, device)
+        self._is_open = False
         self._handle: Any = None
-        self._uuid: str | None = None
-        self._name: str | None = None
-        self._note: str | None = None
-        self._power: tuple[str, Scope, Callable[[], float]] | None = None
+        self._power: _Rung | None = None
         self._track: CounterTrack | None = None
         self.driver: str | None = None
 
     @property
     def source(self) -> PowerSource:
-        """NVML, with the interface that answered when the sensor was opened."""
-        if self._track is not None:
-            interface, scope, period = "nvmlDeviceGetTotalEnergyConsumption", "gpu", COUNTER_PERIOD_SECONDS
-        elif self._power is not None:
-            interface, scope = self._power[:2]
-            period = FIELD_PERIOD_SECONDS if "POWER_" in interface else USAGE_PERIOD_SECONDS
-        else:
-            interface, scope, period = "not open", "gpu", COUNTER_PERIOD_SECONDS
-        return PowerSource(
-            name="nvml",
-            interface=interface,
-            scope=scope,  # type: ignore[arg-type]
-            kind="measured",
-            update_period_seconds=period,
-            device=self._uuid or self._device,
-            note=self._note,
-        )
+        """NVML, with the interface that answered when the sensor was last opened."""
+        return self._source
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
@@ -148,6 +148,7 @@ class NvmlSensor:
 
         with _as_missing("cannot start NVML"):
             pynvml.nvmlInit()
+        self._is_open = True
         try:
             self._find()
         except MissingError:
@@ -160,23 +161,23 @@ class NvmlSensor:
         Raises:
             ReadingFailed: the GPU did not answer, for example as it fell off the bus.
         """
-        if self._handle is None:
+        if not self._is_open:
             raise ReadingFailed("the NVML sensor is not open")
-        watts = None
         before = self._clock()
         if self._track is None:
-            with _as_failed(f"GPU {self._uuid}"):
-                watts = self._read_power()
+            assert self._power is not None
+            with _as_failed(f"GPU {self._source.device}"):
+                watts = self._power.read()
             return Sample((before + self._clock()) / 2, power_watts=watts)
         import pynvml
 
-        with _as_failed(f"energy counter of GPU {self._uuid}"):
+        with _as_failed(f"energy counter of GPU {self._source.device}"):
             millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         moment = (before + self._clock()) / 2
         joules, epoch = self._track.advance(moment, millijoules / 1000)
-        if self._power is not None:
-            watts = _first(self._read_power)  # beside the counter only: without it the sample still counts
-        return Sample(moment, energy_joules=joules, power_watts=watts, epoch=epoch)
+        # Power stands beside the counter only: without it the sample still counts.
+        watts_beside = None if self._power is None else _first(self._power.read)
+        return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
 
     def state(self) -> DeviceState:
         """Temperature, SM clock, throttling, cap and other processes; None for what the GPU does not tell.
@@ -186,7 +187,7 @@ class NvmlSensor:
         """
         import pynvml as nv
 
-        if self._handle is None:
+        if not self._is_open:
             raise ReadingFailed("the NVML sensor is not open")
         handle = self._handle
         reasons = _first(
@@ -209,46 +210,53 @@ class NvmlSensor:
         )
 
     def close(self) -> None:
-        """Give NVML back. May be called twice."""
+        """Give NVML back; what the device is stays known. May be called twice."""
+        if not self._is_open:
+            return
         import pynvml
 
-        if self._handle is None and self._track is None and self._power is None and self.driver is None:
-            return
-        self._handle = self._track = self._power = self.driver = None
+        self._is_open = False
+        self._handle = None
         with _as_failed("cannot shut NVML down"):
             pynvml.nvmlShutdown()
 
     def _find(self) -> None:
         import pynvml
 
-        self.driver = ""  # NVML is started: close() has something to give back
         with _as_missing(f"no GPU {self._device} here"):
             self._handle = find_handle(self._device)
-            self._uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
-            self._name = _text(pynvml.nvmlDeviceGetName(self._handle))
+            uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
+            name = _text(pynvml.nvmlDeviceGetName(self._handle))
             self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        self._note = self._say()
         self._power = self._find_power()
         self._track = CounterTrack(None, MOST_WATTS) if self._use_counter and self._counts() else None
-        if self._track is None and self._power is None:
+        if self._track is not None:
+            used = _Rung("nvmlDeviceGetTotalEnergyConsumption", "gpu", COUNTER_PERIOD_SECONDS)
+        elif self._power is not None:
+            used = self._power
+        else:
             raise SensorMissingError(
-                f"{self._name} tells neither energy nor power through NVML, as some laptop GPUs do: "
-                "choose power=plug or power=battery"
+                f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson: "
+                "choose power=hwmon, power=plug or power=battery"
             )
+        note = self._say(name)
+        self._source = PowerSource("nvml", used.interface, used.scope, "measured", used.period, uuid, note)
 
     def _counts(self) -> bool:
-        """Whether the GPU has an energy counter that has counted something."""
+        """Whether the GPU has an energy counter that has counted something; a fresh one is given a moment."""
         import pynvml
 
-        try:
-            return bool(pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle) > 0)
-        except pynvml.NVMLError:
-            return False
+        millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        if millijoules == 0:
+            time.sleep(COUNTER_PERIOD_SECONDS)
+            millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        return bool(millijoules)
 
-    def _find_power(self) -> tuple[str, Scope, Callable[[], float]] | None:
-        """The best power reading that answers: its name, its scope and how to read it in W."""
+    def _find_power(self) -> _Rung | None:
+        """The best power reading that answers with more than 0 W."""
         import pynvml as nv
 
+        handle = self._handle
         scopes: tuple[tuple[Scope, int], ...] = (
             ("gpu", nv.NVML_POWER_SCOPE_GPU),
             ("module", nv.NVML_POWER_SCOPE_MODULE),
@@ -257,35 +265,38 @@ class NvmlSensor:
             ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT),
             ("POWER_AVERAGE", nv.NVML_FI_DEV_POWER_AVERAGE),
         )
-        ladder: list[tuple[str, Scope, Callable[[], float]]] = [
-            (f"nvmlDeviceGetFieldValues({name}, {scope})", scope, _field_reader(self._handle, field, number))
+        ladder = [
+            _Rung(
+                f"nvmlDeviceGetFieldValues({name}, {scope})",
+                scope,
+                FIELD_PERIOD_SECONDS,
+                partial(_read_field, handle, field, number),
+            )
             for scope, number in scopes
             for name, field in fields
         ]
-        handle = self._handle
-        ladder.append(("nvmlDeviceGetPowerUsage", "gpu", lambda: nv.nvmlDeviceGetPowerUsage(handle) / 1000))
-        for rung in ladder:
-            watts = _first(rung[2])
-            if watts is not None and watts > 0:
-                return rung
-        return None
+        ladder.append(
+            _Rung(
+                "nvmlDeviceGetPowerUsage",
+                "gpu",
+                USAGE_PERIOD_SECONDS,
+                lambda: float(nv.nvmlDeviceGetPowerUsage(handle) / 1000),
+            )
+        )
+        return next((rung for rung in ladder if (_first(rung.read) or 0) > 0), None)
 
-    def _read_power(self) -> float:
-        assert self._power is not None
-        return self._power[2]()
-
-    def _say(self) -> str | None:
+    def _say(self, name: str) -> str | None:
         """What a reader of this GPU's figures should know."""
         import pynvml
 
         mode = _first(lambda: pynvml.nvmlDeviceGetMigMode(self._handle))
         if mode is not None and mode[0]:
             return (
-                f"{self._name} is split into instances (MIG): its power is that of the whole GPU, "
+                f"{name} is split into instances (MIG): its power is that of the whole GPU, "
                 "with what other instances draw"
             )
-        if self._name is not None and "laptop" in self._name.lower():
-            return f"{self._name} shares its power budget with the processor: keep the charger as it is"
+        if "laptop" in name.lower():
+            return f"{name} shares its power budget with the processor: keep the charger as it is"
         return None
 
     def _other_processes(self) -> int | None:
@@ -363,16 +374,14 @@ def find_handle(device: str) -> Any:
     return handle
 
 
-def _field_reader(handle: Any, field: int, scope: int) -> Callable[[], float]:
-    def read() -> float:
-        import pynvml
+def _read_field(handle: Any, field: int, scope: int) -> float:
+    """A power field in W."""
+    import pynvml
 
-        value = pynvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
-        if value.nvmlReturn != pynvml.NVML_SUCCESS:
-            raise pynvml.NVMLError(value.nvmlReturn)
-        return float(value.value.uiVal) / 1000
-
-    return read
+    value = pynvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
+    if value.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(value.nvmlReturn)
+    return float(value.value.uiVal) / 1000
 
 
 def _first(*calls: Callable[[], Any]) -> Any:

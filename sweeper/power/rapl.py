@@ -120,19 +120,20 @@ class RaplSensor:
         self._platform = platform
         self._clock = clock
         self._caveats = caveats
-        self._tracks: dict[Zone, CounterTrack] = {}
+        self._zones: tuple[Zone, ...] = ()
+        self._tracks: dict[Zone, CounterTrack] = {}  # empty: not open
         self._interface = f"{POWERCAP}/{'psys' if platform else 'package-*'}/energy_uj"
 
     @property
     def source(self) -> PowerSource:
-        """RAPL, in scope ``package`` or ``psys``."""
+        """RAPL, in scope ``package`` or ``psys``, with the zones found when it was last opened."""
         return PowerSource(
             name="rapl",
             interface=self._interface,
             scope="psys" if self._platform else "package",
             kind="measured",
             update_period_seconds=UPDATE_PERIOD_SECONDS,
-            device="+".join(zone.name for zone in self._tracks) or None,
+            device="+".join(zone.name for zone in self._zones) or None,
         )
 
     @property
@@ -157,7 +158,7 @@ class RaplSensor:
                     f"cannot read energy_uj of {zone.name}: it is for root only since CVE-2020-8694. "
                     f"An administrator grants it once with: {RIGHT}; or choose power=plug"
                 )
-        zones = without_mirrors(zones)
+        self._zones = zones = without_mirrors(zones)
         most = MOST_WATTS_PLATFORM if self._platform else MOST_WATTS_PER_PACKAGE
         self._tracks = {zone: CounterTrack(zone.range_joules, most) for zone in zones}
         self._interface = "+".join(zone.label for zone in zones)
@@ -182,7 +183,7 @@ class RaplSensor:
         return DeviceState(temperature_celsius=package_temperature(self._root))
 
     def close(self) -> None:
-        """Forget the zones."""
+        """Stop reading; what the zones are stays known."""
         self._tracks = {}
 
 

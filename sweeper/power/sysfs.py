@@ -10,7 +10,7 @@ from sweeper.errors import ReadingFailed
 def read_text(path: Path) -> str | None:
     """The file's text without its newline, or None where it is absent or cannot be read."""
     try:
-        return path.read_text(encoding="ascii", errors="replace").strip()
+        return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
         return None
 
@@ -31,7 +31,7 @@ def must_read_int(path: Path) -> int:
         ReadingFailed: where the file gave none.
     """
     try:
-        return int(path.read_text(encoding="ascii"), 0)
+        return int(path.read_text(encoding="utf-8"), 0)
     except (OSError, ValueError) as error:
         raise ReadingFailed(f"cannot read {path}: {error}") from error
 

@@ -18,6 +18,8 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import cattrs
+
 from sweeper.errors import ReadingFailed
 from sweeper.power.base import Sample, Sensor
 from sweeper.records import from_plain, to_plain
@@ -119,7 +121,8 @@ def known_or_examined(
     if known is not None and known.seconds >= seconds * 0.9:
         return known
     trust = examine_sensor(sensor, seconds, clock, sleep)
-    _store(path, trust, identity(sensor))
+    if not trust.counter_stands_still:  # that may mend itself, and is cheap to see again
+        _store(path, trust, identity(sensor))
     return trust
 
 
@@ -158,7 +161,7 @@ def _conflict(counted: Sequence[tuple[float, float]], powers: Sequence[tuple[flo
 
 
 def _load(path: Path) -> Trust | None:
-    """A kept trust; None where there is none or an older sweeper wrote it."""
+    """A kept trust; None where there is none, or none that this sweeper wrote."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
@@ -166,7 +169,10 @@ def _load(path: Path) -> Trust | None:
     trust = data.get("trust") if isinstance(data, dict) else None
     if not isinstance(trust, dict) or trust.get("schema") != SCHEMA:
         return None
-    return from_plain(trust, Trust)
+    try:
+        return from_plain(trust, Trust)
+    except cattrs.BaseValidationError:
+        return None
 
 
 def _store(path: Path, trust: Trust, valid_for: dict[str, Any]) -> None:

@@ -1,0 +1,217 @@
+"""hwmon, batteries, plugs and commands: what each does where its device misbehaves."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+import pytest
+from fake_plugs import FakePlug, serving
+from sysfs_trees import plant, write
+
+from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
+from sweeper.power.battery import BatterySensor
+from sweeper.power.command import CommandSensor
+from sweeper.power.hwmon import HwmonSensor, find_devices
+from sweeper.power.plug import PlugSensor
+from sweeper.power.settings import CommandSettings, PlugSettings
+from sweeper.records import Caveat
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 50.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def _card(root: Path, number: int, address: str, **files: object) -> None:
+    home = root / f"class/hwmon/hwmon{number}"
+    device = root / "devices/pci0000:00" / address
+    device.mkdir(parents=True)
+    write(home / "name", "amdgpu")
+    (home / "device").symlink_to(device)
+    for name, value in files.items():
+        write(home / name, value)
+
+
+def test_a_card_is_found_by_its_pci_address_whatever_its_number(tmp_path: Path) -> None:
+    _card(tmp_path, 4, "0000:0a:00.0", power1_average=30_000_000)
+    _card(tmp_path, 1, "0000:03:00.0", power1_input=99_000_000)
+    with pytest.raises(SensorMissingError, match=r"0000:03:00.0 \(amdgpu\), 0000:0a:00.0"):
+        HwmonSensor(tmp_path).open()
+    for address, watts in (("0000:0A:00.0", 30.0), ("0000:03:00.0", 99.0)):
+        sensor = HwmonSensor(tmp_path, address)
+        sensor.open()
+        assert sensor.read().power_watts == watts
+        assert sensor.source.device == address.lower()
+
+
+def test_takes_the_power_file_that_has_values(tmp_path: Path) -> None:
+    _card(tmp_path, 0, "0000:03:00.0", power1_average=0xFFFF, power1_input=77_000_000)
+    (device,) = find_devices(tmp_path)
+    assert device.files[0].name == "power1_input"
+
+
+@pytest.mark.parametrize("mark", [0xFFFF, 0xFFFFFFFF, 65_535_000_000])
+def test_all_ones_are_no_power(mark: int, tmp_path: Path) -> None:
+    root = plant("amdgpu_card", tmp_path)
+    sensor = HwmonSensor(root)
+    sensor.open()
+    write(root / "class/hwmon/hwmon2/power1_average", mark)
+    with pytest.raises(ReadingFailed, match="missing"):
+        sensor.read()
+
+
+def test_a_card_tells_its_state(tmp_path: Path) -> None:
+    sensor = HwmonSensor(plant("amdgpu_card", tmp_path))
+    sensor.open()
+    state = sensor.state()
+    assert (state.temperature_celsius, state.clock_mhz, state.enforced_limit_watts) == (52.0, 2304.0, 355.0)
+
+
+def test_arc_reads_the_card_and_follows_its_32_bits(tmp_path: Path) -> None:
+    root = plant("arc_card", tmp_path)
+    clock = Clock()
+    sensor = HwmonSensor(root, clock=clock)
+    sensor.open()
+    assert "energy1_input" in sensor.source.interface
+    counter = root / "class/hwmon/hwmon5/energy1_input"
+    write(counter, round((2**18 - 60) * 1e6))
+    first = sensor.read()
+    clock.now += 1
+    write(counter, 60_000_000)
+    second = sensor.read()
+    assert second.energy_joules is not None
+    assert first.energy_joules is not None
+    assert second.energy_joules - first.energy_joules == pytest.approx(120.0)
+    assert second.epoch == first.epoch
+
+
+def test_a_jetson_sums_the_rails_that_feed_the_module(tmp_path: Path) -> None:
+    sensor = HwmonSensor(plant("jetson_orin", tmp_path))
+    sensor.open()
+    assert sensor.source.scope == "module"
+    assert "VDDQ" not in (sensor.source.device or "")
+
+
+def test_a_jetson_nano_has_one_rail_for_all(tmp_path: Path) -> None:
+    home = tmp_path / "class/hwmon/hwmon1"
+    write(home / "name", "ina3221")
+    for number, (label, volts, amps) in enumerate(
+        [("VDD_IN", 5000, 1200), ("VDD_CPU_GPU_CV", 5000, 300), ("VDD_SOC", 5000, 400)], start=1
+    ):
+        write(home / f"in{number}_label", label)
+        write(home / f"in{number}_input", volts)
+        write(home / f"curr{number}_input", amps)
+    sensor = HwmonSensor(tmp_path)
+    sensor.open()
+    assert sensor.read().power_watts == 6.0
+
+
+def test_a_battery_on_the_charger_is_refused_and_one_plugged_in_later_fails(tmp_path: Path) -> None:
+    root = plant("hybrid_laptop", tmp_path)
+    status = root / "class/power_supply/BAT0/status"
+    sensor = BatterySensor(root)
+    sensor.open()
+    assert sensor.read().power_watts == 27.758
+    assert sensor.source.device == "BAT0"  # and not the mouse's
+    write(status, "Charging")
+    with pytest.raises(ReadingFailed, match="charger"):
+        sensor.read()
+    with pytest.raises(SensorMissingError, match="unplug the charger"):
+        BatterySensor(root).open()
+
+
+def test_a_battery_that_tells_current_and_voltage(tmp_path: Path) -> None:
+    root = plant("hybrid_laptop", tmp_path)
+    battery = root / "class/power_supply/BAT0"
+    (battery / "power_now").unlink()
+    write(battery / "current_now", -2_000_000)
+    sensor = BatterySensor(root)
+    sensor.open()
+    assert sensor.read().power_watts == pytest.approx(2.0 * 10.459)
+
+
+@pytest.mark.parametrize("kind", ["shelly", "tasmota"])
+def test_a_plug_of_the_other_kind_is_refused(kind: str) -> None:
+    other = {"shelly": "tasmota", "tasmota": "shelly"}[kind]
+    with serving(FakePlug(kind, 40.0)) as plug:
+        sensor = PlugSensor(PlugSettings(other, plug.url))
+        with pytest.raises(SensorMissingError, match=r"power\.plug\.kind"):
+            sensor.open()
+
+
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"apower": null}', b'{"apower": -3.0}', b"\xff\xfe"])
+def test_an_answer_without_power_fails_the_reading(body: bytes) -> None:
+    with serving(FakePlug("shelly", 40.0)) as plug:
+        sensor = PlugSensor(PlugSettings("shelly", plug.url))
+        sensor.open()
+        plug.body = body
+        with pytest.raises(ReadingFailed):
+            sensor.read()
+
+
+def test_a_plug_that_does_not_answer_in_time_fails_the_reading() -> None:
+    with serving(FakePlug("shelly", 40.0)) as plug:
+        sensor = PlugSensor(PlugSettings("shelly", plug.url), timeout_seconds=0.2)
+        sensor.open()
+        plug.delay_seconds = 0.6
+        with pytest.raises(ReadingFailed, match="timed out"):
+            sensor.read()
+
+
+@pytest.mark.parametrize(("gain", "is_parted"), [(1.0, False), (1.2, True), (0.0, True)])
+def test_a_total_that_drifts_from_power_is_a_conflict(gain: float, is_parted: bool) -> None:
+    clock = Clock()
+    with serving(FakePlug("shelly", 500.0)) as plug:
+        sensor = PlugSensor(PlugSettings("shelly", plug.url), clock=clock)
+        sensor.open()
+        for second in range(0, 180, 10):
+            clock.now = 50.0 + second
+            energy = f'"aenergy": {{"total": {1000 + gain * 500 * second / 3600:.3f}}}'
+            plug.body = f'{{"apower": 500.0, {energy}}}'.encode()
+            sensor.read()
+        assert (Caveat.SENSOR_CONFLICT in sensor.caveats) is is_parted
+
+
+@pytest.mark.parametrize(
+    ("program", "words"),
+    [
+        ("raise SystemExit('no meter on this bus')", "ended with code 1: no meter on this bus"),
+        ("print('42 W')", "no number"),
+        ("print(-1)", "no amount"),
+        ("print('nan')", "no amount"),
+        ("pass", "no number"),
+        ("import time; time.sleep(5)", "did not answer within"),
+    ],
+)
+def test_a_command_that_fails_is_refused_with_its_words(program: str, words: str) -> None:
+    argv = [sys.executable, "-S", "-c", program]
+    with pytest.raises(SensorMissingError, match=words):
+        CommandSensor(CommandSettings(argv), timeout_seconds=1.0).open()
+
+
+def test_a_command_is_labelled_by_its_name_and_runs_without_a_shell() -> None:
+    with pytest.raises(SensorMissingError, match=r"printed '\$HOME', which is no number"):
+        CommandSensor(CommandSettings(["/bin/echo", "$HOME"])).open()
+    sensor = CommandSensor(CommandSettings(["/bin/echo", "first line\n7.5"], "watts", "yocto"))
+    sensor.open()
+    assert sensor.read().power_watts == 7.5
+    assert (sensor.source.name, sensor.source.scope) == ("yocto", "custom")
+
+
+def test_a_command_that_is_no_program_names_the_key() -> None:
+    with pytest.raises(SensorMissingError, match=r"power\.command\.argv"):
+        CommandSensor(CommandSettings(["/nowhere/meter"])).open()
+
+
+def test_rights_on_hwmon_are_explained(tmp_path: Path) -> None:
+    """A directory in the file's place cannot be read by anybody, root included."""
+    _card(tmp_path, 0, "0000:03:00.0", power1_average=1)
+    file = tmp_path / "class/hwmon/hwmon0/power1_average"
+    file.unlink()
+    file.mkdir()
+    with pytest.raises(RightMissingError, match=r"chmod a\+r"):
+        HwmonSensor(tmp_path).open()

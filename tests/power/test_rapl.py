@@ -1,0 +1,152 @@
+"""RAPL on the trees of real machines: what is summed, what is left out, wraps, and the rights."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from sysfs_trees import plant, write
+
+from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.power.integrate import integrate
+from sweeper.power.rapl import RaplSensor, find_zones, packages, without_mirrors
+
+POWERCAP = "class/powercap"
+NOBODY = 65534
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.mark.parametrize(
+    ("machine", "zones"),
+    [
+        ("intel_desktop", ["package-0"]),
+        ("hybrid_laptop", ["package-0"]),
+        ("epyc_two_sockets", ["package-0", "package-1"]),
+        ("lattepanda_sigma", ["package-0"]),
+        ("jetson_orin", []),
+        ("amdgpu_card", []),
+    ],
+)
+def test_sums_packages_only(machine: str, zones: list[str], tmp_path: Path) -> None:
+    assert [zone.name for zone in packages(find_zones(plant(machine, tmp_path)))] == zones
+
+
+def test_counts_the_twins_of_msr_and_mmio_once_and_reads_msr(tmp_path: Path) -> None:
+    (zone,) = find_zones(plant("hybrid_laptop", tmp_path))
+    assert zone.path.name == "intel-rapl:0"
+
+
+def test_psys_is_a_scope_of_its_own(tmp_path: Path) -> None:
+    root = plant("lattepanda_sigma", tmp_path)
+    for is_platform, device, scope in ((False, "package-0", "package"), (True, "psys", "psys")):
+        sensor = RaplSensor(root, platform=is_platform)
+        sensor.open()
+        assert (sensor.source.device, sensor.source.scope) == (device, scope)
+        sensor.close()
+
+
+def _dies(root: Path, joules: list[float]) -> None:
+    for number, value in enumerate(joules):
+        zone = root / POWERCAP / f"intel-rapl:{number}"
+        write(zone / "name", f"package-0-die-{number}")
+        write(zone / "max_energy_range_uj", 262143328850)
+        write(zone / "energy_uj", round(value * 1e6))
+
+
+def test_mirrored_dies_count_once_and_real_dies_all(tmp_path: Path) -> None:
+    _dies(tmp_path, [5000.0, 5000.2, 9000.0])
+    zones = without_mirrors(packages(find_zones(tmp_path)))
+    assert [zone.name for zone in zones] == ["package-0-die-0", "package-0-die-2"]
+
+
+def test_equal_packages_are_no_mirrors(tmp_path: Path) -> None:
+    root = plant("epyc_two_sockets", tmp_path)
+    for number in (0, 1):
+        write(root / POWERCAP / f"intel-rapl:{number}" / "energy_uj", 5_000_000)
+    assert len(without_mirrors(packages(find_zones(root)))) == 2
+
+
+def test_each_zone_wraps_by_itself(tmp_path: Path) -> None:
+    root = plant("epyc_two_sockets", tmp_path)
+    clock = Clock()
+    sensor = RaplSensor(root, clock=clock)
+    span = 65532610987
+    values = [span - 30_000_000, span - 250_000_000]
+    files = [root / POWERCAP / f"intel-rapl:{n}" / "energy_uj" for n in (0, 1)]
+    for file, value in zip(files, values, strict=True):
+        write(file, value)
+    sensor.open()
+    samples = []
+    for _ in range(101):  # 10 s at 100 W each: one wraps after 0.3 s, the other after 2.5 s
+        samples.append(sensor.read())
+        clock.now += 0.1
+        for n, file in enumerate(files):
+            values[n] = (values[n] + 10_000_000) % span
+            write(file, values[n])
+    integral = integrate(samples, 100.5, 109.5, 0.001)
+    assert integral.joules == pytest.approx(200 * 9.0, rel=1e-6)
+
+
+def test_a_sleeping_machine_makes_no_energy_up(tmp_path: Path) -> None:
+    root = plant("intel_desktop", tmp_path)
+    clock = Clock()
+    sensor = RaplSensor(root, clock=clock)
+    sensor.open()
+    before = sensor.read()
+    clock.now += 8 * 3600
+    after = sensor.read()
+    assert after.epoch == before.epoch + 1
+    assert integrate([before, after], 200.0, 20_000.0, 0.001).joules is None
+
+
+def test_a_counter_that_vanishes_fails_the_reading(tmp_path: Path) -> None:
+    root = plant("intel_desktop", tmp_path)
+    sensor = RaplSensor(root)
+    sensor.open()
+    (root / POWERCAP / "intel-rapl:0" / "energy_uj").unlink()
+    with pytest.raises(ReadingFailed, match="energy_uj"):
+        sensor.read()
+
+
+def test_names_the_missing_interface(tmp_path: Path) -> None:
+    with pytest.raises(SensorMissingError, match="no powercap interface"):
+        RaplSensor(tmp_path).open()
+    (tmp_path / POWERCAP).mkdir(parents=True)
+    with pytest.raises(SensorMissingError, match="modprobe intel_rapl_msr"):
+        RaplSensor(tmp_path).open()
+
+
+def test_explains_the_right_to_a_plain_user(tmp_path: Path) -> None:
+    """Asked as a user without rights, since the tests may run as root."""
+    root = plant("intel_desktop", tmp_path / "sys")
+    (root / POWERCAP / "intel-rapl:0" / "energy_uj").chmod(0o000)
+    for folder in (tmp_path, *tmp_path.parents[:3]):
+        if os.stat(folder).st_uid == os.getuid():
+            folder.chmod(folder.stat().st_mode | 0o711)
+    program = (
+        "import os, sys; from pathlib import Path; from sweeper.power.rapl import RaplSensor\n"
+        f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
+        "try: RaplSensor(Path(sys.argv[1])).open()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-B", "-c", program, str(root)],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.stdout.startswith("RightMissingError"), done.stderr
+    assert "CVE-2020-8694" in done.stdout
+    assert "/etc/udev/rules.d/70-sweeper-rapl.rules" in done.stdout
+    assert "usermod -aG power" in done.stdout
+    assert done.stdout.count("\n") == 1
