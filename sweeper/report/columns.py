@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from textwrap import wrap
 
-from rich.cells import cell_len
+from rich.cells import cell_len, chop_cells
 from rich.text import Text
 
 SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
@@ -58,10 +57,26 @@ def row(columns: Sequence[Column], cells: Sequence[str], style: str = "") -> Tex
 def wrapped(
     text: str, width: int, style: str = "", indent: str = "", hanging: str | None = None
 ) -> list[Text]:
-    """``text`` in lines of at most ``width``; lines after the first are indented by ``hanging``."""
+    """``text`` in lines of at most ``width`` terminal cells; lines after the first begin with ``hanging``.
+
+    Unlike textwrap it counts cells, so that names in Chinese or Japanese fit as well.
+    """
     later = indent if hanging is None else hanging
-    pieces = wrap(text, width, initial_indent=indent, subsequent_indent=later, break_on_hyphens=False)
-    return [Text(piece, style=style) for piece in pieces]
+    lines, line = [], indent
+    for word in text.split():
+        for piece in _pieces(word, width - max(len(indent), len(later))):
+            together = line + piece if line in (indent, later) else f"{line} {piece}"
+            if cell_len(together) <= width:
+                line = together
+            else:
+                lines.append(line)
+                line = later + piece
+    return [Text(one, style=style) for one in [*lines, line]]
+
+
+def _pieces(word: str, width: int) -> list[str]:
+    """A word that is wider than a line, cut into pieces that are not."""
+    return [word] if cell_len(word) <= width else chop_cells(word, width)
 
 
 def writable(line: Text, encoding: str) -> Text:

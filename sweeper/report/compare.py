@@ -269,8 +269,8 @@ def _smaller(small: Row, large: Row, kind: Kind) -> list[str]:
     ratio = (a.median / c.median) / (b.median / d.median)
     return [
         f"{clean(small.model)} ({_size(small)}) draws {how} {clean(large.model)} ({_size(large)}) while it "
-        f"generates: {figure(a.median)} against {figure(b.median)} W{label}, at ×{c.median / d.median:.2g} its "
-        f"speed and ×{ratio:.2g} its J/token{label}. What is lost is the larger model's answers: a sweep "
+        f"generates: {figure(a.median)} against {figure(b.median)} W{label}, at ×{c.median / d.median:.2g} "
+        f"its speed and ×{ratio:.2g} its J/token{label}. What is lost is the larger model's answers: a sweep "
         "measures quality between quantisations of one model, not between models."
     ]
 

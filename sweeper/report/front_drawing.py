@@ -5,7 +5,7 @@ from __future__ import annotations
 from sweeper.records import SweepRecord
 from sweeper.report import svg
 from sweeper.report.groups import groups_of
-from sweeper.report.picks import marks
+from sweeper.report.picks import marks, picks, recommended
 from sweeper.report.pieces import text
 from sweeper.report.plots import axes_of, axis_title, turns_late
 
@@ -45,13 +45,13 @@ def front_svg(record: SweepRecord) -> str:
 
 def _picks(record: SweepRecord, at: dict[int, tuple[float, float]]) -> list[str]:
     parts = []
+    best = recommended(record)
     for number, names in marks(record).items():
         if number not in at:
             continue
         x, y = at[number]
-        is_pick = record.pick in names
-        parts += [svg.sign(x, y, name, 8) for name in names if name != record.pick]
-        if is_pick:
+        parts += [svg.sign(x, y, name, 8) for name in names if best is None or name != best.pick]
+        if best is not None and number == best.trial.number:
             parts.append(svg.ring(x, y, "pick", 12))
         anchor = "end" if x > WIDTH * 0.75 else "start"
         parts.append(svg.words(x - 15 if anchor == "end" else x + 15, y + 18, ", ".join(names), "", anchor))
@@ -69,12 +69,11 @@ def key(record: SweepRecord) -> str:
         (svg.crosses([(12, 8)], "outside"), "outside the constraints"),
         (svg.square(12, 8, "baseline", 6), "baseline"),
     ]
-    names = [name for picked in marks(record).values() for name in picked]
-    for name in sorted(names, key=lambda name: name != record.pick):
-        if name == record.pick:
-            entries.append((svg.ring(12, 8, "pick", 6.5), f"{name} (recommended)"))
+    for picked in picks(record):
+        if picked.recommended:
+            entries.append((svg.ring(12, 8, "pick", 6.5), f"{picked.pick} (recommended)"))
         else:
-            entries.append((svg.sign(12, 8, name, 6), name))
+            entries.append((svg.sign(12, 8, picked.pick, 6), picked.pick))
     body = "".join(
         f'<li><svg viewBox="0 0 24 16" aria-hidden="true">{drawn}</svg>{text(words)}</li>'
         for drawn, words in entries

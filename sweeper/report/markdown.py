@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 
 from sweeper.records import SweepRecord, TrialRecord
@@ -9,7 +10,6 @@ from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.picks import marks, next_commands, picks, recommended
 from sweeper.report.words import (
-    MISSING,
     SCOPES,
     TRUST,
     change,
@@ -46,9 +46,12 @@ def escape(text: object) -> str:
 
 
 def code(text: object) -> str:
-    """Others' text as code; a backtick in it is fenced by two."""
+    """Others' text as code, fenced by more backticks than it holds in a row."""
     plain = clean(text)
-    return f"`` {plain} ``" if "`" in plain else f"`{plain}`"
+    if "`" not in plain:
+        return f"`{plain}`"
+    ticks = "`" * (1 + max(len(run) for run in re.findall("`+", plain)))
+    return f"{ticks} {plain} {ticks}"
 
 
 def _blocks(record: SweepRecord) -> Iterable[str]:
@@ -91,7 +94,7 @@ def _front(record: SweepRecord) -> str:
             f"#{t.number}",
             ", ".join(named.get(t.number, ())) or ("baseline" if index == 0 and t is base else ""),
             *(_figure(t, base, metric) for metric in metrics),
-            code(settings(t.configuration, base.configuration if base else None)),
+            code(settings(t.configuration, base.configuration if base else None)).replace("|", "\\|"),
         ]
         for index, t in enumerate(rows)
         if index == 0 or t is not base
@@ -184,4 +187,6 @@ def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Se
 
 
 def _fence(text: str) -> str:
-    return f"```sh\n{text}\n```" if text else MISSING
+    # Longer than any run of backticks in it, so that no name can end the block.
+    ticks = "`" * max(3, 1 + max((len(run) for run in re.findall("`+", text)), default=0))
+    return f"{ticks}sh\n{text}\n{ticks}"

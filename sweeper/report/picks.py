@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.pareto import choose
@@ -25,14 +25,24 @@ class Picked:
 
 
 def picks(record: SweepRecord) -> tuple[Picked, ...]:
-    """The sweep's own pick first, then the named ones; empty where nothing may be recommended."""
+    """The sweep's own pick first, then the named ones; empty where nothing may be recommended.
+
+    Where the objectives cannot answer the sweep's own pick, the first that they can answer is recommended.
+    """
     names = (record.pick, *(name for name in NAMED if name != record.pick))
-    return tuple(picked for name in names if (picked := _picked(record, name)) is not None)
+    found = [picked for name in names if (picked := _picked(record, name)) is not None]
+    return tuple(replace(picked, recommended=index == 0) for index, picked in enumerate(found))
 
 
 def recommended(record: SweepRecord) -> Picked | None:
     """What to run, or None where nothing may be recommended yet."""
-    return next((picked for picked in picks(record) if picked.recommended), None)
+    return next(iter(picks(record)), None)
+
+
+def is_recommended(record: SweepRecord, trial: TrialRecord) -> bool:
+    """Whether ``trial`` is what to run."""
+    best = recommended(record)
+    return best is not None and best.trial.number == trial.number
 
 
 def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:
@@ -46,14 +56,15 @@ def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:
 def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     """What to type next, each with what it does."""
     name = shlex.quote(clean(record.sweep))
-    if recommended(record) is None:
+    best = recommended(record)
+    if best is None:
         return (
             (f"sweeper sweep sweep={name}", "goes on with this sweep"),
             ("sweeper doctor", "what this machine lacks"),
         )
     return (
-        (apply_command(record, record.pick), "shows what would change"),
-        (f"{apply_command(record, record.pick)} --write", "puts it into force"),
+        (best.apply_command, "shows what would change"),
+        (f"{best.apply_command} --write", "puts it into force"),
         (f"sweeper verify {name}", "measures it against this promise"),
     )
 
@@ -70,4 +81,4 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
         # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
         return None
     words = choice.words if choice.nearest is None else f"{choice.nearest}; {choice.words}"
-    return Picked(pick, choice.trial, words, pick == record.pick, apply_command(record, pick))
+    return Picked(pick, choice.trial, words, False, apply_command(record, pick))

@@ -9,7 +9,7 @@ from typing import Any
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.groups import Groups, groups_of
-from sweeper.report.picks import marks
+from sweeper.report.picks import picks
 from sweeper.report.plots import axes_of, axis_title, turns_late
 from sweeper.report.words import clean, half_width, label, settings, spread
 
@@ -78,14 +78,12 @@ def _bars(record: SweepRecord, groups: Groups) -> dict[str, Any]:
 
 def _picks(record: SweepRecord, groups: Groups) -> list[dict[str, Any]]:
     found = []
-    for number, names in marks(record).items():
-        trials = [t for t in groups.scored if t.number == number]
-        for name in names:
-            kind = "pick" if name == record.pick else name if name in _SYMBOLS else "pick"
-            size = 20 if name == record.pick else 14
-            title = f"{name} (recommended)" if name == record.pick else name
-            marker = _ring(_SYMBOLS.get(kind, "circle"), size)
-            found.append(_trace(record, trials, escape(title), kind, marker))
+    for picked in picks(record):
+        trials = [t for t in groups.scored if t.number == picked.trial.number]
+        kind = picked.pick if picked.pick in _SYMBOLS and not picked.recommended else "pick"
+        title = f"{picked.pick} (recommended)" if picked.recommended else picked.pick
+        marker = _ring(_SYMBOLS.get(kind, "circle"), 20 if picked.recommended else 14)
+        found.append(_trace(record, trials, escape(title), kind, marker))
     return found
 
 

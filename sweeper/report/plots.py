@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
+import warnings
 from typing import Any
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
-from sweeper.report.picks import marks
+from sweeper.report.picks import marks, recommended
 from sweeper.report.words import clean, figure, is_doubtful, label
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
@@ -36,7 +37,10 @@ def pareto_png(record: SweepRecord) -> bytes:
     FigureCanvasAgg(drawing)
     _draw(drawing.add_subplot(), record)
     out = io.BytesIO()
-    drawing.savefig(out, format="png", metadata={"Software": None})
+    with warnings.catch_warnings():
+        # Its font has no Chinese or Japanese: a box stands for such a sign, and that is no user's concern.
+        warnings.filterwarnings("ignore", "Glyph", UserWarning)
+        drawing.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()
 
 
@@ -101,7 +105,7 @@ def _arms(reading: Reading) -> list[list[float]]:
 
 
 def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str, up: str) -> None:
-    named = marks(record)
+    named, best = marks(record), recommended(record)
     at = {t.number: (t.metrics[across].median, t.metrics[up].median) for t in scored}
     if record.baseline in at:
         axes.plot(
@@ -113,10 +117,10 @@ def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str
                 axes.plot(
                     *at[number], marker, color=colour, markersize=9, label=name, zorder=5, linestyle="none"
                 )
-        if record.pick in names and number in at:
+        if best is not None and best.trial.number == number and number in at:
             axes.plot(
                 *at[number], "o", color=VERMILLION, markersize=16, markeredgewidth=2, fillstyle="none",
-                label=f"recommended ({record.pick})", zorder=6, linestyle="none",
+                label=f"recommended ({best.pick})", zorder=6, linestyle="none",
             )  # fmt: skip
             words = f"{figure(at[number][1])} {label(up).unit}, {figure(at[number][0])} {label(across).unit}"
             axes.annotate(words, at[number], xytext=(12, -16), textcoords="offset points", fontsize=9)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines
 from sweeper.report.front_drawing import front_svg, key
-from sweeper.report.picks import marks, next_commands, picks, recommended
+from sweeper.report.picks import is_recommended, marks, next_commands, picks, recommended
 from sweeper.report.pieces import Cell, command, facts, fold, items, paragraph, section, table, text
 from sweeper.report.words import (
     MISSING,
@@ -122,7 +122,7 @@ def _front_table(record: SweepRecord) -> str:
                 *(_against(t, None if is_base else base, metric) for metric in metrics),
             ]
         )
-        kinds.append("pick" if record.pick in who else "baseline" if is_base else "")
+        kinds.append("pick" if is_recommended(record, t) else "baseline" if is_base else "")
     return table(["trial", *(head(m, record.power) for m in metrics)], cells, kinds)
 
 

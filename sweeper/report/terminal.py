@@ -11,7 +11,7 @@ from rich.text import Text
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
-from sweeper.report.picks import marks, next_commands, picks
+from sweeper.report.picks import is_recommended, marks, next_commands, picks
 from sweeper.report.words import (
     change,
     clean,
@@ -91,7 +91,7 @@ def _table(record: SweepRecord, width: int) -> list[Text]:
     base = _baseline(record)
     lines = [row(columns, [column.head for column in columns], "bold")]
     for index, trial in enumerate(rows):
-        is_pick = record.pick in named.get(trial.number, ())
+        is_pick = is_recommended(record, trial)
         lines.append(row(columns, [c.cells[index] for c in columns], "bold green" if is_pick else ""))
         lines += wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
     return lines
@@ -108,9 +108,8 @@ def _about(
 
 
 def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
-    named = marks(record)
     base = _baseline(record)
-    star = tuple("★" if record.pick in named.get(t.number, ()) else " " for t in rows)
+    star = tuple("★" if is_recommended(record, t) else " " for t in rows)
     columns = [
         Column("", star, 0, right=False),
         Column("trial", tuple(f"#{t.number}" for t in rows), 0),
@@ -139,7 +138,7 @@ def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list
     base = _baseline(record)
     lines = []
     for trial in rows:
-        is_pick = record.pick in named.get(trial.number, ())
+        is_pick = is_recommended(record, trial)
         style = "bold green" if is_pick else "bold"
         lines += wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
         for objective in record.objectives:

@@ -48,11 +48,20 @@ class Chromium:
         found = chromium_path()
         assert found, "no chromium on this machine"
         self._folder = tempfile.TemporaryDirectory(prefix="chromium-", ignore_cleanup_errors=True)
+        profile = f"--user-data-dir={self._folder.name}"
         child_reads, self._writes = os.pipe()
         self._reads, child_writes = os.pipe()
         self._process = subprocess.Popen(
-            ["sh", "-c", f'exec "$@" 3<&{child_reads} 4>&{child_writes}', "sh", found, *FLAGS]
-            + [f"--user-data-dir={self._folder.name}", "about:blank"],
+            [
+                "bash",
+                "-c",
+                f'exec "$@" 3<&{child_reads} 4>&{child_writes}',
+                "bash",
+                found,
+                *FLAGS,
+                profile,
+                "about:blank",
+            ],
             pass_fds=(child_reads, child_writes),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,

@@ -1,4 +1,4 @@
-"""Sweeps as they come out of the loop, made here from a seed: the figures are invented, the shapes are real."""
+"""Sweeps as they come out of the loop, made here from a seed: figures are invented, shapes are real."""
 
 from __future__ import annotations
 

@@ -1,0 +1,96 @@
+"""The report in a real Chromium: it draws, asks nobody for anything, and has nothing to complain about."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from chromium import Chromium, chromium_path
+from made_sweeps import failed_only, sweep
+from test_report_page import evil
+
+from sweeper.records import SweepRecord
+from sweeper.report.html import html_report
+
+pytestmark = [
+    pytest.mark.browser,
+    pytest.mark.skipif(chromium_path() is None, reason="no chromium here: apt-get install chromium"),
+]
+DRAWN = "document.documentElement?.dataset.drawn === 'yes'"
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Chromium]:
+    with Chromium() as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Chromium) -> Chromium:
+    browser.events.clear()
+    browser.screen(1280)
+    return browser
+
+
+def opened(page: Chromium, record: SweepRecord, folder: Path, until: str = DRAWN) -> None:
+    path = folder / "report.html"
+    path.write_text(html_report(record))
+    page.open(path.as_uri(), until)
+
+
+@pytest.mark.parametrize("width", [320, 390, 1280])
+def test_the_page_draws_quietly_and_fits_its_width(page: Chromium, tmp_path: Path, width: int) -> None:
+    page.screen(width, phone=width < 600)
+    opened(page, sweep(kind="measured", gpu=True), tmp_path)
+    assert page.evaluate("document.documentElement.scrollWidth") <= width
+    assert page.evaluate("document.querySelectorAll('#front-plot .scatterlayer .trace').length") >= 4
+    assert page.requests() == []
+    assert page.complaints() == []
+
+
+def test_pointing_at_a_point_tells_its_settings(page: Chromium, tmp_path: Path) -> None:
+    opened(page, sweep(), tmp_path)
+    page.evaluate("Plotly.Fx.hover('front-plot', [{curveNumber: 2, pointNumber: 0}])")
+    assert "W estimated" in page.evaluate("document.querySelector('#front-plot .hoverlayer').textContent")
+
+
+def test_dark_and_light_have_colours_of_their_own(page: Chromium, tmp_path: Path) -> None:
+    seen = []
+    for dark in (False, True):
+        page.screen(1280, dark=dark)
+        opened(page, sweep(), tmp_path)
+        seen.append(page.evaluate("getComputedStyle(document.body).backgroundColor"))
+    assert seen == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
+
+
+def test_on_paper_the_still_drawing_stands_in(page: Chromium, tmp_path: Path) -> None:
+    opened(page, sweep(), tmp_path)
+    shown = "getComputedStyle(document.querySelector('{}')).display"
+    assert page.evaluate(shown.format(".still")) == "none"
+    page.ask("Emulation.setEmulatedMedia", media="print")
+    assert page.evaluate(shown.format(".still")) == "block"
+    assert page.evaluate(shown.format("#front-plot")) == "none"
+    page.ask("Emulation.setEmulatedMedia", media="")
+
+
+def test_without_scripts_the_page_is_whole(page: Chromium, tmp_path: Path) -> None:
+    page.ask("Emulation.setScriptExecutionDisabled", value=True)
+    try:
+        opened(page, sweep(), tmp_path, "document.readyState === 'complete'")
+        assert page.evaluate("getComputedStyle(document.querySelector('.still')).display") == "block"
+    finally:
+        page.ask("Emulation.setScriptExecutionDisabled", value=False)
+
+
+def test_hostile_text_runs_nothing(page: Chromium, tmp_path: Path) -> None:
+    opened(page, evil(), tmp_path)
+    assert page.evaluate("document.images.length") == 0
+    assert page.complaints() == []
+    assert page.requests() == []
+
+
+def test_a_script_that_got_in_would_not_run(page: Chromium, tmp_path: Path) -> None:
+    html = html_report(failed_only()).replace("<main>", "<main><script>window.got_in = true</script>", 1)
+    (tmp_path / "report.html").write_text(html)
+    page.open((tmp_path / "report.html").as_uri(), "document.readyState === 'complete'")
+    assert page.evaluate("window.got_in === undefined")
+    assert any("Content Security Policy" in line for line in page.complaints())

@@ -1,0 +1,211 @@
+import base64
+import gzip
+import hashlib
+import json
+import re
+from dataclasses import replace
+from html.parser import HTMLParser
+
+import pytest
+from made_sweeps import failed_only, no_front, reading, single_point, sweep
+
+from sweeper.records import SweepRecord
+from sweeper.report.html import html_report, plotly_js
+from sweeper.report.picks import picks
+from sweeper.report.plotly_figure import figure_json
+
+EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>${7*7}"
+SWEEPS = {
+    "estimated": sweep(),
+    "gpu": sweep(kind="measured", gpu=True),
+    "simulated": sweep(kind="simulated"),
+    "no front": no_front(),
+    "one point": single_point(),
+    "all failed": failed_only(),
+}
+
+
+class Page(HTMLParser):
+    """The page as a browser's parser takes it apart."""
+
+    VOID = ("meta", "img", "br", "hr", "link", "input")
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.scripts: dict[str, str] = {}
+        self.text = ""
+        self.feed(html)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open, f"</{tag}> closes nothing"
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if self.open and self.open[-1] == "script":
+            attrs = self.tags[-1][1]
+            self.scripts[attrs.get("id") or "start"] = self.scripts.get(attrs.get("id") or "start", "") + data
+        elif self.open and self.open[-1] != "style":
+            self.text += data
+
+
+@pytest.fixture(scope="module", params=SWEEPS.values(), ids=SWEEPS)
+def record(request: pytest.FixtureRequest) -> SweepRecord:
+    found: SweepRecord = request.param
+    return found
+
+
+def test_the_page_is_whole(record: SweepRecord) -> None:
+    page = Page(html_report(record))
+    assert page.open == []
+    assert json.loads(page.scripts["front-data"]).keys() == {"traces", "layout"}
+
+
+def test_nothing_on_the_page_asks_for_another_file(record: SweepRecord) -> None:
+    page = Page(html_report(record))
+    for tag, attrs in page.tags:
+        assert not {"src", "href", "srcset", "data", "action", "style"} & attrs.keys(), (tag, attrs)
+        assert not [name for name in attrs if name.startswith("on")], (tag, attrs)
+    style = html_report(record).split("<style>")[1].split("</style>")[0]
+    assert "url(" not in style
+    assert "@import" not in style
+
+
+def test_the_policy_names_the_very_scripts_of_the_page() -> None:
+    page = Page(html_report(SWEEPS["estimated"]))
+    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
+    packed = gzip.decompress(base64.b64decode(page.scripts["plotly-gz"])).decode()
+    assert packed == plotly_js()
+    for script in (page.scripts["start"], packed):
+        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in str(policy)
+    assert "default-src 'none'" in str(policy)
+    assert "unsafe-inline" not in str(policy).split("style-src")[0]
+
+
+def test_the_answer_comes_first() -> None:
+    text = Page(html_report(SWEEPS["gpu"])).text
+    best = picks(SWEEPS["gpu"])[0]
+    assert text.index("Run this") < text.index(best.words) < text.index("What nobody can beat")
+    assert text.index(best.apply_command) < text.index("What nobody can beat")
+
+
+def test_without_an_answer_the_page_says_so() -> None:
+    for name in ("no front", "all failed"):
+        text = Page(html_report(SWEEPS[name])).text
+        assert "No answer yet" in text
+        assert "measured twice" in text
+        assert "Run this" not in text
+
+
+@pytest.mark.parametrize("kind", ["estimated", "simulated"])
+def test_watts_that_were_not_measured_say_so_wherever_they_appear(kind: str) -> None:
+    html = html_report(SWEEPS[kind])
+    text = Page(html).text
+    for heading in re.findall(r"<th[^>]*>(W|J/tok|J/token|prefill W)\b([^<]*)</th>", html):
+        assert kind in heading[1]
+    assert f"power while decoding (W, {kind})" in text
+    data = json.loads(Page(html).scripts["front-data"])
+    assert kind in data["layout"]["xaxis"]["title"]["text"]
+    hovers = [hover for trace in data["traces"] for hover in trace["text"]]
+    assert hovers
+    assert all(kind in hover for hover in hovers)
+
+
+def test_every_pick_stands_with_its_whole_configuration() -> None:
+    record = SWEEPS["gpu"]
+    text = Page(html_report(record)).text
+    for picked in picks(record):
+        assert picked.words in text
+        assert f"trial #{picked.trial.number}" in text
+    assert text.count("power_limit_watts") >= len({p.trial.number for p in picks(record)})
+
+
+def test_failures_stand_with_their_reasons() -> None:
+    text = Page(html_report(SWEEPS["all failed"])).text
+    assert "libcuda.so.1: cannot open shared object file" in text
+    assert "Trials that do not count" in text
+
+
+def evil() -> SweepRecord:
+    made = sweep()
+    trials = tuple(
+        replace(
+            t,
+            reason=EVIL if t.reason else None,
+            log_tail=(EVIL,),
+            configuration=t.configuration.with_(type_k=EVIL if t.number else "f16"),
+        )
+        for t in made.trials
+    )
+    return replace(
+        made,
+        sweep=EVIL,
+        model=replace(made.model, name=EVIL, architecture=EVIL),
+        machine=replace(made.machine, cpu=EVIL, kernel=EVIL),
+        engine=replace(made.engine, build=EVIL),
+        power=replace(made.power, name=EVIL, interface=EVIL, note=EVIL),
+        trials=trials,
+        notes=(EVIL,),
+        space={EVIL: [EVIL]},
+        config={EVIL: EVIL},
+        stopped_because=EVIL,
+        prices=replace(made.prices, currency=EVIL),
+        pick="within:5%",
+    )
+
+
+def test_hostile_text_stays_text() -> None:
+    page = Page(html_report(evil()))
+    assert page.open == []
+    assert "img" not in {tag for tag, _ in page.tags}
+    assert [a for _, a in page.tags if "onerror" in a] == []
+    assert page.text.count("onerror=alert(1)") > 10
+    hovers = json.loads(page.scripts["front-data"])["traces"][0]["text"]
+    assert any("&lt;img" in hover for hover in hovers)
+    assert not any("<img" in hover for hover in hovers)
+
+
+def test_the_figures_data_cannot_leave_its_script_element() -> None:
+    data = figure_json(evil())
+    assert not re.search(r"[<>&]", data)
+    json.loads(data)
+
+
+def test_a_front_of_three_objectives_and_odd_figures_still_draws() -> None:
+    record = SWEEPS["gpu"]
+    from sweeper.records import Objective
+
+    three = replace(
+        record, objectives=(*record.objectives, Objective("time_to_first_token_seconds", "minimize"))
+    )
+    flat = replace(
+        three,
+        trials=tuple(
+            replace(t, metrics={**t.metrics, "watts": reading(50.0, 0.0, 1)}) if t.metrics else t
+            for t in three.trials
+        ),
+    )
+    assert Page(html_report(flat)).open == []
+
+
+def test_a_pick_that_the_objectives_cannot_answer_gives_way_to_one_they_can() -> None:
+    record = replace(SWEEPS["estimated"], objectives=SWEEPS["estimated"].objectives[:1])
+    assert [picked.pick for picked in picks(record)] == ["fastest", "greenest"]
+    text = Page(html_report(record)).text
+    assert "Run this" in text
+    assert "--pick fastest" in text
+
+
+def test_the_page_of_500_trials_is_under_six_megabytes() -> None:
+    assert len(html_report(sweep(500, "measured", gpu=True)).encode()) < 6e6

@@ -1,0 +1,107 @@
+import math
+import unicodedata
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_sweeps import sweep
+
+from sweeper.records import Configuration, Prices, Reading
+from sweeper.report.costs import Ceiling, ceiling, kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.report.words import (
+    MISSING,
+    change,
+    clean,
+    decimals,
+    figure,
+    half_width,
+    searched,
+    settings,
+    spread,
+    tally,
+)
+
+
+@given(st.floats(min_value=0.01, max_value=1e6))
+def test_a_figure_keeps_three_significant_digits(value: float) -> None:
+    assert float(figure(value)) == pytest.approx(value, rel=0.006)
+
+
+def test_what_is_missing_is_never_written_as_zero() -> None:
+    assert figure(None) == spread(None) == figure(math.nan) == MISSING
+
+
+def test_a_spread_shows_the_wider_half_of_the_interval() -> None:
+    reading = Reading(29.8, 29.6, 30.2, 10)
+    assert half_width(reading) == pytest.approx(0.4)
+    assert spread(reading) == "29.8 ± 0.4"
+
+
+def test_one_repeat_has_an_unknown_spread() -> None:
+    assert spread(Reading(29.8, 29.8, 29.8, 1)) == "29.8 ± ?"
+
+
+@pytest.mark.parametrize(
+    ("value", "base", "words"), [(112, 100, "+12 %"), (72, 100, "−28 %"), (100, 100, "±0 %"), (5, 0, "")]
+)
+def test_a_change_is_told_against_the_baseline(value: float, base: float, words: str) -> None:
+    assert change(Reading(value, value, value, 3), Reading(base, base, base, 3)) == words
+
+
+@given(st.text())
+def test_clean_text_cannot_steer_a_terminal(text: str) -> None:
+    assert not {"Cc", "Cf", "Cs"} & {unicodedata.category(c) for c in clean(text)}
+
+
+@given(st.floats(allow_nan=True, allow_infinity=True))
+def test_decimals_are_few_for_any_number(value: float) -> None:
+    assert 0 <= decimals(value) <= 4
+
+
+def test_settings_name_only_what_differs() -> None:
+    base = Configuration()
+    assert settings(base.with_(n_threads=4, flash_attn=False), base) == "n_threads=4 flash_attn=off"
+    assert settings(base, base) == "as the baseline"
+    assert "n_batch=2048" in settings(base, None)
+
+
+def test_only_what_took_several_values_counts_as_searched() -> None:
+    assert searched(sweep()) == ("n_batch", "n_ubatch", "n_threads", "flash_attn", "quant")
+
+
+def test_the_tally_adds_up() -> None:
+    record = sweep()
+    words = tally(record)
+    counts = [int(part.split()[0]) for part in words.split(": ")[1].split(", ")]
+    assert words.startswith("40 trials: ")
+    assert sum(counts) == 40
+
+
+def test_a_million_tokens_at_one_joule_cost_0_2778_kwh() -> None:
+    assert per_million_tokens(1.0, Prices(per_kwh=1.0)) == pytest.approx(0.27778, abs=1e-5)
+    assert per_hour(1000, Prices(per_kwh=0.3)) == pytest.approx(0.3)
+    assert kwh_per_year(1000, 4) == pytest.approx(1460)
+
+
+@pytest.mark.parametrize(
+    ("amount", "currency", "words"),
+    [(0.42, "EUR", "€0.42"), (12.3, "CHF", "12.30 CHF"), (0.000834, "USD", "$0.00083"), (250, "EUR", "€250")],
+)
+def test_money_is_written_in_the_users_currency(amount: float, currency: str, words: str) -> None:
+    assert money(amount, Prices(currency=currency)) == words
+
+
+def test_the_ceiling_is_bandwidth_over_the_files_size() -> None:
+    record = sweep()
+    trial = record.trial(0)
+    found = ceiling(record, trial)
+    assert isinstance(found, Ceiling)
+    assert found.tokens_per_second == pytest.approx(55e9 / record.model.file("Q8_0").size_bytes)
+    assert found.share == pytest.approx(trial.metrics["tokens_per_second"].median / found.tokens_per_second)
+
+
+def test_a_ceiling_that_is_not_known_says_why() -> None:
+    on_gpu = sweep(kind="measured", gpu=True)
+    assert "GPU" in str(ceiling(on_gpu, on_gpu.trial(0)))
+    simulated = sweep(kind="simulated")
+    assert "simulated" in str(ceiling(simulated, simulated.trial(0)))
