@@ -22,6 +22,8 @@ HOST = "host"
 HOST_OVERHEAD_MIB = 100.0
 # A CUDA context and its libraries take 300 to 600 MiB of a device beside the buffers.
 DEVICE_OVERHEAD_MIB = 600.0
+# Planning a context takes 20 bytes and 0.2 µs a token all the same; no model is made for as many.
+MAX_CONTEXT = 1 << 24
 _START_SECONDS = 120.0  # the first forecast starts the worker; a GPU's driver may need its time
 _BYTES_PER_MIB = 1 << 20
 
@@ -132,6 +134,10 @@ def check(configuration: Configuration) -> None:
     for key in ("n_ctx", "n_batch", "n_ubatch"):
         if getattr(configuration, key) < 1:
             raise EngineRefused(f"{key}={getattr(configuration, key)}: must be at least 1")
+    if configuration.n_ctx > MAX_CONTEXT:
+        raise EngineRefused(
+            f"n_ctx={configuration.n_ctx}: more than {MAX_CONTEXT}, which no model is made for"
+        )
     for key in ("type_k", "type_v"):
         if getattr(configuration, key) not in CACHE_TYPES:
             known = ", ".join(CACHE_TYPES)

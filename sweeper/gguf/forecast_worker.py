@@ -21,7 +21,7 @@ PATTERNS = {
     "layer": re.compile(r"load_tensors: layer\s+(?P<layer>\d+) assigned to device (?P<device>[^,]+),"),
     "kv_layer": re.compile(r"layer\s+(?P<layer>\d+): dev = (?P<device>\S+)"),
     "kv_size": re.compile(r"(?:llama_kv_cache|llama_memory_recurrent)\w*: size =\s*(?P<mib>[\d.]+) MiB"),
-    "compute": re.compile(r"\s(?P<device>\S+) (?P<kind>compute|output) buffer size =\s*(?P<mib>[\d.]+) MiB"),
+    "compute": re.compile(r"\s(?P<device>\S+)\s+(?:compute|output) buffer size =\s*(?P<mib>[\d.]+) MiB"),
 }
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: discrete and integrated

@@ -90,12 +90,16 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
 def check_level(level: str) -> None:
     """Raise ConfigError where ``level`` cannot be made, with what to choose instead."""
     if level in LEVELS_NEEDING_IMPORTANCE:
-        raise ConfigError(
-            f"space.quant={level}: llama.cpp makes this level with an importance matrix only; "
-            "take IQ4_XS or Q3_K_M, or give a file of that level with model.path"
-        )
+        raise ConfigError(_needs_importance(level))
     if level not in LEVELS:
         raise ConfigError(f"space.quant={level}: no such level; choose from {', '.join(LEVELS)}")
+
+
+def _needs_importance(level: str) -> str:
+    return (
+        f"space.quant={level}: llama.cpp makes this level with an importance matrix only; "
+        "take IQ4_XS or Q3_K_M, or give a file of that level with model.path"
+    )
 
 
 def _make(source: Path, target: Path, level: str, threads: int) -> None:
@@ -106,6 +110,8 @@ def _make(source: Path, target: Path, level: str, threads: int) -> None:
         with WorkerProcess("sweeper.gguf.quantise_worker") as worker:
             job = {"source": str(source), "target": str(partial), "ftype": ftype, "threads": threads}
             size = worker.ask("size", _SIZE_TIMEOUT_SECONDS, **job)
+            if size["needs_importance"]:  # of this model's tensors, though not of most models'
+                raise ConfigError(_needs_importance(level))
             _check_space(target.parent, int(size["mib"] * (1 << 20)), level)
             began = time.monotonic()
             answer = worker.ask("quantise", _TIMEOUT_SECONDS, **job)

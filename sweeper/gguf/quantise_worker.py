@@ -28,12 +28,13 @@ class QuantiseWorker:
         llama_cpp.llama_backend_init()
 
     def size(self, source: str, target: str, ftype: int, threads: int) -> dict[str, Any]:
-        """MiB that the weights would take, as llama.cpp computes them."""
+        """MiB that the weights would take, and whether llama.cpp wants an importance matrix for it."""
         self._run(source, target, ftype, threads, dry_run=True)
         for line in reversed(self._log.lines):
             match = _QUANT_SIZE.search(line.text)
             if match:
-                return {"mib": float(match[1])}
+                needs = any("require an imatrix" in warning for warning in self._log.of_level("warn"))
+                return {"mib": float(match[1]), "needs_importance": needs}
         raise Refused("llama.cpp did not say how large the result would be")
 
     def quantise(self, source: str, target: str, ftype: int, threads: int) -> dict[str, Any]:

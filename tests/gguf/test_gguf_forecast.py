@@ -1,0 +1,186 @@
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from sweeper.errors import EngineRefused, ModelFileError, ModelMissingError
+from sweeper.gguf.available_memory import host_available_mib
+from sweeper.gguf.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
+from sweeper.gguf.forecast_worker import compute_by_device, kv_by_device, layer_devices
+from sweeper.gguf.header import read_header
+from sweeper.records import Configuration
+
+CONFIGURATIONS = (
+    Configuration(n_ctx=512, n_batch=512, n_ubatch=128),
+    Configuration(n_ctx=4096, n_batch=2048, n_ubatch=512),
+    Configuration(n_ctx=4096, n_batch=2048, n_ubatch=2048, flash_attn=False),
+    Configuration(n_ctx=2048, type_k="q8_0", type_v="q8_0"),
+    Configuration(n_ctx=2048, type_k="q4_0", type_v="f16", flash_attn=False),
+    Configuration(n_ctx=1000, n_batch=4096, n_ubatch=8192),  # padded and clamped
+)
+
+
+@pytest.fixture(scope="module")
+def forecaster():
+    with Forecaster() as running:
+        yield running
+
+
+@pytest.mark.parametrize("name", ["nano", "nano_moe", "nano_q4"])
+def test_the_forecast_is_what_a_real_load_takes(name, request, forecaster):
+    path = request.getfixturevalue(name)
+    done = subprocess.run(
+        [
+            *(sys.executable, str(Path(__file__).with_name("real_load.py")), "buffers", str(path)),
+            *(json.dumps(configuration.to_dict()) for configuration in CONFIGURATIONS),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        env=os.environ | {"GGML_NO_BACKTRACE": "1"},
+    )
+    for configuration, real in zip(CONFIGURATIONS, json.loads(done.stdout), strict=True):
+        forecast = forecaster.forecast(path, configuration)
+        assert forecast.weights_mib[HOST] == pytest.approx(real["weights"], abs=0.06)
+        assert forecast.kv_mib[HOST] == pytest.approx(real["kv"], abs=0.02)
+        assert forecast.compute_mib[HOST] == pytest.approx(real["compute"], abs=0.02)
+        assert forecast.in_force == {key: real[key] for key in ("n_ctx", "n_batch", "n_ubatch")}
+
+
+def test_a_context_beyond_memory_is_planned_without_taking_it(forecaster, nano):
+    forecast = forecaster.forecast(nano, Configuration(n_ctx=4_000_000, type_k="f32", type_v="f32"))
+    assert forecast.kv_mib[HOST] == pytest.approx(4_000_000 * 2048 / 2**20, rel=0.01)
+    used = forecast.free_mib[HOST] - 5_000  # as if other programs had taken all but 5 GB
+    assert "KV cache 7812 and compute" in str(forecast.fits({HOST: -used}))
+    assert "MiB on host, where 5000 MiB are free" in str(forecast.fits({HOST: -used}))
+
+
+def test_a_small_model_fits(forecaster, nano):
+    forecast = forecaster.forecast(nano, Configuration())
+    assert forecast.fits() is None
+    assert forecast.devices == (HOST,)
+    assert forecast.needed_mib() < 100
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"type_v": "q8_0", "flash_attn": False}, "quantized V cache requires flash_attn"),
+        ({"n_batch": 0}, "n_batch=0"),
+        ({"n_ctx": 0}, "n_ctx=0"),
+        ({"n_ctx": 400_000_000}, "n_ctx=400000000"),
+        ({"type_k": "q8_1"}, "type_k=q8_1"),
+        ({"type_k": "i8"}, "type_k=i8"),
+        ({"split_mode": "diagonal"}, "split_mode=diagonal"),
+    ],
+)
+def test_what_the_engine_refuses_or_dies_of_is_a_reason(forecaster, nano, changes, words):
+    with pytest.raises(EngineRefused, match=words):
+        forecaster.forecast(nano, Configuration(n_ctx=512).with_(**changes))
+    assert forecaster.forecast(nano, Configuration(n_ctx=512)).fits() is None
+
+
+def test_absurd_threads_do_not_reach_the_engine(forecaster, nano):
+    forecaster.forecast(nano, Configuration(n_threads=1_000_000, n_threads_batch=1_000_000))
+
+
+def test_models_that_are_not_there_or_not_models(forecaster, tmp_path):
+    with pytest.raises(ModelMissingError):
+        forecaster.forecast(tmp_path / "no.gguf", Configuration())
+    (tmp_path / "junk.gguf").write_bytes(b"junk")
+    with pytest.raises(ModelFileError):
+        forecaster.forecast(tmp_path / "junk.gguf", Configuration())
+
+
+def test_a_file_that_changed_is_read_again(forecaster, nano, nano_q4, tmp_path):
+    path = tmp_path / "m.gguf"
+    path.write_bytes(nano.read_bytes())
+    before = forecaster.forecast(path, Configuration(n_ctx=512))
+    path.write_bytes(nano_q4.read_bytes())
+    os.utime(path, ns=(1, 1))
+    assert forecaster.forecast(path, Configuration(n_ctx=512)).weights_mib[HOST] < before.weights_mib[HOST]
+
+
+# As llama.cpp 0c1e57098 words it (llama-model.cpp, llama-kv-cache.cpp, llama-context.cpp) with one of two
+# repeating layers and the output on a GPU.
+GPU_LOAD = """\
+load_tensors: layer   0 assigned to device CPU, is_swa = 0
+load_tensors: layer   1 assigned to device CUDA0, is_swa = 0
+load_tensors: layer   2 assigned to device CUDA0, is_swa = 0
+load_tensors: offloaded 2/3 layers to GPU
+""".splitlines()
+GPU_CONTEXT = """\
+llama_context:  CUDA_Host  output buffer size =     0.12 MiB
+llama_kv_cache: layer   0: dev = CPU
+llama_kv_cache: layer   1: dev = CUDA0
+llama_kv_cache:        CPU KV buffer size =     0.00 MiB
+llama_kv_cache:      CUDA0 KV buffer size =     0.00 MiB
+llama_kv_cache: size =    8.00 MiB (  4096 cells,   2 layers,  1/1 seqs), K (f16):    4.00 MiB, V …
+sched_reserve:      CUDA0 compute buffer size =    65.50 MiB
+sched_reserve:  CUDA_Host compute buffer size =    12.01 MiB
+""".splitlines()
+
+
+def test_layers_on_a_gpu_are_counted_there(nano):
+    layers = layer_devices(GPU_LOAD)
+    assert layers == {0: "CPU", 1: "CUDA0", 2: "CUDA0"}
+    header = read_header(nano)
+    weights = weights_by_device(header, layers)
+    by_name = {tensor.name: tensor.bytes / 2**20 for tensor in header.tensors}
+    on_gpu = sum(size for name, size in by_name.items() if name.startswith(("blk.1.", "output")))
+    assert weights == pytest.approx({HOST: sum(by_name.values()) - on_gpu, "CUDA0": on_gpu})
+    assert kv_by_device(GPU_CONTEXT) == {"CPU": 4.0, "CUDA0": 4.0}
+    assert compute_by_device(GPU_CONTEXT) == pytest.approx({"CUDA0": 65.5, "CUDA_Host": 12.13})
+
+
+def test_each_device_must_have_room():
+    forecast = MemoryForecast(
+        weights_mib={HOST: 100.0, "CUDA0": 7_000.0},
+        kv_mib={"CUDA0": 500.0},
+        compute_mib={HOST: 10.0, "CUDA0": 100.0},
+        free_mib={HOST: 100_000.0, "CUDA0": 8_000.0},
+        in_force={},
+    )
+    assert forecast.devices == (HOST, "CUDA0")
+    assert "weights 7000, KV cache 500 and compute 100 MiB need" in str(forecast.fits())
+    assert "on CUDA0, where 8000 MiB are free" in str(forecast.fits())
+    assert forecast.fits({"CUDA0": 300.0}) is None
+
+
+def test_a_device_that_does_not_say_is_not_judged():
+    assert MemoryForecast({HOST: 1e9}, {}, {}, {}, {}).fits() is None
+    assert MemoryForecast({HOST: 1.0}, {}, {}, {HOST: HOST_OVERHEAD_MIB}, {}).fits() is not None
+
+
+def system(folder, available_kib, group="/a/b"):
+    (folder / "proc" / "self").mkdir(parents=True)
+    (folder / "proc" / "meminfo").write_text(f"MemTotal: 1 kB\nMemAvailable: {available_kib} kB\n")
+    (folder / "proc" / "self" / "cgroup").write_text(f"0::{group}\n")
+    return folder / "proc", folder / "groups"
+
+
+def limit(folder, most, used, cache):
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "memory.max").write_text(f"{most}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+
+
+def test_memory_is_what_system_and_groups_leave(tmp_path):
+    proc, groups = system(tmp_path, 2048 * 1024)
+    assert host_available_mib(proc, groups) == 2048
+    limit(groups / "a" / "b", "max", 0, 0)
+    limit(groups / "a", 1 << 30, 512 << 20, 128 << 20)
+    assert host_available_mib(proc, groups) == 1024 - 512 + 128
+    limit(groups / "a", 1 << 30, 2 << 30, 0)
+    assert host_available_mib(proc, groups) == 0
+
+
+def test_memory_that_nobody_states_is_none(tmp_path):
+    assert host_available_mib(tmp_path, tmp_path) is None
+    proc, groups = system(tmp_path, "many", group="/../../etc")
+    assert host_available_mib(proc, groups) is None

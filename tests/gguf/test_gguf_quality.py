@@ -1,0 +1,146 @@
+import json
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from hypothesis.extra.numpy import arrays
+from nano_models import NANO
+from scipy.special import log_softmax
+
+from sweeper.errors import ConfigError, ModelFileError, ModelMissingError, StoreError
+from sweeper.gguf import quality
+from sweeper.gguf.quality import BUNDLED_TEXT, QualityMeter
+from sweeper.gguf.quality_worker import divergence_of
+from sweeper.gguf.quantise import quantised
+from sweeper.gguf.synthetic import write_synthetic
+
+logits = arrays(np.float32, (3, 17), elements=st.floats(-30, 30, width=32))
+
+
+@given(logits, logits)
+def test_divergence_is_that_of_the_textbook(a, b):
+    wanted, given_ = log_softmax(a.astype(float), axis=1), log_softmax(b.astype(float), axis=1)
+    textbook = (np.exp(wanted) * (wanted - given_)).sum(axis=1)
+    assert divergence_of(a, b) == pytest.approx(textbook, abs=2e-5, rel=1e-5)
+
+
+@given(logits, st.floats(-5, 5, width=16))
+def test_divergence_from_itself_is_exactly_nothing(a, shift):
+    assert (divergence_of(a, a) == 0).all()
+    assert divergence_of(a, a + np.float32(shift)) == pytest.approx(0, abs=2e-5)
+
+
+@pytest.fixture(scope="module")
+def level(nano, root):
+    return lambda name: Path(quantised(nano, name, root).file.path)
+
+
+@pytest.fixture(scope="module")
+def meter(nano, root):
+    with QualityMeter(nano, root, threads=1) as running:
+        yield running
+
+
+def test_a_model_against_itself_is_exactly_nothing(meter, nano):
+    result = meter.divergence(nano)
+    assert (result.mean, result.standard_error, result.same_top_share) == (0.0, 0.0, 1.0)
+    assert (result.tokens, result.chunks) == (256, 1)
+
+
+def test_fewer_bits_are_further_away(meter, level):
+    means = [meter.divergence(level(name)).mean for name in ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")]
+    assert means == sorted(means)
+    assert 1e-5 < means[0] < 0.01
+    assert means[-1] > 20 * means[0]
+
+
+def test_a_smaller_cache_costs_too_and_v_apart_from_k(meter, nano):
+    q8, q4 = (meter.divergence(nano, kind, kind).mean for kind in ("q8_0", "q4_0"))
+    assert 0 < q8 < q4
+    assert 0 < meter.divergence(nano, "f16", "q4_0").mean != meter.divergence(nano, "q4_0", "f16").mean > 0
+
+
+def test_a_result_is_kept_and_needs_no_engine(meter, nano, level, root, monkeypatch):
+    first = meter.divergence(level("Q8_0"), "q8_0", "f16")
+    monkeypatch.setattr(quality, "WorkerProcess", None)  # none can be started
+    with pytest.raises(TypeError):
+        QualityMeter(nano, root)
+    monkeypatch.undo()
+    with QualityMeter(nano, root, threads=2) as other:
+        again = other.divergence(level("Q8_0"), "q8_0", "f16")
+        assert other._worker.pid is None
+    assert again == replace(first, cached=True)
+
+
+def test_more_chunks_give_more_tokens_and_an_own_entry(nano, level, root):
+    with QualityMeter(nano, root, chunks=2, threads=1) as meter:
+        result = meter.divergence(level("Q8_0"))
+    assert (result.tokens, result.chunks) == (512, 2)
+    assert result.standard_error < result.mean
+
+
+def test_a_damaged_entry_is_measured_anew(meter, nano, root):
+    before = meter.divergence(nano, "q5_0", "q5_0")
+    for path in (root / "quality").glob("*.json"):
+        if json.loads(path.read_text())["terms"]["type_k"] == "q5_0":
+            path.write_text('{"result": {"mean": 0}}')
+    after = meter.divergence(nano, "q5_0", "q5_0")
+    assert not after.cached
+    assert after == before
+
+
+def test_a_text_of_the_users_is_another_result(nano, level, root, tmp_path):
+    text = tmp_path / "mon texte.txt"
+    text.write_text("".join(reversed(BUNDLED_TEXT.read_text())))
+    with (
+        QualityMeter(nano, root, text=text, threads=1) as own,
+        QualityMeter(nano, root, threads=1) as bundled,
+    ):
+        assert own.divergence(level("Q4_K_M")).mean != bundled.divergence(level("Q4_K_M")).mean
+
+
+def test_the_bundled_text_is_long_enough_for_real_vocabularies():
+    # A token of a real vocabulary has about 4 letters; the synthetic ones have fewer.
+    assert len(BUNDLED_TEXT.read_text()) / 4.5 > 2 * 512
+
+
+def test_bad_input_is_one_line(nano, root, tmp_path, meter):
+    short = tmp_path / "short.txt"
+    short.write_text("too short")
+    with QualityMeter(nano, root, text=short) as bad, pytest.raises(ConfigError, match="at least 511 are"):
+        bad.divergence(nano)
+    with QualityMeter(nano, root, text=tmp_path / "no.txt") as bad, pytest.raises(ModelMissingError):
+        bad.divergence(nano)
+    with pytest.raises(ConfigError, match=r"type_k=q8_1: choose from"):
+        meter.divergence(nano, "q8_1")
+    with pytest.raises(ModelMissingError):
+        meter.divergence(tmp_path / "no.gguf")
+    with pytest.raises(ConfigError, match="at least 1"):
+        QualityMeter(nano, root, chunks=0)
+    foreign = write_synthetic(replace(NANO, vocab_size=2048), tmp_path / "foreign.gguf")
+    with pytest.raises(ConfigError, match=r"foreign\.gguf with nano\.gguf: its vocabulary has 2048"):
+        meter.divergence(foreign)
+    (tmp_path / "junk.gguf").write_bytes(b"junk, not a model")
+    with pytest.raises(ModelFileError):
+        meter.divergence(tmp_path / "junk.gguf")
+
+
+def test_a_folder_that_cannot_be_written_is_named(nano, tmp_path):
+    (tmp_path / "quality").write_text("a file where a folder should be")
+    with QualityMeter(nano, tmp_path) as meter, pytest.raises(StoreError, match="quality"):
+        meter.divergence(nano)
+
+
+def test_kept_logits_are_bounded_and_the_oldest_go_first(tmp_path, monkeypatch):
+    monkeypatch.setattr(quality, "MAX_KEPT_BYTES", 1_000)
+    for age, name in enumerate(("new", "middle", "old")):
+        for kind in ("logits", "tokens"):
+            path = tmp_path / f"{name}.{kind}.npy"
+            path.write_bytes(bytes(400))
+            os.utime(path, (1_000 - age, 1_000 - age))
+    quality._make_room(tmp_path, 500)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.logits.npy", "new.tokens.npy"]

@@ -1,0 +1,51 @@
+from collections import deque
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from sweeper.gguf.llama_log import LogCapture
+
+INFO, WARN, ERROR, CONTINUE = 2, 3, 4, 5
+
+
+def capture(*pieces, keep=100):
+    log = LogCapture(deque(maxlen=keep))
+    for level, text in pieces:
+        log.feed(level, text)
+    return log
+
+
+def test_pieces_become_lines():
+    log = capture(
+        (INFO, "a"), (CONTINUE, "b"), (CONTINUE, "c\n"), (WARN, "w1 "), (WARN, "-> w2\n"), (ERROR, "e\nf\n")
+    )
+    assert log.tail() == ("abc", "w1 -> w2", "e", "f")
+    assert log.of_level("warn") == ("w1 -> w2",)
+    assert log.of_level("warn", "error") == ("w1 -> w2", "e", "f")
+
+
+def test_a_line_that_was_never_ended_is_kept():
+    assert capture((INFO, "begun"), (ERROR, "why\n")).tail() == ("begun", "why")
+    assert capture((ERROR, "the last word")).tail() == ("the last word",)
+
+
+def test_the_oldest_lines_go():
+    log = capture(*((INFO, f"{i}\n") for i in range(10)), keep=3)
+    assert log.tail() == ("7", "8", "9")
+    assert log.tail(1) == ("9",)
+    log.clear()
+    assert log.tail() == ()
+
+
+def test_listeners_hear_each_line():
+    log, heard = capture(), []
+    log.on_line(lambda line: heard.append((line.level, line.text)))
+    log.feed(WARN, "x\ny\n")
+    assert heard == [("warn", "x"), ("warn", "y")]
+
+
+@given(st.lists(st.text(alphabet="ab \n", max_size=5), max_size=20))
+def test_however_it_is_cut_the_text_is_the_same(pieces):
+    whole = capture((INFO, "".join(pieces)), keep=1_000)
+    cut = capture(*((INFO if i == 0 else CONTINUE, piece) for i, piece in enumerate(pieces)), keep=1_000)
+    assert cut.tail(1_000) == whole.tail(1_000)

@@ -1,0 +1,79 @@
+import os
+import signal
+from pathlib import Path
+
+import psutil
+import pytest
+
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
+from sweeper.gguf.worker_process import WorkerProcess
+
+
+@pytest.fixture
+def worker():
+    with WorkerProcess("misbehaving_worker", {"PYTHONPATH": str(Path(__file__).parent)}) as running:
+        yield running
+
+
+def test_what_the_engine_prints_is_no_answer(worker):
+    assert worker.ask("echo", 20, value="é \n x")["value"] == "é \n x"
+    assert worker.ask("echo", 20, value=2)["value"] == 2
+
+
+def test_an_answer_of_many_megabytes_arrives_whole(worker):
+    assert len(worker.ask("large", 20, count=5_000_000)["value"]) == 5_000_000
+
+
+@pytest.mark.parametrize("name", ["SIGABRT", "SIGSEGV", "SIGBUS"])
+def test_death_by_signal_is_a_clear_error_and_not_the_end(worker, name):
+    first = worker.ask("echo", 20, value=1)["pid"]
+    with pytest.raises(EngineCrashed, match=rf"died of {name} during «die»: .*GGML_ASSERT") as caught:
+        worker.ask("die", 20, number=int(getattr(signal, name)))
+    assert caught.value.signal_name == name
+    assert "GGML_ASSERT" in caught.value.log_tail[-1]
+    assert worker.ask("echo", 20, value=1)["pid"] != first
+
+
+def test_a_kill_is_taken_for_want_of_memory(worker):
+    with pytest.raises(OutOfMemory):
+        worker.ask("die", 20, number=9)
+
+
+def test_an_exit_and_a_mistake_of_ours_say_what_was_printed(worker):
+    with pytest.raises(EngineCrashed, match="exit code 3 during «leave»: RuntimeError: it is broken"):
+        worker.ask("leave", 20, code=3)
+    with pytest.raises(EngineCrashed, match="ValueError: a mistake of ours"):
+        worker.ask("fail", 20)
+
+
+def test_a_hang_is_ended(worker):
+    pid = worker.ask("echo", 20, value=1)["pid"]
+    with pytest.raises(EngineTimeout, match="did not answer «hang»"):
+        worker.ask("hang", 0.2)
+    assert not psutil.pid_exists(pid)
+    assert worker.ask("echo", 20, value=3)["value"] == 3
+
+
+def test_a_refusal_leaves_the_worker_alive(worker):
+    pid = worker.ask("echo", 20, value=1)["pid"]
+    with pytest.raises(EngineRefused, match=r"^no$"):
+        worker.ask("refuse", 20)
+    assert worker.ask("echo", 20, value=1)["pid"] == pid
+
+
+def test_a_worker_killed_between_requests_is_replaced(worker):
+    os.kill(worker.ask("echo", 20, value=1)["pid"], signal.SIGKILL)
+    psutil.Process(worker.pid).wait(10)
+    assert worker.ask("echo", 20, value=4)["value"] == 4
+
+
+def test_close_ends_it_and_may_be_called_twice(worker):
+    pid = worker.ask("echo", 20, value=1)["pid"]
+    worker.close()
+    worker.close()
+    assert not psutil.pid_exists(pid)
+
+
+def test_a_module_that_is_not_there_says_so():
+    with WorkerProcess("no_such_worker") as missing, pytest.raises(EngineCrashed, match="No module named"):
+        missing.ask("echo", 20)
