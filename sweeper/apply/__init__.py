@@ -9,6 +9,8 @@ from sweeper.apply.journal import Entry, PowerLimit, Undone, entries, last_to_un
 from sweeper.apply.registry import target, target_names, targets
 from sweeper.apply.run import ApplyPlan, Options, Outcome, plan, resolve, run, write_plan
 from sweeper.apply.text import outcome_to_plain, render_outcome, render_undone, undone_to_plain
+from sweeper.apply.verify import Verification, VerifyOptions, judge, verify
+from sweeper.apply.verify_text import render_verification, verification_to_plain
 
 __all__ = [
     "ApplyPlan",
@@ -22,13 +24,17 @@ __all__ = [
     "Request",
     "Target",
     "Undone",
+    "Verification",
+    "VerifyOptions",
     "differences",
     "entries",
+    "judge",
     "last_to_undo",
     "outcome_to_plain",
     "plan",
     "render_outcome",
     "render_undone",
+    "render_verification",
     "require_fresh",
     "resolve",
     "rollback",
@@ -37,5 +43,7 @@ __all__ = [
     "target_names",
     "targets",
     "undone_to_plain",
+    "verification_to_plain",
+    "verify",
     "write_plan",
 ]

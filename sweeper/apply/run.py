@@ -116,7 +116,7 @@ def plan(
         port=_port(options.port or place.default_port),
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
-        environment=_environment(record),
+        environment=environment_of(record),
         power_device=_power_device(record),
     )
     draft = place.draft(request)
@@ -226,7 +226,7 @@ def _port(port: int) -> int:
     return port
 
 
-def _environment(record: SweepRecord) -> Mapping[str, str]:
+def environment_of(record: SweepRecord) -> Mapping[str, str]:
     """The variables that the engine's worker was given, as OMP_WAIT_POLICY: the server needs them too."""
     engine = record.config.get("engine")
     given = engine.get("environment") if isinstance(engine, Mapping) else None

@@ -1,0 +1,286 @@
+"""A server's speed as its client sees it: from whole answers, by differences that leave overheads out.
+
+Decode: two answers to one prompt, one of them longer by a known number of tokens. Their difference in time is
+those tokens alone: connection, JSON, tokenising and the prompt are in both. Prefill: a prompt that is new to
+the server, and the same one again, which comes from its prefix cache; the difference is the prompt's work.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Protocol
+
+from sweeper.apply.servers import Generation, Server
+from sweeper.errors import VerifyError
+from sweeper.records import EnergyReading, PowerSource, Reading, Workload
+from sweeper.stats import interval, median
+
+_STEADY_FRACTION = 0.05  # two answers in a row this near each other end the warm-up
+_WARMUP_PAIRS = 4  # ... and so many end it anyway: loading and page faults are over by then
+_REPEAT_SECONDS = 1.0  # a repeat lasts about this, so that a scheduler's tick of 4 ms is under 1 % of it
+_MOST_PAIRS = 20  # ... but no more pairs than this
+_PROMPT_FRACTION = 0.1  # how near a prompt's length comes to the workload's
+_POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
+_POWER_SECONDS = 2.0  # ... and at least this
+_POWER_REPEATS = 3
+_WORDS = (
+    "time",
+    "water",
+    "light",
+    "stone",
+    "river",
+    "music",
+    "paper",
+    "green",
+    "seven",
+    "north",
+    "cloud",
+    "glass",
+)
+
+
+class PowerWindow(Protocol):
+    """What the meter's window gives once it has ended."""
+
+    def reading(self, started: float, ended: float) -> EnergyReading:
+        """Energy between two ``time.monotonic()`` moments inside the window."""
+        ...
+
+
+class Meter(Protocol):
+    """What of `sweeper.power.base.PowerMeter` is used here; apply does not depend on power."""
+
+    @property
+    def source(self) -> PowerSource:
+        """The source that ranks."""
+        ...
+
+    @property
+    def update_period_seconds(self) -> float:
+        """The sensor's update period."""
+        ...
+
+    def window(self) -> AbstractContextManager[PowerWindow]:
+        """Sample while the block runs."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class ClientSpeed:
+    """What a client measured, in tok/s and W. None where it could not be, with the reason in ``missing``."""
+
+    decode: Reading
+    prefill: Reading | None
+    watts: Reading | None
+    own_decode: Reading | None  # as the server says of the same answers
+    own_prefill: Reading | None
+    decode_tokens: int
+    prompt_tokens: int
+    missing: tuple[tuple[str, str], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """Lengths in tokens: the prompt before decoding, the short and the long answer."""
+
+    prompt: str
+    short: int
+    long: int
+
+
+def measure_speed(
+    server: Server,
+    name: str,
+    workload: Workload,
+    n_ctx: int,
+    *,
+    repeats: int = 5,
+    meter: Meter | None = None,
+    progress: Callable[[str], None] = lambda _line: None,
+) -> ClientSpeed:
+    """Measure a loaded model over HTTP.
+
+    Args:
+        server: The server.
+        name: The model's name there.
+        workload: Prompt, answer and depth that the promise was measured with.
+        n_ctx: The context in force, which nothing may exceed.
+        repeats: How many times, for the spread; at least 2.
+        meter: Measures power meanwhile, where one is given; entered by the caller.
+        progress: Is told what goes on.
+
+    Raises:
+        VerifyError: the server refuses, or is too fast to be measured this way.
+        EngineMissingError: the server went away.
+    """
+    depth = min(workload.depth_at(n_ctx), max(0, n_ctx - workload.generated_tokens - 32))
+    short = max(1, min(16, workload.generated_tokens // 4))
+    most = max(short + 1, n_ctx - depth - 16)
+    plan = _Plan(_prompt_of(server, name, depth, n_ctx), short, min(short + workload.generated_tokens, most))
+    progress("warming up")
+    seconds = _warm_up(server, name, plan)
+    pairs = max(1, min(_MOST_PAIRS, math.ceil(_REPEAT_SECONDS / seconds)))
+    speeds, own = [], []
+    for number in range(repeats):
+        progress(f"decode {number + 1}/{repeats}")
+        speed, answers = _decode(server, name, plan, pairs)
+        speeds.append(speed)
+        own += [a.own_tokens_per_second for a in answers if a.own_tokens_per_second]
+    decode = _reading(speeds)
+    missing: list[tuple[str, str]] = []
+    prefill, own_prefill, prompt_tokens = _prefill(
+        server, name, workload, n_ctx, decode.median, repeats, missing, progress
+    )
+    watts = _watts(server, name, plan, meter, missing, progress)
+    return ClientSpeed(
+        decode,
+        prefill,
+        watts,
+        _reading(own) if own else None,
+        own_prefill,
+        plan.long - plan.short,
+        prompt_tokens,
+        tuple(missing),
+    )
+
+
+def _warm_up(server: Server, name: str, plan: _Plan) -> float:
+    """Answer until two pairs in a row agree; gives the seconds of the longer part of a pair."""
+    before = None
+    for _ in range(_WARMUP_PAIRS):
+        server.generate(name, plan.prompt, plan.short)
+        seconds = server.generate(name, plan.prompt, plan.long).seconds
+        if before is not None and abs(seconds - before) <= _STEADY_FRACTION * before:
+            break
+        before = seconds
+    return max(seconds, 1e-3)
+
+
+def _decode(server: Server, name: str, plan: _Plan, pairs: int) -> tuple[float, list[Generation]]:
+    """The speed over some pairs of answers, short and long in turn so that drift hits both alike."""
+    tokens, seconds, answers = 0, 0.0, []
+    for number in range(pairs):
+        lengths = (plan.short, plan.long) if number % 2 else (plan.long, plan.short)
+        one, other = (server.generate(name, plan.prompt, length) for length in lengths)
+        short, long = (one, other) if number % 2 else (other, one)
+        tokens += long.generated_tokens - short.generated_tokens
+        seconds += long.seconds - short.seconds
+        answers.append(long)
+    least = pairs * (plan.long - plan.short) / 2
+    if tokens < least:
+        return _by_itself(answers, server), answers
+    if seconds <= 0:
+        raise VerifyError(
+            f"{server.url} answers {plan.long} tokens no slower than {plan.short}: too fast, or too busy a "
+            "machine, to be measured; raise workload.generated_tokens"
+        )
+    return tokens / seconds, answers
+
+
+def _by_itself(answers: list[Generation], server: Server) -> float:
+    """The server's own figure, where the model ends its answers early and the server cannot hold it."""
+    own = [a.own_tokens_per_second for a in answers if a.own_tokens_per_second and a.generated_tokens > 1]
+    if not own:
+        raise VerifyError(f"the model ends its answers at {server.url} too early to measure its speed")
+    return median(own)
+
+
+def _prefill(
+    server: Server,
+    name: str,
+    workload: Workload,
+    n_ctx: int,
+    decode: float,
+    repeats: int,
+    missing: list[tuple[str, str]],
+    progress: Callable[[str], None],
+) -> tuple[Reading | None, Reading | None, int]:
+    wanted = min(workload.prompt_tokens, n_ctx - 16)
+    words, _ = _calibrate(server, name, wanted)
+    speeds, own, lengths = [], [], []
+    for number in range(repeats):
+        progress(f"prefill {number + 1}/{repeats}")
+        prompt = _text(words, salt=f"{time.monotonic_ns()}")
+        new = server.generate(name, prompt, 1)
+        again = server.generate(name, prompt, 1)
+        # The second answer still evaluates the prompt's last token, which costs as much as a decoded one.
+        seconds = new.seconds - again.seconds + 1.0 / decode
+        if seconds > 0:
+            speeds.append(new.prompt_tokens / seconds)
+        lengths.append(new.prompt_tokens)
+        if new.own_prompt_tokens_per_second:
+            own.append(new.own_prompt_tokens_per_second)
+    own_reading = _reading(own) if own else None
+    if len(speeds) < repeats:
+        missing.append(
+            ("prompt_tokens_per_second", "a new prompt took no longer than one that the server had kept")
+        )
+        return None, own_reading, max(lengths)
+    return _reading(speeds), own_reading, max(lengths)
+
+
+def _watts(
+    server: Server,
+    name: str,
+    plan: _Plan,
+    meter: Meter | None,
+    missing: list[tuple[str, str]],
+    progress: Callable[[str], None],
+) -> Reading | None:
+    """Power while answers are generated one after another, over windows that the sensor can resolve."""
+    if meter is None:
+        return None
+    least = max(_POWER_SECONDS, _POWER_PERIODS * meter.update_period_seconds)
+    readings = []
+    for number in range(_POWER_REPEATS):
+        progress(f"power {number + 1}/{_POWER_REPEATS}")
+        with meter.window() as window:
+            started = time.monotonic()
+            while (ended := time.monotonic()) - started < least:
+                server.generate(name, plan.prompt, plan.long)
+            ended = time.monotonic()
+        reading = window.reading(started, ended)
+        if reading.watts is None:
+            missing.append(("watts", reading.reason or "the sensor gave no reading"))
+            return None
+        readings.append(reading.watts)
+    return _reading(readings)
+
+
+def _prompt_of(server: Server, name: str, depth: int, n_ctx: int) -> str:
+    """A prompt of about ``depth`` tokens: what lies in the context before the answer begins."""
+    if depth <= 8:
+        return "a"
+    words, _ = _calibrate(server, name, min(depth, n_ctx - 16))
+    return _text(words, salt="depth")
+
+
+def _calibrate(server: Server, name: str, tokens: int) -> tuple[int, int]:
+    """How many words make a prompt of just under ``tokens``, and how many tokens it has then."""
+    words = max(1, tokens // 8)  # a byte tokeniser makes about 6 tokens of a word, a trained one 1 or 2
+    best = (1, 0)
+    for _ in range(6):
+        count = server.generate(name, _text(words, salt=f"{time.monotonic_ns()}"), 1).prompt_tokens
+        if count <= 0:
+            return best  # Ollama leaves the count out where its cache held the prompt
+        if count <= tokens and count > best[1]:
+            best = (words, count)
+        if tokens * (1 - _PROMPT_FRACTION) <= count <= tokens:
+            break
+        # From below the aim is the middle of the allowed range, so that it is not overshot by rounding.
+        words = max(1, int(words * tokens * (1 - _PROMPT_FRACTION / 2) / count))
+    return best
+
+
+def _text(words: int, salt: str) -> str:
+    """So many words; the salt stands first, so that the server's prefix cache holds none of it."""
+    return " ".join([salt, *(_WORDS[i % len(_WORDS)] for i in range(words))])
+
+
+def _reading(values: list[float]) -> Reading:
+    low, high = interval(values)
+    return Reading(median(values), low, high, len(values))
