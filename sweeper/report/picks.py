@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.pareto import choose
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.words import clean
+from sweeper.report.words import clean, figure
 
 NAMED = ("fastest", "knee", "greenest")
 
@@ -80,5 +80,24 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
     except (NoResultError, ConfigError):
         # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
         return None
-    words = choice.words if choice.nearest is None else f"{choice.nearest}; {choice.words}"
+    words = ", ".join([choice.words, *_beside(record, choice.trial)])
+    if choice.nearest is not None:
+        words = f"{choice.nearest}; {words}"
     return Picked(pick, choice.trial, words, False, apply_command(record, pick))
+
+
+def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
+    """What the pick does to prompts and to quality, where neither was an objective: no silent price."""
+    base = None if record.baseline is None else record.trial(record.baseline)
+    if base is None or base.number == trial.number:
+        return []
+    said = []
+    name = "prompt_tokens_per_second"
+    here, there = trial.metrics.get(name), base.metrics.get(name)
+    is_objective = any(objective.metric == name for objective in record.objectives)
+    if here and there and not is_objective and (here.high < there.low or here.low > there.high):
+        said.append(f"{100 * (here.median / there.median - 1):+.0f} % prompt speed")
+    loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
+    if loss and before and trial.configuration.quant != base.configuration.quant:
+        said.append(f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token")
+    return said

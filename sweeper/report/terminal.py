@@ -164,9 +164,10 @@ def _picks(record: SweepRecord, width: int) -> list[Text]:
         names = named.pop(picked.trial.number, None)
         if names is None:
             continue
-        star = "★ " if picked.recommended else "  "
+        star = "★ " if picked.recommended else ""
         words = f"{star}{' = '.join(names)} (#{picked.trial.number}): {clean(picked.words)}"
-        lines += wrapped(words, width, "bold green" if picked.recommended else "", hanging="    ")
+        style, indent = ("bold green", "") if picked.recommended else ("", "  ")
+        lines += wrapped(words, width, style, indent, hanging="    ")
     return [*lines, Text()] if lines else []
 
 
