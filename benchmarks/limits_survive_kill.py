@@ -1,0 +1,410 @@
+"""However a sweep dies: are limits and clocks as found? Random moments of each way of dying, on a fake GPU.
+
+    python benchmarks/limits_survive_kill.py            # the table of 100 moments each
+    python benchmarks/limits_survive_kill.py -n 5 --seed 1
+
+A small stand-in for a sweep enters ``LimitControl`` and sets caps and clocks without a pause, against the
+fake NVML (or a folder that stands for RAPL's sysfs), with a driver that takes up to 5 ms for a set. It is
+ended at a random moment. Nothing here touches a real device.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import multiprocessing
+import os
+import random
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from pathlib import Path
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "fake_nvml")]
+
+import psutil  # noqa: E402
+from fake_nvml import RTX_4090, FakeNvml, build  # noqa: E402
+
+from sweeper.power.limits import DeviceLimits, find_limits  # noqa: E402
+from sweeper.power.restore import Action, restore  # noqa: E402
+from sweeper.power.rights import MeansSettings  # noqa: E402
+from sweeper.power.settings import PowerSettings  # noqa: E402
+
+# Sweeps are forked from a server that has imported everything: real processes, without half a second each.
+FORKS = multiprocessing.get_context("forkserver")
+DIRECT = MeansSettings(means="direct")
+# Half of the moments fall from entering on, where journal and guardian are made; half among the sets.
+LATEST_MOMENT_SECONDS = 0.5
+PROMISE_SECONDS = 2.0
+PATIENCE_SECONDS = 30.0
+FOREIGN_WATTS = 199.0  # no sweep here sets it: see Scene, whose range begins above
+PACKAGE_FOUND_UW = {"constraint_0": 28_000_000, "constraint_1": 64_000_000}
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where one fake machine is."""
+
+    root: Path
+    locks: Path
+    sysfs: Path
+    environment: dict[str, str]
+
+
+def standin(place: Place, source: str, die_at_write: int, said: Connection) -> None:
+    """The sweep: what `sweeper sweep` does with limits, and nothing else. Says where it is."""
+    _in_its_own_session(place)
+    limits = find_limits(
+        place.root, PowerSettings(source=source, sysfs_root=str(place.sysfs)), DIRECT, place.locks, environ={}
+    )
+    assert isinstance(limits, DeviceLimits)
+    signal.signal(signal.SIGUSR1, _raise)
+    if die_at_write:
+        _die_between_journal_and_set(limits, die_at_write)
+    worker = subprocess.Popen(["sleep", "60"])
+    try:
+        with limits:
+            said.send(worker.pid)
+            told = False
+            while True:
+                if worker.poll() is not None:
+                    return  # the sweep goes on without it; here it ends, as it would after its last trial
+                for name, bounds in limits.ranges().items():
+                    free = random.random() < 0.1
+                    limits.set(name, None if free else random.randint(bounds.low, bounds.high))
+                    time.sleep(0.001)  # the machine has other work too
+                if not told and limits._guardian is not None:
+                    told = True
+                    said.send("setting")
+    finally:
+        worker.kill()
+        worker.wait()
+
+
+def give_back(place: Place, said: Connection) -> None:
+    """What `sweeper restore` does; sends the outcomes' actions."""
+    _in_its_own_session(place)
+    said.send([outcome.action for outcome in restore(place.root, DIRECT, place.sysfs, place.locks)])
+
+
+def _in_its_own_session(place: Place) -> None:
+    os.setsid()
+    os.environ.update(place.environment)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # tracebacks of what dies on purpose
+    random.seed()
+
+
+def _raise(*_: object) -> None:
+    raise RuntimeError("the sweep failed")
+
+
+def _die_between_journal_and_set(limits: DeviceLimits, at: int) -> None:
+    """The power goes: nothing that runs survives, and the last journal line was not followed by its set."""
+    from sweeper.power.nvml_limits import ClockKnob, PowerKnob
+
+    left = [at]
+    for kind in (PowerKnob, ClockKnob):
+        whole: Callable[..., None] = kind.write
+
+        def write(knob: object, raw: int | None, whole: Callable[..., None] = whole) -> None:
+            left[0] -= 1
+            if left[0] == 0:
+                assert limits._guardian is not None
+                os.kill(limits._guardian.pid, signal.SIGKILL)
+                os.kill(os.getpid(), signal.SIGKILL)
+            whole(knob, raw)
+
+        kind.write = write  # type: ignore[method-assign,assignment]
+
+
+@dataclass(frozen=True, slots=True)
+class Way:
+    """One way of dying. ``guarded``: a guardian lives, and gives back within two seconds."""
+
+    name: str
+    guarded: bool
+    source: str = "auto"
+    foreign: bool = False
+    at_write: bool = False
+
+
+WAYS = (
+    Way("kill -9 of the sweep", True),
+    Way("kill -9 of the worker", True),
+    Way("kill -9 of sweep and guardian", False),
+    Way("Ctrl-C (SIGINT to sweep, worker, guardian)", True),
+    Way("SIGTERM to sweep, worker, guardian", True),
+    Way("SIGHUP (the terminal goes)", True),
+    Way("an exception in the sweep", True),
+    Way("power lost between journal and set", False, at_write=True),
+    Way("kill -9 of the sweep, RAPL", True, source="rapl"),
+    Way("kill -9 of sweep and guardian, RAPL", False, source="rapl"),
+    Way("another tool sets a cap, then kill -9 of the sweep", True, foreign=True),
+    Way("kill -9 of both, then another tool sets a cap", False, foreign=True),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """One moment: what was in force when it died, and afterwards."""
+
+    limited: bool  # a limit was in force at the death
+    good: bool  # as found; or, where another tool set one, that one
+    seconds: float  # from the death to good; only where a guardian lives
+    problem: str = ""
+
+
+class Scene:
+    """One fake machine and one sweep on it."""
+
+    def __init__(self, folder: Path, way: Way, seed: int) -> None:
+        self.way = way
+        self.random = random.Random(seed)
+        self.root, self.locks, self.sysfs = folder / "mlruns", folder / "locks", folder / "sys"
+        self.locks.mkdir()
+        self.zone = self.sysfs / "class/powercap/intel-rapl:0"
+        self.zone.mkdir(parents=True)
+        for name, text in {"name": "package-0", "enabled": "1"}.items():
+            (self.zone / name).write_text(text)
+        for constraint, value in PACKAGE_FOUND_UW.items():
+            (self.zone / f"{constraint}_power_limit_uw").write_text(str(value))
+        self.nvml = FakeNvml.create(folder, [RTX_4090])
+        self.gpu = self.nvml.gpus[0]
+        self.found_watts = self.random.randint(250, 450)
+        self.gpu.power_limit_watts = self.found_watts
+        self.gpu.put(set_delay_us=self.random.randint(0, 5000))
+        self.place = Place(self.root, self.locks, self.sysfs, self.nvml.environment())
+        self.said, self._says = FORKS.Pipe(duplex=False)
+        at = self.random.randint(1, 30) if way.at_write else 0
+        self.process = FORKS.Process(target=standin, args=(self.place, way.source, at, self._says))
+
+    def start(self) -> int:
+        """Start the sweep, wait until it has entered; the worker's pid."""
+        self.process.start()
+        self._says.close()
+        return int(self.said.recv())
+
+    @property
+    def pid(self) -> int:
+        """The sweep's process."""
+        assert self.process.pid is not None
+        return self.process.pid
+
+    def wait(self) -> None:
+        """Until the sweep is gone."""
+        self.process.join(PATIENCE_SECONDS)
+
+    def guardians(self) -> list[int]:
+        """The guardian's pid, where it runs: a child of the sweep whose command line names it."""
+        found = []
+        for child in psutil.Process(self.pid).children():
+            with contextlib.suppress(psutil.NoSuchProcess):
+                if any("sweeper.power.guardian" in word for word in child.cmdline()):
+                    found.append(child.pid)
+        return found
+
+    def as_found(self) -> bool:
+        """Whether everything is as it was before the sweep."""
+        package = {
+            c: int((self.zone / f"{c}_power_limit_uw").read_text().split()[0]) for c in PACKAGE_FOUND_UW
+        }
+        watts = self.gpu.power_limit_watts
+        return (watts, self.gpu.locked_clocks_mhz, package) == (self.found_watts, None, PACKAGE_FOUND_UW)
+
+    def journals(self) -> list[Path]:
+        """Journals that wait to be replayed."""
+        return list((self.root / "journal").glob("*.jsonl"))
+
+    def limited(self) -> bool:
+        """Whether something is below what was found."""
+        return not self.as_found()
+
+    def restore(self) -> list[Action]:
+        """What `sweeper restore` does, in a process of its own."""
+        said, says = FORKS.Pipe(duplex=False)
+        process = FORKS.Process(target=give_back, args=(self.place, says))
+        process.start()
+        says.close()
+        actions: list[Action] = said.recv()
+        process.join(PATIENCE_SECONDS)
+        return actions
+
+    def close(self) -> None:
+        """End what still runs."""
+        if self.process.pid is not None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self.process.pid, signal.SIGKILL)
+            self.wait()
+        self.said.close()
+        self.nvml.close()
+
+
+def die(scene: Scene, worker: int) -> None:
+    """End the sweep in its way, now."""
+    sweep, name = scene.pid, scene.way.name
+    if name == "kill -9 of the worker":
+        os.kill(worker, signal.SIGKILL)
+    elif name == "an exception in the sweep":
+        os.kill(sweep, signal.SIGUSR1)
+    elif "guardian" in name or "both" in name:
+        number = next((n for word, n in SIGNALS.items() if word in name), signal.SIGKILL)
+        if number is signal.SIGKILL:
+            os.kill(sweep, signal.SIGSTOP)  # no guardian is born between looking and killing
+        for pid in (*scene.guardians(), sweep, worker):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, number)
+    elif "SIGHUP" in name:
+        for pid in (*scene.guardians(), sweep, worker):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGHUP)
+    else:
+        os.kill(sweep, signal.SIGKILL)
+
+
+SIGNALS = {"SIGINT": signal.SIGINT, "SIGTERM": signal.SIGTERM}
+
+
+def one_moment(way: Way, seed: int) -> Outcome:
+    """Start a sweep, end it at a random moment, and look."""
+    with tempfile.TemporaryDirectory(prefix="sweeper-kill-", ignore_cleanup_errors=True) as folder:
+        scene = Scene(Path(folder), way, seed)
+        try:
+            return _watch(scene)
+        finally:
+            scene.close()
+
+
+def _watch(scene: Scene) -> Outcome:
+    worker, way = scene.start(), scene.way
+    foreign_first = way.foreign and way.guarded
+    if way.at_write:
+        scene.wait()
+    else:
+        if scene.random.random() < 0.5:
+            with contextlib.suppress(EOFError):
+                scene.said.recv()  # it has begun to set
+        time.sleep(scene.random.uniform(0, LATEST_MOMENT_SECONDS))
+        if foreign_first:
+            os.kill(scene.pid, signal.SIGSTOP)  # or it would notice, and set nothing more
+            limited = scene.limited()
+            scene.gpu.power_limit_watts = FOREIGN_WATTS
+        else:
+            limited = scene.limited()
+        die(scene, worker)
+        if not foreign_first and way.source == "auto" and "exception" not in way.name and not way.guarded:
+            scene.wait()
+    started = time.monotonic()
+    if way.at_write:
+        limited = scene.limited()
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(worker, signal.SIGKILL)
+    if way.foreign:
+        return _watch_foreign(scene, limited)
+    if way.guarded:
+        while not (over := not scene.process.is_alive() and scene.as_found()):
+            if time.monotonic() - started > PATIENCE_SECONDS:
+                break
+            time.sleep(0.002)
+        return Outcome(limited, over, time.monotonic() - started, "" if over else _state(scene))
+    scene.wait()
+    actions = scene.restore()
+    good = scene.as_found() and Action.FAILED not in actions and Action.LEFT_ALONE not in actions
+    return Outcome(limited, good, 0.0, "" if good else f"{_state(scene)} {actions}")
+
+
+def _watch_foreign(scene: Scene, limited: bool) -> Outcome:
+    """A cap of 199 W, which no sweep here ever sets, must stand; and clocks must be free."""
+    scene.wait()
+    started = time.monotonic()
+    actions: list[Action] = []
+    if scene.way.guarded:
+        while (
+            scene.journals() or scene.gpu.locked_clocks_mhz
+        ) and time.monotonic() < started + PATIENCE_SECONDS:
+            time.sleep(0.002)
+    else:
+        left = scene.limited()
+        scene.gpu.power_limit_watts = FOREIGN_WATTS
+        actions = scene.restore()
+        if left and Action.LEFT_ALONE not in actions and Action.RESTORED not in actions:
+            return Outcome(limited, False, 0.0, f"not reported: {actions}")
+    seconds = time.monotonic() - started if scene.way.guarded else 0.0
+    good = scene.gpu.power_limit_watts == FOREIGN_WATTS and scene.gpu.locked_clocks_mhz is None
+    return Outcome(limited, good, seconds, "" if good else f"{_state(scene)} {actions}")
+
+
+def _state(scene: Scene) -> str:
+    return f"{scene.gpu.power_limit_watts} W (found {scene.found_watts}), {scene.gpu.locked_clocks_mhz}"
+
+
+def table(
+    moments: int, seed: int, jobs: int, ways: tuple[Way, ...] = WAYS
+) -> list[tuple[Way, list[Outcome]]]:
+    """All ways, ``moments`` each, in threads that wait for processes."""
+    rows = []
+    _start_server()
+    with ThreadPoolExecutor(jobs) as pool:
+        for number, way in enumerate(ways):
+            seeds = [seed + 1000 * number + moment for moment in range(moments)]
+            rows.append((way, list(pool.map(one_moment, [way] * moments, seeds))))
+            print(row(way, rows[-1][1]), flush=True)
+    return rows
+
+
+def _start_server() -> None:
+    """The loader reads LD_LIBRARY_PATH when a program starts: the server must have the fake driver's."""
+    from multiprocessing import forkserver
+
+    library = str(build())
+    paths = {"LD_LIBRARY_PATH": library, "PYTHONPATH": os.pathsep.join(sys.path)}
+    before = {name: os.environ.get(name) for name in paths}
+    os.environ.update(paths)
+    FORKS.set_forkserver_preload(["limits_survive_kill"])
+    forkserver.ensure_running()
+    for name, value in before.items():
+        if value is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = value
+
+
+def row(way: Way, outcomes: list[Outcome]) -> str:
+    """One line of the table."""
+    good = sum(outcome.good for outcome in outcomes)
+    limited = sum(outcome.limited for outcome in outcomes)
+    times = [outcome.seconds for outcome in outcomes]
+    late = sum(seconds > PROMISE_SECONDS for seconds in times)
+    by = (
+        f"guardian or sweep, {max(times):.2f} s at most" if way.guarded else "next start or `sweeper restore`"
+    )
+    wrong = "; ".join(sorted({outcome.problem for outcome in outcomes if outcome.problem})[:3])
+    expected = "other tool's kept" if way.foreign else "as found"
+    late_text = f", {late} later than {PROMISE_SECONDS:g} s" if late else ""
+    return f"| {way.name} | {len(outcomes)} | {limited} | {good} {expected} | {by}{late_text} |" + (
+        f" WRONG: {wrong}" if wrong else ""
+    )
+
+
+def main() -> int:
+    """Print the table; 1 where a promise was broken."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("-n", "--moments", type=int, default=100, help="random moments of each way")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--jobs", type=int, default=2, help="sweeps that run at the same time")
+    options = parser.parse_args()
+    print("| how it dies | moments | limited at that moment | afterwards | given back by |")
+    print("|---|---|---|---|---|")
+    rows = table(options.moments, options.seed, options.jobs)
+    outcomes = [outcome for _, many in rows for outcome in many]
+    return 0 if all(o.good and o.seconds <= PROMISE_SECONDS for o in outcomes) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

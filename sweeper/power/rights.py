@@ -1,0 +1,279 @@
+"""By what means a limit is set: this process's own right, a small helper of root's, or zeusd's socket.
+
+Setting a limit needs CAP_SYS_ADMIN (NVML) or a writable sysfs file (RAPL). A sweep needs no root: the helper
+(``set_limit_helper.py``) and zeusd check device and range on their own and are reached without a shell.
+Whether a right is there is judged without setting anything.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError
+
+CAP_SYS_ADMIN = 21
+MEANS = ("auto", "direct", "helper", "zeusd")
+
+HELPER_PATH = "/usr/local/libexec/sweeper-set-limit"
+HELPER = ("sudo", "-n", HELPER_PATH)
+HELPER_GROUP = "sweeper"
+SUDOERS = "/etc/sudoers.d/sweeper-set-limit"
+HELPER_VERSION = "sweeper-set-limit 1"
+# A set takes milliseconds, sudo on a busy machine a second.
+HELPER_SECONDS = 10.0
+
+ZEUSD_VARIABLE = "ZEUSD_SOCK_PATH"  # zeus's own name for it
+ZEUSD_TOKEN_VARIABLE = "ZEUSD_TOKEN"  # noqa: S105 - a variable's name, no secret
+ZEUSD_SOCKETS = ("/run/zeusd/zeusd.sock", "/var/run/zeusd.sock")
+ZEUSD_SECONDS = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """One set: ``words`` are the helper's arguments; ``index`` is the GPU's NVML index, for zeusd."""
+
+    words: tuple[str, ...]
+    index: int | None = None
+
+    @property
+    def kind(self) -> str:
+        """nvml-power, nvml-clock or rapl."""
+        return self.words[0]
+
+
+class Means(Protocol):
+    """Carries out a set that this process may not do by itself."""
+
+    @property
+    def name(self) -> str:
+        """Helper or zeusd."""
+        ...
+
+    def missing(self, kind: str) -> str | None:
+        """Why this kind of request cannot be carried out, or None where it can."""
+        ...
+
+    def carry_out(self, request: Request) -> None:
+        """Do it. Raises LimitRefused, RightMissingError or SensorMissingError."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class MeansSettings:
+    """How limits are to be set. ``auto`` takes the first that works: direct, helper, zeusd.
+
+    ``direct`` does not ask whether the right is there: the device's answer decides.
+    """
+
+    means: str = "auto"
+    helper: tuple[str, ...] = HELPER
+    zeusd_socket: str | None = None
+
+    def to_json(self) -> str:
+        """For the guardian's command line."""
+        return json.dumps({"means": self.means, "helper": self.helper, "zeusd_socket": self.zeusd_socket})
+
+    @staticmethod
+    def from_json(text: str) -> MeansSettings:
+        """The settings that ``to_json`` wrote."""
+        words = json.loads(text)
+        return MeansSettings(words["means"], tuple(words["helper"]), words["zeusd_socket"])
+
+
+def has_admin_right(procfs: Path = Path("/proc")) -> bool:
+    """Whether NVML would let this process set limits: CAP_SYS_ADMIN in the first user namespace.
+
+    Root in a container has it only where the container was given it.
+    """
+    status = (procfs / "self/status").read_text(encoding="ascii", errors="replace")
+    effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
+    # The driver asks for the capability in the first namespace, which alone maps all ids to themselves.
+    mapping = (procfs / "self/uid_map").read_text(encoding="ascii").split()
+    return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1) and mapping[:2] == ["0", "0"] and len(mapping) == 3
+
+
+class Helper:
+    """The root-owned helper, through sudo."""
+
+    name = "helper"
+
+    def __init__(self, command: tuple[str, ...]) -> None:
+        self._command = command
+
+    def missing(self, kind: str) -> str | None:
+        """Asks the helper for its version; sudo is not asked where no helper is installed."""
+        program = self._command[-1]
+        if not Path(program).exists():
+            return f"{program} is not installed"
+        try:
+            done = self._run("check")
+        except RightMissingError as error:
+            return str(error)
+        if done.returncode != 0:
+            return f"`{' '.join(self._command)}` is not allowed: {_last_line(done.stderr)}"
+        if done.stdout.strip() != HELPER_VERSION:
+            return f"{program} is not {HELPER_VERSION}: install it again"
+        return None
+
+    def carry_out(self, request: Request) -> None:
+        """Run the helper and wait for it."""
+        done = self._run(*request.words)
+        if done.returncode == 0:
+            return
+        message = f"the helper refused: {_last_line(done.stderr)}"
+        if done.returncode == 3:
+            raise SensorMissingError(message)
+        if done.returncode in (4, 5):
+            raise LimitRefused(message)
+        raise RightMissingError(message)
+
+    def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
+        try:
+            return subprocess.run(
+                [*self._command, *words],
+                capture_output=True,
+                text=True,
+                timeout=HELPER_SECONDS,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except (OSError, subprocess.TimeoutExpired) as error:
+            raise RightMissingError(f"the helper {self._command[-1]} did not run: {error}") from error
+
+
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1] if lines else "it says nothing"
+
+
+class Zeusd:
+    """zeusd 0.4 or newer: HTTP over a unix socket (github.com/ml-energy/zeus, zeusd/src/routes)."""
+
+    name = "zeusd"
+
+    def __init__(self, path: str) -> None:
+        self._path = path
+
+    def missing(self, kind: str) -> str | None:
+        """Asks zeusd what it may do."""
+        if kind == "rapl":
+            return "zeusd sets no processor's limits"
+        if not Path(self._path).exists():
+            return f"zeusd does not run ({self._path} is not there)"
+        try:
+            status, body = self._ask("GET", "/discover")
+            groups = json.loads(body).get("enabled_api_groups", []) if status == 200 else None
+        except (RightMissingError, ValueError) as error:
+            return f"zeusd at {self._path} does not answer: {error}"
+        if groups is None:
+            return f"zeusd at {self._path} is older than 0.4: update it"
+        return None if "gpu-control" in groups else "zeusd runs without its group gpu-control: enable it"
+
+    def carry_out(self, request: Request) -> None:
+        """Ask zeusd, and wait until it is done."""
+        if request.index is None:
+            raise LimitRefused("zeusd wants the GPU's index, which NVML did not tell")
+        status, body = self._ask("POST", _zeusd_path(request))
+        if status == 200:
+            return
+        message = f"zeusd refused ({status}): {_last_line(body)}"
+        if status in (401, 403):
+            raise RightMissingError(message)
+        raise LimitRefused(message)
+
+    def _ask(self, method: str, path: str) -> tuple[int, str]:
+        from http.client import HTTPConnection, HTTPException
+
+        token = os.environ.get(ZEUSD_TOKEN_VARIABLE)
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        connection = HTTPConnection("localhost", timeout=ZEUSD_SECONDS)
+        try:
+            connection.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+            connection.sock.settimeout(ZEUSD_SECONDS)
+            connection.sock.connect(self._path)
+            connection.request(method, path, headers=headers)
+            answer = connection.getresponse()
+            return answer.status, answer.read(65536).decode(errors="replace")
+        except (OSError, HTTPException) as error:
+            raise RightMissingError(f"zeusd at {self._path} cannot be reached: {error}") from error
+        finally:
+            connection.close()
+
+
+def _zeusd_path(request: Request) -> str:
+    gpu = f"gpu_ids={request.index}&block=true"
+    if request.kind == "nvml-power":
+        return f"/gpu/set_power_limit?{gpu}&power_limit_mw={request.words[2]}"
+    if request.words[2] == "reset":
+        return f"/gpu/reset_gpu_locked_clocks?{gpu}"
+    low, high = request.words[2:4]
+    return f"/gpu/set_gpu_locked_clocks?{gpu}&min_clock_mhz={low}&max_clock_mhz={high}"
+
+
+def zeusd_socket(settings: MeansSettings, environ: Mapping[str, str] = os.environ) -> str:
+    """Where zeusd listens: as set, as zeus's variable says, or where its packages put it."""
+    named = settings.zeusd_socket or environ.get(ZEUSD_VARIABLE)
+    found = [path for path in ZEUSD_SOCKETS if Path(path).exists()]
+    return named or (found[0] if found else ZEUSD_SOCKETS[0])
+
+
+def choose(kind: str, settings: MeansSettings, direct: bool) -> tuple[Means | None, str | None]:
+    """The means for one kind of request, None for this process itself; and why there is none, if so.
+
+    Args:
+        kind: nvml-power, nvml-clock or rapl.
+        settings: what the user wants.
+        direct: whether this process has the right.
+    """
+    if settings.means == "direct" or (settings.means == "auto" and direct):
+        return None, None
+    reasons = []
+    for means in (Helper(settings.helper), Zeusd(zeusd_socket(settings))):
+        if settings.means in ("auto", means.name):
+            missing = means.missing(kind)
+            if missing is None:
+                return means, None
+            reasons.append(missing)
+    return None, "; ".join(reasons)
+
+
+def grant_steps(kinds: tuple[str, ...] = ("nvml", "rapl")) -> tuple[str, ...]:
+    """The lines that an administrator runs once, so that members of a group may set limits without root.
+
+    Args:
+        kinds: what is to be set here, of ``nvml`` and ``rapl``; zeusd is named as another way for nvml.
+    """
+    source = Path(__file__).with_name("set_limit_helper.py")
+    rule = f"%{HELPER_GROUP} ALL=(root) NOPASSWD: {HELPER_PATH}"
+    steps = [
+        f"sudo groupadd --system --force {HELPER_GROUP} && sudo usermod -aG {HELPER_GROUP} {_user()}",
+        f"sudo install -D -o root -g root -m 0755 {_quoted(source)} {HELPER_PATH}",
+        f"echo '{rule}' | sudo tee {SUDOERS} && sudo chmod 0440 {SUDOERS} && sudo visudo -c",
+        f"log in again; then `sudo -n {HELPER_PATH} check` answers `{HELPER_VERSION}`",
+    ]
+    if "nvml" in kinds:
+        steps.append("or, where zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket")
+    return tuple(steps)
+
+
+def _quoted(path: Path) -> str:
+    import shlex
+
+    return shlex.quote(str(path))
+
+
+def _user() -> str:
+    import getpass
+    import shlex
+
+    try:
+        return shlex.quote(getpass.getuser())
+    except (KeyError, OSError):  # a user id without a name, as in some containers
+        return "USER"
