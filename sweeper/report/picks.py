@@ -59,7 +59,7 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     best = recommended(record)
     if best is None:
         return (
-            (f"sweeper sweep sweep={name}", "goes on with this sweep"),
+            (f"sweeper sweep name={name}", "with the settings it began with: goes on where it stopped"),
             ("sweeper doctor", "what this machine lacks"),
         )
     return (

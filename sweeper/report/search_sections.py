@@ -70,13 +70,16 @@ def again(record: SweepRecord) -> str:
     entries = [
         ("sweeper", record.sweeper_version or MISSING),
         ("engine", f"{record.engine.name} {record.engine.version}"),
-        ("model file", file.path if file else MISSING),
-        ("its SHA-256", file.sha256 if file else MISSING),
+        ("model file", (file.path if file else "") or MISSING),
+        ("its SHA-256", (file.sha256 if file else "") or MISSING),
         ("from", f"{record.started_utc} to {record.updated_utc}"),
     ]
     config = yaml.safe_dump(to_plain(record.config), sort_keys=False, allow_unicode=True)
     body = (
-        command(f"sweeper sweep sweep={shlex.quote(name)}", "goes on with this sweep where it stopped")
+        command(
+            f"sweeper sweep name={shlex.quote(name)}",
+            "with the settings it began with (below): goes on, or is done again under a new name",
+        )
         + facts(entries)
         + (
             fold("the whole configuration, as composed", f"<pre>{text_block(config)}</pre>")

@@ -62,6 +62,7 @@
     return draw();
   }).then(function () {
     window.matchMedia("(prefers-color-scheme: dark)").addEventListener("change", draw);
+    document.documentElement.dataset.drawnAt = performance.now();
     document.documentElement.dataset.drawn = "yes";
   });
 })();
