@@ -18,7 +18,7 @@ from sweeper.gguf.worker_process import WorkerProcess
 from sweeper.records import Configuration
 
 HOST = "host"
-# What the worker takes beside llama.cpp's buffers: Python and the libraries (90 MiB measured).
+# What the worker takes beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).
 HOST_OVERHEAD_MIB = 100.0
 # A CUDA context and its libraries take 300 to 600 MiB of a device beside the buffers.
 DEVICE_OVERHEAD_MIB = 600.0

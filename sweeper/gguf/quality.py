@@ -13,7 +13,9 @@ import hashlib
 import importlib.metadata
 import json
 import os
+import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,6 +38,7 @@ MAX_KEPT_BYTES = 2 << 30
 _SCORED_TOKENS = 256
 _TIMEOUT_SECONDS = 3600.0  # two chunks of a 34B model on two slow cores take some minutes
 _SCHEMA = 1
+_PARTIAL = "partial-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +110,11 @@ class QualityMeter:
         known = _read(kept)
         if known is not None:
             return known
-        answer = self._measure(Path(candidate), type_k, type_v, text_sha256)
+        try:
+            answer = self._measure(Path(candidate), type_k, type_v, text_sha256)
+        finally:
+            if self._n_gpu_layers:
+                self._worker.close()  # else it would keep the GPU's memory while trials are measured
         result = Divergence(**answer, type_k=type_k, type_v=type_v, text_sha256=text_sha256)
         with _store_errors(kept):
             write_atomically(kept, json.dumps({"terms": terms, "result": _plain(result)}, indent=1))
@@ -173,7 +180,7 @@ class QualityMeter:
         with _store_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
             _make_room(folder, needed)
-            with tempfile.TemporaryDirectory(dir=folder) as partial:
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as partial:
                 self._write_reference(Path(partial) / "logits.npy", Path(partial) / "tokens.npy")
                 os.replace(Path(partial) / "tokens.npy", tokens)
                 os.replace(Path(partial) / "logits.npy", logits)
@@ -221,14 +228,17 @@ def _read(path: Path) -> Divergence | None:
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Delete the oldest kept logits until ``needed`` bytes more stay within the bound."""
+    """Delete what a kill left, and the oldest logits until ``needed`` bytes more are within the bound."""
+    for left in folder.glob(f"{_PARTIAL}*"):
+        if time.time() - left.stat().st_mtime > _TIMEOUT_SECONDS:
+            shutil.rmtree(left, ignore_errors=True)
     kept = sorted(folder.glob("*.logits.npy"), key=lambda path: path.stat().st_mtime)
     total = sum(path.stat().st_size for path in kept)
     for path in kept:
         if total + needed <= MAX_KEPT_BYTES:
             return
         total -= path.stat().st_size
-        path.unlink()
+        path.unlink(missing_ok=True)
         path.with_name(path.name.replace(".logits.", ".tokens.")).unlink(missing_ok=True)
 
 

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import math
 import os
 import shutil
-import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,21 +38,36 @@ def write_synthetic(
         StoreError: where the folder cannot be written or the disk is too small.
     """
     path = Path(path)
+    partial = path.with_name(f".{path.name}.part")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        _check_space(shape, path.parent, quant)
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.stem[:80]}-", suffix=".part")
-        os.close(handle)
-        try:
-            _write(shape, Path(temporary), quant, seed, name or path.stem)
-            os.chmod(temporary, 0o644)  # mkstemp's 0600 would keep a service user from reading the model
-            os.replace(temporary, path)
-        finally:
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(temporary)
+        with _claimed(partial):
+            _check_space(shape, path.parent, quant)
+            _write(shape, partial, quant, seed, name or path.stem)
+            os.replace(partial, path)
     except OSError as error:
         raise StoreError(f"cannot write the model {path}: {error.strerror or error}") from None
     return path
+
+
+@contextlib.contextmanager
+def _claimed(partial: Path) -> Iterator[None]:
+    """Hold ``partial`` alone until it is renamed; what is still there then, or was left by a kill, goes.
+
+    The name is fixed, so that a killed run leaves one file at most, which the next one overwrites.
+    """
+    while True:
+        stream = partial.open("ab")
+        fcntl.flock(stream, fcntl.LOCK_EX)  # given back when closed, or when the process dies
+        if partial.exists() and os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
+            break
+        stream.close()  # the one before us renamed it meanwhile
+    with stream:
+        try:
+            yield
+        finally:
+            with contextlib.suppress(FileNotFoundError):
+                partial.unlink()
 
 
 def synthetic_bytes(shape: ModelShape, quant: str) -> int:

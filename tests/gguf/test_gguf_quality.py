@@ -142,5 +142,8 @@ def test_kept_logits_are_bounded_and_the_oldest_go_first(tmp_path, monkeypatch):
             path = tmp_path / f"{name}.{kind}.npy"
             path.write_bytes(bytes(400))
             os.utime(path, (1_000 - age, 1_000 - age))
+    (tmp_path / "partial-old").mkdir()
+    (tmp_path / "partial-old" / "logits.npy").write_bytes(bytes(400))
+    os.utime(tmp_path / "partial-old", (1_000, 1_000))
     quality._make_room(tmp_path, 500)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["new.logits.npy", "new.tokens.npy"]

@@ -38,6 +38,26 @@ def test_the_same_seed_gives_the_same_bytes(tmp_path, nano):
     assert os.listdir(tmp_path) == ["nano.gguf"]  # nothing half-written is left
 
 
+def test_what_a_killed_run_left_is_overwritten(tmp_path, nano):
+    (tmp_path / ".nano.gguf.part").write_bytes(bytes(10_000_000))
+    assert write_synthetic(NANO, tmp_path / "nano.gguf", "F16", seed=1).read_bytes() == nano.read_bytes()
+    assert os.listdir(tmp_path) == ["nano.gguf"]
+
+
+def test_two_writers_at_once_leave_one_whole_model(tmp_path, nano):
+    code = (
+        "import sys; from pathlib import Path; from nano_models import NANO\n"
+        "from sweeper.gguf.synthetic import write_synthetic\n"
+        "write_synthetic(NANO, Path(sys.argv[1]), 'F16', seed=1)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
+    command = [sys.executable, "-c", code, str(tmp_path / "nano.gguf")]
+    running = [subprocess.Popen(command, env=environment) for _ in range(3)]
+    assert [process.wait(60) for process in running] == [0, 0, 0]
+    assert (tmp_path / "nano.gguf").read_bytes() == nano.read_bytes()
+    assert os.listdir(tmp_path) == ["nano.gguf"]
+
+
 def test_weights_have_the_deviation_of_their_fan_in(nano):
     for tensor in gguf.GGUFReader(nano).tensors:
         values = np.asarray(tensor.data, dtype=np.float32)
