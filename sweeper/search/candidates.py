@@ -1,0 +1,104 @@
+"""Where a model-based sampler looks: the whole grid where it is small, else random points and mutations."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import islice
+from typing import Any
+
+from sweeper.records import Configuration
+from sweeper.space import SearchSpace
+
+# Up to here every point is looked at each time; above, RANDOM and MUTATIONS of them are.
+WHOLE_GRID_UP_TO = 3500
+RANDOM = 2000
+MUTATIONS = 1500
+# Random points are kept from proposal to proposal, and this many of them renewed each time.
+RENEWED = 400
+MOST_STEPS = 3  # how far a mutation moves along an ordinal parameter
+
+
+class Candidates:
+    """Draws points of a space that may run, each at most once a draw.
+
+    Args:
+        space: the space.
+        seed: of what is drawn.
+        allowed: False for configurations that are known not to run, such as by a memory forecast.
+    """
+
+    def __init__(
+        self, space: SearchSpace, seed: int, allowed: Callable[[Configuration], bool] | None = None
+    ) -> None:
+        self._space = space
+        self._allowed = allowed
+        self._random = random.Random(seed)
+        self._judged: dict[Configuration, bool] = {}
+        self._pool: list[Configuration] = []
+        self._grid: list[Configuration] | None = None
+        if space.size <= WHOLE_GRID_UP_TO:
+            self._grid = [c for c in space.grid() if self._may_run(c)]
+
+    def draw(self, around: Sequence[Configuration], known: Collection[Configuration]) -> list[Configuration]:
+        """Points that are not ``known``: random ones, and mutations of those ``around``."""
+        if self._grid is not None:
+            return [c for c in self._grid if c not in known]
+        self._renew()
+        fresh = dict.fromkeys([*self._pool, *self._mutations(around)])
+        return [c for c in fresh if c not in known]
+
+    def random_points(self, count: int) -> list[Configuration]:
+        """At most ``count`` distinct random points that may run; fewer where the space has fewer."""
+        found: dict[Configuration, None] = {}
+        for _ in range(20 * count):  # a space of which one in twenty may run is still served
+            if len(found) >= count:
+                break
+            c = self._space.configuration(
+                {p.name: self._random.choice(p.values) for p in self._space.parameters.values()}
+            )
+            if self._may_run(c):
+                found[c] = None
+        return list(found)
+
+    def _renew(self) -> None:
+        if not self._pool:
+            self._pool = self.random_points(RANDOM)
+            return
+        self._pool = self._pool[RENEWED:] + self.random_points(RENEWED)
+
+    def _mutations(self, around: Sequence[Configuration]) -> Iterable[Configuration]:
+        if not around:
+            return ()
+        made = (self._mutated(self._random.choice(around)) for _ in range(MUTATIONS))
+        return (c for c in islice(made, MUTATIONS) if self._may_run(c))
+
+    def _mutated(self, parent: Configuration) -> Configuration:
+        params = {
+            # A parent beside the space, such as a baseline with a context of its own, is moved into it.
+            p.name: v if (v := getattr(parent, p.name)) in p.values else self._random.choice(p.values)
+            for p in self._space.parameters.values()
+        }
+        names = list(params)
+        # One change most often: what differs in one parameter is what teaches most.
+        changes = self._random.choices((1, 2, 3), weights=(5, 3, 2))[0]
+        for name in self._random.sample(names, min(len(names), changes)):
+            params[name] = self._moved(name, params[name])
+        return self._space.configuration(params)
+
+    def _moved(self, name: str, value: Any) -> Any:
+        parameter = self._space.parameters[name]
+        values = parameter.values
+        if not parameter.ordinal or self._random.random() < 0.2:
+            return self._random.choice(values)
+        steps = self._random.randint(1, MOST_STEPS) * self._random.choice((-1, 1))
+        return values[min(max(values.index(value) + steps, 0), len(values) - 1)]
+
+    def _may_run(self, configuration: Configuration) -> bool:
+        judged = self._judged.get(configuration)
+        if judged is None:
+            judged = not self._space.violations(configuration) and (
+                self._allowed is None or self._allowed(configuration)
+            )
+            self._judged[configuration] = judged
+        return judged

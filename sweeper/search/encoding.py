@@ -1,0 +1,90 @@
+"""Configurations as vectors for a model: ordinal parameters by rank or logarithm, choices one by one.
+
+What llama.cpp makes equal has one vector, since it is one configuration.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from sweeper.records import Configuration
+from sweeper.space import Parameter, SearchSpace
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+# A range this much wider at its end than at its start is one of sizes: doubling matters, not adding.
+LOG_FROM_RATIO = 8
+# Two choices lie this far apart: a little nearer than the ends of a range.
+CHOICE_DISTANCE = 0.7
+
+
+class Encoder:
+    """Turns configurations of one space into rows of features between 0 and 1."""
+
+    def __init__(self, space: SearchSpace) -> None:
+        self._columns = [_column(parameter, space) for parameter in space.parameters.values()]
+        self.dimensions = sum(len(next(iter(column.values()))) for _, column in self._columns)
+
+    def __call__(self, configurations: Sequence[Configuration]) -> Array:
+        """Features (n, d) of ``configurations``, in their order."""
+        import numpy as np
+
+        rows = [
+            [x for name, column in self._columns for x in _looked_up(column, getattr(c, name))]
+            for c in configurations
+        ]
+        return np.array(rows, dtype=np.float64).reshape(len(rows), self.dimensions)
+
+
+def _looked_up(column: dict[Any, tuple[float, ...]], value: Any) -> tuple[float, ...]:
+    found = column.get(value)
+    if found is not None:
+        return found
+    # A value beside the space's own, such as the baseline's: as its nearest neighbour.
+    numbers = [v for v in column if isinstance(v, (int, float))]
+    if isinstance(value, (int, float)) and numbers:
+        return column[min(numbers, key=lambda v: abs(v - value))]
+    return next(iter(column.values()))
+
+
+def _column(parameter: Parameter, space: SearchSpace) -> tuple[str, dict[Any, tuple[float, ...]]]:
+    values = parameter.values
+    if parameter.name == "n_gpu_layers":
+        # The last layer is a cliff: whether all are on the GPU is a feature of its own, and so is none.
+        layers = space.traits.n_layer
+        most = max(values)
+        positions = _positions(values)
+        return parameter.name, {
+            v: (
+                x,
+                CHOICE_DISTANCE * (v < 0 or v >= min(most, (layers or most) + 1)),
+                CHOICE_DISTANCE * (v == 0),
+            )
+            for v, x in zip(values, positions, strict=True)
+        }
+    if parameter.ordinal or all(v is None or type(v) is int for v in values):
+        return parameter.name, {v: (x,) for v, x in zip(values, _positions(values), strict=True)}
+    if len(values) == 2:
+        return parameter.name, {values[0]: (0.0,), values[1]: (CHOICE_DISTANCE,)}
+    half = CHOICE_DISTANCE / math.sqrt(2)
+    return parameter.name, {v: tuple(half * (v == w) for w in values) for v in values}
+
+
+def _positions(values: Sequence[Any]) -> list[float]:
+    """Where each value of an ordinal parameter lies between 0 and 1."""
+    if not all(isinstance(v, (int, float)) or v is None for v in values):
+        return [i / max(1, len(values) - 1) for i in range(len(values))]
+    numbers = [v for v in values if v is not None]
+    most = max(numbers)
+    # None means "as found", which is the highest limit.
+    filled = [float(most if v is None else v) for v in values]
+    if min(filled) > 0 and max(filled) / min(filled) >= LOG_FROM_RATIO:
+        filled = [math.log2(v) for v in filled]
+    low, high = min(filled), max(filled)
+    return [(v - low) / (high - low) if high > low else 0.0 for v in filled]

@@ -1,0 +1,48 @@
+"""When to stop searching: what is left to gain is smaller than what a measurement can tell."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from sweeper.search.gp_front import Outlook
+
+# Less growth of the front than this is not worth its trials, whatever the noise.
+LEAST_GAIN = 0.01
+# A noisy machine raises the threshold, up to here: beyond, its noise is what must be mended.
+MOST_NOISE = 0.05
+# No verdict before this many trials, since a model of few points is sure of too much; and it must say the
+# same this often in a row, since one proposal's candidates may by chance be poor.
+LEAST_TRIALS = 15
+IN_A_ROW = 3
+
+
+class StoppingRule:
+    """Judges what a model-based sampler expects. Ask it once after each proposal."""
+
+    def __init__(self, least_gain: float = LEAST_GAIN) -> None:
+        self._least_gain = least_gain
+        self._agreed: list[int] = []  # finished trials at each verdict in a row
+
+    def __call__(self, outlook: Outlook | None) -> str | None:
+        """The reason to stop in words, or None to go on; ``outlook`` is the sampler's latest."""
+        if outlook is None or outlook.finished < LEAST_TRIALS:
+            return None
+        threshold = max(self._least_gain, min(outlook.noise, MOST_NOISE))
+        if outlook.gain >= threshold:
+            self._agreed.clear()
+            return None
+        if not self._agreed or self._agreed[-1] != outlook.finished:
+            self._agreed.append(outlook.finished)
+        if len(self._agreed) < IN_A_ROW:
+            return None
+        return expectation_in_words(outlook, threshold)
+
+
+def expectation_in_words(outlook: Outlook, threshold: float) -> str:
+    """For example ``a further 20 trials would be expected to add less than 1 % to the front``."""
+    percent = max(1, round(threshold * 100))
+    why = " (about the noise of one measurement)" if threshold > LEAST_GAIN else ""
+    return (
+        f"a further {outlook.trials} trials would be expected to add less than {percent} % to the front{why}"
+    )

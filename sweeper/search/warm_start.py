@@ -1,0 +1,96 @@
+"""What to measure before there is anything to learn from: the default, corners, then points far apart."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from sweeper.engine.simulated_machine import BITS_PER_WEIGHT
+from sweeper.records import Configuration
+from sweeper.search.encoding import Encoder
+from sweeper.space import SearchSpace
+
+# Of this many random points the one farthest from all that is known is taken.
+SPREAD_OVER = 200
+
+
+def initial_design(
+    space: SearchSpace, baseline: Configuration, count: int, seed: int
+) -> tuple[Configuration, ...]:
+    """Up to ``count`` distinct configurations that may run, the baseline first.
+
+    After it come corners that lie near the front on most machines: the smallest weights at full speed, the
+    same at the lowest cap, with few threads, and half way; then random points as far apart as possible.
+    """
+    fast: dict[str, Any] = _smallest_weights(space) | _end(space, "n_gpu_layers", -1)
+    frugal = fast | _end(space, "power_limit_watts", 0) | _end(space, "clock_limit_mhz", 0)
+    half = fast | _middle(space, "power_limit_watts") | _middle(space, "clock_limit_mhz")
+    few = fast | _end(space, "n_threads", 0)
+    base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
+    wished: list[Mapping[str, Any]] = [
+        base,
+        base | fast,
+        base | frugal,
+        base | half | _middle(space, "n_threads"),
+    ]
+    wished += [base | few, base | few | frugal]
+    found: dict[Configuration, None] = {}
+    for params in wished:
+        configuration = space.configuration(params)
+        if not space.violations(configuration):
+            found[configuration] = None
+    design = list(found)[:count]
+    return (*design, *_far_apart(space, design, count - len(design), seed))
+
+
+def nearest(values: Sequence[Any], wished: Any) -> Any:
+    """The value nearest to ``wished``; None (as found) counts as the highest limit."""
+    if wished in values:
+        return wished
+    numbers = [v for v in values if isinstance(v, (int, float))]
+    if isinstance(wished, (int, float)) and numbers:
+        return min(numbers, key=lambda v: abs(v - wished))
+    return values[-1] if wished is None and numbers else values[0]
+
+
+def _far_apart(
+    space: SearchSpace, known: list[Configuration], count: int, seed: int
+) -> tuple[Configuration, ...]:
+    import numpy as np
+
+    if count <= 0:
+        return ()
+    rng, encode = random.Random(seed), Encoder(space)
+    draws = [
+        space.configuration({p.name: rng.choice(p.values) for p in space.parameters.values()})
+        for _ in range(SPREAD_OVER)
+    ]
+    pool = [c for c in dict.fromkeys(draws) if not space.violations(c) and c not in known]
+    chosen: list[Configuration] = []
+    while pool and len(chosen) < count:
+        taken = encode([*known, *chosen] or pool[:1])
+        distances = ((encode(pool)[:, None, :] - taken[None, :, :]) ** 2).sum(2).min(1)
+        chosen.append(pool.pop(int(np.argmax(distances))))
+    return tuple(chosen)
+
+
+def _smallest_weights(space: SearchSpace) -> dict[str, Any]:
+    """The quantisation with the fewest bits; the last listed where their names say nothing."""
+    if "quant" not in space.parameters:
+        return {}
+    values = space.parameters["quant"].values
+    if all(v in BITS_PER_WEIGHT for v in values):
+        return {"quant": min(values, key=lambda v: BITS_PER_WEIGHT[v])}
+    return {"quant": values[-1]}
+
+
+def _end(space: SearchSpace, name: str, index: int) -> dict[str, Any]:
+    return {name: space.parameters[name].values[index]} if name in space.parameters else {}
+
+
+def _middle(space: SearchSpace, name: str) -> dict[str, Any]:
+    if name not in space.parameters:
+        return {}
+    values = space.parameters[name].values
+    return {name: values[len(values) // 2]}

@@ -1,0 +1,356 @@
+"""The sampler: it learns where memory ends and where the front lies, and repeats nothing."""
+
+import warnings
+
+import numpy as np
+import optuna
+import pytest
+
+from sweeper.engine.simulated import MACHINES, default_configuration, true_metrics
+from sweeper.errors import OutOfMemory
+from sweeper.pareto import hypervolume, reference_point
+from sweeper.records import Configuration, Workload
+from sweeper.search.candidates import Candidates
+from sweeper.search.encoding import Encoder
+from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
+from sweeper.search.gp_front import GpFrontSampler, Outlook
+from sweeper.search.memory_order import MemoryOrder
+from sweeper.search.stopping import IN_A_ROW, StoppingRule
+from sweeper.search.warm_start import initial_design
+from sweeper.space import Traits, build_space
+
+WORKLOAD = Workload(depth=512)
+SPEC = {
+    "quant": ["Q8_0", "Q6_K", "Q4_K_M"],
+    "n_gpu_layers": {"low": 0, "high": 49, "step": 7},
+    "n_threads": [1, 2, 4, 8, 16],
+    "n_ctx": [2048, 8192, 32768],
+    "flash_attn": [True, False],
+    "type_k": ["f16", "q8_0"],
+    "power_limit_watts": {"low": 100, "high": 175, "step": 15},
+}
+
+
+def gpu_space(spec=None):
+    machine = MACHINES["gpu_pc"]
+    traits = Traits(n_layer=48, gpu_offload=True, n_ctx_needed=WORKLOAD.n_ctx_needed)
+    return build_space(spec or SPEC, default_configuration(machine), traits)
+
+
+def truth(configuration):
+    metrics = true_metrics(MACHINES["gpu_pc"], configuration, WORKLOAD)
+    return metrics["tokens_per_second"], metrics["watts"]
+
+
+def search(sampler, space, trials, objective=truth, directions=("maximize", "minimize"), noise=0.01, seed=0):
+    rng = np.random.default_rng(seed)
+    study = optuna.create_study(directions=list(directions), sampler=sampler)
+    asked = []
+    for _ in range(trials):
+        trial = study.ask(space.distributions())
+        configuration = space.configuration(trial.params)
+        asked.append(configuration)
+        trial.set_user_attr("configuration", configuration.to_dict())
+        try:
+            values = [v * rng.normal(1, noise) for v in objective(configuration)]
+        except OutOfMemory:
+            trial.set_user_attr("state", "out_of_memory")
+            trial.set_constraint("runs", 1.0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        else:
+            trial.set_user_attr("state", "complete")
+            trial.set_constraint("runs", 0.0)
+            study.tell(trial, values)
+    return study, asked
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        yield
+
+
+def volume(space, configurations):
+    def points(some):
+        found = []
+        for c in some:
+            try:
+                speed, watts = truth(c)
+            except OutOfMemory:
+                continue
+            found.append((speed, -watts))
+        return found
+
+    everything = points(space.grid())
+    reference = reference_point(everything)
+    return hypervolume(points(configurations), reference) / hypervolume(everything, reference)
+
+
+def test_it_finds_most_of_the_front_in_a_small_share_of_the_grid_and_repeats_nothing():
+    space = gpu_space()
+    _, asked = search(GpFrontSampler(space, seed=1), space, 30)
+    assert len(set(asked)) == 30
+    assert not any(space.violations(c) for c in asked)
+    shuffled = initial_design(space, asked[0], 1, 5) + tuple(Candidates(space, 5).random_points(29))
+    assert volume(space, asked) > 0.9
+    assert volume(space, asked) > volume(space, shuffled)
+
+
+def test_it_learns_where_memory_ends():
+    space = gpu_space()
+    _, asked = search(GpFrontSampler(space, seed=2), space, 40)
+
+    def breaks(configuration):
+        try:
+            truth(configuration)
+        except OutOfMemory:
+            return True
+        return False
+
+    # About a third of the fast end of this space breaks; whoever does not learn breaks there again and again.
+    assert sum(breaks(c) for c in asked[20:]) <= 5
+
+
+def test_what_is_not_allowed_is_never_asked_for():
+    space = gpu_space()
+    sampler = GpFrontSampler(space, seed=0, allowed=lambda c: c.quant == "Q6_K")
+    _, asked = search(sampler, space, 15)
+    assert {c.quant for c in asked} == {"Q6_K"}
+
+
+def test_the_same_seed_asks_the_same():
+    space = gpu_space()
+    first = search(GpFrontSampler(space, seed=4), space, 14)[1]
+    assert search(GpFrontSampler(space, seed=4), space, 14)[1] == first
+
+
+def test_a_small_space_is_searched_to_its_end_and_then_anything_is_said():
+    space = gpu_space({"n_threads": [1, 2, 4], "power_limit_watts": [100, 130]})
+    _, asked = search(GpFrontSampler(space), space, 8)
+    assert set(asked[:6]) == set(space.grid())
+    assert asked[6] in set(asked[:6])
+
+
+def test_it_goes_on_from_a_study_that_another_sampler_began():
+    space = gpu_space()
+    study, asked = search(optuna.samplers.RandomSampler(seed=0), space, 20)
+    study.sampler = GpFrontSampler(space, seed=0)
+    trial = study.ask(space.distributions())
+    assert space.configuration(trial.params) not in asked
+    assert study.sampler.outlook is not None
+
+
+def test_constraints_on_a_metric_are_learned():
+    space = gpu_space()
+    sampler = GpFrontSampler(space, seed=0)
+    study = optuna.create_study(directions=["maximize", "minimize"], sampler=sampler)
+    kept = []
+    for _ in range(26):
+        trial = study.ask(space.distributions())
+        configuration = space.configuration(trial.params)
+        trial.set_user_attr("configuration", configuration.to_dict())
+        try:
+            metrics = true_metrics(MACHINES["gpu_pc"], configuration, WORKLOAD)
+        except OutOfMemory:
+            trial.set_user_attr("state", "out_of_memory")
+            trial.set_constraint("watts >= 120", 0.0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            continue
+        trial.set_user_attr("state", "complete")
+        trial.set_constraint("watts >= 120", 120 - metrics["watts"])
+        study.tell(trial, [metrics["tokens_per_second"], metrics["watts"]])
+        kept.append(metrics["watts"] >= 120)
+    assert sum(kept[-10:]) >= 7
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_one_and_three_objectives(count):
+    space = gpu_space()
+    directions = ["maximize", "minimize", "maximize"][:count]
+
+    def objective(configuration):
+        return (*truth(configuration), float(configuration.n_ctx))[:count]
+
+    study, asked = search(GpFrontSampler(space, seed=0), space, 25, objective, directions)
+    assert len(set(asked)) == 25
+    if count == 1:
+        best = max(t.values[0] for t in study.trials if t.values)
+        assert best > 0.9 * max(_speeds(space))
+
+
+def _speeds(space):
+    for configuration in space.grid():
+        try:
+            yield truth(configuration)[0]
+        except OutOfMemory:
+            continue
+
+
+def test_values_of_both_signs_are_taken_as_they_are():
+    space = gpu_space()
+
+    def objective(configuration):
+        speed, watts = truth(configuration)
+        return speed - 10, watts
+
+    _, asked = search(GpFrontSampler(space, seed=0), space, 15, objective)
+    assert len(set(asked)) == 15
+
+
+def test_nothing_that_runs_is_no_dead_end():
+    space = gpu_space()
+
+    def objective(configuration):
+        raise OutOfMemory("always")
+
+    _, asked = search(GpFrontSampler(space, seed=0), space, 30, objective)
+    assert len(set(asked)) == 30
+
+
+def test_a_prior_is_used():
+    space = gpu_space()
+
+    def oracle(configuration):
+        try:
+            speed, watts = truth(configuration)
+        except OutOfMemory:
+            return 0.0, -np.log(500.0)
+        return np.log(speed), -np.log(watts)
+
+    _, with_prior = search(GpFrontSampler(space, seed=0, prior=oracle), space, 20)
+    assert volume(space, with_prior) > 0.95
+
+
+# The parts
+
+
+def test_equal_configurations_are_one_point_and_the_last_layer_stands_apart():
+    space = gpu_space()
+    encode = Encoder(space)
+    base = space.configuration({"n_gpu_layers": 49})
+    rows = encode(
+        [base, base.with_(n_gpu_layers=42), base.with_(n_gpu_layers=35), base.with_(n_gpu_layers=0)]
+    )
+    assert rows.shape == (4, encode.dimensions)
+    assert rows.min() >= 0
+    assert rows.max() <= 1
+    apart = np.linalg.norm(np.diff(rows, axis=0), axis=1)
+    assert apart[0] > 3 * apart[1]
+
+
+def test_values_beside_the_space_are_encoded_as_their_nearest():
+    space = gpu_space()
+    encode = Encoder(space)
+    inside = space.configuration({"n_threads": 8})
+    assert (encode([inside.with_(n_threads=7)]) == encode([inside])).all()
+    assert encode([Configuration(quant="unheard of")]).shape == (1, encode.dimensions)
+
+
+def test_as_found_counts_as_the_highest_limit():
+    encode = Encoder(gpu_space({"power_limit_watts": [100, 150, None], "n_threads": [1, 2]}))
+    c = Configuration(n_threads=1)
+    assert (encode([c]) == encode([c.with_(power_limit_watts=150)])).all()
+
+
+def test_a_process_goes_through_its_data_and_knows_where_it_knows_nothing():
+    rng = np.random.default_rng(0)
+    x = rng.uniform(0, 1, (30, 2))
+    y = 5 + np.sin(4 * x[:, 0]) + rng.normal(0, 0.02, 30)
+    process = GaussianProcess(x, y, fit(x, y, starting_hyper(2, 0.02), 0.02))
+    mean, deviation = process.predict(x)
+    assert mean == pytest.approx(y, abs=0.1)
+    assert process.predict(np.array([[3.0, 3.0]]))[1][0] > 5 * deviation.max()
+    assert process.noise < 0.1
+    # The second feature does nothing, and the fit says so.
+    assert process.hyper.log_lengths[1] > process.hyper.log_lengths[0]
+
+
+def test_the_gradient_of_the_fit_is_right():
+    from scipy.optimize import check_grad
+
+    from sweeper.search.gaussian_process import _Problem
+
+    rng = np.random.default_rng(0)
+    x, y = rng.uniform(0, 1, (12, 3)), rng.normal(size=12)
+    problem = _Problem(x, y, np.log(0.1))
+    at = Hyper(np.log([0.3, 0.7, 1.5]), 0.1, np.log(0.2)).packed()
+    assert check_grad(lambda v: problem(v)[0], lambda v: problem(v)[1], at) < 1e-3
+
+
+def test_an_initial_design_begins_with_the_baseline_and_holds_no_point_twice():
+    space = gpu_space()
+    params = space.params_of(space.base) | {"quant": "Q8_0", "power_limit_watts": 175, "n_ctx": 2048}
+    baseline = space.configuration(params)
+    design = initial_design(space, baseline, 12, seed=0)
+    assert design[0] == baseline
+    assert len(set(design)) == 12
+    assert design == initial_design(space, baseline, 12, seed=0)
+    assert not any(space.violations(c) for c in design)
+    assert {c.quant for c in design[1:5]} == {"Q4_K_M"}
+
+
+def test_mutations_stay_in_the_space():
+    space = gpu_space()
+    candidates = Candidates(space, 0)
+    parent = space.configuration({"n_gpu_layers": 49, "quant": "Q4_K_M"})
+    drawn = candidates.draw([parent], {parent})
+    assert parent not in drawn
+    assert all(space.contains(c) for c in drawn)
+    assert len(set(drawn)) == len(drawn)
+
+
+def test_who_asks_for_more_than_what_broke_breaks_too():
+    base = Configuration(n_gpu_layers=30, n_ctx=8192, quant="Q6_K")
+    more = [base.with_(n_ctx=16384), base.with_(quant="Q8_0"), base.with_(flash_attn=False)]
+    less = [base.with_(n_ctx=4096), base.with_(quant="Q4_K_M"), base.with_(n_gpu_layers=20, n_ctx=4096)]
+    order = MemoryOrder([base.with_(n_gpu_layers=0, n_ctx=4096)], [base])
+    assert (order.probability(more) < 0.2).all()
+    assert (order.probability(less) == 1).all()
+
+
+def test_the_order_trusts_itself_more_when_confirmed_and_less_when_refuted():
+    base = Configuration(n_ctx=8192)
+    more = [base.with_(n_ctx=16384 + 256 * k) for k in range(8)]
+    new = [base.with_(n_ctx=9000)]
+    alone = MemoryOrder([], [base]).probability(new)[0]
+    assert MemoryOrder([], [base, *more]).probability(new)[0] < alone
+    assert MemoryOrder(more, [base]).probability(new)[0] > 5 * alone
+
+
+# Stopping
+
+
+def outlook(finished, gain, noise=0.0):
+    return Outlook(20, gain, noise, finished)
+
+
+def test_it_stops_when_little_is_left_to_gain_and_says_it():
+    rule = StoppingRule()
+    verdicts = [rule(outlook(n, 0.005)) for n in range(20, 20 + IN_A_ROW)]
+    assert verdicts[:-1] == [None] * (IN_A_ROW - 1)
+    assert verdicts[-1] == "a further 20 trials would be expected to add less than 1 % to the front"
+
+
+def test_it_goes_on_while_there_is_something_to_gain_or_too_little_is_known():
+    rule = StoppingRule()
+    assert [rule(outlook(n, 0.05)) for n in range(20, 30)] == [None] * 10
+    assert [rule(outlook(n, 0.0)) for n in range(10)] == [None] * 10
+    assert rule(None) is None
+    assert [rule(outlook(30, 0.0)) for _ in range(9)] == [None] * 9  # one proposal asked about often is one
+
+
+def test_one_hopeful_proposal_starts_the_count_again():
+    rule = StoppingRule()
+    gains = [0.005, 0.005, 0.5, 0.005, 0.005]
+    assert [rule(outlook(20 + n, gain)) for n, gain in enumerate(gains)] == [None] * 5
+
+
+def test_noise_raises_the_threshold_and_is_named():
+    rule = StoppingRule()
+    words = [rule(outlook(n, 0.02, noise=0.03)) for n in range(20, 20 + IN_A_ROW)][-1]
+    assert words == (
+        "a further 20 trials would be expected to add less than 3 % to the front "
+        "(about the noise of one measurement)"
+    )
