@@ -21,7 +21,7 @@ from sweeper.stats import interval, median
 
 _STEADY_FRACTION = 0.05  # two answers in a row this near each other end the warm-up
 _WARMUP_PAIRS = 4  # ... and so many end it anyway: loading and page faults are over by then
-_REPEAT_SECONDS = 1.0  # a repeat lasts about this, so that a scheduler's tick of 4 ms is under 1 % of it
+REPEAT_SECONDS = 1.0  # a repeat lasts about this, so that a scheduler's tick of 4 ms is under 1 % of it
 _MOST_PAIRS = 20  # ... but no more pairs than this
 _PROMPT_FRACTION = 0.1  # how near a prompt's length comes to the workload's
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
@@ -99,8 +99,10 @@ def measure_speed(
     n_ctx: int,
     *,
     repeats: int = 5,
+    repeat_seconds: float = REPEAT_SECONDS,
     meter: Meter | None = None,
     progress: Callable[[str], None] = lambda _line: None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> ClientSpeed:
     """Measure a loaded model over HTTP.
 
@@ -110,8 +112,10 @@ def measure_speed(
         workload: Prompt, answer and depth that the promise was measured with.
         n_ctx: The context in force, which nothing may exceed.
         repeats: How many times, for the spread; at least 2.
+        repeat_seconds: How long a repeat of decoding lasts at least, in pairs of answers.
         meter: Measures power meanwhile, where one is given; entered by the caller.
         progress: Is told what goes on.
+        clock: The meter's clock.
 
     Raises:
         VerifyError: the server refuses, or is too fast to be measured this way.
@@ -123,7 +127,7 @@ def measure_speed(
     plan = _Plan(_prompt_of(server, name, depth, n_ctx), short, min(short + workload.generated_tokens, most))
     progress("warming up")
     seconds = _warm_up(server, name, plan)
-    pairs = max(1, min(_MOST_PAIRS, math.ceil(_REPEAT_SECONDS / seconds)))
+    pairs = max(1, min(_MOST_PAIRS, math.ceil(repeat_seconds / seconds)))
     speeds, own = [], []
     for number in range(repeats):
         progress(f"decode {number + 1}/{repeats}")
@@ -135,7 +139,7 @@ def measure_speed(
     prefill, own_prefill, prompt_tokens = _prefill(
         server, name, workload, n_ctx, decode.median, repeats, missing, progress
     )
-    watts = _watts(server, name, plan, meter, missing, progress)
+    watts = _watts(server, name, plan, meter, missing, progress, clock)
     return ClientSpeed(
         decode,
         prefill,
@@ -230,6 +234,7 @@ def _watts(
     meter: Meter | None,
     missing: list[tuple[str, str]],
     progress: Callable[[str], None],
+    clock: Callable[[], float],
 ) -> Reading | None:
     """Power while answers are generated one after another, over windows that the sensor can resolve."""
     if meter is None:
@@ -239,10 +244,11 @@ def _watts(
     for number in range(_POWER_REPEATS):
         progress(f"power {number + 1}/{_POWER_REPEATS}")
         with meter.window() as window:
-            started = time.monotonic()
-            while (ended := time.monotonic()) - started < least:
+            started = clock()
+            ended = started
+            while ended - started < least:
                 server.generate(name, plan.prompt, plan.long)
-            ended = time.monotonic()
+                ended = clock()
         reading = window.reading(started, ended)
         if reading.watts is None:
             missing.append(("watts", reading.reason or "the sensor gave no reading"))

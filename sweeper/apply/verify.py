@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeper.apply.base import Request
-from sweeper.apply.client_speed import ClientSpeed, Meter, measure_speed
+from sweeper.apply.client_speed import REPEAT_SECONDS, ClientSpeed, Meter, measure_speed
 from sweeper.apply.fresh import model_file
 from sweeper.apply.json_http import get
 from sweeper.apply.llama_cpp_python import model_settings
@@ -66,6 +66,7 @@ class VerifyOptions:
     name: str | None = None  # the model's name there
     program: Path | None = None  # of llama-server
     repeats: int = 5
+    repeat_seconds: float = REPEAT_SECONDS
     tolerance: float = TOLERANCE
     start: bool | None = None  # True: always start one; False: never
     start_timeout_seconds: float = 1800.0  # a 40 GB model from a slow disk
@@ -172,7 +173,14 @@ def verify(
             (s.in_force for s in settings if s.name == "n_ctx" and s.in_force), trial.configuration.n_ctx
         )
         speed = measure_speed(
-            server, name, record.workload, int(n_ctx), repeats=options.repeats, meter=meter, progress=progress
+            server,
+            name,
+            record.workload,
+            int(n_ctx),
+            repeats=options.repeats,
+            repeat_seconds=options.repeat_seconds,
+            meter=meter,
+            progress=progress,
         )
         return Verification(
             sweep=record.sweep,
