@@ -1,0 +1,57 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from made_sweeps import failed_only, no_front, sweep
+
+from sweeper.report.markdown import code, escape, markdown_report, picks_markdown
+from sweeper.report.picks import picks
+
+
+def test_the_report_answers_before_it_explains() -> None:
+    text = markdown_report(sweep())
+    assert text.index("**Run this**") < text.index("| trial |") < text.index("## How it was measured")
+    assert "sweeper apply llama-110m-2026-11-23 --pick within:5% --to llama-server" in text
+
+
+def test_every_pick_is_told_in_words() -> None:
+    text = markdown_report(sweep(kind="measured", gpu=True))
+    for picked in picks(sweep(kind="measured", gpu=True)):
+        assert f"**{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}" in text
+
+
+@pytest.mark.parametrize("kind", ["estimated", "simulated"])
+def test_watts_that_were_not_measured_say_so(kind: str) -> None:
+    text = markdown_report(sweep(kind=kind))
+    assert f"| W {kind} |" in text
+    assert f"({kind})" in text.split("## What it costs")[1]
+    assert f"W {kind}" in picks_markdown(sweep(kind=kind))
+
+
+def test_nothing_to_recommend_is_said_first() -> None:
+    for record in (no_front(), failed_only()):
+        assert "**Nothing can be recommended yet**" in markdown_report(record)
+        assert "Run this" not in picks_markdown(record)
+
+
+def test_the_baseline_stands_first_and_without_a_change() -> None:
+    rows = [line for line in markdown_report(sweep()).splitlines() if line.startswith("| #")]
+    assert rows[0].startswith("| #0 | baseline |")
+    assert "%" not in rows[0]
+    assert all("%" in row for row in rows[1:])
+
+
+@given(st.text())
+def test_escaped_text_holds_no_markup(text: str) -> None:
+    escaped = escape(text)
+    assert "<" not in escaped
+    assert ">" not in escaped.replace("&gt;", "")
+    for sign in "|*_[]#~`":
+        assert escaped.count(sign) == escaped.count(f"\\{sign}")
+
+
+@given(st.text(alphabet="`ab "))
+def test_code_is_fenced_by_more_backticks_than_it_holds(text: str) -> None:
+    fenced = code(text)
+    ticks = len(fenced) - len(fenced.lstrip("`"))
+    inner = fenced[ticks:-ticks]
+    assert "`" * ticks not in inner
