@@ -35,6 +35,9 @@ class Candidates:
         self._allowed = allowed
         self._random = random.Random(seed)
         self._judged: dict[Configuration, bool] = {}
+        self._points: dict[
+            tuple[Any, ...], Configuration
+        ] = {}  # what values come to: found once, asked often
         self._pool: list[Configuration] = []
         self._grid: list[Configuration] | None = None
         if space.size <= WHOLE_GRID_UP_TO:
@@ -54,9 +57,7 @@ class Candidates:
         for _ in range(20 * count):  # a space of which one in twenty may run is still served
             if len(found) >= count:
                 break
-            c = self._space.configuration(
-                {p.name: self._random.choice(p.values) for p in self._space.parameters.values()}
-            )
+            c = self._point({p.name: self._random.choice(p.values) for p in self._space.parameters.values()})
             if self._may_run(c):
                 found[c] = None
         return list(found)
@@ -84,7 +85,14 @@ class Candidates:
         changes = self._random.choices((1, 2, 3), weights=(5, 3, 2))[0]
         for name in self._random.sample(names, min(len(names), changes)):
             params[name] = self._moved(name, params[name])
-        return self._space.configuration(params)
+        return self._point(params)
+
+    def _point(self, params: dict[str, Any]) -> Configuration:
+        key = tuple(params.values())
+        found = self._points.get(key)
+        if found is None:
+            found = self._points[key] = self._space.configuration(params)
+        return found
 
     def _moved(self, name: str, value: Any) -> Any:
         parameter = self._space.parameters[name]

@@ -1,5 +1,7 @@
 """The sampler: it learns where memory ends and where the front lies, and repeats nothing."""
 
+import contextlib
+import functools
 import warnings
 
 import numpy as np
@@ -8,7 +10,7 @@ import pytest
 
 from sweeper.engine.simulated import MACHINES, default_configuration, true_metrics
 from sweeper.errors import OutOfMemory
-from sweeper.pareto import hypervolume, reference_point
+from sweeper.pareto import hypervolume, reference_point, undominated
 from sweeper.records import Configuration, Workload
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
@@ -20,11 +22,12 @@ from sweeper.search.warm_start import initial_design
 from sweeper.space import Traits, build_space
 
 WORKLOAD = Workload(depth=512)
+# Small enough to know it whole.
 SPEC = {
     "quant": ["Q8_0", "Q6_K", "Q4_K_M"],
     "n_gpu_layers": {"low": 0, "high": 49, "step": 7},
-    "n_threads": [1, 2, 4, 8, 16],
-    "n_ctx": [2048, 8192, 32768],
+    "n_threads": [1, 4, 16],
+    "n_ctx": [2048, 32768],
     "flash_attn": [True, False],
     "type_k": ["f16", "q8_0"],
     "power_limit_watts": {"low": 100, "high": 175, "step": 15},
@@ -72,20 +75,24 @@ def quiet():
         yield
 
 
-def volume(space, configurations):
-    def points(some):
-        found = []
-        for c in some:
-            try:
-                speed, watts = truth(c)
-            except OutOfMemory:
-                continue
-            found.append((speed, -watts))
-        return found
+@functools.cache
+def everything():
+    """Every point of the space that runs, oriented."""
+    found = {}
+    for configuration in gpu_space().grid():
+        with contextlib.suppress(OutOfMemory):
+            speed, watts = truth(configuration)
+            found[configuration] = (speed, -watts)
+    return found
 
-    everything = points(space.grid())
-    reference = reference_point(everything)
-    return hypervolume(points(configurations), reference) / hypervolume(everything, reference)
+
+def volume(configurations):
+    points = everything()
+    values = list(points.values())
+    front = [values[i] for i in undominated(values)]
+    reference = reference_point(front)
+    found = [points[c] for c in configurations if c in points]
+    return hypervolume(found, reference) / hypervolume(front, reference)
 
 
 def test_it_finds_most_of_the_front_in_a_small_share_of_the_grid_and_repeats_nothing():
@@ -94,23 +101,15 @@ def test_it_finds_most_of_the_front_in_a_small_share_of_the_grid_and_repeats_not
     assert len(set(asked)) == 30
     assert not any(space.violations(c) for c in asked)
     shuffled = initial_design(space, asked[0], 1, 5) + tuple(Candidates(space, 5).random_points(29))
-    assert volume(space, asked) > 0.9
-    assert volume(space, asked) > volume(space, shuffled)
+    assert volume(asked) > 0.9
+    assert volume(asked) > volume(shuffled)
 
 
 def test_it_learns_where_memory_ends():
     space = gpu_space()
-    _, asked = search(GpFrontSampler(space, seed=2), space, 40)
-
-    def breaks(configuration):
-        try:
-            truth(configuration)
-        except OutOfMemory:
-            return True
-        return False
-
-    # About a third of the fast end of this space breaks; whoever does not learn breaks there again and again.
-    assert sum(breaks(c) for c in asked[20:]) <= 5
+    _, asked = search(GpFrontSampler(space, seed=2), space, 30)
+    # Most of the fast end of this space breaks; whoever does not learn breaks there again and again.
+    assert sum(c not in everything() for c in asked[18:]) <= 3
 
 
 def test_what_is_not_allowed_is_never_asked_for():
@@ -173,19 +172,11 @@ def test_one_and_three_objectives(count):
     def objective(configuration):
         return (*truth(configuration), float(configuration.n_ctx))[:count]
 
-    study, asked = search(GpFrontSampler(space, seed=0), space, 25, objective, directions)
-    assert len(set(asked)) == 25
+    study, asked = search(GpFrontSampler(space, seed=0), space, 18, objective, directions)
+    assert len(set(asked)) == 18
     if count == 1:
         best = max(t.values[0] for t in study.trials if t.values)
-        assert best > 0.9 * max(_speeds(space))
-
-
-def _speeds(space):
-    for configuration in space.grid():
-        try:
-            yield truth(configuration)[0]
-        except OutOfMemory:
-            continue
+        assert best > 0.9 * max(speed for speed, _ in everything().values())
 
 
 def test_values_of_both_signs_are_taken_as_they_are():
@@ -213,14 +204,11 @@ def test_a_prior_is_used():
     space = gpu_space()
 
     def oracle(configuration):
-        try:
-            speed, watts = truth(configuration)
-        except OutOfMemory:
-            return 0.0, -np.log(500.0)
-        return np.log(speed), -np.log(watts)
+        speed, watts = everything().get(configuration, (1.0, -500.0))
+        return np.log(speed), -np.log(-watts)
 
-    _, with_prior = search(GpFrontSampler(space, seed=0, prior=oracle), space, 20)
-    assert volume(space, with_prior) > 0.95
+    _, with_prior = search(GpFrontSampler(space, seed=0, prior=oracle), space, 12)
+    assert volume(with_prior) > 0.95
 
 
 # The parts
@@ -243,8 +231,8 @@ def test_equal_configurations_are_one_point_and_the_last_layer_stands_apart():
 def test_values_beside_the_space_are_encoded_as_their_nearest():
     space = gpu_space()
     encode = Encoder(space)
-    inside = space.configuration({"n_threads": 8})
-    assert (encode([inside.with_(n_threads=7)]) == encode([inside])).all()
+    inside = space.configuration({"n_threads": 4})
+    assert (encode([inside.with_(n_threads=5)]) == encode([inside])).all()
     assert encode([Configuration(quant="unheard of")]).shape == (1, encode.dimensions)
 
 
@@ -281,7 +269,12 @@ def test_the_gradient_of_the_fit_is_right():
 
 def test_an_initial_design_begins_with_the_baseline_and_holds_no_point_twice():
     space = gpu_space()
-    params = space.params_of(space.base) | {"quant": "Q8_0", "power_limit_watts": 175, "n_ctx": 2048}
+    params = space.params_of(space.base) | {
+        "quant": "Q8_0",
+        "power_limit_watts": 175,
+        "n_ctx": 2048,
+        "n_threads": 4,
+    }
     baseline = space.configuration(params)
     design = initial_design(space, baseline, 12, seed=0)
     assert design[0] == baseline
