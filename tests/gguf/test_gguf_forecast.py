@@ -2,15 +2,18 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nano_models import NANO
 
 from sweeper.errors import EngineRefused, ModelFileError, ModelMissingError
 from sweeper.gguf.available_memory import host_available_mib
 from sweeper.gguf.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
 from sweeper.gguf.forecast_worker import compute_by_device, kv_by_device, layer_devices
 from sweeper.gguf.header import read_header
+from sweeper.gguf.synthetic import write_synthetic
 from sweeper.records import Configuration
 
 CONFIGURATIONS = (
@@ -135,6 +138,16 @@ def test_layers_on_a_gpu_are_counted_there(nano):
     assert weights == pytest.approx({HOST: sum(by_name.values()) - on_gpu, "CUDA0": on_gpu})
     assert kv_by_device(GPU_CONTEXT) == {"CPU": 4.0, "CUDA0": 4.0}
     assert compute_by_device(GPU_CONTEXT) == pytest.approx({"CUDA0": 65.5, "CUDA_Host": 12.13})
+
+
+def test_tied_embeddings_lie_on_the_host_and_on_the_gpu(tmp_path):
+    shape = replace(NANO, tied_embeddings=True)
+    header = read_header(write_synthetic(shape, tmp_path / "tied.gguf"))
+    embeddings = shape.vocab_size * shape.embedding_length * 2 / 2**20
+    total = header.tensor_bytes / 2**20
+    on_gpu = weights_by_device(header, dict.fromkeys(range(3), "CUDA0"))
+    assert on_gpu == pytest.approx({HOST: embeddings, "CUDA0": total})
+    assert weights_by_device(header, dict.fromkeys(range(3), "CPU")) == pytest.approx({HOST: total})
 
 
 def test_each_device_must_have_room():

@@ -52,7 +52,7 @@ def test_a_model_against_itself_is_exactly_nothing(meter, nano):
 
 
 def test_fewer_bits_are_further_away(meter, level):
-    means = [meter.divergence(level(name)).mean for name in ("Q8_0", "Q6_K", "Q4_K_M", "Q3_K_M", "Q2_K")]
+    means = [meter.divergence(level(name)).mean for name in ("Q8_0", "Q4_K_M", "Q2_K")]
     assert means == sorted(means)
     assert 1e-5 < means[0] < 0.01
     assert means[-1] > 20 * means[0]
