@@ -72,6 +72,7 @@ class Draft:
     commands: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
     snippet: str | None = None  # text to paste where a target has no file
+    undo: tuple[str, ...] = ()  # what a rollback leaves to the user, since it lies outside the files
     sets_power_limit: bool = False  # one of the files or commands does, so that no note has to ask for it
 
 

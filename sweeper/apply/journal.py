@@ -37,6 +37,7 @@ from sweeper.apply.files import (
 from sweeper.errors import SweepBusyError, SweeperError, UsageError
 
 SCHEMA = 1
+_LIMIT_TOLERANCE_WATTS = 0.13  # processors count in units of 1/8 W, rounded down; GPUs in mW
 State = Literal["prepared", "done", "rolled_back"]
 
 
@@ -48,11 +49,11 @@ class PowerLimit(Protocol):
         """UUID of a GPU or name of a zone."""
         ...
 
-    def read(self) -> int | None:
-        """The limit in force, or None where the device does not say."""
+    def read(self) -> float | None:
+        """The limit in force, as exactly as the device says it, or None where it does not."""
         ...
 
-    def set(self, watts: int) -> int:
+    def set(self, watts: float) -> float:
         """Set it and return what the device reads back. Raises a SweeperError where it was refused."""
         ...
 
@@ -74,8 +75,8 @@ class LimitEntry:
     """A power limit as found and as set, in W."""
 
     device: str
-    found_watts: int
-    set_watts: int
+    found_watts: float
+    set_watts: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +91,7 @@ class Entry:
     state: State
     files: tuple[FileEntry, ...]
     limit: LimitEntry | None = None
+    undo: tuple[str, ...] = ()  # what is left to the user after a rollback
     schema: int = SCHEMA
 
 
@@ -102,7 +104,7 @@ class Undone:
     removed: tuple[str, ...]
     unchanged: tuple[str, ...]  # never written, or put back already
     kept_aside: tuple[str, ...]  # copies of files that someone edited, from before they were overwritten
-    limit_watts: int | None = None
+    limit_watts: float | None = None
     notes: tuple[str, ...] = ()
 
 
@@ -138,6 +140,7 @@ def commit(
     now: datetime,
     limit: PowerLimit | None = None,
     watts: int | None = None,
+    undo: tuple[str, ...] = (),
     step: Step = no_step,
 ) -> Entry:
     """Write ``changes`` and set the limit; returns the entry by which it is undone.
@@ -154,7 +157,7 @@ def commit(
                 raise UsageError(
                     f"{item.path} changed since the diff was made: look at the new diff and apply again"
                 )
-        entry = _prepare(root, changes, target, sweep, trial, now, limit, watts, step)
+        entry = _prepare(root, changes, target, sweep, trial, now, limit, watts, undo, step)
         try:
             for item, noted in zip(changes, entry.files, strict=True):
                 for folder in noted.made_folders:
@@ -196,6 +199,7 @@ def _prepare(
     now: datetime,
     limit: PowerLimit | None,
     watts: int | None,
+    undo: tuple[str, ...],
     step: Step,
 ) -> Entry:
     folder = journal_folder(root)
@@ -225,7 +229,15 @@ def _prepare(
                 )
             )
         entry = Entry(
-            name, target, sweep, trial, now.isoformat(), "prepared", tuple(noted), _noted_limit(limit, watts)
+            name,
+            target,
+            sweep,
+            trial,
+            now.isoformat(),
+            "prepared",
+            tuple(noted),
+            _noted_limit(limit, watts),
+            undo,
         )
         _save(staging, entry, step)
         staging.rename(folder / name)
@@ -258,8 +270,8 @@ def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool, st
         )
     if entry.limit is not None and (limit is None or limit.device != entry.limit.device):
         raise UsageError(
-            f"the apply set the power limit of {entry.limit.device} to {entry.limit.set_watts} W: "
-            f"to give back {entry.limit.found_watts} W this machine must let it be set (see `sweeper doctor`)"
+            f"the apply set the power limit of {entry.limit.device} to {entry.limit.set_watts:g} W: "
+            f"to give back {entry.limit.found_watts:g} W this machine must let it be set (see `sweeper doctor`)"
         )
     aside = tuple(copy for noted in edited if (copy := _keep_aside(folder, noted, step)))
     watts, notes = _undo_limit(entry.limit, limit, step)
@@ -268,25 +280,35 @@ def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool, st
         done[_put_back(folder, noted, step)].append(noted.path)
     entry = _mark(root, entry, "rolled_back", step)
     return Undone(
-        entry, tuple(done["restored"]), tuple(done["removed"]), tuple(done["unchanged"]), aside, watts, notes
+        entry,
+        tuple(done["restored"]),
+        tuple(done["removed"]),
+        tuple(done["unchanged"]),
+        aside,
+        watts,
+        (*notes, *entry.undo),
     )
 
 
 def _undo_limit(
     entry: LimitEntry | None, limit: PowerLimit | None, step: Step
-) -> tuple[int | None, tuple[str, ...]]:
+) -> tuple[float | None, tuple[str, ...]]:
     if entry is None or limit is None:
         return None, ()
     present = limit.read()
-    if present == entry.found_watts:
+    if _same(present, entry.found_watts):
         return present, ()
-    if present != entry.set_watts:
+    if not _same(present, entry.set_watts):
         return None, (
             f"the power limit of {entry.device} is {present} W, which sweeper did not set: left as it is",
         )
     watts = limit.set(entry.found_watts)
     step("gave back the power limit")
     return watts, ()
+
+
+def _same(one: float | None, other: float) -> bool:
+    return one is not None and abs(one - other) <= _LIMIT_TOLERANCE_WATTS
 
 
 def _put_back(folder: Path, noted: FileEntry, step: Step) -> str:
@@ -365,7 +387,8 @@ def _load(folder: Path) -> Entry:
         data: dict[str, Any] = json.loads(path.read_text("utf-8"))
         files = tuple(FileEntry(**{**f, "made_folders": tuple(f["made_folders"])}) for f in data.pop("files"))
         limit = data.pop("limit")
-        return Entry(files=files, limit=LimitEntry(**limit) if limit else None, **data)
+        undo = tuple(data.pop("undo", ()))
+        return Entry(files=files, limit=LimitEntry(**limit) if limit else None, undo=undo, **data)
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise UsageError(
             f"{path} is not an apply's journal ({error}): move it away to go on without undoing it"

@@ -48,6 +48,7 @@ class Ollama:
                 Command("run it", ("ollama", "run", name)),
             ),
             notes=_cannot(request.configuration),
+            undo=(f"Ollama keeps what it was given: ollama rm {name}; sudo rm {place}; restart it",),
         )
 
 

@@ -43,6 +43,7 @@ class ApplyPlan:
     commands: tuple[Command, ...]
     notes: tuple[str, ...]
     snippet: str | None
+    undo: tuple[str, ...] = ()  # said by a rollback
     limit_device: str | None = None
     limit_watts: int | None = None  # None: no limit is set by writing this plan
 
@@ -138,6 +139,7 @@ def plan(
             *(f"changed since the sweep: {s}" for s in stale),
         ),
         snippet=draft.snippet,
+        undo=draft.undo,
         limit_device=limit.device if limit is not None and watts is not None else None,
         limit_watts=watts,
     )
@@ -215,6 +217,7 @@ def write_plan(
         now=now(),
         limit=limit,
         watts=made.limit_watts,
+        undo=made.undo,
         step=step,
     )
     return Outcome(made, entry, str(journal_folder(root) / entry.id))

@@ -255,7 +255,7 @@ def detect(url: str) -> Server:
     """
     url = url.rstrip("/")
     try:
-        if "version" in get(f"{url}/api/version"):
+        if "models" in get(f"{url}/api/tags"):  # llama-swap has /api/version too, and not this
             return OllamaServer(url)
     except NoSuchPageError:
         pass

@@ -58,6 +58,10 @@ class Systemd:
                 ),
             ),
             notes=tuple(notes),
+            undo=(
+                f"stop what still runs: sudo systemctl disable --now {' '.join(units)}; "
+                "sudo systemctl daemon-reload",
+            ),
             sets_power_limit=limit is not None,
         )
 

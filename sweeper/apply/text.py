@@ -56,7 +56,7 @@ def render_undone(undone: Undone) -> str:
     lines += [f"  unchanged {path}" for path in undone.unchanged]
     lines += [f"  edited since, a copy is kept in {path}" for path in undone.kept_aside]
     if undone.limit_watts is not None and entry.limit is not None:
-        lines.append(f"  power limit of {entry.limit.device}: {undone.limit_watts} W again")
+        lines.append(f"  power limit of {entry.limit.device}: {undone.limit_watts:g} W again")
     lines += [f"note: {note}" for note in undone.notes]
     return "\n".join(lines) + "\n"
 

@@ -339,9 +339,21 @@ def _settings(
         said = in_force.get(key)
         if said is None:
             checks.append(SettingCheck(key, configured[key], None, "the server does not say", "unknown"))
+        elif key == "n_gpu_layers":
+            checks.append(_layers_check(configured[key], said, record.model.n_layer))
         else:
             checks.append(_check(key, _as_engine_has_it(key, configured), said))
     return tuple(checks)
+
+
+def _layers_check(configured: int, said: InForce, n_layer: int) -> SettingCheck:
+    """Servers say "all", a number beyond the last layer, or how many there are: all the same."""
+
+    def layers(value: Any) -> Any:
+        return n_layer + 1 if isinstance(value, int) and (value < 0 or value > n_layer) else value
+
+    kept = layers(said.value) == layers(configured)
+    return SettingCheck("n_gpu_layers", configured, said.value, said.read_from, "kept" if kept else "missed")
 
 
 def _as_engine_has_it(key: str, configured: Mapping[str, Any]) -> Any:

@@ -101,9 +101,9 @@ class FakeLimit:
         self.file = file
         self.device = device
 
-    def read(self) -> int | None:
-        return int(self.file.read_text())
+    def read(self) -> float | None:
+        return float(self.file.read_text())
 
-    def set(self, watts: int) -> int:
+    def set(self, watts: float) -> float:
         self.file.write_text(str(watts))
         return watts

@@ -117,15 +117,15 @@ def test_a_file_that_changed_since_the_diff_is_not_overwritten(sweep: SweepRecor
 def test_the_limit_is_set_and_given_back(folder: Path, model_path: Path, tmp_path: Path) -> None:
     sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120))
     limit = FakeLimit(tmp_path / "limit")
-    limit.set(170)
+    limit.set(170.25)
     outcome = run(sweep, folder, limit=limit)
     assert limit.read() == 120
     assert "120 W" in apply.render_outcome(outcome)
-    with pytest.raises(UsageError, match="170 W"):
+    with pytest.raises(UsageError, match=r"170\.25 W"):
         apply.rollback(folder.parent / "root")  # without the right to set it
     undone = apply.rollback(folder.parent / "root", limit)
-    assert limit.read() == 170
-    assert "170 W again" in apply.render_undone(undone)
+    assert limit.read() == 170.25
+    assert "170.25 W again" in apply.render_undone(undone)
 
 
 def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: Path, tmp_path: Path) -> None:
@@ -141,7 +141,7 @@ def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: P
 
 def test_a_refused_limit_puts_the_files_back(folder: Path, model_path: Path, tmp_path: Path) -> None:
     class Refusing(FakeLimit):
-        def set(self, watts: int) -> int:
+        def set(self, watts: float) -> float:
             raise LimitRefused(f"{watts} W is below the least")
 
     sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=20))
@@ -240,3 +240,9 @@ def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder:
         apply.resolve(sweep, 9)
     with pytest.raises(UsageError, match="one of llama-server"):
         run(sweep, folder, "vllm")
+
+
+def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord, folder: Path) -> None:
+    run(sweep, folder, "systemd")
+    undone = apply.rollback(folder.parent / "root")
+    assert "systemctl disable --now llama-server.service" in apply.render_undone(undone)
