@@ -20,10 +20,11 @@ from typing import IO, Any, Self
 
 from sweeper.errors import StoreError, SweepMissingError
 from sweeper.tracking import store
+from sweeper.tracking.views import view_of
 
 HOST = "127.0.0.1"
 PORT = 5000  # MLflow's own
-START_SECONDS = 120.0  # 11 to 21 s were seen on 2 cores; several times that under load
+START_SECONDS = 300.0  # 11 to 21 s on 2 quiet cores, over 100 s were seen on busy ones
 END_SECONDS = 5.0
 POLL_SECONDS = 0.2
 ANSWER_SECONDS = 5.0
@@ -40,11 +41,16 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Addresses to open. ``experiment`` and ``sweep`` are None while the store has no sweep."""
+    """Addresses to open; all but ``home`` are None while the store has no sweep.
+
+    ``experiment`` lists all sweeps of the model, ``sweep`` says what to run, ``charts`` draws the front and
+    the swept parameters of that sweep.
+    """
 
     home: str
-    experiment: str | None
-    sweep: str | None
+    experiment: str | None = None
+    sweep: str | None = None
+    charts: str | None = None
 
     @property
     def best(self) -> str:
@@ -106,12 +112,13 @@ class MlflowUi:
         if run is None:
             if sweep is not None:
                 raise SweepMissingError(f"no sweep {sweep!r} in MLflow at {self._place.words}")
-            return Pages(self._base, None, None)
+            return Pages(f"{self._base}/#/experiments{MODE}")
         experiment = f"{self._base}/#/experiments/{run['info']['experiment_id']}"
         return Pages(
             home=self._base + "/#/experiments" + MODE,
             experiment=f"{experiment}/runs{MODE}",
             sweep=f"{experiment}/runs/{run['info']['run_id']}{MODE}",
+            charts=f"{experiment}/runs{MODE}&compareRunsMode=CHART&viewStateShareKey={view_of(_tags(run))}",
         )
 
     def wait(self) -> None:
@@ -141,8 +148,7 @@ class MlflowUi:
             "max_results": 1 if sweep is None else 1000,
         }
         for run in self._ask("runs/search", asked).get("runs", []):
-            tags = {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
-            if sweep is None or tags.get("sweeper.sweep") == sweep:
+            if sweep is None or _tags(run).get("sweeper.sweep") == sweep:
                 return dict(run)
         return None
 
@@ -201,6 +207,10 @@ def _check_local(root: Path) -> None:
         raise SweepMissingError(f"no sweep in {root} yet: run `sweeper sweep` first")
     with store.store_errors(str(root / store.DATABASE)), store.locked(root):
         store.mend_moved(root)
+
+
+def _tags(run: dict[str, Any]) -> dict[str, str]:
+    return {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
 
 
 def _command(place: store.Location, port: int) -> list[str]:

@@ -5,6 +5,7 @@ that follows from it, however often it is asked and wherever it was killed.
 
     projection.py   what should stand in MLflow for a record                            (pure)
     description.py  the parent's description: the answer to "what should I run?"        (pure)
+    views.py        the sweep's saved view of MLflow's page of runs                    (pure)
     store.py        opening a store: quiet, checked, its schema made once, mended after a move
     reconcile.py    bringing one run to what it should be, by the fewest calls
     tracker.py      ``Tracker``: what a sweep calls

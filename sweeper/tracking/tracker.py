@@ -27,6 +27,7 @@ from sweeper.tracking.projection import (
     trial_image,
 )
 from sweeper.tracking.reconcile import OPEN, ForeignRunError, bring, create
+from sweeper.tracking.views import view_tag
 
 T = TypeVar("T")
 
@@ -87,6 +88,7 @@ class Tracker:
 
         def work() -> str:
             run = self._bring_parent(record)
+            self._save_view(record)
             self._log_texts(run.info.run_id, _opening_files(record))
             return str(run.info.run_id)
 
@@ -105,6 +107,7 @@ class Tracker:
 
         def work() -> None:
             run_id = self._parent(record).info.run_id
+            self._save_view(record)
             self._log_texts(run_id, _opening_files(record))
             for name, path in files.items():
                 self._log_file(run_id, name, path)
@@ -286,6 +289,13 @@ class Tracker:
         for begin in range(0, len(missing), PAGE):
             self._client.log_batch(parent.info.run_id, metrics=missing[begin : begin + PAGE])
         self._client.set_tag(parent.info.run_id, "sweeper.hypervolume", name)
+
+    def _save_view(self, record: SweepRecord) -> None:
+        """The sweep's view of the page of runs, once: what its user changes in it later stays."""
+        key, value = view_tag(record)
+        experiment_id = self._experiment(record)
+        if key not in self._client.get_experiment(experiment_id).tags:
+            self._client.set_experiment_tag(experiment_id, key, value)
 
     def _log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
         for name, text in texts.items():

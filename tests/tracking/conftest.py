@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from process_groups import group_ends
+from tracked_sweep import record
+
+from sweeper.tracking import Tracker
+from sweeper.ui import free_port
 
 FIRST_OPEN = """
 import sys
@@ -43,3 +50,39 @@ def empty_store(first_opens: tuple[Path, list[tuple[int, str]]]) -> Path:
 def root(empty_store: Path, tmp_path: Path) -> Path:
     """A store with its schema and nothing in it, in a folder whose name is hard to write in an address."""
     return shutil.copytree(empty_store, tmp_path / "mlruns ünï #1 100%")
+
+
+REPORT = "<h1>The whole report</h1>"
+
+SERVE = """
+import sys
+from pathlib import Path
+from sweeper.ui import MlflowUi
+with MlflowUi(None, Path(sys.argv[1]), int(sys.argv[2])) as ui:
+    print(ui.pages().home.partition("/#")[0], ui._process.pid, flush=True)
+    ui.wait()
+"""
+
+
+@pytest.fixture(scope="session")
+def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of a real MLflow server on a store with the sweep "evening".
+
+    It is started once, by ``MlflowUi`` in a process that is killed at the end, and must end with it.
+    """
+    root = tmp_path_factory.mktemp("served") / "mlruns ü 1"
+    shutil.copytree(empty_store, root)
+    (root / "report.html").write_text(REPORT)
+    Tracker.open(None, root).sweep_finished(record(sweep="evening"), {"report.html": root / "report.html"})
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE, str(root), str(free_port(0))], stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    with process.stdout:
+        address, group = process.stdout.readline().split()
+        try:
+            yield address
+        finally:
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+    assert group_ends(int(group)), "MLflow's server outlived the process that started it"

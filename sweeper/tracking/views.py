@@ -1,0 +1,109 @@
+"""A saved view of MLflow's page of runs, one a sweep: its trials with what was swept, and the front's chart.
+
+MLflow (3.17) keeps a saved view as a tag of the experiment; it stands in the page's list "Views". Another
+version that does not know the tag passes over it. Pure.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import zlib
+from collections.abc import Mapping
+from typing import Any
+
+from sweeper.records import SweepRecord
+from sweeper.tracking.projection import milliseconds, sweep_id
+
+TAG = "mlflow.sharedViewState."
+CARD_HEIGHT = 500  # pixels: the names of 6 parameters stay apart on a screen of 1500 x 1000
+RUNS_SHOWN = 1000  # more trials than a sweep has: a chart with some of them left out misleads
+
+
+def view_of(tags: Mapping[str, str]) -> str:
+    """The key of a sweep's view, as it stands in the page's address, from the tags of the sweep's run."""
+    return f"sweeper{tags.get('sweeper.id', '')}"
+
+
+def view_tag(record: SweepRecord) -> tuple[str, str]:
+    """Name and value of the experiment's tag that is the sweep's view."""
+    at = milliseconds(record.started_utc)
+    packed = base64.b64encode(zlib.compress(json.dumps(_state(record)).encode())).decode()
+    view = {"name": record.sweep, "createdAt": at, "updatedAt": at, "state": f"deflate;{packed}"}
+    return TAG + view_of({"sweeper.id": sweep_id(record)}), json.dumps(view)
+
+
+def _state(record: SweepRecord) -> dict[str, Any]:
+    section = "sweeper"
+    return {
+        "searchFilter": f"tags.`sweeper.id` = '{sweep_id(record)}' and tags.`sweeper.kind` = 'trial'"
+        " and attributes.status = 'FINISHED'",
+        "orderByKey": f"metrics.`{record.objectives[0].metric}`",
+        "orderByAsc": record.objectives[0].direction == "minimize",
+        "startTime": "ALL",
+        "lifecycleFilter": "Active",
+        "datasetsFilter": [],
+        "modelVersionFilter": "All Runs",
+        "selectedColumns": _columns(record),
+        "columnOrder": [],
+        "columnWidths": {},
+        "runsHiddenMode": "SHOWALL",
+        "compareRunCharts": [dict(chart, metricSectionId=section) for chart in _charts(record)],
+        "compareRunSections": [
+            {
+                "uuid": section,
+                "name": "Front",
+                "display": True,
+                "isReordered": False,
+                "deleted": False,
+                "isGenerated": False,
+                "columns": 2,
+                "cardHeight": CARD_HEIGHT,
+            }
+        ],
+        "viewMaximized": False,
+        "runListHidden": False,
+        "isAccordionReordered": True,
+        "useGroupedValuesInCharts": True,
+        "hideEmptyCharts": True,
+        "groupBy": None,
+        "groupsExpanded": {},
+        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
+    }
+
+
+def _columns(record: SweepRecord) -> list[str]:
+    extra = [m for m in ("joules_per_token",) if m not in _metrics(record)]
+    return [
+        *(f"metrics.`{metric}`" for metric in (*_metrics(record), *extra)),
+        *(f"params.`{key}`" for key in record.space),
+        *(f"tags.`{tag}`" for tag in ("sweeper.front", "sweeper.role", "sweeper.power.kind")),
+    ]
+
+
+def _metrics(record: SweepRecord) -> list[str]:
+    return [objective.metric for objective in record.objectives]
+
+
+def _charts(record: SweepRecord) -> list[dict[str, Any]]:
+    """The objectives against each other, then every swept parameter against the objectives."""
+    first, *others = _metrics(record)
+    common = {"runsCountToCompare": RUNS_SHOWN, "deleted": False, "isGenerated": False}
+    scatter = [
+        common
+        | {
+            "uuid": f"scatter-{other}",
+            "type": "SCATTER",
+            "xaxis": {"key": other, "type": "METRIC"},
+            "yaxis": {"key": first, "type": "METRIC"},
+        }
+        for other in others
+    ]
+    parallel = common | {
+        "uuid": "parallel",
+        "type": "PARALLEL",
+        "selectedParams": list(record.space),
+        "selectedMetrics": [*others, first],  # the last one gives the lines their colour
+        "showAllRuns": False,
+    }
+    return [*scatter, parallel]

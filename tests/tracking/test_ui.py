@@ -1,0 +1,138 @@
+"""MLflow's real pages: the server starts and ends, and the parent's page answers in a real browser."""
+
+from __future__ import annotations
+
+import socket
+import sys
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from headless_page import CHROMIUM, Page
+from process_groups import group_ends
+
+from sweeper import ui as ui_module
+from sweeper.errors import StoreError, SweepMissingError
+from sweeper.ui import MlflowUi, free_port
+
+
+@pytest.fixture
+def ui(server: str, tmp_path: Path) -> Iterator[MlflowUi]:
+    with MlflowUi(server, tmp_path) as running:
+        yield running
+
+
+@pytest.fixture
+def page(tmp_path: Path) -> Iterator[Page]:
+    if CHROMIUM is None:
+        pytest.skip("no chromium on this machine: apt-get install chromium")
+    with Page(tmp_path / "profile") as opened:
+        yield opened
+
+
+def test_the_pages_of_a_sweep_are_found_by_its_name(ui: MlflowUi) -> None:
+    newest, named = ui.pages(), ui.pages("evening")
+    assert newest == named
+    assert newest.experiment is not None
+    assert newest.best.startswith("http://127.0.0.1:")
+    with urllib.request.urlopen(newest.home.partition("#")[0], timeout=20) as answer:
+        assert answer.status == 200
+    with pytest.raises(SweepMissingError, match="no sweep 'morning'"):
+        ui.pages("morning")
+
+
+@pytest.mark.browser
+def test_the_parents_page_alone_says_what_to_run(ui: MlflowUi, page: Page) -> None:
+    address = ui.pages("evening").sweep
+    assert address is not None
+    page.open(address)
+    text = page.wait_for("document.body.innerText.includes('Run this') && document.body.innerText")
+    assert "within:5%" in text
+    assert "n_threads=4" in text
+    assert "<!--" not in text
+    visible = "(e => { const r = e.getBoundingClientRect(); return r.height > 0 && r.bottom < innerHeight })"
+    command = (
+        "[...document.querySelectorAll('code')].find(e => e.innerText.includes('sweeper apply evening'))"
+    )
+    assert page.wait_for(f"{visible}({command})"), "the next command stands on the first screen"
+    assert "sweeper apply evening --pick within:5% --to llama-server --write" in page.evaluate(
+        f"{command}.innerText"
+    )
+    outside = [
+        u for u in page.requests if not u.startswith((address.partition("/#")[0], "data:", "blob:", "about:"))
+    ]
+    assert outside == []
+
+
+@pytest.mark.browser
+def test_the_report_is_shown_among_the_artifacts(ui: MlflowUi, page: Page) -> None:
+    address = str(ui.pages("evening").sweep)
+    page.open(address.replace("?", "/artifacts/report.html?"))
+    page.wait_for("document.querySelector('iframe') !== null")
+    source = page.evaluate("document.querySelector('iframe').srcdoc || document.querySelector('iframe').src")
+    assert "The whole report" in source or source.startswith("blob:")
+
+
+@pytest.mark.browser
+def test_the_table_of_runs_shows_sweeps_and_not_chat_traces(ui: MlflowUi, page: Page) -> None:
+    page.open(ui.pages().best)
+    text = page.wait_for("document.body.innerText.includes('evening') && document.body.innerText")
+    assert "9 matching runs" in text
+    assert "What to run stands in the parent" in text
+
+
+def test_a_taken_port_is_replaced_by_a_free_one() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        assert free_port(port) not in (0, port)
+    assert free_port(port) == port
+
+
+def test_a_folder_without_a_sweep_is_told_before_a_server_starts(tmp_path: Path) -> None:
+    with pytest.raises(SweepMissingError, match="run `sweeper sweep` first"), MlflowUi(None, tmp_path):
+        pass
+
+
+STAND_IN = """
+import subprocess, sys
+subprocess.Popen([sys.executable, "-c", "import time; time.sleep(1000)"])
+from http.server import BaseHTTPRequestHandler, HTTPServer
+class Healthy(BaseHTTPRequestHandler):
+    def do_GET(self):
+        self.send_response(200)
+        self.end_headers()
+HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
+"""
+
+
+def test_a_server_that_cannot_start_gives_its_last_words(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failing = [sys.executable, "-c", "print('one'); raise SystemExit('no such revision')"]
+    monkeypatch.setattr(ui_module, "_command", lambda place, port: failing)
+    with pytest.raises(StoreError, match="did not start: no such revision"), MlflowUi(None, root):
+        pass
+
+
+def test_a_server_that_dies_is_told(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui_module, "_command", lambda _, port: [sys.executable, "-c", STAND_IN, str(port)])
+    with MlflowUi(None, root, free_port(0)) as running:
+        assert running._process is not None
+        running._process.kill()
+        with pytest.raises(StoreError, match="server ended"):
+            running.wait()
+
+
+def test_ctrl_c_leaves_no_process(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ui_module, "_command", lambda _, port: [sys.executable, "-c", STAND_IN, str(port)])
+    group = 0
+
+    def shown_until_ctrl_c() -> None:
+        nonlocal group
+        with MlflowUi(None, root, free_port(0)) as running:
+            assert running._process is not None
+            group = running._process.pid
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        shown_until_ctrl_c()
+    assert group_ends(group), "neither the server nor its children are left"
