@@ -49,13 +49,13 @@ class DeviceLocks:
         """Open files that hold the locks, to be handed to the guardian."""
         return tuple(self._descriptors.values())
 
-    def acquire(self, wait_seconds: float = WAIT_SECONDS) -> None:
-        """Take all locks.
+    def acquire(self) -> None:
+        """Take all locks, waiting a few seconds for a guardian that is at work.
 
         Raises:
             SweepBusyError: another sweep holds one of them.
         """
-        deadline = time.monotonic() + wait_seconds
+        deadline = time.monotonic() + WAIT_SECONDS
         while True:
             busy = self._try_all()
             if busy is None:

@@ -199,6 +199,15 @@ def _replay_until_done(journal: Path, bench: Bench) -> list[RestoreOutcome]:
         time.sleep(RETRY_PAUSE_SECONDS)
 
 
+def read_log(root: Path) -> tuple[str, ...]:
+    """What guardians under a root did after their sweeps had died, oldest first; for `sweeper restore`."""
+    try:
+        text = (root / journals.FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return ()
+    return tuple(text.splitlines())
+
+
 def _speak_into_log(journal: Path) -> None:
     """From here on nobody reads its pipes: what was done, or a traceback, stands beside the journal."""
     log = os.open(journal.parent / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)

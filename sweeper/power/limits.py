@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from sweeper.errors import LimitRefused, MissingError, RightMissingError, SweeperError
-from sweeper.power.base import LimitControl, LimitInForce, LimitRange
+from sweeper.power.base import LimitInForce, LimitRange
 from sweeper.power.device_lock import DeviceLocks
 from sweeper.power.guardian import Guardian
 from sweeper.power.journal import Entry, Journal, read_journal
@@ -41,8 +41,10 @@ NO_DEVICE = "no NVIDIA GPU and no processor package whose limits could be set wa
 class NoLimits:
     """The control of a machine where nothing can be set. It explains itself, and takes no lock."""
 
-    def __init__(self, reasons: Mapping[str, str]) -> None:
+    def __init__(self, reasons: Mapping[str, str], replayed: Sequence[RestoreOutcome] = ()) -> None:
         self._reasons = dict(reasons)
+        self.replayed = tuple(replayed)
+        self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
         """None."""
@@ -68,10 +70,19 @@ class NoLimits:
 
 
 class DeviceLimits:
-    """Limits of GPUs or processor packages. Made by ``find_limits``; enter it around a whole sweep."""
+    """Limits of GPUs or processor packages. Made by ``find_limits``; enter it around a whole sweep.
+
+    ``replayed`` is what was given back for sweeps that died before this one; ``outcomes`` is what leaving
+    did. Both are for the sweep's words to its user.
+    """
 
     def __init__(
-        self, root: Path, bench: Bench, look: Callable[[Bench], Found], lock_folder: Path | None = None
+        self,
+        root: Path,
+        bench: Bench,
+        look: Callable[[Bench], Found],
+        lock_folder: Path | None = None,
+        replayed: Sequence[RestoreOutcome] = (),
     ) -> None:
         self._root = root
         self._bench = bench
@@ -81,7 +92,8 @@ class DeviceLimits:
         self._entered = False
         self._journal: Journal | None = None
         self._guardian: Guardian | None = None
-        self.outcomes: tuple[RestoreOutcome, ...] = ()  # what leaving did, for the sweep's last words
+        self.replayed = tuple(replayed)
+        self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
         """The limits that can be set, as the device says, never above what was found."""
@@ -97,7 +109,7 @@ class DeviceLimits:
             for path in self._locks.journals():  # of a sweep that died under another root
                 record = read_journal(path)
                 if record is not None:
-                    replay(record, self._bench)
+                    self.replayed += tuple(replay(record, self._bench))
             self._locks.note(None)
             # Another sweep may have held the device until now: what it had set is not what was found.
             self._found = self._look(self._bench)
@@ -250,7 +262,7 @@ def find_limits(
     means: MeansSettings | None = None,
     lock_folder: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> LimitControl:
+) -> DeviceLimits | NoLimits:
     """What can be set on this machine, after giving back what dead sweeps left.
 
     The power limit is the GPUs' where there are any, else the processor packages'. Nothing is changed here.
@@ -269,15 +281,15 @@ def find_limits(
     settings = settings or PowerSettings()
     sysfs = Path(settings.sysfs_root)
     means = means or MeansSettings()
-    restore(root, means, sysfs, lock_folder)
-    with Bench(means, sysfs, Path(settings.procfs_root)) as bench:
+    replayed = restore(root, means, sysfs, lock_folder)
+    with Bench(means, sysfs) as bench:
 
         def look_here(bench: Bench) -> Found:
             return look(bench, settings, environ)
 
         found = look_here(bench)
         if not found.devices:
-            return NoLimits(found.reasons)
+            return NoLimits(found.reasons, replayed)
         for path in DeviceLocks(found.devices, lock_folder).journals():
-            restore_one(path, bench, lock_folder)  # left under another root
-        return DeviceLimits(root, bench, look_here, lock_folder)
+            replayed += restore_one(path, bench, lock_folder)  # left under another root
+        return DeviceLimits(root, bench, look_here, lock_folder, replayed)

@@ -60,10 +60,9 @@ class Knobs(Protocol):
 class Bench:
     """The knobs of this machine; opens NVML when the first GPU is asked for. Enter it around their use."""
 
-    def __init__(self, means: MeansSettings, sysfs: Path, procfs: Path = Path("/proc")) -> None:
+    def __init__(self, means: MeansSettings, sysfs: Path) -> None:
         self.settings = means
         self.sysfs = sysfs
-        self._procfs = procfs
         self._stack = contextlib.ExitStack()
         self._nvml: Nvml | None = None
         self._means: dict[str, tuple[Means | None, str | None]] = {}
@@ -83,7 +82,7 @@ class Bench:
 
     def gpu_means(self) -> tuple[Means | None, str | None]:
         """By what means a GPU's limits are set."""
-        return self.means("nvml-power", has_admin_right(self._procfs))
+        return self.means("nvml-power", has_admin_right())
 
     def knob(self, knob_id: KnobId) -> Knob:
         """The knob of that name, set by the best means there is; without a right, its ``write`` says so."""

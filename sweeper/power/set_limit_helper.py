@@ -11,8 +11,9 @@ It reads no file that its caller can write, starts no program and no shell, and 
     sweeper-set-limit rapl ZONE constraint_N MICROWATTS
 
 A value must lie in the device's own range, and never above the highest that this program found in force since
-boot (kept in a folder of root's that a boot empties). Exit codes: 0 done; 2 wrong words; 3 no such device or
-call; 4 out of range; 5 the device refused. It needs only Python's standard library, 3.8 or newer.
+boot (kept in a folder of root's that a boot empties), or a GPU's default. Exit codes: 0 done; 2 wrong words;
+3 no such device or call; 4 out of range; 5 the device refused. It needs only Python's standard library, 3.8
+or newer.
 """
 
 import ctypes
@@ -129,7 +130,8 @@ def _nvml_power(words: List[str], state: Path) -> None:  # noqa: UP006
     handle = nvml.handle(uuid)
     low, high = nvml.numbers("nvmlDeviceGetPowerManagementLimitConstraints", handle, 2)
     (present,) = nvml.numbers("nvmlDeviceGetPowerManagementLimit", handle, 1)
-    _in_range(value, low, min(high, _ceiling(state, uuid, present)), "mW")
+    (default,) = nvml.numbers("nvmlDeviceGetPowerManagementDefaultLimit", handle, 1)
+    _in_range(value, low, min(high, max(default, _ceiling(state, uuid, present))), "mW")
     nvml.set_power(handle, value)
 
 

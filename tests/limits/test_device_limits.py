@@ -14,12 +14,20 @@ from fake_nvml import H100_MIG, LAPTOP_4060, RTX_3060, RTX_4090, UNKNOWN, FakeNv
 
 from sweeper.errors import LimitRefused, SweepBusyError, UsageError
 from sweeper.power.base import LimitControl
+from sweeper.power.guardian import read_log
 from sweeper.power.limits import DeviceLimits, NoLimits, find_limits
 from sweeper.power.restore import Action, restore
 from sweeper.power.rights import MeansSettings
 from sweeper.power.settings import PowerSettings
 
 DIRECT = MeansSettings(means="direct")
+
+
+@pytest.fixture(autouse=True)
+def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A fake driver answers at once."""
+    monkeypatch.setattr("sweeper.power.device_lock.WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("sweeper.power.knob.READ_BACK_SECONDS", 0.2)
 
 
 class Bed:
@@ -33,7 +41,7 @@ class Bed:
         self.locks.mkdir()
         self.sysfs.mkdir()
 
-    def find(self, root: Path | None = None, **changes: object) -> LimitControl:
+    def find(self, root: Path | None = None, **changes: object) -> DeviceLimits | NoLimits:
         settings = PowerSettings(sysfs_root=str(self.sysfs), **changes)  # type: ignore[arg-type]
         return find_limits(root or self.root, settings, DIRECT, self.locks, environ={})
 
@@ -94,7 +102,6 @@ def test_caps_and_clocks_are_set_read_back_and_given_back(bed: Callable[..., Bed
     gpu = here.nvml.gpus[0]
     gpu.power_limit_watts = 400  # neither the default nor the most
     limits = here.find()
-    assert isinstance(limits, DeviceLimits)
     with limits:
         taken = limits.set("power_limit_watts", 250)
         assert (taken.requested, taken.enforced) == (250, 250)
@@ -161,7 +168,11 @@ def test_visible_devices_are_obeyed(
 def test_out_of_range_is_refused_before_anything_is_touched(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
     with here.find() as limits:
-        for name, value in (("power_limit_watts", 149), ("power_limit_watts", 451), ("clock_limit_mhz", 3200)):
+        for name, value in (
+            ("power_limit_watts", 149),
+            ("power_limit_watts", 451),
+            ("clock_limit_mhz", 3200),
+        ):
             with pytest.raises(LimitRefused, match=f"{name}={value} is not in"):
                 limits.set(name, value)
         with pytest.raises(LimitRefused, match="cannot be set"):
@@ -211,7 +222,6 @@ def test_what_another_tool_sets_is_left_alone_and_reported(bed: Callable[..., Be
     here = bed(RTX_4090)
     gpu = here.nvml.gpus[0]
     limits = here.find()
-    assert isinstance(limits, DeviceLimits)
     with limits:
         limits.set("power_limit_watts", 250)
         gpu.power_limit_watts = 333
@@ -230,7 +240,6 @@ def test_clocks_freed_by_another_tool_are_seen_under_load(bed: Callable[..., Bed
     gpu = here.nvml.gpus[0]
     gpu.load(compute=0.5)
     limits = here.find()
-    assert isinstance(limits, DeviceLimits)
     with limits:
         limits.set("clock_limit_mhz", 1200)
         gpu.locked_clocks_mhz = (210, 2400)
@@ -248,11 +257,15 @@ def test_clocks_that_another_tool_holds_are_not_searched(bed: Callable[..., Bed]
     assert "nvidia-smi --reset-gpu-clocks" in limits.reasons()["clock_limit_mhz"]
 
 
+def fail_after_setting(limits: LimitControl) -> None:
+    limits.set("power_limit_watts", 200)
+    raise ZeroDivisionError("in the sweep")
+
+
 def test_an_exception_in_the_sweep_gives_back_and_is_not_masked(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
-    with pytest.raises(ZeroDivisionError), here.find() as limits:
-        limits.set("power_limit_watts", 200)
-        _ = 1 // 0
+    with pytest.raises(ZeroDivisionError, match="in the sweep"), here.find() as limits:
+        fail_after_setting(limits)
     assert here.nvml.gpus[0].power_limit_watts == 450
 
 
@@ -260,7 +273,6 @@ def test_a_gpu_lost_in_the_middle_keeps_its_journal_for_later(bed: Callable[...,
     here = bed(RTX_4090)
     gpu = here.nvml.gpus[0]
     limits = here.find()
-    assert isinstance(limits, DeviceLimits)
     with limits:
         limits.set("power_limit_watts", 200)
         gpu.lose()
@@ -270,6 +282,8 @@ def test_a_gpu_lost_in_the_middle_keeps_its_journal_for_later(bed: Callable[...,
     gpu.heal()  # the guardian, not dismissed, tries for ten seconds
     assert wait_for(lambda: gpu.power_limit_watts == 450)
     assert wait_for(lambda: not here.journals())
+    assert wait_for(lambda: len(read_log(here.root)) == 1)
+    assert "restored (from 200 W to 450 W)" in read_log(here.root)[0]
 
 
 def test_permission_lost_in_the_middle_fails_trials_only(bed: Callable[..., Bed]) -> None:
@@ -368,7 +382,7 @@ def test_a_disk_that_cannot_be_written_sets_nothing(bed: Callable[..., Bed]) -> 
     here = bed(RTX_4090)
     here.root.parent.mkdir(exist_ok=True)
     here.root.write_text("a file, where a folder should be")
-    with here.find() as limits, pytest.raises(LimitRefused, match="no limit was set: .*cannot be written"):
+    with here.find() as limits, pytest.raises(LimitRefused, match=r"no limit was set: .*cannot be written"):
         limits.set("power_limit_watts", 200)
     assert here.nvml.gpus[0].sets == 0
 
@@ -391,7 +405,9 @@ with limits:
     os.kill(os.getpid(), signal.SIGKILL)
 """
     environment = os.environ | here.nvml.environment()
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert here.nvml.gpus[0].power_limit_watts == 200
 
@@ -413,7 +429,9 @@ def test_restore_replays_what_a_killed_sweep_left(bed: Callable[..., Bed]) -> No
 def test_the_next_start_replays_and_finds_the_whole_range(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
     left_behind(here, here.root)
-    assert here.find().ranges()["power_limit_watts"].found == 450
+    limits = here.find()
+    assert limits.ranges()["power_limit_watts"].found == 450
+    assert {outcome.action for outcome in limits.replayed} == {Action.RESTORED}
     assert here.nvml.gpus[0].locked_clocks_mhz is None
 
 

@@ -1,6 +1,7 @@
 """The fake driver, through the real pynvml: it must obey physics, or tests against it prove nothing."""
 
 import ctypes
+import itertools
 import os
 import subprocess
 import sys
@@ -140,8 +141,8 @@ def test_power_shows_a_new_value_once_a_period(opened: Callable[..., FakeNvml]) 
         seen.append(
             pynvml.nvmlDeviceGetFieldValues(handle(), [pynvml.NVML_FI_DEV_POWER_INSTANT])[0].value.uiVal
         )
-    assert len(set(zip(seen, seen[1:], strict=False))) > 2
-    assert sum(a != b for a, b in zip(seen, seen[1:], strict=False)) <= 4
+    assert len(set(itertools.pairwise(seen))) > 2
+    assert sum(a != b for a, b in itertools.pairwise(seen)) <= 4
 
 
 def test_average_power_is_a_second_behind(opened: Callable[..., FakeNvml]) -> None:
