@@ -271,7 +271,7 @@ def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool, st
     if entry.limit is not None and (limit is None or limit.device != entry.limit.device):
         raise UsageError(
             f"the apply set the power limit of {entry.limit.device} to {entry.limit.set_watts:g} W: "
-            f"to give back {entry.limit.found_watts:g} W this machine must let it be set (see `sweeper doctor`)"
+            f"to give back {entry.limit.found_watts:g} W it must be settable here (see `sweeper doctor`)"
         )
     aside = tuple(copy for noted in edited if (copy := _keep_aside(folder, noted, step)))
     watts, notes = _undo_limit(entry.limit, limit, step)
