@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeper.power.base import LimitRange
 from sweeper.records import LIMIT_KEYS, Configuration, MachineRecord, ModelRecord, Workload
-from sweeper.space import SearchSpace, padded
+from sweeper.space import padded
 
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
@@ -160,42 +160,3 @@ def _step(limit: LimitRange) -> int:
     span = limit.high - limit.low
     wished = max(limit.step, span // 20)
     return next((step for step in (1, 2, 5, 10, 15, 20, 25, 50, 100) if step >= wished), wished)
-
-
-def first_configurations(space: SearchSpace, corners: bool) -> tuple[Configuration, ...]:
-    """What to measure first: the default, then a few corners that span the front on most machines.
-
-    The default is moved to the nearest values of the space where it is not one of its points.
-    """
-    baseline = space.configuration(
-        {n: _nearest(p.values, getattr(space.base, n)) for n, p in space.parameters.items()}
-    )
-    if not corners:
-        return (baseline,)
-    smallest = _end(space, "quant", -1)
-    few = _end(space, "n_threads", 0)
-    candidates = [
-        baseline,
-        space.configuration(space.params_of(baseline) | smallest),
-        space.configuration(space.params_of(baseline) | smallest | few),
-        space.configuration(space.params_of(baseline) | smallest | few | _end(space, "n_threads_batch", 0)),
-        space.configuration(space.params_of(baseline) | _end(space, "power_limit_watts", 0)),
-        space.configuration(space.params_of(baseline) | smallest | _end(space, "power_limit_watts", 0)),
-    ]
-    unique = {c.digest: c for c in candidates if not space.violations(c)}
-    return tuple(unique.values())
-
-
-def _end(space: SearchSpace, name: str, index: int) -> dict[str, Any]:
-    return {name: space.parameters[name].values[index]} if name in space.parameters else {}
-
-
-def _nearest(values: tuple[Any, ...], wished: Any) -> Any:
-    """The value nearest to the default; None (as found) counts as the highest limit."""
-    if wished in values:
-        return wished
-    if wished is None:
-        return values[-1]
-    if all(isinstance(v, (int, float)) for v in values):
-        return min(values, key=lambda v: abs(v - wished))
-    return values[0]

@@ -1,4 +1,4 @@
-"""The command line: thin commands over the library. The one module that prints.
+"""The command line: words to commands, errors to exit codes. What each command does is in ``commands.py``.
 
 Data goes to standard output, progress and errors to standard error. Whatever goes wrong on purpose is one
 line and the exit code of its error; see ``sweeper/errors.py``.
@@ -7,7 +7,6 @@ line and the exit code of its error; see ``sweeper/errors.py``.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import signal
 import sys
@@ -16,12 +15,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper import __version__
+from sweeper import __version__, commands
+from sweeper.commands import console, say_error
 from sweeper.errors import EXIT_DONE, EXIT_STOPPED, SweeperError
 
 if TYPE_CHECKING:
-    from rich.console import Console
-
     from sweeper.config import Composed
     from sweeper.records import SweepRecord
     from sweeper.sweep import StopFlag
@@ -63,10 +61,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             return EXIT_DONE
         code: int = options.run(options)
     except SweeperError as error:
-        _say_error(str(error))
+        say_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _say_error("stopped")
+        say_error("stopped")
         return EXIT_STOPPED
     except BrokenPipeError:  # `sweeper report | head`: whoever reads has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -100,16 +98,16 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     from sweeper.report.live import open_progress
     from sweeper.report.progress import Plan
 
-    console = _console(stderr=True)
+    screen = console(stderr=True)
 
     def say(text: str) -> None:
-        console.print(text, style="dim", highlight=False, markup=False)
+        screen.print(text, style="dim", highlight=False, markup=False)
 
     def display(header: SweepRecord, plan: Any) -> Any:
         for note in header.notes:
             say(note)
         expected = Plan(wiring.finalist_measurements(plan), FINALIST_COST, plan.minutes)
-        return open_progress(console, header.objectives, header.power, expected)
+        return open_progress(screen, header.objectives, header.power, expected)
 
     try:
         with wiring.prepared(composed, display, say) as sweep:
@@ -117,15 +115,15 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
             with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):  # type: ignore[attr-defined]
                 record = sweep.run()
     except NoResultError as error:
-        _say_error(str(error))
+        say_error(str(error))
         return error.exit_code
     except SweeperError as error:
-        _say_error(str(error))
+        say_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _say_error("stopped at once: everything finished is kept, and the same command goes on from there")
+        say_error("stopped at once: everything finished is kept, and the same command goes on from there")
         return EXIT_STOPPED
-    _show(record, "json" if as_json else "table")
+    commands.show(record, "json" if as_json else "table")
     return EXIT_STOPPED if sweep.stop.set_by_hand else EXIT_DONE
 
 
@@ -161,98 +159,6 @@ def _groups() -> str:
     return "\n".join(lines)
 
 
-# -- after a sweep
-
-
-def load_record(root: Path, sweep: str | None) -> SweepRecord:
-    """The sweep of that name, or the latest one."""
-    from sweeper.errors import SweepMissingError
-    from sweeper.search.assemble import assemble
-    from sweeper.search.study import SweepStudy, sweep_names
-
-    if sweep is None:
-        names = sweep_names(root)
-        if not names:
-            raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
-        sweep = names[-1]
-    return assemble(SweepStudy.load(root, sweep))
-
-
-def _show(record: SweepRecord, form: str) -> None:
-    if form == "table":
-        from sweeper.report.terminal import show_front
-
-        show_front(record, _console())
-        return
-    from sweeper.report.formats import render
-
-    print(render(record, form), end="")
-
-
-def _report(options: argparse.Namespace) -> int:
-    from sweeper.report.files import write_report
-
-    record = load_record(options.root, options.sweep)
-    _show(record, "json" if options.json else options.format)
-    folder = options.out or options.root / "reports" / record.sweep
-    files = write_report(record, folder)
-    print(f"wrote {', '.join(sorted(files))} to {folder}", file=sys.stderr)
-    return EXIT_DONE
-
-
-def _apply(options: argparse.Namespace) -> int:
-    from sweeper import machine
-    from sweeper.apply.run import Options, run
-    from sweeper.apply.text import outcome_to_plain, render_outcome
-
-    record = load_record(options.root, options.sweep)
-    pick: str | int = int(options.pick) if str(options.pick).isdigit() else options.pick or record.pick
-    now = record.machine if record.engine.simulated else machine.examine()
-    outcome = run(
-        record,
-        pick,
-        options.to,
-        Options(name=options.name, port=options.port, file=options.file, folder=options.folder),
-        root=options.root,
-        machine=now,
-        engine=record.engine if record.engine.simulated else _engine_record(),
-        write=options.write,
-        force=options.force,
-    )
-    _data(options, outcome_to_plain(outcome), render_outcome(outcome))
-    return EXIT_DONE
-
-
-def _rollback(options: argparse.Namespace) -> int:
-    from sweeper.apply.journal import rollback
-    from sweeper.apply.text import render_undone, undone_to_plain
-
-    undone = rollback(options.root, force=options.force)
-    _data(options, undone_to_plain(undone), render_undone(undone))
-    return EXIT_DONE
-
-
-def _ui(options: argparse.Namespace) -> int:
-    from sweeper.ui import serve
-
-    serve(options.uri, options.root, options.port, lambda address: print(address, flush=True))
-    return EXIT_DONE
-
-
-def _engine_record() -> Any:
-    from sweeper.engine.llama_cpp import LlamaCppEngine
-
-    with LlamaCppEngine({}) as engine:
-        return engine.record
-
-
-def _data(options: argparse.Namespace, plain: Any, text: str) -> None:
-    if options.json:
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
-    else:
-        print(text)
-
-
 # -- the parser
 
 
@@ -265,22 +171,31 @@ def _parser() -> argparse.ArgumentParser:
         "5 a promise is not kept; 130 stopped by hand.",
     )
     parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
-    commands = parser.add_subparsers(title="commands", metavar="COMMAND")
-    commands.add_parser("sweep", help="search: the main job", add_help=False)
-    _add_report(commands)
-    _add_apply(commands)
-    rollback = _command(commands, "rollback", _rollback, "undo the last apply, files and limits")
+    add = parser.add_subparsers(title="commands", metavar="COMMAND")
+    add.add_parser("sweep", help="search: the main job", add_help=False)
+    _add_report(add)
+    _add_apply(add)
+    rollback = _command(add, "rollback", commands.rollback, "undo the last apply, files and limits")
     rollback.add_argument("--force", action="store_true", help="also where a file was changed since")
-    ui = _command(commands, "ui", _ui, "the MLflow UI on 127.0.0.1", with_json=False)
+    _add_verify(add)
+    _command(add, "restore", commands.restore, "give back limits that a killed run left")
+    _command(add, "doctor", commands.doctor, "what this machine can measure and set, and what mends the rest")
+    _add_compare(add)
+    ui = _command(add, "ui", commands.ui, "the MLflow UI on 127.0.0.1", with_json=False)
     ui.add_argument("--port", type=int, default=5000, help="the port wished for (default %(default)s)")
     ui.add_argument("--uri", help="an MLflow store elsewhere (tracking.uri)")
+    record = _command(
+        add, "record", commands.record, "measure a whole grid into a table for engine=replay", False
+    )
+    record.add_argument("file", type=Path, metavar="FILE.csv.gz", help="the table; cut short, it goes on")
+    record.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `sweeper sweep`")
     return parser
 
 
 def _command(
-    commands: Any, name: str, run: Callable[[argparse.Namespace], int], words: str, with_json: bool = True
+    add: Any, name: str, run: Callable[[argparse.Namespace], int], words: str, with_json: bool = True
 ) -> argparse.ArgumentParser:
-    parser: argparse.ArgumentParser = commands.add_parser(
+    parser: argparse.ArgumentParser = add.add_parser(
         name, help=words, description=words[0].upper() + words[1:]
     )
     parser.set_defaults(run=run)
@@ -292,26 +207,31 @@ def _command(
     return parser
 
 
-def _add_report(commands: Any) -> None:
-    report = _command(commands, "report", _report, "the front as a table; writes HTML, markdown and PNG")
+def _add_report(add: Any) -> None:
+    report = _command(add, "report", commands.report, "the front as a table; writes HTML, markdown and PNG")
     report.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
     report.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
     report.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
 
 
-def _add_apply(commands: Any) -> None:
+def _add_pick(parser: argparse.ArgumentParser) -> None:
+    picks = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
+    parser.add_argument("--pick", metavar="P", help=f"{picks} (default: the sweep's own)")
+
+
+def _add_apply(add: Any) -> None:
     from sweeper.apply.registry import target_names
 
     apply = _command(
-        commands, "apply", _apply, "show what a pick would change in a server's files, or write it"
+        add, "apply", commands.apply, "show what a pick would change in a server's files, or write it"
     )
-    apply.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
-    picks = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
-    apply.add_argument("--pick", metavar="P", help=f"{picks} (default: the sweep's own)")
+    _add_pick(apply)
     targets = target_names()
     words = f"one of {', '.join(targets)} (default %(default)s)"
     apply.add_argument("--to", choices=targets, default="llama-server", metavar="TARGET", help=words)
     apply.add_argument("--write", action="store_true", help="write it, with a backup; without, only the diff")
+    apply.add_argument("--power-limit", action="store_true", help="set the configuration's power limit too")
     apply.add_argument("--force", action="store_true", help="although machine, engine or model changed since")
     apply.add_argument("--name", help="the name that the server gives the model")
     apply.add_argument("--port", type=int, help="the server's port")
@@ -319,17 +239,40 @@ def _add_apply(commands: Any) -> None:
     apply.add_argument("--folder", type=Path, help="where files go that the target names itself")
 
 
-# -- the terminal
+def _add_verify(add: Any) -> None:
+    verify = _command(add, "verify", commands.verify, "measure a pick in force against what was promised")
+    _add_pick(verify)
+    verify.add_argument(
+        "--server", choices=("auto", "llama-server", "llama-cpp-python", "ollama"), default="auto"
+    )
+    verify.add_argument("--url", help="a running server (default: its usual address, else one is started)")
+    verify.add_argument("--name", help="the model's name there")
+    verify.add_argument("--program", type=Path, help="the llama-server to start")
+    verify.add_argument("--repeats", type=int, default=5)
+    verify.add_argument("--no-watts", action="store_true", help="compare speed only")
 
 
-def _console(stderr: bool = False) -> Console:
-    from rich.console import Console
-
-    return Console(stderr=stderr, soft_wrap=True)
-
-
-def _say_error(text: str) -> None:
-    print(f"sweeper: {text}", file=sys.stderr)
+def _add_compare(add: Any) -> None:
+    compare = _command(
+        add, "compare", commands.compare, "several sweeps side by side: speed, watts, J/token, cost"
+    )
+    compare.add_argument(
+        "sweeps", nargs="*", metavar="SWEEP", help="their names, or front folders' roots with --from"
+    )
+    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
+                         help="another mlruns folder, as from another machine; may be given again")  # fmt: skip
+    compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
+    compare.add_argument("--per-kwh", type=float, help="price of a kWh (default: the first sweep's)")
+    compare.add_argument("--hours", type=float, help="hours of use a day (default: the first sweep's)")
+    compare.add_argument("--currency", help="for example EUR")
+    card = compare.add_argument_group("would a card pay?")
+    card.add_argument("--card", metavar="NAME", help="its name, for example 'RTX 2080'")
+    card.add_argument("--card-price", type=float, metavar="MONEY")
+    card.add_argument(
+        "--card-speed", type=float, metavar="TOK/S", help="as measured or published for this model"
+    )
+    card.add_argument("--card-watts", type=float, metavar="W", help="in decode")
+    card.add_argument("--card-idle", type=float, default=0.0, metavar="W", help="more at rest with it")
 
 
 def _complete() -> int:

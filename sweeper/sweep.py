@@ -57,7 +57,7 @@ class SearchPlan:
     total: int  # trials at most, for the display
     exhaustive: bool = False  # go through the grid in order
     seed: int = 0
-    stop_reason: Callable[[SweepStudy], str | None] | None = None  # a stopping rule of the sampler's
+    stop_reason: Callable[[], str | None] | None = None  # a stopping rule of the sampler's
 
 
 @dataclass(slots=True)
@@ -155,7 +155,7 @@ class Sweep:
             record = assemble(self.study)
             if record.hypervolume[-1] - record.hypervolume[-1 - plan.patience] < GROWTH:
                 return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
-        return plan.stop_reason(self.study) if plan.stop_reason else None
+        return plan.stop_reason() if plan.stop_reason else None
 
     def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
         """The next point of the grid, or any point, that is not known yet."""

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, machine
-from sweeper.auto_space import Facts, default_configuration, fill_auto, first_configurations
+from sweeper.auto_space import Facts, default_configuration, fill_auto, unsettable
 from sweeper.config import Composed, Settings
 from sweeper.engine.base import Engine
 from sweeper.errors import (
@@ -27,6 +27,8 @@ from sweeper.errors import (
     SweepBusyError,
 )
 from sweeper.gguf.obtain import Model, Wanted, obtain
+from sweeper.measure import Stage
+from sweeper.pareto import parse_pick
 from sweeper.power.base import LimitControl, PowerMeter
 from sweeper.records import (
     Caveat,
@@ -36,12 +38,14 @@ from sweeper.records import (
     ModelRecord,
     Reading,
     SweepRecord,
+    Workload,
     to_plain,
 )
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
-from sweeper.search.samplers import make_sampler
+from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace, Traits, build_space
 from sweeper.sweep import FINAL_VISITS, SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
@@ -50,11 +54,17 @@ if TYPE_CHECKING:
     from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.gguf.forecast import Forecaster
     from sweeper.gguf.quality import QualityMeter
+    from sweeper.record_table import Table, TableRow
 
 # Long enough for a mean of the power at rest, on sensors that refresh once a second too.
 IDLE_SECONDS = 2.0
 # What a grid is counted up to for the display; counting a space of millions would take longer than a trial.
 MOST_COUNTED = 20_000
+
+# The default and the corners that lie near the front on most machines; see search/warm_start.py.
+CORNERS = 6
+# Configurations between two lines of `sweeper record`.
+TOLD_EVERY = 20
 
 OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
 
@@ -76,6 +86,8 @@ class Bench:
     clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
     sleep: Callable[[float], None] = time.sleep
     use_files: Callable[[Mapping[str, Path]], None] | None = None  # told of quantisations made later
+    space: SearchSpace | None = None  # of a recorded table, which can answer no other
+    workload: Workload | None = None
 
 
 @contextmanager
@@ -92,30 +104,22 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
     """
     settings = composed.settings
     root = Path(settings.root)
-    _make_folder(root)
+    parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
     with ExitStack() as held:
-        tracker = Tracker.open(
-            settings.tracking.uri, root
-        )  # first of all: no trial for a store that is not there
-        bench = _bench(settings, root, held, say)
-        facts = Facts(
-            bench.machine,
-            bench.model,
-            settings.workload_record(),
-            bench.engine_record.gpu_offload,
-            bench.limits.ranges(),
-            bench.limits.reasons(),
-        )
-        space, notes = _space(composed, facts)
-        name = sweep_name(settings, composed, space, bench.model, root)
+        bench, space, notes = _opened(composed, held, say)
+        workload = bench.workload or settings.workload_record()
+        name = sweep_name(settings, space, workload, bench, root)
         held.enter_context(_alone(root, name))
-        bench = _with_quantisations(bench, space, settings, root, held, say)
-        first = first_configurations(space, settings.search.corners)
-        header = _header(name, settings, composed, bench, space, (*bench.notes, *notes), first[0])
+        tracker = Tracker.open(settings.tracking.uri, root)  # before the first trial: no store, no sweep
+        bench = _with_quality(bench, space, settings, root, held, say)
+        first = initial_design(
+            space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
+        )
+        header = _header(name, settings, workload, composed, bench, space, (*bench.notes, *notes))
         sampler = make_sampler(settings.search.sampler, space, header.objectives, settings.search.seed)
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
-        plan = _plan(settings, space, first)
+        plan = _plan(settings, space, first, stopping_of(sampler))
         yield Sweep(
             study=study,
             space=space,
@@ -136,6 +140,66 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         )
 
 
+def record_grid(composed: Composed, path: Path, say: Callable[[str], None]) -> Table:
+    """Measure every configuration of a space and keep it as a table that the replay engine answers from.
+
+    Goes on where it was cut short. Raises what `prepared` raises.
+    """
+    from sweeper.record_table import header_of, record_table
+
+    settings = composed.settings
+    with ExitStack() as held:
+        bench, space, notes = _opened(composed, held, say)
+        for note in (*bench.notes, *notes):
+            say(note)
+        bench = _with_quality(bench, space, settings, Path(settings.root), held, say)
+        workload = settings.workload_record()
+        stage = Stage.screening(workload)
+        idle = _idle(bench)
+        header = header_of(
+            path.name.removesuffix(".csv.gz"),
+            space,
+            bench.machine,
+            bench.engine_record,
+            bench.model,
+            workload,
+            bench.meter.source,
+            stage,
+            recorded_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            idle_watts=idle.median if idle else None,
+        )
+        began = bench.clock()
+
+        def tell(done: int, total: int, row: TableRow) -> None:
+            if done % TOLD_EVERY == 0 or done == total:
+                say(f"{done} of {total} configurations, {bench.clock() - began:.0f} s")
+
+        return record_table(
+            path, header, bench.engine, bench.meter, stage, limits=bench.limits, progress=tell
+        )
+
+
+def _opened(
+    composed: Composed, held: ExitStack, say: Callable[[str], None]
+) -> tuple[Bench, SearchSpace, tuple[str, ...]]:
+    """The bench with every quantisation at hand, the space, and what to say about the space."""
+    root = Path(composed.settings.root)
+    _make_folder(root)
+    bench = _bench(composed.settings, root, held, say)
+    if bench.space is not None:
+        return bench, bench.space, ()
+    facts = Facts(
+        bench.machine,
+        bench.model,
+        composed.settings.workload_record(),
+        bench.engine_record.gpu_offload,
+        bench.limits.ranges(),
+        bench.limits.reasons(),
+    )
+    space, notes = _space(composed, facts)
+    return _with_quantisations(bench, space, root, say), space, notes
+
+
 # -- the bench ----------------------------------------------------------------------------------------------
 
 
@@ -143,7 +207,7 @@ def _bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str],
     if settings.engine.name == "simulated":
         return _simulated_bench(settings)
     if settings.engine.name == "replay":
-        raise ConfigError("engine=replay: recorded tables cannot be swept yet; see benchmarks/")
+        return _replay_bench(settings)
     return _llama_bench(settings, root, held, say)
 
 
@@ -167,7 +231,8 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     engine_record = engine.record
     meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
     held.enter_context(meter)
-    limits = held.enter_context(find_limits(root, settings.power))
+    limits = find_limits(root, settings.power)
+    held.enter_context(limits)
     forecaster = held.enter_context(Forecaster())
     synthetic = model.record.source == "synthetic"
     return Bench(
@@ -231,6 +296,45 @@ def _simulated_bench(settings: Settings) -> Bench:
     )
 
 
+def _replay_bench(settings: Settings) -> Bench:
+    from sweeper.engine.replay import ReplayEngine, replay_meter
+    from sweeper.measure import exactly
+    from sweeper.power.simulated import SimulatedLimits
+    from sweeper.record_table import read_table
+    from sweeper.virtual_time import VirtualClock
+
+    if not settings.engine.table:
+        raise ConfigError(
+            "engine.table: name a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
+        )
+    table = read_table(Path(settings.engine.table))
+    clock = VirtualClock()
+    engine = ReplayEngine(table, clock, settings.search.seed)
+    divergence = {quant: file.kl_divergence for quant, file in table.header.model.files.items()}
+
+    def quality(configuration: Configuration) -> Reading | None:
+        known = divergence.get(configuration.quant or table.header.model.base_quant)
+        return None if known is None else exactly(known)
+
+    return Bench(
+        engine=engine,
+        engine_record=engine.record,
+        machine=table.header.machine,
+        model=table.header.model,
+        meter=replay_meter(engine),
+        limits=SimulatedLimits({}),
+        notes=(
+            f"replayed from {table.header.name}, of {table.header.recorded_utc}: nothing is measured now",
+        ),
+        quality=quality,
+        forecast=lambda _: None,
+        clock=clock,
+        sleep=clock.advance,
+        space=table.header.space,
+        workload=table.header.workload,
+    )
+
+
 def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
     """The model that the configuration asks for, made or fetched where it is not there yet."""
     wanted = settings.model
@@ -256,8 +360,6 @@ def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> 
 
 
 def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
-    from sweeper.auto_space import unsettable
-
     spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
     traits = Traits(
         n_layer=facts.model.n_layer,
@@ -269,7 +371,32 @@ def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ..
     return build_space(spec, default_configuration(facts), traits), notes
 
 
-def _with_quantisations(
+def _with_quantisations(bench: Bench, space: SearchSpace, root: Path, say: Callable[[str], None]) -> Bench:
+    """The bench with every quantisation of the space at hand."""
+    if bench.use_files is None:
+        return bench
+    from sweeper.gguf.quantise import quantised
+
+    files, notes = dict(bench.model.files), list(bench.notes)
+    base = Path(bench.model.files[bench.model.base_quant].path)
+    for quant in _quants(space):
+        if quant in files:
+            continue
+        made = quantised(base, quant, root)
+        if made.made:
+            say(f"made {quant} with llama.cpp's quantiser in {made.seconds:.1f} s")
+        notes += [f"{quant}: {warning}" for warning in made.warnings]
+        files[quant] = replace(made.file, path=str(Path(made.file.path).resolve()))
+    bench.use_files({quant: Path(file.path) for quant, file in files.items()})
+    return replace(bench, model=replace(bench.model, files=files), notes=tuple(notes))
+
+
+def _quants(space: SearchSpace) -> tuple[str, ...]:
+    searched = space.parameters["quant"].values if "quant" in space.parameters else (space.base.quant,)
+    return tuple(str(quant) for quant in searched if quant is not None)
+
+
+def _with_quality(
     bench: Bench,
     space: SearchSpace,
     settings: Settings,
@@ -277,38 +404,12 @@ def _with_quantisations(
     held: ExitStack,
     say: Callable[[str], None],
 ) -> Bench:
-    """The bench with every quantisation of the space at hand, and with a way to judge its quality."""
-    if bench.use_files is None:
+    """The bench that knows what each quantisation and cache type costs in quality, measured once and kept.
+
+    Where nothing that changes quality is searched there is nothing to judge, and nothing is measured.
+    """
+    if bench.use_files is None or not {"quant", "type_k", "type_v"} & set(space.parameters):
         return bench
-    from sweeper.gguf.quantise import quantised
-
-    searched = space.parameters["quant"].values if "quant" in space.parameters else (space.base.quant,)
-    files, notes = dict(bench.model.files), list(bench.notes)
-    base = Path(bench.model.files[bench.model.base_quant].path)
-    for quant in searched:
-        if quant is None or quant in files:
-            continue
-        made = quantised(base, str(quant), root)
-        if made.made:
-            say(f"made {quant} with llama.cpp's quantiser in {made.seconds:.1f} s")
-        notes += [f"{quant}: {warning}" for warning in made.warnings]
-        files[str(quant)] = made.file
-    bench.use_files({quant: Path(file.path) for quant, file in files.items()})
-    bench = replace(bench, model=replace(bench.model, files=files), notes=tuple(notes))
-    if not {"quant", "type_k", "type_v"} & set(space.parameters):
-        return bench
-    return _with_quality(bench, settings, root, held, say, [str(q) for q in searched if q])
-
-
-def _with_quality(
-    bench: Bench,
-    settings: Settings,
-    root: Path,
-    held: ExitStack,
-    say: Callable[[str], None],
-    quants: list[str],
-) -> Bench:
-    """The bench that knows what each quantisation and cache type costs in quality, measured once and kept."""
     from sweeper.gguf.quality import QualityMeter
     from sweeper.measure import exactly
 
@@ -326,14 +427,11 @@ def _with_quality(
         return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.chunks)
 
     files = dict(bench.model.files)
-    for quant in quants:
+    for quant in _quants(space):
         divergence = meter.divergence(Path(files[quant].path)).mean
         files[quant] = replace(files[quant], kl_divergence=divergence)
-    say(
-        "quality: "
-        + ", ".join(f"{q} {files[q].kl_divergence:.4f}" for q in quants)
-        + f" nats/token from {best.quant}"
-    )
+    figures = ", ".join(f"{quant} {files[quant].kl_divergence:.4f}" for quant in _quants(space))
+    say(f"quality: {figures} nats/token from {best.quant}")
     return replace(bench, model=replace(bench.model, files=files), quality=quality)
 
 
@@ -343,11 +441,11 @@ def _with_quality(
 def _header(
     name: str,
     settings: Settings,
+    workload: Workload,
     composed: Composed,
     bench: Bench,
     space: SearchSpace,
     notes: tuple[str, ...],
-    baseline: Configuration,
 ) -> SweepRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return SweepRecord(
@@ -356,7 +454,7 @@ def _header(
         machine=bench.machine,
         engine=bench.engine_record,
         model=bench.model,
-        workload=settings.workload_record(),
+        workload=workload,
         objectives=settings.objective_records(),
         constraints=settings.constraint_records(),
         power=bench.meter.source,
@@ -405,9 +503,7 @@ def _idle(bench: Bench) -> Reading | None:
     return None if watts is None else exactly(watts)
 
 
-def sweep_name(
-    settings: Settings, composed: Composed, space: SearchSpace, model: ModelRecord, root: Path
-) -> str:
+def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, bench: Bench, root: Path) -> str:
     """The sweep's name: the user's, or one made of model and settings.
 
     A name that was made goes on with an unfinished sweep of the same settings, and is numbered where that
@@ -415,11 +511,20 @@ def sweep_name(
     """
     if settings.name:
         return settings.name
-    decides = [space.describe(), space.fixed, settings.objectives, settings.workload, settings.engine]
-    decides += [model.files[model.base_quant].sha256, settings.search.sampler, settings.power.source]
-    text = json.dumps(
-        [vars(d) if hasattr(d, "__dict__") else d for d in decides], sort_keys=True, default=str
-    )
+    model = bench.model
+    decides = {
+        "space": space.describe(),
+        "fixed": space.fixed,
+        "objectives": [to_plain(o) for o in settings.objective_records()],
+        "constraints": [to_plain(c) for c in settings.constraint_records()],
+        "workload": to_plain(workload),
+        "engine": [bench.engine_record.name, settings.engine.environment],
+        "model": model.files[model.base_quant].sha256,
+        "sampler": settings.search.sampler,
+        "power": settings.power.source,
+        "machine": bench.machine.fingerprint,
+    }
+    text = json.dumps(decides, sort_keys=True, default=str)
     base = f"{model.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
     names = sweep_names(root)
     number = 1
@@ -430,10 +535,12 @@ def sweep_name(
     return name
 
 
-def _plan(settings: Settings, space: SearchSpace, first: tuple[Configuration, ...]) -> SearchPlan:
-    from sweeper.pareto import parse_pick
-
-    parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
+def _plan(
+    settings: Settings,
+    space: SearchSpace,
+    first: tuple[Configuration, ...],
+    stop_reason: Callable[[], str | None] | None,
+) -> SearchPlan:
     search = settings.search
     points = _counted(space)
     return SearchPlan(
@@ -446,6 +553,7 @@ def _plan(settings: Settings, space: SearchSpace, first: tuple[Configuration, ..
         total=min(search.trials or points, points),
         exhaustive=search.sampler == "grid",
         seed=search.seed,
+        stop_reason=stop_reason,
     )
 
 

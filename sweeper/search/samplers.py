@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
@@ -26,6 +26,10 @@ def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective],
     import optuna
 
     samplers = optuna.samplers
+    if name == "gp_front":
+        from sweeper.search.gp_front import GpFrontSampler
+
+        return GpFrontSampler(space, seed)
     if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)
     if name == "nsga2":
@@ -35,3 +39,14 @@ def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective],
             raise EngineMissingError("search.sampler=gp needs torch: `pip install torch`, or choose gp_front")
         return samplers.GPSampler(seed=seed)
     return samplers.TPESampler(seed=seed, multivariate=True, n_startup_trials=8)
+
+
+def stopping_of(sampler: BaseSampler) -> Callable[[], str | None] | None:
+    """The stopping rule of a sampler that knows what is left to gain; None of others."""
+    from sweeper.search.gp_front import GpFrontSampler
+    from sweeper.search.stopping import StoppingRule
+
+    if not isinstance(sampler, GpFrontSampler):
+        return None
+    rule = StoppingRule()
+    return lambda: rule(sampler.outlook)

@@ -1,0 +1,57 @@
+"""What all tests share: real models, written once a session, and a way to run the command line."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from sweeper.gguf.shapes import ModelShape
+from sweeper.gguf.synthetic import write_synthetic
+
+# The smallest llama whose rows are a multiple of 256, which K-quants need.
+SMALLEST = ModelShape(
+    n_layer=2,
+    embedding_length=256,
+    feed_forward_length=512,
+    head_count=4,
+    head_count_kv=2,
+    vocab_size=512,
+    n_ctx_train=2048,
+)
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+@pytest.fixture(scope="session")
+def smallest_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real GGUF of about two million weights, in F16."""
+    return write_synthetic(SMALLEST, tmp_path_factory.mktemp("models") / "smallest.gguf", "F16", seed=1)
+
+
+@pytest.fixture(scope="session")
+def smallest_f16(smallest_model: Path) -> Path:
+    """The same model, by the name that says its precision."""
+    return smallest_model
+
+
+@pytest.fixture
+def sweeper(tmp_path: Path) -> Run:
+    """Runs `sweeper …` in an empty folder and returns what it said."""
+
+    def run(*arguments: str, cwd: Path | None = None, timeout: float = 120, **extra: str):
+        return subprocess.run(
+            [sys.executable, "-m", "sweeper", *arguments],
+            cwd=cwd or tmp_path,
+            env=os.environ | {"NO_COLOR": "1", "COLUMNS": "100"} | extra,
+            capture_output=True,
+            text=True,
+            timeout=timeout,
+            check=False,
+        )
+
+    return run

@@ -1,0 +1,20 @@
+"""Overrides that make a real sweep last seconds."""
+
+FAST = (
+    "experiment=quick",
+    "space.type_k=f16",
+    "space.n_ubatch=64",
+    "space.n_threads=[1,2]",
+    "space.n_threads_batch=1",
+    "space.quant=[F16,Q8_0]",
+    "search.minutes=null",
+    "search.finalists=2",
+    "workload.prompt_tokens=64",
+    "workload.generated_tokens=16",
+    "workload.n_ctx=256",
+    "workload.warmup_seconds=0.1",
+    "workload.screening_seconds=0.2",
+    "workload.screening_repeats=2",
+    "workload.final_seconds=0.6",
+    "workload.final_repeats=3",
+)

@@ -1,0 +1,157 @@
+"""Bad input: one clear line on standard error that names the key or file, the documented exit code, no traceback."""
+
+from __future__ import annotations
+
+import os
+import struct
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+
+def _one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) -> None:
+    assert done.returncode == code, (done.returncode, done.stderr)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sweeper: "), done.stderr
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in last, last
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("space.n_thread=4", ("space.n_thread", "n_threads")),
+        ("search.trials=many", ("search.trials", "many")),
+        ("search.sampler=tpee", ("search.sampler", "tpe")),
+        ("space.n_threads=[]", ("space.n_threads",)),
+        ("space.n_threads={low: 4, high: 2}", ("space.n_threads", "low 4", "high 2")),
+        ("space.n_threads={low: a, high: 2}", ("space.n_threads.low",)),
+        ("space.type_v=[q8_1]", ("space.type_v", "q8_1")),
+        ("space.quant=[Q9]", ("quant", "Q9")),
+        ("+objectives.targets.speed=maximize", ("objectives.targets", "speed")),
+        ("objectives.constraints.watts=lots", ("objectives.constraints.watts",)),
+        ("objectives.targets.watts=down", ("objectives.targets.watts", "down")),
+        ("model=gpt5", ("model=gpt5", "tinyllama_1b")),
+        ("power=rapll", ("power=rapll", "rapl")),
+        ("search.pick=best", ("best", "within:5%")),
+        ("model=file", ("model.path",)),
+    ],
+)
+def test_wrong_words_and_values(sweeper: Run, smallest_model: Path, override: str, words: tuple[str, ...]) -> None:
+    _one_line(sweeper("sweep", "model=tiny_15m", f"model.path='{smallest_model}'", override)
+              if override != "model=file" else sweeper("sweep", override), 2, *words)  # fmt: skip
+
+
+def test_no_such_model(sweeper: Run) -> None:
+    _one_line(sweeper("sweep", "model.path=no_such.gguf"), 3, "no_such.gguf")
+
+
+@pytest.mark.parametrize(
+    ("name", "data"),
+    [
+        ("empty.gguf", b""),
+        ("not_a.gguf", b"PK\x03\x04" + b"x" * 100),
+        ("absurd.gguf", b"GGUF" + struct.pack("<IQQ", 3, 2**62, 2**62) + b"\0" * 64),
+    ],
+)
+def test_files_that_are_no_models(sweeper: Run, tmp_path: Path, name: str, data: bytes) -> None:
+    (tmp_path / name).write_bytes(data)
+    _one_line(sweeper("sweep", f"model.path={name}"), 2, name)
+
+
+def test_a_truncated_model(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    data = smallest_model.read_bytes()
+    (tmp_path / "half.gguf").write_bytes(data[: len(data) // 2])
+    _one_line(sweeper("sweep", "model.path=half.gguf"), 2, "half.gguf")
+
+
+def test_a_sensor_that_is_not_there(sweeper: Run, smallest_model: Path) -> None:
+    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "power=hwmon"), 3, "hwmon")
+
+
+def test_an_unreachable_mlflow_server_is_said_before_the_first_trial(sweeper: Run, smallest_model: Path) -> None:
+    done = sweeper("sweep", f"model.path='{smallest_model}'", "tracking.uri=http://127.0.0.1:9")
+    _one_line(done, 3, "127.0.0.1:9")
+    assert "trial 1" not in done.stderr
+
+
+def test_a_root_that_is_a_file(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    (tmp_path / "taken").write_text("a file")
+    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=taken"), 3, "taken")
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
+def test_a_root_that_cannot_be_written(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    (tmp_path / "locked").mkdir(mode=0o500)
+    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=locked"), 3, "locked")
+
+
+def test_a_database_of_another_optuna(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    import sqlite3
+
+    (tmp_path / "mlruns").mkdir()
+    with sqlite3.connect(tmp_path / "mlruns" / "optuna.db") as database:
+        database.execute("create table version_info (version_info_id integer, schema_version integer, library_version text)")
+        database.execute("insert into version_info values (1, 3, '0.9.0')")
+    database.close()
+    done = sweeper("sweep", "experiment=demo", "name=x")
+    _one_line(done, 3, "optuna.db")
+
+
+def test_a_database_that_is_none(sweeper: Run, tmp_path: Path) -> None:
+    (tmp_path / "mlruns").mkdir()
+    (tmp_path / "mlruns" / "optuna.db").write_bytes(b"this is no database at all, and long enough to be read as one")
+    _one_line(sweeper("sweep", "experiment=demo", "name=x"), 3, "optuna.db")
+
+
+def test_a_sweep_of_another_space_under_the_same_name(sweeper: Run) -> None:
+    assert sweeper("sweep", "experiment=demo", "name=mine", "search.trials=3").returncode == 0
+    done = sweeper("sweep", "experiment=demo", "name=mine", "space.n_threads=[1,2]")
+    _one_line(done, 2, "space", "name=")
+
+
+def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    from fast_sweep import FAST
+
+    words = ["sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "workload.final_seconds=30"]
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen([sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log)
+    try:
+        _wait_for(lambda: "trial 1/" in (tmp_path / "log").read_text(), first)
+        _one_line(sweeper(*words), 2, "both", str(first.pid))
+    finally:
+        first.terminate()
+        first.wait()
+
+
+def test_no_sweep_yet_and_no_such_sweep(sweeper: Run) -> None:
+    _one_line(sweeper("report"), 3, "sweeper sweep")
+    assert sweeper("sweep", "experiment=demo", "name=one", "search.trials=3").returncode == 0
+    _one_line(sweeper("report", "two"), 3, "two", "one")
+
+
+def test_no_trial_that_counts(sweeper: Run) -> None:
+    done = sweeper("sweep", "experiment=demo", "search.trials=4", 'objectives.constraints.watts="<=1"')
+    _one_line(done, 4, "watts <= 1")
+
+
+def test_wrong_words_of_other_commands(sweeper: Run) -> None:
+    assert sweeper("no-such-command").returncode == 2
+    assert sweeper("report", "--format", "pdf").returncode == 2
+    assert sweeper("apply", "--to", "toaster").returncode == 2
+
+
+def _wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
+    import time
+
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert process.poll() is None, "it ended early"
+        assert time.monotonic() < deadline, "it took too long"
+        time.sleep(0.1)

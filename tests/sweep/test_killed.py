@@ -1,0 +1,87 @@
+"""`kill -9` at random moments: the same command goes on, and no finished trial is lost or doubled.
+
+``SWEEPER_KILLS`` says how often it is killed (docs/decisions has the figures of 20).
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+from fast_sweep import FAST
+
+from sweeper.records import TrialRecord
+
+KILLS = int(os.environ.get("SWEEPER_KILLS", "3"))
+SEED = int(os.environ.get("SWEEPER_SEED", "7"))
+LONGEST_SECONDS = 12.0  # the moments lie between the start and about the end of a whole run
+
+
+def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
+    more = ["space.n_ubatch=[16,32,64]", "space.n_batch=[16,32,64]", "search.trials=18", "search.patience=null"]
+    command = [sys.executable, "-m", "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def _finished(root: Path) -> dict[int, TrialRecord]:
+    from sweeper.errors import SweepMissingError
+    from sweeper.search.study import SweepStudy
+
+    try:
+        return {t.number: t for t in SweepStudy.load(root, "killed").trials()}
+    except (SweepMissingError, KeyError):
+        return {}  # killed before the sweep was there
+
+
+def _in_mlflow(root: Path) -> Counter[str]:
+    from mlflow.tracking import MlflowClient
+
+    client = MlflowClient(f"sqlite:///{(root / 'mlflow.db').resolve()}")
+    experiments = [e.experiment_id for e in client.search_experiments()]
+    runs = client.search_runs(experiments, "tags.`sweeper.sweep` = 'killed'", max_results=1000)
+    return Counter(r.data.tags.get("sweeper.trial", r.data.tags["sweeper.kind"]) for r in runs)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300 + 40 * KILLS)
+def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, smallest_model: Path) -> None:
+    moments = random.Random(SEED)
+    root = tmp_path / "mlruns"
+    kept: dict[int, TrialRecord] = {}
+    for kill in range(KILLS):
+        sweep = _start(tmp_path, smallest_model)
+        time.sleep(moments.uniform(0.5, LONGEST_SECONDS))
+        sweep.send_signal(signal.SIGKILL)
+        sweep.wait()
+        now = _finished(root)
+        assert {n: now.get(n) for n in kept} == kept, f"kill {kill}: a finished trial was lost or changed"
+        kept = now
+    last = _start(tmp_path, smallest_model)
+    assert last.wait(timeout=240) == 0, (tmp_path / "log").read_text()[-2000:]
+    trials = _finished(root)
+    assert {n: trials[n] for n in kept} == kept
+    digests = Counter(t.configuration.digest for t in trials.values())
+    assert max(digests.values()) == 1, "a configuration was measured twice in the search"
+    assert len(trials) == 18
+    assert _in_mlflow(root) == Counter([*(str(n) for n in trials), "sweep"])
+    assert not _workers_left(), "a worker outlived its sweep"
+
+
+def _workers_left() -> list[int]:
+    """Engine workers whose parent is gone: they must have died with it."""
+    import psutil
+
+    found = []
+    for process in psutil.process_iter(["cmdline", "ppid"]):
+        words = process.info["cmdline"] or []
+        if "sweeper.engine.worker" in words and process.info["ppid"] == 1:
+            found.append(process.pid)
+    return found
