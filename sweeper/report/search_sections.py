@@ -22,20 +22,23 @@ def lost(record: SweepRecord) -> str:
         return ""
     base = None if record.baseline is None else record.trial(record.baseline).configuration
     trials = [t for t in record.trials if t.state not in ("complete", "dominated")]
+    listed = trials[:MOST_LISTED]
+    has_logs = any(t.log_tail for t in listed)
     rows = [
         [
             f"#{t.number}",
             STATES[t.state],
             t.reason or MISSING,
             settings(t.configuration, base),
-            " / ".join(t.log_tail[-LOG_LINES:]),
+            *([" / ".join(t.log_tail[-LOG_LINES:])] if has_logs else []),
         ]
-        for t in trials[:MOST_LISTED]
+        for t in listed
     ]
+    heads = ["trial", "state", "reason", "settings", *(["the engine's last words"] if has_logs else [])]
     more = f", the first {MOST_LISTED}" if len(trials) > MOST_LISTED else ""
     each = fold(
         f"each of the {len(trials)} trials{more}",
-        table(["trial", "state", "reason", "settings", "the engine's last words"], rows),
+        table(heads, rows),
     )
     counts = table(["reason", "trials"], [[reason, str(count)] for reason, count in found[:20]])
     said = "These have no score: a failure is never counted as a bad figure."

@@ -53,7 +53,9 @@
     });
   }
 
-  var bytes = Uint8Array.from(atob(packed.textContent), function (sign) { return sign.charCodeAt(0); });
+  var signs = atob(packed.textContent);
+  var bytes = new Uint8Array(signs.length);
+  for (var at = 0; at < signs.length; at += 1) { bytes[at] = signs.charCodeAt(at); }
   var stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   new Response(stream).text().then(function (code) {
     var script = document.createElement("script");
