@@ -82,6 +82,15 @@ def test_the_table_of_runs_shows_sweeps_and_not_chat_traces(ui: MlflowUi, page: 
     assert "What to run stands in the parent" in text
 
 
+@pytest.mark.browser
+def test_the_charts_page_draws_the_front_and_the_swept_parameters(ui: MlflowUi, page: Page) -> None:
+    page.open(str(ui.pages("evening").charts))
+    page.wait_for("document.body.innerText.includes('watts vs. tokens_per_second')")
+    page.wait_for("document.body.innerText.includes('Parallel Coordinates')")
+    text = page.wait_for("document.body.innerText.includes('5 matching runs') && document.body.innerText")
+    assert "out of memory" not in text
+
+
 def test_a_taken_port_is_replaced_by_a_free_one() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
