@@ -1,0 +1,74 @@
+"""What the sampler costs: processor time of its threads at 10 Hz, as a share of one core.
+
+Reads RAPL of a planted tree and NVML of the fake driver, each as a sweep would; the time is that of the threads
+themselves (`time.thread_time`), so other load on the machine does not count.
+
+    python benchmarks/sampler_cost.py [--seconds 20]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+sys.path[:0] = [str(HERE.parent), str(HERE.parent / "tests/power"), str(HERE.parent / "tests/fake_nvml")]
+
+from fake_nvml import RTX_4090, FakeNvml  # noqa: E402 (helpers of the tests, found just now)
+from fake_plugs import FakePlug, serving  # noqa: E402
+from sysfs_trees import plant  # noqa: E402
+
+from sweeper.power.base import Sensor  # noqa: E402
+from sweeper.power.estimate import EstimateSensor  # noqa: E402
+from sweeper.power.hwmon import HwmonSensor  # noqa: E402
+from sweeper.power.meter import SampledMeter  # noqa: E402
+from sweeper.power.nvml import NvmlSensor  # noqa: E402
+from sweeper.power.plug import PlugSensor  # noqa: E402
+from sweeper.power.rapl import RaplSensor  # noqa: E402
+from sweeper.power.settings import PlugSettings  # noqa: E402
+
+
+def cost(sensor: Sensor, seconds: float, hz: float) -> tuple[float, int]:
+    """Share of one core while a window is open, and samples taken."""
+    with SampledMeter(sensor, hz=hz) as meter:
+        with meter.window() as window:
+            time.sleep(0.3)
+            started, before = time.monotonic(), meter.busy_seconds
+            time.sleep(seconds)
+            ended, after = time.monotonic(), meter.busy_seconds
+        samples = window.reading(started, ended).samples
+    return (after - before) / (ended - started), samples
+
+
+def main() -> None:
+    """Print a table of the cost of each sensor."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=20.0)
+    parser.add_argument("--hz", type=float, default=10.0)
+    chosen = parser.parse_args()
+    print(f"| sensor at {chosen.hz:g} Hz | samples | share of one core |\n|---|---|---|")
+    with ExitStack() as stack:
+        scratch = Path(stack.enter_context(tempfile.TemporaryDirectory()))
+        nvml = stack.enter_context(FakeNvml.create(scratch, [RTX_4090]))
+        stack.enter_context(nvml.in_process())
+        plug = stack.enter_context(serving(FakePlug("shelly", 60.0)))
+        sensors: dict[str, Sensor] = {
+            "RAPL, two packages": RaplSensor(plant("epyc_two_sockets", scratch / "epyc")),
+            "NVML, counter and instant power": NvmlSensor("0"),
+            "NVML, instant power": NvmlSensor("0", use_counter=False),
+            "hwmon, amdgpu": HwmonSensor(plant("amdgpu_card", scratch / "amd")),
+            "hwmon, Jetson's three rails": HwmonSensor(plant("jetson_orin", scratch / "jetson")),
+            "plug (HTTP), twice a period": PlugSensor(PlugSettings("shelly", plug.url)),
+            "estimate": EstimateSensor(),
+        }
+        for name, sensor in sensors.items():
+            share, samples = cost(sensor, chosen.seconds, chosen.hz)
+            print(f"| {name} | {samples} | {share:.2%} |", flush=True)
+
+
+if __name__ == "__main__":
+    main()
