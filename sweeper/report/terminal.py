@@ -56,7 +56,8 @@ def _heading(record: SweepRecord, width: int) -> list[Text]:
     gpus = " + ".join(gpu.name for gpu in record.machine.gpus)
     where = clean(gpus or record.machine.cpu)
     front = f"{len(record.front)} on the front"
-    ended = f"stopped: {clean(record.stopped_because)}" if record.state == "stopped" else front
+    stopped = f"stopped: {clean(record.stopped_because)}"
+    ended = {"stopped": stopped, "running": f"{front}, still running"}.get(record.state, front)
     lines = [
         *wrapped(f"{clean(record.model.name)} on {where}", width, "bold"),
         *wrapped(f"sweep {clean(record.sweep)} · {tally(record)} · {ended}", width, ""),

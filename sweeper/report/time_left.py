@@ -10,8 +10,9 @@ from sweeper.report.progress import Plan
 # Trials of the last third of a search cost what trials near the front cost, so old ones are forgotten; with
 # fewer than this many a single model load would rule the estimate.
 RECENT = 20
-# The first trial makes what later ones find made (quantised files, warm page cache).
-FIRST_COUNTS_WHILE_FEWER_THAN = 3
+# The first trial makes what later ones find made (quantised files, warm page cache): it is left out where
+# it cost more than so many medians of the others.
+FIRST_IS_SPECIAL_FROM_MEDIANS = 2.0
 # One trial that waited for heat or ran into its time-out says little about the next: it counts as at most
 # so many medians. The mean, not the median, of the rest: loads and failures make costs bimodal, and the sum
 # of what is left follows the mean.
@@ -62,10 +63,11 @@ class TimeLeft:
 
 def typical(costs: Sequence[float]) -> float | None:
     """What the next trial will cost in seconds, judging by the recent ones; None without any."""
-    counted = costs[1:] if len(costs) >= FIRST_COUNTS_WHILE_FEWER_THAN else costs
-    recent = counted[-RECENT:]
-    if not recent:
+    if not costs:
         return None
+    rest = costs[1:]
+    is_special = len(rest) > 1 and costs[0] > FIRST_IS_SPECIAL_FROM_MEDIANS * median(rest)
+    recent = (rest if is_special else costs)[-RECENT:]
     most = CLIP_AT_MEDIANS * median(recent)
     return fmean(min(cost, most) for cost in recent)
 
