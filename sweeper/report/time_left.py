@@ -12,7 +12,7 @@ from sweeper.report.progress import Plan
 RECENT = 20
 # The first trial makes what later ones find made (quantised files, warm page cache): it is left out where
 # it cost more than so many medians of the others.
-FIRST_IS_SPECIAL_FROM_MEDIANS = 2.0
+FIRST_IS_SPECIAL_FROM_MEDIANS = 3.0
 # One trial that waited for heat or ran into its time-out says little about the next: it counts as at most
 # so many medians. The mean, not the median, of the rest: loads and failures make costs bimodal, and the sum
 # of what is left follows the mean.
