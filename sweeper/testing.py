@@ -18,17 +18,18 @@ import time
 from itertools import pairwise
 from typing import get_args
 
-from sweeper.errors import MissingError, ReadingFailed
+from sweeper.engine.base import Engine
+from sweeper.errors import MissingError, ReadingFailed, TrialFailed
 from sweeper.power.base import DeviceState, Sample, Sensor
 from sweeper.power.meter import SampledMeter
-from sweeper.records import Caveat, EnergyReading, Kind, Scope
+from sweeper.records import Caveat, Configuration, EnergyReading, Kind, Scope
 
 
 class SensorContract:
     """What every power sensor keeps. The fixture ``sensor`` is one that is closed and can be opened.
 
     Its readings must move as time goes on, as a live device's do. ``expected_watts`` may give the power
-    that it shows, in W, and ``tolerance`` how far its mean over 0.3 s may be from that.
+    that it shows, in W, and ``tolerance`` how far its mean over a quarter of a second may be from that.
     """
 
     expected_watts: float | None = None
@@ -98,7 +99,7 @@ class SensorContract:
 
     def test_serves_a_meter(self, sensor: Sensor) -> None:
         """A window ends in joules, or in None with a reason; the bar grows where samples are few."""
-        reading = self._window(sensor, seconds=0.3)
+        reading = self._window(sensor, seconds=0.25)
         assert (reading.joules is None) == (reading.reason is not None)
         if self.expected_watts is not None:
             assert reading.watts is not None, reading.reason
@@ -151,3 +152,60 @@ def _reading_fails(sensor: Sensor) -> bool:
     except ReadingFailed:
         return True
     return False
+
+
+class EngineContract:
+    """What every engine keeps. The fixture ``engine`` is a fresh one, ``configuration`` one that it can run."""
+
+    def test_names_itself(self, engine: Engine, configuration: Configuration) -> None:
+        """A record with name and version."""
+        with engine:
+            assert engine.record.name
+            assert engine.record.version
+
+    def test_counts_tokens_and_seconds(self, engine: Engine, configuration: Configuration) -> None:
+        """Windows last as long as asked for, and their tokens are whole rounds."""
+        with engine:
+            report = engine.load(configuration)
+            assert report.reloaded
+            assert report.load_seconds > 0
+            for window in (engine.prefill(16, 0, 0.05, 5.0), engine.decode(8, 0, 0.05, 5.0)):
+                assert window.tokens > 0
+                assert window.seconds > 0
+                assert window.ended - window.started >= 0.05 - 1e-6
+                assert window.ended - window.started >= window.seconds - 1e-6
+                assert window.tokens_per_second == window.tokens / window.seconds
+
+    def test_decode_ends_at_its_limit(self, engine: Engine, configuration: Configuration) -> None:
+        """A round that would last longer than ``max_seconds`` is cut."""
+        with engine:
+            engine.load(configuration)
+            window = engine.decode(10_000, 0, 0.01, 0.05)
+            assert 0 < window.tokens < 10_000
+
+    def test_keeps_the_model_where_only_the_context_changes(
+        self, engine: Engine, configuration: Configuration
+    ) -> None:
+        """No second load for a change that needs none."""
+        with engine:
+            engine.load(configuration)
+            assert not engine.load(configuration.with_(n_ubatch=configuration.n_ubatch // 2)).reloaded
+            assert engine.load(configuration.with_(use_mmap=not configuration.use_mmap)).reloaded
+
+    def test_refuses_windows_without_a_load(self, engine: Engine, configuration: Configuration) -> None:
+        """A window on nothing is a trial that failed, and the engine can be used afterwards."""
+        with engine:
+            try:
+                engine.decode(8, 0, 0.01, 1.0)
+            except TrialFailed as failure:
+                assert str(failure)
+            else:
+                raise AssertionError("a window on nothing gave figures")
+            engine.load(configuration)
+            assert engine.decode(8, 0, 0.01, 1.0).tokens > 0
+
+    def test_close_may_be_called_twice(self, engine: Engine, configuration: Configuration) -> None:
+        """Closing what is closed does nothing."""
+        engine.load(configuration)
+        engine.close()
+        engine.close()

@@ -20,7 +20,7 @@ from sweeper.power.doctor import Finding, examine
 from sweeper.power.settings import SOURCES, CommandSettings, PlugSettings, PowerSettings, check_settings
 from sweeper.records import Caveat, EnergyReading
 
-QUICK = 0.15
+QUICK = 0.1
 CONF = Path(__file__).resolve().parents[2] / "conf" / "power"
 
 
@@ -37,7 +37,7 @@ def _find(settings: PowerSettings, root: Path, gpu_used: bool) -> tuple[PowerMet
     return find_meter(settings, root / "runs", gpu_used, trust_seconds=QUICK)
 
 
-def _window(meter: PowerMeter, seconds: float = 0.5) -> EnergyReading:
+def _window(meter: PowerMeter, seconds: float = 0.25) -> EnergyReading:
     with meter:
         with meter.window() as window:
             started = time.monotonic()
@@ -129,7 +129,7 @@ def test_sources_beside_are_opened_too_or_refused(tmp_path: Path) -> None:
         plug = stack.enter_context(serving(FakePlug("shelly", 44.0)))
         settings.source, settings.beside = "rapl", ("plug", "estimate")
         settings.plug = PlugSettings("shelly", plug.url)
-        reading = _window(_find(settings, tmp_path, False)[0], 1.3)
+        reading = _window(_find(settings, tmp_path, False)[0], 1.35)
         settings.beside = ("battery",)
         with pytest.raises(SensorMissingError, match="battery"):
             _find(settings, tmp_path, False)
@@ -208,7 +208,7 @@ def test_the_doctor_finds_what_each_machine_has(name: str, tmp_path: Path) -> No
 
 def test_the_doctor_shows_gpus_limits_and_mending_lines(tmp_path: Path, fake_nvml: FakeNvml) -> None:
     with machine("intel_desktop", tmp_path) as settings, fake_nvml.in_process():
-        diagnosis = examine(tmp_path / "runs", settings, limits=_Limits(), seconds=0.4)
+        diagnosis = examine(tmp_path / "runs", settings, limits=_Limits(), seconds=0.3)
     text = diagnosis.plus([Finding("engine", "llama.cpp", "ok", "0.3.36")]).to_text()
     assert "nvmlDeviceGetTotalEnergyConsumption, refreshes every" in text
     assert "150 to 450 on GPU-1, found at 450" in text

@@ -77,7 +77,7 @@ def test_counts_a_real_tree_within_one_percent_over_a_wrap(tmp_path: Path) -> No
         with meter.window() as window:
             time.sleep(0.1)
             started = time.monotonic()
-            time.sleep(2.0)
+            time.sleep(1.2)
             ended = time.monotonic()
             time.sleep(0.05)
         reading = window.reading(started, ended)
@@ -95,7 +95,7 @@ def test_a_sensor_beside_is_recorded_and_never_added(tmp_path: Path) -> None:
         running({zone: 40.0}),
         SampledMeter(RaplSensor(root), beside=[PlugSensor(PlugSettings("shelly", plug.url))]) as meter,
     ):
-        reading = _window(meter, 1.5)
+        reading = _window(meter, 1.35)
     assert reading.source.scope == "package"
     assert reading.watts == pytest.approx(40, rel=0.1)
     (wall,) = reading.beside
@@ -113,11 +113,11 @@ def test_a_slow_plug_beside_delays_no_counter(tmp_path: Path) -> None:
         SampledMeter(RaplSensor(root), beside=[PlugSensor(PlugSettings("shelly", plug.url))]) as meter,
     ):
         time.sleep(0.2)
-        plug.delay_seconds = 0.4
-        reading = _window(meter, 1.2)
-    assert reading.samples > 8
+        plug.delay_seconds = 0.3
+        reading = _window(meter, 0.8)
+    assert reading.samples > 4
     assert reading.largest_gap_seconds is not None
-    assert reading.largest_gap_seconds < 0.35
+    assert reading.largest_gap_seconds < 0.28
 
 
 def test_a_sensor_that_fails_throughout_gives_none_and_its_words() -> None:
@@ -151,9 +151,9 @@ def test_temperatures_clocks_and_reasons_are_gathered() -> None:
     with SampledMeter(sensor) as meter:
         with meter.window() as window:
             started = time.monotonic()
-            time.sleep(0.7)
+            time.sleep(0.55)
             sensor.beside = DeviceState(80.0, 1700.0, ("hw_thermal_slowdown",), True, 250.0, 2)
-            time.sleep(0.7)
+            time.sleep(0.55)
             ended = time.monotonic()
         reading = window.reading(started, ended)
         assert meter.temperature_celsius() == 80.0
@@ -172,18 +172,18 @@ def test_temperatures_clocks_and_reasons_are_gathered() -> None:
 def test_rests_between_windows_and_samples_at_its_rate_inside() -> None:
     sensor = Scripted()
     with SampledMeter(sensor, hz=20) as meter:
-        time.sleep(0.5)
+        time.sleep(0.4)
         at_rest = sensor.reads
-        reading = _window(meter, 1.0)
+        reading = _window(meter, 0.6)
     assert at_rest <= 2
-    assert 10 <= reading.samples <= 23
+    assert 5 <= reading.samples <= 15
 
 
 def test_a_slow_sensor_is_asked_no_more_than_twice_a_period() -> None:
     sensor = Scripted(period=1.0)
     with SampledMeter(sensor, hz=20) as meter:
-        _window(meter, 1.4)
-    assert sensor.reads <= 8
+        _window(meter, 1.1)
+    assert sensor.reads <= 7
 
 
 @pytest.mark.parametrize("hz", [0.5, 25.0])
@@ -224,7 +224,7 @@ def test_live_watts_come_from_a_counter_too(tmp_path: Path) -> None:
 
 def test_idle_is_measured_with_its_spread() -> None:
     with SampledMeter(Scripted(watts=12.0)) as meter:
-        idle = measure_idle(meter, 0.6)
+        idle = measure_idle(meter, 0.3)
     assert idle is not None
     assert idle.median == pytest.approx(12.0)
     assert idle.low <= idle.median <= idle.high

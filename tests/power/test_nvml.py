@@ -76,7 +76,7 @@ def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: Fak
         with meter.window() as window:
             time.sleep(0.15)
             started, before = time.monotonic(), gpu.truth().energy_joules
-            time.sleep(2.0)
+            time.sleep(1.0)
             ended, after = time.monotonic(), gpu.truth().energy_joules
         reading = window.reading(started, ended)
         assert meter.watts_now() is not None
@@ -89,7 +89,7 @@ def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: Fak
     assert reading.enforced_limit_watts == 450
     assert reading.capped_share == 0.0
     assert reading.other_processes == 0
-    assert reading.samples >= 15
+    assert reading.samples >= 6
     assert reading.largest_gap_seconds is not None
     assert reading.largest_gap_seconds < 1
 
@@ -135,7 +135,7 @@ def test_a_gpu_lost_in_the_window_gives_no_joules_but_a_reason(fake_nvml: FakeNv
             started = time.monotonic()
             time.sleep(0.3)
             fake_nvml.gpus[0].lose()
-            time.sleep(0.9)
+            time.sleep(0.75)
             ended = time.monotonic()
         reading = window.reading(started, ended)
     assert reading.joules is None
@@ -171,7 +171,7 @@ def test_several_gpus_are_summed_unless_one_is_named(make_fake_nvml: MakeNvml) -
         with SampledMeter(both) as meter:
             with meter.window() as window:
                 started = time.monotonic()
-                time.sleep(1.0)
+                time.sleep(0.6)
                 ended = time.monotonic()
             reading = window.reading(started, ended)
         one = gpu_sensor(nvml.gpus[1].uuid)
