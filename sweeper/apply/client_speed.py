@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from sweeper.apply.servers import Generation, Server
@@ -23,7 +23,12 @@ _STEADY_FRACTION = 0.05  # two answers in a row this near each other end the war
 _WARMUP_PAIRS = 4  # ... and so many end it anyway: loading and page faults are over by then
 REPEAT_SECONDS = 1.0  # a repeat lasts about this, so that a scheduler's tick of 4 ms is under 1 % of it
 _MOST_PAIRS = 20  # ... but no more pairs than this
-_PROMPT_FRACTION = 0.1  # how near a prompt's length comes to the workload's
+_LONGEST_ANSWER_SECONDS = 20.0  # a slow model's answers are cut to this: by then their speed shows
+_LEAST_TOKENS = 16  # ... but not below so many tokens
+_PROBE_WORDS = (12, 36)
+_SMALL_PROBE_WORDS = (2, 8)  # where the context holds under this many tokens
+_SMALL_CONTEXT = 512
+_PROMPT_FILL = 0.97  # of the workload's prompt length: a salt of other digits may be a few tokens longer
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
 _POWER_SECONDS = 2.0  # ... and at least this
 _POWER_REPEATS = 3
@@ -127,6 +132,9 @@ def measure_speed(
     plan = _Plan(_prompt_of(server, name, depth, n_ctx), short, min(short + workload.generated_tokens, most))
     progress("warming up")
     seconds = _warm_up(server, name, plan)
+    if seconds > _LONGEST_ANSWER_SECONDS:
+        cut = int((plan.long - plan.short) * _LONGEST_ANSWER_SECONDS / seconds)
+        plan = replace(plan, long=min(plan.long, plan.short + max(_LEAST_TOKENS, cut)))
     pairs = max(1, min(_MOST_PAIRS, math.ceil(repeat_seconds / seconds)))
     speeds, own = [], []
     for number in range(repeats):
@@ -158,7 +166,8 @@ def _warm_up(server: Server, name: str, plan: _Plan) -> float:
     for _ in range(_WARMUP_PAIRS):
         server.generate(name, plan.prompt, plan.short)
         seconds = server.generate(name, plan.prompt, plan.long).seconds
-        if before is not None and abs(seconds - before) <= _STEADY_FRACTION * before:
+        steady = before is not None and abs(seconds - before) <= _STEADY_FRACTION * before
+        if steady or seconds > _LONGEST_ANSWER_SECONDS:
             break
         before = seconds
     return max(seconds, 1e-3)
@@ -204,11 +213,11 @@ def _prefill(
     progress: Callable[[str], None],
 ) -> tuple[Reading | None, Reading | None, int]:
     wanted = min(workload.prompt_tokens, n_ctx - 16)
-    words, _ = _calibrate(server, name, wanted)
+    words = _calibrate(server, name, wanted, n_ctx)
     speeds, own, lengths = [], [], []
     for number in range(repeats):
         progress(f"prefill {number + 1}/{repeats}")
-        prompt = _text(words, salt=f"{time.monotonic_ns()}")
+        prompt = _text(words, _salt())
         new = server.generate(name, prompt, 1)
         again = server.generate(name, prompt, 1)
         # The second answer still evaluates the prompt's last token, which costs as much as a decoded one.
@@ -261,25 +270,26 @@ def _prompt_of(server: Server, name: str, depth: int, n_ctx: int) -> str:
     """A prompt of about ``depth`` tokens: what lies in the context before the answer begins."""
     if depth <= 8:
         return "a"
-    words, _ = _calibrate(server, name, min(depth, n_ctx - 16))
-    return _text(words, salt="depth")
+    words = _calibrate(server, name, min(depth, n_ctx - 16), n_ctx)
+    return _text(words, "depth")
 
 
-def _calibrate(server: Server, name: str, tokens: int) -> tuple[int, int]:
-    """How many words make a prompt of just under ``tokens``, and how many tokens it has then."""
-    words = max(1, tokens // 8)  # a byte tokeniser makes about 6 tokens of a word, a trained one 1 or 2
-    best = (1, 0)
-    for _ in range(6):
-        count = server.generate(name, _text(words, salt=f"{time.monotonic_ns()}"), 1).prompt_tokens
-        if count <= 0:
-            return best  # Ollama leaves the count out where its cache held the prompt
-        if count <= tokens and count > best[1]:
-            best = (words, count)
-        if tokens * (1 - _PROMPT_FRACTION) <= count <= tokens:
-            break
-        # From below the aim is the middle of the allowed range, so that it is not overshot by rounding.
-        words = max(1, int(words * tokens * (1 - _PROMPT_FRACTION / 2) / count))
-    return best
+def _calibrate(server: Server, name: str, tokens: int, n_ctx: int) -> int:
+    """How many words make a prompt of just under ``tokens``; asked with short prompts, since long ones cost.
+
+    The words repeat, so tokens are a straight line over them.
+    """
+    probes = _PROBE_WORDS if n_ctx >= _SMALL_CONTEXT else _SMALL_PROBE_WORDS
+    few, more = (server.generate(name, _text(n, _salt()), 1).prompt_tokens for n in probes)
+    slope = (more - few) / (probes[1] - probes[0])
+    if slope <= 0:
+        return max(1, tokens // 8)  # no count: a byte tokeniser's 6 tokens a word, and a reserve
+    base = few - slope * probes[0]
+    return max(1, math.floor((_PROMPT_FILL * tokens - base) / slope))
+
+
+def _salt() -> str:
+    return f"{time.monotonic_ns() % 10**9:09d}"
 
 
 def _text(words: int, salt: str) -> str:

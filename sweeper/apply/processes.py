@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import os
 import signal
 import socket
@@ -16,6 +17,7 @@ from sweeper.errors import EngineMissingError, VerifyError
 _END_SECONDS = 10.0  # a server that does not end within this is killed
 _LOOK_SECONDS = 0.1  # how often a starting server is asked whether it answers
 _LOG_LINES = 8
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def command_line_of_port(port: int, pid: int | None = None) -> list[str]:
@@ -75,6 +77,7 @@ def started(
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C reaches us alone, and its children end with it
+                preexec_fn=_die_with(os.getpid()),
             )
         except OSError as error:
             raise EngineMissingError(
@@ -85,6 +88,21 @@ def started(
             yield process.pid
         finally:
             _end(process)
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """Asks the kernel to end the server where this process is killed and cannot end it itself.
+
+    The library is loaded here, before the fork: little is safe between fork and exec.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def ask() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before we asked
+            os._exit(1)
+
+    return ask
 
 
 def _wait(

@@ -83,6 +83,16 @@ def test_depth_is_in_the_context_before_decoding() -> None:
     assert server.longest >= 450 + 32
 
 
+def test_a_slow_model_is_asked_for_fewer_tokens() -> None:
+    server = KnownServer(decode=1.5, prefill=10.0)
+    speed = measure_speed(server, "m", Workload(), 4096, repeats=2)
+    assert speed.decode.median == pytest.approx(1.5)
+    assert 16 <= speed.decode_tokens <= 32
+    assert speed.prefill is not None
+    assert speed.prefill.median == pytest.approx(10.0)
+    assert server.now < 20 * 60
+
+
 def test_a_model_that_ends_early_is_measured_by_the_server_itself_or_not_at_all() -> None:
     workload = Workload(prompt_tokens=64, generated_tokens=64)
     speed = measure_speed(KnownServer(ends_after=5, own=True), "m", workload, 1024, repeats=2)

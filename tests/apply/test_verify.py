@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import signal
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -149,6 +153,20 @@ def test_a_python_server_of_our_own_is_read_from_its_log_and_ended(model: Path) 
     with pytest.raises(EngineMissingError):
         get(f"{found.url}/v1/models")  # it is gone
     assert set(psutil.Process().children(recursive=True)) <= before
+
+
+def test_a_server_ends_with_us_even_when_we_are_killed(tmp_path: Path) -> None:
+    code = (
+        "import os, signal, sys; from pathlib import Path; from sweeper.apply.processes import started\n"
+        "with started(('sleep', '600'), {}, Path(sys.argv[1]), lambda: True, 5) as pid:\n"
+        "    print(pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, check=False
+    )
+    assert done.returncode == -signal.SIGKILL
+    with contextlib.suppress(psutil.NoSuchProcess):
+        psutil.Process(int(done.stdout)).wait(10)
 
 
 def test_a_server_that_cannot_load_says_why(tmp_path: Path) -> None:
