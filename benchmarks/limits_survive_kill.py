@@ -32,6 +32,7 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "fake_nvml")]
 import psutil  # noqa: E402
 from fake_nvml import RTX_4090, FakeNvml, build  # noqa: E402
 
+from sweeper.power.guardian import read_log  # noqa: E402
 from sweeper.power.limits import DeviceLimits, find_limits  # noqa: E402
 from sweeper.power.restore import Action, restore  # noqa: E402
 from sweeper.power.rights import MeansSettings  # noqa: E402
@@ -44,7 +45,7 @@ DIRECT = MeansSettings(means="direct")
 LATEST_MOMENT_SECONDS = 0.5
 PROMISE_SECONDS = 2.0
 PATIENCE_SECONDS = 30.0
-FOREIGN_WATTS = 199.0  # no sweep here sets it: see Scene, whose range begins above
+FOREIGN_WATTS = 199.5  # sweeps set whole watts: this is never one of theirs
 PACKAGE_FOUND_UW = {"constraint_0": 28_000_000, "constraint_1": 64_000_000}
 
 
@@ -218,9 +219,11 @@ class Scene:
         watts = self.gpu.power_limit_watts
         return (watts, self.gpu.locked_clocks_mhz, package) == (self.found_watts, None, PACKAGE_FOUND_UW)
 
-    def journals(self) -> list[Path]:
-        """Journals that wait to be replayed."""
-        return list((self.root / "journal").glob("*.jsonl"))
+    def as_it_should_be(self) -> bool:
+        """As found; where another tool set a cap, that cap and free clocks."""
+        if self.way.foreign:
+            return (self.gpu.power_limit_watts, self.gpu.locked_clocks_mhz) == (FOREIGN_WATTS, None)
+        return self.as_found()
 
     def limited(self) -> bool:
         """Whether something is below what was found."""
@@ -283,61 +286,48 @@ def one_moment(way: Way, seed: int) -> Outcome:
 
 def _watch(scene: Scene) -> Outcome:
     worker, way = scene.start(), scene.way
-    foreign_first = way.foreign and way.guarded
     if way.at_write:
         scene.wait()
+        limited, capped = scene.limited(), False
     else:
         if scene.random.random() < 0.5:
             with contextlib.suppress(EOFError):
                 scene.said.recv()  # it has begun to set
         time.sleep(scene.random.uniform(0, LATEST_MOMENT_SECONDS))
-        if foreign_first:
+        if way.foreign:
             os.kill(scene.pid, signal.SIGSTOP)  # or it would notice, and set nothing more
-            limited = scene.limited()
+        limited, capped = scene.limited(), scene.gpu.power_limit_watts != scene.found_watts
+        if way.foreign and way.guarded:
             scene.gpu.power_limit_watts = FOREIGN_WATTS
-        else:
-            limited = scene.limited()
         die(scene, worker)
-        if not foreign_first and way.source == "auto" and "exception" not in way.name and not way.guarded:
-            scene.wait()
-    started = time.monotonic()
-    if way.at_write:
-        limited = scene.limited()
+    died = time.monotonic()
     with contextlib.suppress(ProcessLookupError):
         os.kill(worker, signal.SIGKILL)
-    if way.foreign:
-        return _watch_foreign(scene, limited)
     if way.guarded:
-        while not (over := not scene.process.is_alive() and scene.as_found()):
-            if time.monotonic() - started > PATIENCE_SECONDS:
-                break
-            time.sleep(0.002)
-        return Outcome(limited, over, time.monotonic() - started, "" if over else _state(scene))
+        return _watch_guardian(scene, died, limited, capped)
     scene.wait()
+    if way.foreign:
+        scene.gpu.power_limit_watts = FOREIGN_WATTS
     actions = scene.restore()
-    good = scene.as_found() and Action.FAILED not in actions and Action.LEFT_ALONE not in actions
+    told = Action.LEFT_ALONE in actions if way.foreign else Action.LEFT_ALONE not in actions
+    good = scene.as_it_should_be() and Action.FAILED not in actions and (told or (way.foreign and not capped))
     return Outcome(limited, good, 0.0, "" if good else f"{_state(scene)} {actions}")
 
 
-def _watch_foreign(scene: Scene, limited: bool) -> Outcome:
-    """A cap of 199 W, which no sweep here ever sets, must stand; and clocks must be free."""
-    scene.wait()
-    started = time.monotonic()
-    actions: list[Action] = []
-    if scene.way.guarded:
-        while (
-            scene.journals() or scene.gpu.locked_clocks_mhz
-        ) and time.monotonic() < started + PATIENCE_SECONDS:
-            time.sleep(0.002)
-    else:
-        left = scene.limited()
-        scene.gpu.power_limit_watts = FOREIGN_WATTS
-        actions = scene.restore()
-        if left and Action.LEFT_ALONE not in actions and Action.RESTORED not in actions:
-            return Outcome(limited, False, 0.0, f"not reported: {actions}")
-    seconds = time.monotonic() - started if scene.way.guarded else 0.0
-    good = scene.gpu.power_limit_watts == FOREIGN_WATTS and scene.gpu.locked_clocks_mhz is None
-    return Outcome(limited, good, seconds, "" if good else f"{_state(scene)} {actions}")
+def _watch_guardian(scene: Scene, died: float, limited: bool, capped: bool) -> Outcome:
+    """Wait until sweep or guardian have given back, and another tool's cap is reported."""
+    while not (over := _given_back(scene, capped)):
+        if time.monotonic() - died > PATIENCE_SECONDS:
+            break
+        time.sleep(0.002)
+    return Outcome(limited, over, time.monotonic() - died, "" if over else _state(scene))
+
+
+def _given_back(scene: Scene, capped: bool) -> bool:
+    if scene.process.is_alive() or not scene.as_it_should_be():
+        return False
+    # Without a set before the death there is nothing to report.
+    return not (scene.way.foreign and capped) or any("left alone" in line for line in read_log(scene.root))
 
 
 def _state(scene: Scene) -> str:
@@ -349,7 +339,7 @@ def table(
 ) -> list[tuple[Way, list[Outcome]]]:
     """All ways, ``moments`` each, in threads that wait for processes."""
     rows = []
-    _start_server()
+    start_server()
     with ThreadPoolExecutor(jobs) as pool:
         for number, way in enumerate(ways):
             seeds = [seed + 1000 * number + moment for moment in range(moments)]
@@ -358,7 +348,7 @@ def table(
     return rows
 
 
-def _start_server() -> None:
+def start_server() -> None:
     """The loader reads LD_LIBRARY_PATH when a program starts: the server must have the fake driver's."""
     from multiprocessing import forkserver
 

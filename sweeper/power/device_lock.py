@@ -86,9 +86,9 @@ class DeviceLocks:
         pid = _content(self._path(device)).get("pid")
         return f" (process {pid})" if isinstance(pid, int) else ""
 
-    def note(self, journal: Path | None) -> None:
-        """Write into the locks whose they are, and where the journal of this sweep is."""
-        text = json.dumps({"pid": os.getpid(), "journal": str(journal.resolve()) if journal else None})
+    def note(self, *journals: Path) -> None:
+        """Write into the locks whose they are, and which journals wait to be replayed."""
+        text = json.dumps({"pid": os.getpid(), "journals": [str(path.resolve()) for path in journals]})
         for descriptor in self._descriptors.values():
             if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
                 os.ftruncate(descriptor, 0)
@@ -96,8 +96,11 @@ class DeviceLocks:
 
     def journals(self) -> list[Path]:
         """Journals that earlier holders noted, perhaps under another root: only this user's or root's."""
-        named = (_content(self._path(device)).get("journal") for device in self.devices)
-        return sorted({Path(path) for path in named if isinstance(path, str)})
+        found = set()
+        for device in self.devices:
+            named = _content(self._path(device)).get("journals")
+            found |= {path for path in named if isinstance(path, str)} if isinstance(named, list) else set()
+        return sorted(Path(path) for path in found)
 
     def release(self) -> None:
         """Close this process's hold; the guardian's goes on. May be called twice."""

@@ -91,6 +91,7 @@ class DeviceLimits:
         self._locks = DeviceLocks(self._found.devices, lock_folder)
         self._entered = False
         self._journal: Journal | None = None
+        self._left: tuple[Path, ...] = ()  # journals of others that could not be given back yet
         self._guardian: Guardian | None = None
         self.replayed = tuple(replayed)
         self.outcomes: tuple[RestoreOutcome, ...] = ()
@@ -106,11 +107,12 @@ class DeviceLimits:
     def __enter__(self) -> Self:
         self._locks.acquire()
         try:
-            for path in self._locks.journals():  # of a sweep that died under another root
+            for path in self._locks.journals():  # of sweeps that died, perhaps under another root
                 record = read_journal(path)
                 if record is not None:
                     self.replayed += tuple(replay(record, self._bench))
-            self._locks.note(None)
+            self._left = tuple(path for path in self._locks.journals() if path.exists())
+            self._locks.note(*self._left)
             # Another sweep may have held the device until now: what it had set is not what was found.
             self._found = self._look(self._bench)
         except BaseException:
@@ -143,7 +145,7 @@ class DeviceLimits:
             return
         journal.remove()
         self._journal = None
-        self._locks.note(None)
+        self._locks.note(*self._left)
         if self._guardian is not None:
             self._guardian.dismiss()
             self._guardian = None
@@ -170,6 +172,8 @@ class DeviceLimits:
             raise LimitRefused(f"{name}={value} was not set: {error}") from error
 
     def _bring(self, group: Group, value: int | None) -> None:
+        if value is None and not self._was_set(group):
+            return  # whatever is in force, it is none of this sweep's doing
         wanted = [(knob, group.raw(knob.id, value)) for knob in group.knobs]
         changing = [(knob, raw) for knob, raw in wanted if not self._holds(group, knob, raw)]
         if not changing:
@@ -182,6 +186,10 @@ class DeviceLimits:
             for knob, _ in changing:  # no half-set group: a trial that fails leaves the limits as found
                 _put_back(journal, knob)
             raise
+
+    def _was_set(self, group: Group) -> bool:
+        entries = self._journal.entries if self._journal else {}
+        return any(knob.id in entries and entries[knob.id].ours for knob in group.knobs)
 
     def _holds(self, group: Group, knob: Knob, raw: int | None) -> bool:
         """Whether a knob stands at this value already. Raises LimitRefused where another tool moved it."""
@@ -207,7 +215,7 @@ class DeviceLimits:
             groups = self._found.groups.values()
             found = {name: raw for group in groups for name, raw in group.found.items()}
             self._journal = Journal.create(self._root, found)
-            self._locks.note(self._journal.path)
+            self._locks.note(self._journal.path, *self._left)
         if self._guardian is None or not self._guardian.alive:
             if self._guardian is not None:
                 self._guardian.abandon()
@@ -279,7 +287,7 @@ def find_limits(
         UsageError: ``power.device`` names nothing.
     """
     settings = settings or PowerSettings()
-    sysfs = Path(settings.sysfs_root)
+    root, sysfs = root.resolve(), Path(settings.sysfs_root)
     means = means or MeansSettings()
     replayed = restore(root, means, sysfs, lock_folder)
     with Bench(means, sysfs) as bench:

@@ -508,3 +508,23 @@ def test_a_torn_last_line_was_never_set(bed: Callable[..., Bed]) -> None:
     with path.open("a") as file:
         file.write('{"intent": {"kind": "nvml_power", "dev')
     assert {o.action for o in restore(here.root, DIRECT, here.sysfs, here.locks)} == {Action.RESTORED}
+
+
+def test_a_sweep_that_sets_nothing_does_not_mind_another_tool(bed: Callable[..., Bed]) -> None:
+    here = bed(RTX_4090)
+    with here.find() as limits:
+        here.nvml.gpus[0].power_limit_watts = 300
+        assert limits.set("power_limit_watts", None).enforced == 300
+    assert here.nvml.gpus[0].sets == 0
+
+
+def test_a_journal_that_must_wait_is_not_forgotten(bed: Callable[..., Bed], tmp_path: Path) -> None:
+    here = bed(RTX_4090)
+    left_behind(here, tmp_path / "elsewhere")
+    gpu = here.nvml.gpus[0]
+    gpu.deny_setting()
+    with here.find() as limits:
+        assert {outcome.action for outcome in limits.replayed} == {Action.FAILED}
+    gpu.heal()
+    assert here.find().ranges()["power_limit_watts"].found == 450
+    assert here.journals(tmp_path / "elsewhere") == []

@@ -145,10 +145,10 @@ def test_a_link_in_a_locks_place_is_not_followed(tmp_path: Path) -> None:
 
 def test_what_stands_in_a_lock_is_not_believed_blindly(tmp_path: Path) -> None:
     path = tmp_path / "sweeper-GPU-1.lock"
-    for text in ("", "{", "[]", '{"journal": 3, "pid": "x"}'):
+    for text in ("", "{", "[]", '{"journals": 3, "pid": "x"}', '{"journals": [3]}'):
         path.write_text(text)
         assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
-    path.write_text(json.dumps({"journal": "/a"}))
+    path.write_text(json.dumps({"journals": ["/a"]}))
     if os.geteuid() == 0:
         os.chown(path, 12345, 12345)
         assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
