@@ -2,7 +2,7 @@
 
 Decode: two answers to one prompt, one of them longer by a known number of tokens. Their difference in time is
 those tokens alone: connection, JSON, tokenising and the prompt are in both. Prefill: a prompt that is new to
-the server, and the same one again, which comes from its prefix cache; the difference is the prompt's work.
+the server, and the same one with a word more, which comes from its prefix cache; the difference is the work.
 """
 
 from __future__ import annotations
@@ -219,8 +219,9 @@ def _prefill(
         progress(f"prefill {number + 1}/{repeats}")
         prompt = _text(words, _salt())
         new = server.generate(name, prompt, 1)
-        again = server.generate(name, prompt, 1)
-        # The second answer still evaluates the prompt's last token, which costs as much as a decoded one.
+        # One word more: some servers keep the last token's logits and some evaluate it again, but all must
+        # evaluate a new one, which costs as much as a decoded token.
+        again = server.generate(name, f"{prompt} {_WORDS[0]}", 1)
         seconds = new.seconds - again.seconds + 1.0 / decode
         if seconds > 0:
             speeds.append(new.prompt_tokens / seconds)

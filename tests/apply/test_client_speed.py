@@ -46,8 +46,9 @@ class KnownServer:
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         length = max(1, round(len(prompt.split()) * self.tokens_per_word))
         made = min(tokens, self.ends_after)
-        new = 1 if prompt == self.held else length
-        evaluated = 1 / self.decode if new == 1 else new / self.prefill
+        held = round(len(self.held.split()) * self.tokens_per_word) if prompt.startswith(self.held) else 0
+        new = max(1, length - held)
+        evaluated = 1 / self.decode if new <= 8 else new / self.prefill  # a small batch costs as one token
         seconds = self.overhead + evaluated + (made - 1) / self.decode
         self.held = prompt
         self.now += seconds
