@@ -89,7 +89,7 @@ def cannot_write(path: Path, error: OSError) -> SweeperError:
     if isinstance(error, PermissionError):
         return RightMissingError(
             f"this user may not write {path}: run the same command with sudo, "
-            "or write elsewhere with --output and copy it"
+            "or write elsewhere with --file or --folder and copy it"
         )
     return StoreError(f"cannot write {path}: {error.strerror or error}")
 

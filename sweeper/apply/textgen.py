@@ -37,7 +37,7 @@ class Textgen:
         if request.file is None and not path.parent.is_dir():
             raise MissingError(
                 f"{path.parent} is not there: run this in text-generation-webui's folder, "
-                "or name the file with --output"
+                "or name the file with --file"
             )
         file_name = Path(request.model_path).name
         existing = read_text(path)
