@@ -24,6 +24,20 @@ if TYPE_CHECKING:
     from sweeper.records import SweepRecord
     from sweeper.sweep import StopFlag
 
+# The names of `sweeper.apply.registry`, which would cost `--help` half a second; a test holds them equal.
+TARGETS = (
+    "llama-server",
+    "llama-cpp-python",
+    "ollama",
+    "llama-swap",
+    "textgen",
+    "compose",
+    "systemd",
+    "env",
+    "python",
+    "lm-studio",
+)
+
 _SWEEP_HELP = """\
 usage: sweeper sweep [KEY=VALUE ...] [--json] [Hydra's flags]
 
@@ -221,15 +235,12 @@ def _add_pick(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_apply(add: Any) -> None:
-    from sweeper.apply.registry import target_names
-
     apply = _command(
         add, "apply", commands.apply, "show what a pick would change in a server's files, or write it"
     )
     _add_pick(apply)
-    targets = target_names()
-    words = f"one of {', '.join(targets)} (default %(default)s)"
-    apply.add_argument("--to", choices=targets, default="llama-server", metavar="TARGET", help=words)
+    words = f"one of {', '.join(TARGETS)} (default %(default)s)"
+    apply.add_argument("--to", choices=TARGETS, default="llama-server", metavar="TARGET", help=words)
     apply.add_argument("--write", action="store_true", help="write it, with a backup; without, only the diff")
     apply.add_argument("--power-limit", action="store_true", help="set the configuration's power limit too")
     apply.add_argument("--force", action="store_true", help="although machine, engine or model changed since")

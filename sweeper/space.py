@@ -102,7 +102,7 @@ class SearchSpace:
         tokens = self.traits.prompt_tokens or n_ctx
         return asked.with_(
             n_ctx=self._first("n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx),
-            n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, n_ctx, tokens) == n_batch),
+            n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, asked.n_ctx, tokens) == n_batch),
             n_ubatch=self._first("n_ubatch", asked.n_ubatch, lambda v: min(v, n_batch) == n_ubatch),
             n_gpu_layers=n_gpu_layers,
         )
@@ -173,7 +173,7 @@ def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, i
     """
     c = configuration
     n_ctx = padded(c.n_ctx)
-    n_batch = min(c.n_batch, n_ctx, traits.prompt_tokens or n_ctx)
+    n_batch = min(c.n_batch, c.n_ctx, traits.prompt_tokens or c.n_ctx)  # to the context as asked, unpadded
     layers = c.n_gpu_layers
     if not traits.gpu_offload:
         layers = 0

@@ -195,12 +195,12 @@ class EngineContract:
     def test_refuses_windows_without_a_load(self, engine: Engine, configuration: Configuration) -> None:
         """A window on nothing is a trial that failed, and the engine can be used afterwards."""
         with engine:
+            refused = False
             try:
                 engine.decode(8, 0, 0.01, 1.0)
-            except TrialFailed as failure:
-                assert str(failure)
-            else:
-                raise AssertionError("a window on nothing gave figures")
+            except TrialFailed:
+                refused = True
+            assert refused
             engine.load(configuration)
             assert engine.decode(8, 0, 0.01, 1.0).tokens > 0
 

@@ -257,14 +257,19 @@ def _why_it_does_not_fit(
 
     Where the plan itself fails the trial is left to find out: it names the failure.
     """
+    from sweeper.gguf.forecast import HOST
+
     try:
         plan = forecaster.forecast(engine.path_of(configuration), configuration)
     except EngineRefused as refused:
         return str(refused)
     except (EngineCrashed, EngineTimeout):
         return None
-    held = engine.held_mib()
-    return plan.fits({device: held[0] if device == "host" else held[1] for device in plan.devices})
+    host_mib, device_mib = engine.held_mib()
+    devices = [device for device in plan.devices if device != HOST]
+    # Of several devices nobody says which holds how much of the loaded model: an even share.
+    share = {device: device_mib / len(devices) for device in devices}
+    return plan.fits({HOST: host_mib} | share)
 
 
 def _simulated_bench(settings: Settings) -> Bench:
@@ -424,7 +429,7 @@ def _with_quality(
         if found.mean == 0:
             return exactly(0.0)
         half = 1.96 * found.standard_error
-        return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.chunks)
+        return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.tokens)
 
     files = dict(bench.model.files)
     for quant in _quants(space):

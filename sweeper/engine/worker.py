@@ -1,9 +1,6 @@
 """The child side of the llama.cpp engine: one process that loads models and times inference.
 
-It reads one JSON request a line from standard input and answers one JSON line on the descriptor that was
-its standard output. Everything that llama.cpp prints (aborts print to standard output too) goes to standard
-error, which the parent keeps as the engine's log. Requests: ``hello``, ``load``, ``prefill``, ``decode``,
-``memory``.
+It answers the requests ``hello``, ``load``, ``prefill``, ``decode`` and ``memory`` (see `sweeper.serving`).
 
 The loops are those of llama-bench: random tokens, no sampling and no tokenising inside a window, the device
 synchronised before each clock reading, the context cleared back to its depth between rounds.
@@ -13,15 +10,15 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import json
 import os
 import random
 import resource
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, TextIO
+from typing import Any
+
+from sweeper.serving import Refused, serve
 
 GGML_TYPES = {
     "f32": 0,
@@ -35,25 +32,8 @@ GGML_TYPES = {
     "bf16": 30,
 }
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
-_PR_SET_PDEATHSIG = 1
 _KIB_PER_MIB = 1024
 _SEED = 42  # the same tokens for every configuration: experts are then chosen alike
-
-
-class Refused(Exception):
-    """The engine said no; the message says why, the log holds llama.cpp's own words."""
-
-
-def die_with_parent() -> None:
-    """Ask the kernel to end this process with its parent, and to choose it first when memory runs out."""
-    if not sys.platform.startswith("linux"):
-        return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    try:
-        with open("/proc/self/oom_score_adj", "w") as file:
-            file.write("1000")
-    except OSError as error:  # a hardened container: the kernel then chooses by size, which is us as well
-        print(f"worker: oom_score_adj stays as it is: {error}", file=sys.stderr)
 
 
 class Worker:
@@ -63,6 +43,7 @@ class Worker:
         import llama_cpp
 
         self.api = llama_cpp
+        self.last_line = ""  # of llama.cpp's log, which ends with the reason where it says no
         self._log = llama_cpp.llama_log_callback(self._to_stderr)  # kept: ctypes does not hold a reference
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
@@ -75,10 +56,12 @@ class Worker:
         self.vram_at_start = self._vram_used_mib()
         self.vram_peak: float | None = None
 
-    @staticmethod
-    def _to_stderr(level: int, text: bytes, _: Any) -> None:
-        sys.stderr.write(text.decode("utf-8", "replace"))
+    def _to_stderr(self, level: int, text: bytes, _: Any) -> None:
+        line = text.decode("utf-8", "replace")
+        sys.stderr.write(line)
         sys.stderr.flush()
+        if line.strip(" .\n"):  # progress is printed as dots
+            self.last_line = line.strip()
 
     # -- requests ---------------------------------------------------------------------------------------
 
@@ -156,7 +139,7 @@ class Worker:
         params.load_mode = (1 if wanted["use_mmap"] else 0) + (2 if wanted["use_mlock"] else 0)
         self.model = self.api.llama_model_load_from_file(os.fsencode(path), params)
         if not self.model:
-            raise Refused("llama.cpp could not load the model")
+            raise Refused(f"llama.cpp could not load the model: {self.last_line}")
         self.n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
 
     def _only_threads_change(self, wanted: Mapping[str, Any]) -> bool:
@@ -174,7 +157,7 @@ class Worker:
         params.no_perf = True
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
-            raise Refused("llama.cpp could not make a context")
+            raise Refused(f"llama.cpp could not make a context: {self.last_line}")
         self.memory_handle = self.api.llama_get_memory(self.context)
         self.depth = 0
         self.context_params = dict(wanted)
@@ -300,30 +283,18 @@ def _ggml() -> Any:
     return ggml
 
 
-def answer(worker: Worker, request: Mapping[str, Any]) -> dict[str, Any]:
-    """The reply to one request: ``{"ok": …}`` or ``{"refused": …}``."""
-    handlers: dict[str, Callable[..., dict[str, Any]]] = {
-        "hello": worker.hello,
-        "load": worker.load,
-        "prefill": worker.prefill,
-        "decode": worker.decode,
-        "memory": worker.memory,
-    }
-    try:
-        return {"ok": handlers[request["do"]](**request.get("with", {}))}
-    except Refused as refused:
-        return {"refused": str(refused)}
-
-
 def main() -> None:
     """Serve requests until standard input ends."""
-    die_with_parent()
-    replies: TextIO = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # an abort's text must not look like a reply
     worker = Worker()
-    for line in sys.stdin:
-        replies.write(json.dumps(answer(worker, json.loads(line))) + "\n")
-        replies.flush()
+    serve(
+        {
+            "hello": worker.hello,
+            "load": worker.load,
+            "prefill": worker.prefill,
+            "decode": worker.decode,
+            "memory": worker.memory,
+        }
+    )
 
 
 if __name__ == "__main__":

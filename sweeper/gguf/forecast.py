@@ -14,8 +14,8 @@ from sweeper.gguf.available_memory import host_available_mib
 from sweeper.gguf.forecast_worker import SPLIT_MODES
 from sweeper.gguf.ggml_types import CACHE_TYPES
 from sweeper.gguf.header import GgufHeader, read_header
-from sweeper.gguf.worker_process import WorkerProcess
 from sweeper.records import Configuration
+from sweeper.worker_process import WorkerProcess
 
 HOST = "host"
 # What the worker takes beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).

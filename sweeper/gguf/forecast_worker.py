@@ -15,7 +15,7 @@ from typing import Any
 
 from sweeper.gguf.ggml_types import CACHE_TYPES
 from sweeper.gguf.llama_log import capture_log
-from sweeper.gguf.serving import Refused, serve
+from sweeper.serving import Refused, serve
 
 PATTERNS = {
     "layer": re.compile(r"load_tensors: layer\s+(?P<layer>\d+) assigned to device (?P<device>[^,]+),"),

@@ -46,7 +46,7 @@ def obtain(wanted: Wanted, root: Path) -> Model:
 
     Args:
         wanted: a path goes before a repository, a repository before a shape.
-        root: the folder of runs; synthetic models are kept under ``models/``, fetched ones under ``hub/``.
+        root: the folder of runs; ``models/`` keeps synthetic models, ``hub/`` what is known of fetched ones.
 
     Raises:
         ConfigError: nothing was asked for, or the shape is wrong.
@@ -92,10 +92,6 @@ def obtain(wanted: Wanted, root: Path) -> Model:
 def _fetched(wanted: Wanted, root: Path) -> tuple[Path, str]:
     from sweeper.gguf.fetch import fetch
 
-    if not wanted.file:
-        raise ConfigError(
-            f"model.file: say which file of {wanted.repo}, for example model.file=model.Q4_K_M.gguf"
-        )
     fetched = fetch(str(wanted.repo), wanted.file, wanted.revision, root)
     return fetched.path, fetched.commit
 

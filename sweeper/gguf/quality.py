@@ -26,7 +26,7 @@ from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreE
 from sweeper.gguf.digest import sha256_of, write_atomically
 from sweeper.gguf.ggml_types import CACHE_TYPES
 from sweeper.gguf.header import read_header
-from sweeper.gguf.worker_process import WorkerProcess
+from sweeper.worker_process import WorkerProcess
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
 # 256 scored tokens. On the 110M default a chunk takes 1.4 s on one core, 2.1 s with a quantised cache, so

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from sweeper.gguf.ggml_types import CACHE_TYPES
 from sweeper.gguf.llama_log import capture_log
-from sweeper.gguf.serving import Refused, serve
+from sweeper.serving import Refused, serve
 
 CHUNK_TOKENS = 512
 SCORED_TOKENS = 256

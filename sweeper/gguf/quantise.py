@@ -16,8 +16,8 @@ from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
 from sweeper.gguf.digest import sha256_of, write_atomically
 from sweeper.gguf.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.gguf.header import read_header
-from sweeper.gguf.worker_process import WorkerProcess
 from sweeper.records import ModelFile
+from sweeper.worker_process import WorkerProcess
 
 # Levels that llama.cpp makes from the weights alone.
 LEVELS = (

@@ -11,7 +11,7 @@ import re
 from typing import Any
 
 from sweeper.gguf.llama_log import LogCapture, capture_log
-from sweeper.gguf.serving import Refused, serve
+from sweeper.serving import Refused, serve
 
 _QUANT_SIZE = re.compile(r"quant size\s*=\s*([\d.]+) MiB")
 _FAILED = re.compile(r"failed to quantize: (.*)")

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from sweeper.gguf.serving import Refused, serve
+from sweeper.serving import Refused, serve
 
 
 def echo(value):

@@ -14,7 +14,7 @@ from sweeper.gguf.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.gguf.header import read_header
 from sweeper.gguf.quantise import LEVELS, LEVELS_NEEDING_IMPORTANCE, quantised
 from sweeper.gguf.synthetic import write_synthetic
-from sweeper.gguf.worker_process import WorkerProcess
+from sweeper.worker_process import WorkerProcess
 
 
 def test_a_level_is_made_once_and_kept_by_the_sources_digest(nano, tmp_path):

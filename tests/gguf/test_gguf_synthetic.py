@@ -25,7 +25,7 @@ from sweeper.gguf.synthetic import synthetic_bytes, write_synthetic
 from sweeper.gguf.tensor_mix import BASE_TYPES
 from sweeper.gguf.vocabulary import vocabulary
 from sweeper.gguf.weights import _BLOCKS, pieces
-from sweeper.gguf.worker_process import WorkerProcess
+from sweeper.worker_process import WorkerProcess
 
 CATALOGUE = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 

@@ -5,8 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
-from sweeper.gguf.worker_process import WorkerProcess
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
+from sweeper.worker_process import WorkerProcess
 
 
 @pytest.fixture
@@ -34,8 +34,8 @@ def test_death_by_signal_is_a_clear_error_and_not_the_end(worker, name):
     assert worker.ask("echo", 20, value=1)["pid"] != first
 
 
-def test_a_kill_is_taken_for_want_of_memory(worker):
-    with pytest.raises(OutOfMemory):
+def test_a_kill_from_outside_is_a_crash_while_the_kernel_killed_nothing_for_memory(worker):
+    with pytest.raises(EngineCrashed, match="SIGKILL"):
         worker.ask("die", 20, number=9)
 
 

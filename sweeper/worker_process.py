@@ -23,7 +23,19 @@ from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMem
 _LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 65_536
 _END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
-_REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "no module named")
+_REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
+# What llama.cpp, its backends and Python print when memory is short (ggml-alloc.c, ggml-backend.cpp,
+# ggml-cuda.cu, ggml-vulkan.cpp, llama-kv-cache.cpp). The only place where their words are matched.
+_MEMORY_WORDS = (
+    "out of memory",
+    "failed to allocate",
+    "unable to allocate",
+    "cannot allocate memory",
+    "outofdevicememory",
+    "outofhostmemory",
+    "bad_alloc",
+    "memoryerror",
+)
 
 
 class WorkerProcess:
@@ -40,6 +52,7 @@ class WorkerProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
         self._unread = b""
+        self._oom_kills = 0
 
     @property
     def pid(self) -> int | None:
@@ -50,10 +63,10 @@ class WorkerProcess:
         """The worker's answer to one request.
 
         Raises:
-            EngineRefused: with the worker's reason; it lives on.
+            EngineRefused: with the worker's reason and its last words; it lives on.
             EngineTimeout: where it did not answer in time; it is ended.
             EngineCrashed: where it died, with the signal and its last words.
-            OutOfMemory: where it was killed for memory.
+            OutOfMemory: where it refused or died for want of memory.
         """
         process = self._running()
         assert process.stdin is not None
@@ -69,12 +82,16 @@ class WorkerProcess:
             raise
         answer = json.loads(line)
         if "refused" in answer:
-            raise EngineRefused(str(answer["refused"]), self._log_tail())
+            raise self._refusal(str(answer["refused"]))
         ok: dict[str, Any] = answer["ok"]
         return ok
 
+    def kill(self) -> None:
+        """End the worker at once; the next :meth:`ask` starts another."""
+        self._kill()
+
     def close(self) -> None:
-        """End the worker. May be called twice."""
+        """Let the worker end by itself, or end it. May be called twice."""
         process = self._process
         if process is not None and process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
@@ -97,6 +114,7 @@ class WorkerProcess:
         self._kill()
         self._log = tempfile.TemporaryFile(prefix="sweeper-worker-")  # noqa: SIM115 - closed by _kill
         self._unread = b""
+        self._oom_kills = _oom_kills()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
@@ -139,11 +157,16 @@ class WorkerProcess:
         tail = self._log_tail()
         self._kill()
         words = _reason_in(tail)
-        if code == -signal.SIGKILL or "bad_alloc" in words or "MemoryError" in words:
-            return OutOfMemory(f"llama.cpp was ended during «{what}», most likely for want of memory", tail)
+        if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
+            return OutOfMemory(f"the kernel ended llama.cpp for want of memory during «{what}»", tail)
         name = signal.Signals(-code).name if code < 0 else None
         how = f"died of {name}" if name else f"ended with exit code {code}"
-        return EngineCrashed(f"llama.cpp {how} during «{what}»: {words or 'it said nothing'}", tail, name)
+        text = f"llama.cpp {how} during «{what}»: {words or 'it said nothing'}"
+        return OutOfMemory(text, tail) if _speaks_of_memory(tail) else EngineCrashed(text, tail, name)
+
+    def _refusal(self, message: str) -> EngineRefused | OutOfMemory:
+        tail = self._log_tail()
+        return OutOfMemory(message, tail) if _speaks_of_memory(tail) else EngineRefused(message, tail)
 
     def _log_tail(self) -> tuple[str, ...]:
         if self._log is None:
@@ -173,3 +196,17 @@ def _reason_in(lines: tuple[str, ...]) -> str:
         if any(word in line.lower() for word in _REASON_WORDS):
             return line.strip()
     return lines[-1].strip() if lines else ""
+
+
+def _speaks_of_memory(lines: tuple[str, ...]) -> bool:
+    text = "\n".join(lines).lower()
+    return any(words in text for words in _MEMORY_WORDS)
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has ended for want of memory since boot; 0 where it does not say."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0

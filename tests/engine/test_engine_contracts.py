@@ -1,0 +1,33 @@
+"""Every engine passes the same suite."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration
+from sweeper.records import Configuration
+from sweeper.testing import EngineContract
+from sweeper.virtual_time import VirtualClock
+
+
+class TestLlamaCppEngine(EngineContract):
+    @pytest.fixture
+    def engine(self, smallest_model: Path) -> LlamaCppEngine:
+        return LlamaCppEngine({None: smallest_model})
+
+    @pytest.fixture
+    def configuration(self) -> Configuration:
+        return Configuration(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1)
+
+
+class TestSimulatedEngine(EngineContract):
+    @pytest.fixture
+    def engine(self) -> SimulatedEngine:
+        return SimulatedEngine(MACHINES["minipc"], VirtualClock())
+
+    @pytest.fixture
+    def configuration(self) -> Configuration:
+        return default_configuration(MACHINES["minipc"])
