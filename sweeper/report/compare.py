@@ -10,7 +10,7 @@ from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
 from sweeper.report.costs import DAYS_PER_YEAR, JOULES_PER_KWH, money, per_hour, per_million_tokens
 from sweeper.report.picks import recommended
-from sweeper.report.words import clean, figure, power_line
+from sweeper.report.words import clean, figure, machine_name, power_line
 
 UNRANKED = (
     "Sweeps in different groups are not ranked against each other: their sensors see different parts of the "
@@ -106,7 +106,7 @@ def card_from(record: SweepRecord, price: float) -> Card:
             f"sweep {record.sweep!r} recommends nothing with speed and watts: it is no card's figure"
         )
     return Card(
-        name=_machine(record),
+        name=machine_name(record),
         price=price,
         tokens_per_second=best.trial.metrics["tokens_per_second"].median,
         watts=best.trial.metrics["watts"].median,
@@ -164,10 +164,6 @@ def _check(card: Card) -> None:
             raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
 
 
-def _machine(record: SweepRecord) -> str:
-    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
-
-
 def _workload(record: SweepRecord) -> str:
     w = record.workload
     depth = "as deep as fits" if w.depth is None else f"depth {w.depth}"
@@ -184,7 +180,7 @@ def _row(record: SweepRecord, group: int, prices: Prices) -> Row:
         "sweep": record.sweep,
         "model": record.model.name,
         "parameters": record.model.parameters,
-        "machine": _machine(record),
+        "machine": machine_name(record),
         "date": (record.updated_utc or record.started_utc)[:10],
         "group": group,
     }

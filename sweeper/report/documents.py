@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeper.records import SCHEMA, Configuration, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.picks import Picked, marks, picks, recommended
+from sweeper.report.words import baseline_of
 
 
 def front_document(record: SweepRecord) -> dict[str, Any]:
@@ -35,7 +36,7 @@ def recommendation_document(record: SweepRecord) -> dict[str, Any]:
 def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
     model = record.model
     file = model.files.get(quant or model.base_quant)
-    baseline = None if record.baseline is None else record.trial(record.baseline)
+    baseline = baseline_of(record)
     return {
         "schema": SCHEMA,
         "sweep": record.sweep,

@@ -12,14 +12,16 @@ from sweeper.report.picks import marks, next_commands, picks, recommended
 from sweeper.report.words import (
     SCOPES,
     TRUST,
+    baseline_of,
     change,
     clean,
     figures,
     head,
     label,
+    machine_name,
     model_line,
+    own_settings,
     power_line,
-    settings,
     spread,
     tally,
 )
@@ -55,7 +57,7 @@ def code(text: object) -> str:
 
 
 def _blocks(record: SweepRecord) -> Iterable[str]:
-    yield f"# {escape(record.model.name)} on {escape(_machine(record))}"
+    yield f"# {escape(record.model.name)} on {escape(machine_name(record))}"
     yield _answer(record)
     yield _front(record)
     yield _picks(record)
@@ -65,23 +67,18 @@ def _blocks(record: SweepRecord) -> Iterable[str]:
     yield _setting(record)
 
 
-def _machine(record: SweepRecord) -> str:
-    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
-
-
 def _answer(record: SweepRecord) -> str:
     best = recommended(record)
     commands = "\n".join(f"{command}  # {purpose}" for command, purpose in next_commands(record))
     if best is None:
         why = "no trial that counts was measured twice"
         return f"**Nothing can be recommended yet**: {why}.\n\n{_fence(commands)}"
-    base = None if record.baseline is None else record.trial(record.baseline)
-    own = settings(best.trial.configuration, base.configuration if base else None)
+    own = own_settings(record, best.trial)
     return f"**Run this** ({escape(best.pick)}): {escape(best.words)}\n\n{code(own)}\n\n{_fence(commands)}"
 
 
 def _front(record: SweepRecord) -> str:
-    base = None if record.baseline is None else record.trial(record.baseline)
+    base = baseline_of(record)
     rows = [t for t in (base, *record.on_front()) if t is not None and t.metrics]
     if not rows:
         return ""
@@ -94,7 +91,7 @@ def _front(record: SweepRecord) -> str:
             f"#{t.number}",
             ", ".join(named.get(t.number, ())) or ("baseline" if index == 0 and t is base else ""),
             *(_figure(t, base, metric) for metric in metrics),
-            code(settings(t.configuration, base.configuration if base else None)).replace("|", "\\|"),
+            code(own_settings(record, t)).replace("|", "\\|"),
         ]
         for index, t in enumerate(rows)
         if index == 0 or t is not base

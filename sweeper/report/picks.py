@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.pareto import choose
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.words import clean, figure
+from sweeper.report.words import baseline_of, clean, figure
 
 NAMED = ("fastest", "knee", "greenest")
 
@@ -88,7 +88,7 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
 
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
     """What the pick does to prompts and to quality, where neither was an objective: no silent price."""
-    base = None if record.baseline is None else record.trial(record.baseline)
+    base = baseline_of(record)
     if base is None or base.number == trial.number:
         return []
     said = []

@@ -11,7 +11,7 @@ from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.groups import Groups, groups_of
 from sweeper.report.picks import picks
 from sweeper.report.plots import axes_of, axis_title, turns_late
-from sweeper.report.words import clean, half_width, label, settings, spread
+from sweeper.report.words import clean, half_width, label, own_settings, spread
 
 
 def figure_json(record: SweepRecord) -> str:
@@ -101,8 +101,7 @@ def _hover(record: SweepRecord, trial: TrialRecord) -> str:
         if metric in trial.metrics:
             kind = f" {record.power.kind}" if label(metric).power and record.power.kind != "measured" else ""
             lines.append(f"{spread(trial.metrics[metric])} {label(metric).unit}{kind}")
-    base = None if record.baseline is None else record.trial(record.baseline).configuration
-    lines += settings(trial.configuration, base).split(" ")
+    lines += own_settings(record, trial).split(" ")
     return "<br>".join(escape(clean(line)) for line in lines)
 
 

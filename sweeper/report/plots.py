@@ -8,7 +8,7 @@ from typing import Any
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
 from sweeper.report.picks import marks, recommended
-from sweeper.report.words import clean, figure, is_doubtful, label
+from sweeper.report.words import clean, figure, is_doubtful, label, machine_name
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
 BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = (
@@ -129,8 +129,9 @@ def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str
 def _dress(axes: Any, record: SweepRecord, across: str, up: str, *, empty: bool) -> None:
     axes.set_xlabel(axis_title(across, record), parse_math=False)
     axes.set_ylabel(axis_title(up, record), parse_math=False)
-    where = " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
-    axes.set_title(clean(f"{record.model.name} on {where}"), loc="left", fontsize=11, parse_math=False)
+    axes.set_title(
+        clean(f"{record.model.name} on {machine_name(record)}"), loc="left", fontsize=11, parse_math=False
+    )
     axes.grid(visible=True, alpha=0.25)
     axes.spines[["top", "right"]].set_visible(False)
     if empty:

@@ -8,7 +8,7 @@ from sweeper.records import SweepRecord, to_plain
 from sweeper.report import svg
 from sweeper.report.caveats import failures
 from sweeper.report.pieces import command, facts, fold, paragraph, section, table, text
-from sweeper.report.words import MISSING, STATES, clean, settings, tally
+from sweeper.report.words import MISSING, STATES, clean, own_settings, tally
 
 WIDTH, HEIGHT = 720.0, 200.0
 MOST_LISTED = 200  # failed trials that are listed one by one; the counts above the list cover all
@@ -20,7 +20,6 @@ def lost(record: SweepRecord) -> str:
     found = failures(record)
     if not found:
         return ""
-    base = None if record.baseline is None else record.trial(record.baseline).configuration
     trials = [t for t in record.trials if t.state not in ("complete", "dominated")]
     listed = trials[:MOST_LISTED]
     has_logs = any(t.log_tail for t in listed)
@@ -29,7 +28,7 @@ def lost(record: SweepRecord) -> str:
             f"#{t.number}",
             STATES[t.state],
             t.reason or MISSING,
-            settings(t.configuration, base),
+            own_settings(record, t),
             *([" / ".join(t.log_tail[-LOG_LINES:])] if has_logs else []),
         ]
         for t in listed

@@ -11,6 +11,7 @@ from sweeper.report.words import (
     MISSING,
     SCOPES,
     TRUST,
+    baseline_of,
     change,
     figure,
     figures,
@@ -18,22 +19,13 @@ from sweeper.report.words import (
     head,
     is_doubtful,
     label,
+    machine_name,
     model_line,
+    own_settings,
     power_line,
-    settings,
     tally,
     value,
 )
-
-
-def baseline_of(record: SweepRecord) -> TrialRecord | None:
-    """The trial of the engine's own defaults, where there is one."""
-    return None if record.baseline is None else record.trial(record.baseline)
-
-
-def machine_name(record: SweepRecord) -> str:
-    """The GPUs, or the processor where there is none."""
-    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
 
 
 def answer(record: SweepRecord) -> str:
@@ -54,10 +46,10 @@ def answer(record: SweepRecord) -> str:
         said = paragraph(f"Nothing can be recommended: no trial that counts was measured twice.{why}")
         return f'{title}{banner}<section class="answer"><h2>No answer yet</h2>{said}{commands}</section>'
     base = baseline_of(record)
-    own = settings(best.trial.configuration, base.configuration if base else None)
+    own = own_settings(record, best.trial)
     return (
         f'{title}{banner}<section class="answer"><h2>Run this</h2>'
-        f"<p>{text(best.words)} <span class=soft>({text(best.pick)}, trial #{best.trial.number})</span></p>"
+        f'<p>{text(best.words)} <span class="soft">({text(best.pick)}, trial #{best.trial.number})</span></p>'
         f"{_figures(record, best.trial, base)}"
         f"<p><code>{text(own)}</code></p>{commands}</section>"
     )
@@ -111,11 +103,7 @@ def _front_table(record: SweepRecord) -> str:
     for t in rows:
         is_base = base is not None and t.number == base.number
         who = [*(["baseline"] if is_base else []), *named.get(t.number, ())]
-        own = (
-            "the engine's default"
-            if is_base
-            else settings(t.configuration, base.configuration if base else None)
-        )
+        own = "the engine's default" if is_base else own_settings(record, t)
         cells.append(
             [
                 (f"#{t.number} {', '.join(who)}".strip(), own),
@@ -146,7 +134,7 @@ def picked(record: SweepRecord) -> str:
         blocks.append(
             f'<div class="pick-block"><h3>{text(" = ".join(names))}{mark}: trial #{chosen.trial.number}</h3>'
             f"{paragraph(chosen.words)}{command(chosen.apply_command)}"
-            f"{fold('the whole configuration', facts((key, value(item)) for key, item in whole))}</div>"
+            f"{fold('the whole configuration', facts((name, value(item)) for name, item in whole))}</div>"
         )
     return section("picks", "The picks, in words", "".join(blocks))
 

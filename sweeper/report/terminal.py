@@ -13,14 +13,16 @@ from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
 from sweeper.report.picks import is_recommended, marks, next_commands, picks
 from sweeper.report.words import (
+    baseline_of,
     change,
     clean,
     figure,
     figures,
     head,
     is_doubtful,
+    machine_name,
+    own_settings,
     power_line,
-    settings,
     tally,
 )
 
@@ -53,8 +55,7 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
 
 
 def _heading(record: SweepRecord, width: int) -> list[Text]:
-    gpus = " + ".join(gpu.name for gpu in record.machine.gpus)
-    where = clean(gpus or record.machine.cpu)
+    where = clean(machine_name(record))
     front = f"{len(record.front)} on the front"
     stopped = f"stopped: {clean(record.stopped_because)}"
     ended = {"stopped": stopped, "running": f"{front}, still running"}.get(record.state, front)
@@ -77,10 +78,6 @@ def _rows(record: SweepRecord) -> list[TrialRecord]:
     return rows
 
 
-def _baseline(record: SweepRecord) -> TrialRecord | None:
-    return None if record.baseline is None else record.trial(record.baseline)
-
-
 def _table(record: SweepRecord, width: int) -> list[Text]:
     rows = _rows(record)
     if not rows:
@@ -89,7 +86,7 @@ def _table(record: SweepRecord, width: int) -> list[Text]:
     if total(columns) > width:
         return _cards(record, rows, width)
     named = marks(record)
-    base = _baseline(record)
+    base = baseline_of(record)
     lines = [row(columns, [column.head for column in columns], "bold")]
     for index, trial in enumerate(rows):
         is_pick = is_recommended(record, trial)
@@ -104,12 +101,12 @@ def _about(
     if base is not None and trial.number == base.number:
         who = ("baseline", *named.get(trial.number, ()))
         return " · ".join([*who, "the engine's default"])
-    own = settings(trial.configuration, base.configuration if base else None)
+    own = own_settings(record, trial)
     return " · ".join([*named.get(trial.number, ()), own])
 
 
 def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
-    base = _baseline(record)
+    base = baseline_of(record)
     star = tuple("★" if is_recommended(record, t) else " " for t in rows)
     columns = [
         Column("", star, 0, right=False),
@@ -136,7 +133,7 @@ def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
 def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list[Text]:
     """The same where not even the medians fit side by side: a few lines for each trial."""
     named = marks(record)
-    base = _baseline(record)
+    base = baseline_of(record)
     lines = []
     for trial in rows:
         is_pick = is_recommended(record, trial)

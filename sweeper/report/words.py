@@ -115,6 +115,22 @@ def settings(configuration: Configuration, base: Configuration | None) -> str:
     return " ".join(changed) or "as the baseline"
 
 
+def baseline_of(record: SweepRecord) -> TrialRecord | None:
+    """The trial of the engine's own defaults, where there is one."""
+    return None if record.baseline is None else record.trial(record.baseline)
+
+
+def own_settings(record: SweepRecord, trial: TrialRecord) -> str:
+    """What ``trial`` sets differently from the baseline."""
+    base = baseline_of(record)
+    return settings(trial.configuration, base.configuration if base else None)
+
+
+def machine_name(record: SweepRecord) -> str:
+    """The GPUs, or the processor where there is none."""
+    return " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
+
+
 SCOPES = {
     "gpu": "the GPU alone: no CPU, memory or fans",
     "module": "the GPU's module with its memory",
