@@ -56,24 +56,29 @@ def _looked_up(column: dict[Any, tuple[float, ...]], value: Any) -> tuple[float,
 def _column(parameter: Parameter, space: SearchSpace) -> tuple[str, dict[Any, tuple[float, ...]]]:
     values = parameter.values
     if parameter.name == "n_gpu_layers":
-        # The last layer is a cliff: whether all are on the GPU is a feature of its own, and so is none.
-        layers = space.traits.n_layer
-        most = max(values)
-        positions = _positions(values)
-        return parameter.name, {
-            v: (
-                x,
-                CHOICE_DISTANCE * (v < 0 or v >= min(most, (layers or most) + 1)),
-                CHOICE_DISTANCE * (v == 0),
-            )
-            for v, x in zip(values, positions, strict=True)
-        }
+        return parameter.name, _layer_features(values, space.traits.n_layer)
     if parameter.ordinal or all(v is None or type(v) is int for v in values):
         return parameter.name, {v: (x,) for v, x in zip(values, _positions(values), strict=True)}
     if len(values) == 2:
         return parameter.name, {values[0]: (0.0,), values[1]: (CHOICE_DISTANCE,)}
     half = CHOICE_DISTANCE / math.sqrt(2)
     return parameter.name, {v: tuple(half * (v == w) for w in values) for v in values}
+
+
+def _layer_features(values: Sequence[int], n_layer: int) -> dict[Any, tuple[float, ...]]:
+    """What layers on the GPU mean: their share, how few are left on the CPU, and whether it is all or none.
+
+    Time goes by the layers that are left on the CPU, so of the last few each counts for more; the very last
+    one is a cliff.
+    """
+    most = max(n_layer + 1, *values) if n_layer else max(values)
+
+    def features(value: int) -> tuple[float, ...]:
+        layers = most if value < 0 or value > most else value
+        left = math.log2(1 + most - layers) / math.log2(1 + most) if most > 0 else 0.0
+        return (layers / max(1, most), 1.0 - left, CHOICE_DISTANCE * (layers == most))
+
+    return {value: features(value) for value in values}
 
 
 def _positions(values: Sequence[Any]) -> list[float]:

@@ -17,6 +17,10 @@ JITTER = 1e-8
 # Hyperparameters are fitted on at most this many points; more would cost seconds and change little.
 MOST_FITTED = 120
 FIT_STEPS = 30
+# Half of it makes every unseen combination look like a chance, twice of it takes a parameter for idle that
+# only matters elsewhere (threads, where all layers are on the GPU): both cost trials on simulated machines.
+EXPECTED_LOG_LENGTH = math.log(1.0)
+LOG_LENGTH_WIDTH = 1.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +44,10 @@ class Hyper:
 
 
 def starting_hyper(dimensions: int, relative_noise: float) -> Hyper:
-    """Where a fit begins: effects half as wide as a parameter's range."""
+    """Where a fit begins: effects wider than a parameter's range."""
     import numpy as np
 
-    return Hyper(np.full(dimensions, math.log(0.7)), 0.0, math.log(relative_noise))
+    return Hyper(np.full(dimensions, EXPECTED_LOG_LENGTH), 0.0, math.log(relative_noise))
 
 
 def correlation(a: Array, b: Array, log_lengths: Array) -> Array:
@@ -105,7 +109,7 @@ def standard(values: Array) -> tuple[float, float]:
 def fit(features: Array, values: Array, start: Hyper, relative_noise: float) -> Hyper:
     """Hyperparameters of the greatest posterior density, from ``start``.
 
-    Weak priors keep them sensible with few points: length scales around 0.7 of a range, signal around the
+    Weak priors keep them sensible with few points: length scales around a whole range, signal around the
     values' own spread, noise around ``relative_noise`` (standard deviation over the values' spread).
     """
     import numpy as np
@@ -158,7 +162,7 @@ class _Problem:
         by_length = 0.5 * np.tensordot(pull * slope, self._squares, axes=2) * inverse
         gradient = np.concatenate([by_length, [(pull * kernel).sum(), noise * np.trace(pull)]])
         value = 0.5 * float(self._values @ weights) + float(np.log(np.diag(factor[0])).sum())
-        centre = np.concatenate([np.full(len(by_length), math.log(0.7)), [0.0, self._expected_noise]])
-        width = np.concatenate([np.full(len(by_length), 1.0), [0.7, 0.5]])
+        centre = np.concatenate([np.full(len(by_length), EXPECTED_LOG_LENGTH), [0.0, self._expected_noise]])
+        width = np.concatenate([np.full(len(by_length), LOG_LENGTH_WIDTH), [0.7, 0.5]])
         off = (vector - centre) / width
         return value + 0.5 * float(off @ off), gradient + off / width

@@ -45,6 +45,9 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 INITIAL_TRIALS = 7
 # Repeats of inference scatter by about this share; the noise that a model may assume lies around it.
 EXPECTED_NOISE = 0.02
+# A candidate counts from this much better than the front, in standard deviations of one measurement.
+# Without it the search goes on re-measuring what it has found, with idle parameters changed.
+LEAST_GAIN_IN_NOISE = 0.5
 # Hyperparameters are fitted anew each time up to here, then every REFIT_EVERY trials.
 REFIT_ALWAYS_UP_TO = 40
 REFIT_EVERY = 6
@@ -352,7 +355,14 @@ class _Model:
         self.front = [configurations[usable[i]] for i in best]
         self._points = [points[i] for i in best]
         self._reference = _reference(self._points, np.asarray(means)[usable])
-        self._boxes = free_boxes(self._points, self._reference)
+        self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
+
+    def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
+        """A point of the front, better by a part of one measurement's noise: less than that is no gain."""
+        return tuple(
+            x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
+            for x, o in zip(point, self._objectives, strict=True)
+        )
 
     def _predict(self, features: Array, configurations: Sequence[Configuration]) -> tuple[Array, Array]:
         import numpy as np

@@ -21,20 +21,24 @@ def initial_design(
     """Up to ``count`` distinct configurations that may run, the baseline first.
 
     After it come corners that lie near the front on most machines: the smallest weights at full speed, the
-    same at the lowest cap, with few threads, and half way; then random points as far apart as possible.
+    same at the lowest cap, with few threads, and partly on the GPU; then random points far apart.
     """
     fast: dict[str, Any] = _smallest_weights(space) | _end(space, "n_gpu_layers", -1)
     frugal = fast | _end(space, "power_limit_watts", 0) | _end(space, "clock_limit_mhz", 0)
-    half = fast | _middle(space, "power_limit_watts") | _middle(space, "clock_limit_mhz")
-    few = fast | _end(space, "n_threads", 0)
+    few = _end(space, "n_threads", 0)
+    middle = (
+        _middle(space, "power_limit_watts") | _middle(space, "clock_limit_mhz") | _middle(space, "n_threads")
+    )
     base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
     wished: list[Mapping[str, Any]] = [
         base,
         base | fast,
         base | frugal,
-        base | half | _middle(space, "n_threads"),
+        base | fast | few,
+        # Partly on the GPU threads and layers trade speed for watts, which the corners above do not show.
+        base | frugal | few | _part_way(space, "n_gpu_layers", 0.85),
+        base | fast | middle | _part_way(space, "n_gpu_layers", 0.5),
     ]
-    wished += [base | few, base | few | frugal]
     found: dict[Configuration, None] = {}
     for params in wished:
         configuration = space.configuration(params)
@@ -90,7 +94,11 @@ def _end(space: SearchSpace, name: str, index: int) -> dict[str, Any]:
 
 
 def _middle(space: SearchSpace, name: str) -> dict[str, Any]:
+    return _part_way(space, name, 0.5)
+
+
+def _part_way(space: SearchSpace, name: str, share: float) -> dict[str, Any]:
     if name not in space.parameters:
         return {}
     values = space.parameters[name].values
-    return {name: values[len(values) // 2]}
+    return {name: values[min(len(values) - 1, int(share * len(values)))]}

@@ -1,0 +1,173 @@
+"""What searches are compared on: simulated machines, and recorded tables replayed."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.engine.base import Engine
+from sweeper.engine.replay import ReplayEngine, replay_meter
+from sweeper.engine.replay import true_metrics as recorded_metrics
+from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration, true_metrics
+from sweeper.engine.simulated_machine import memory_mib
+from sweeper.errors import OutOfMemory
+from sweeper.pareto import hypervolume, reference_point, undominated
+from sweeper.power.base import PowerMeter
+from sweeper.power.simulated import SimulatedMeter
+from sweeper.record_table import read_table
+from sweeper.records import Configuration, Workload
+from sweeper.search.warm_start import nearest
+from sweeper.space import SearchSpace, Traits, build_space
+from sweeper.virtual_time import VirtualClock
+
+TABLES = Path(__file__).parent / "tables"
+OBJECTIVES = (("tokens_per_second", 1.0), ("watts", -1.0))
+
+# The forecast of memory that a sweep has sees too little by this factor: fragmentation, other programs. It is
+# the same for every sampler.
+FORECAST = 0.95
+
+# Spaces as a user would sweep them, large enough that nobody would measure them whole.
+SPACES: Mapping[str, Mapping[str, Any]] = {
+    "minipc": {
+        "quant": ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"],
+        "n_threads": {"low": 1, "high": 16},
+        "n_threads_batch": [8, 16],
+        "n_ubatch": [64, 512],
+        "flash_attn": [True, False],
+        "type_k": ["f16", "q8_0"],
+        "n_ctx": [2048, 8192, 16384],
+        "power_limit_watts": {"low": 15, "high": 45, "step": 3},
+    },
+    "gpu_pc": {
+        "quant": ["Q8_0", "Q6_K", "Q5_K_M", "Q4_K_M"],
+        "n_gpu_layers": {"low": 0, "high": 49},
+        "n_threads": [1, 2, 4, 8, 16],
+        "n_ctx": [2048, 8192, 32768],
+        "flash_attn": [True, False],
+        "type_k": ["f16", "q8_0"],
+        "power_limit_watts": {"low": 100, "high": 175, "step": 15},
+    },
+    "server": {
+        "quant": ["F16", "Q8_0", "Q6_K", "Q4_K_M"],
+        "n_gpu_layers": [0, 12, 24, 36, 44, 46, 47, 48, 49],
+        "n_threads": [1, 4, 16, 32, 64],
+        "n_ctx": [4096, 32768],
+        "offload_kqv": [True, False],
+        "power_limit_watts": {"low": 200, "high": 700, "step": 50},
+        "clock_limit_mhz": [600, 1000, 1400, 1700, 1980],
+    },
+}
+
+
+@dataclass(frozen=True)
+class Landscape:
+    """A space whose truth is known, and how to make an engine and a meter on it."""
+
+    name: str
+    space: SearchSpace
+    baseline: Configuration
+    workload: Workload
+    truth: Callable[[Configuration], dict[str, float] | None]  # None: does not run
+    rig: Callable[[int], tuple[Engine, PowerMeter, VirtualClock]]
+    forecast: Callable[[Configuration], bool]  # whether memory is forecast to do; errs a little
+
+    def point(self, configuration: Configuration) -> tuple[float, ...] | None:
+        """The true objectives, oriented; None where the configuration does not run."""
+        metrics = self.truth(configuration)
+        return None if metrics is None else tuple(sign * metrics[m] for m, sign in OBJECTIVES)
+
+    @functools.cached_property
+    def all_points(self) -> dict[Configuration, tuple[float, ...]]:
+        """Every configuration that runs, with its true objectives."""
+        found = ((c, self.point(c)) for c in self.space.grid())
+        return {c: p for c, p in found if p is not None}
+
+    @functools.cached_property
+    def front(self) -> list[tuple[float, ...]]:
+        """The true front, oriented."""
+        points = list(self.all_points.values())
+        return [points[i] for i in undominated(points)]
+
+    @functools.cached_property
+    def reference(self) -> tuple[float, ...]:
+        """Behind the true front, as everywhere in sweeper."""
+        return reference_point(self.front)
+
+    @functools.cached_property
+    def volume(self) -> float:
+        """The hypervolume of the true front."""
+        return hypervolume(self.front, self.reference)
+
+
+def simulated(name: str) -> Landscape:
+    """A simulated machine with its space."""
+    machine = MACHINES[name]
+    workload = Workload(depth=512)
+    baseline = default_configuration(machine)
+    traits = Traits(
+        n_layer=machine.model.n_layer,
+        gpu_offload=machine.gpu is not None,
+        prompt_tokens=workload.prompt_tokens,
+        n_ctx_needed=workload.n_ctx_needed,
+    )
+    space = build_space(SPACES[name], baseline, traits)
+    # The default as a point of the space: no quantisation is the base one, no cap is the highest.
+    start = space.params_of(baseline) | {"quant": machine.model.base_quant}
+    for limit in ("power_limit_watts", "clock_limit_mhz"):
+        if limit in space.parameters:
+            start[limit] = space.parameters[limit].values[-1]
+    start["n_ctx"] = min(v for v in space.parameters["n_ctx"].values if v >= 4096)
+
+    def truth(configuration: Configuration) -> dict[str, float] | None:
+        try:
+            return true_metrics(machine, configuration, workload)
+        except OutOfMemory:
+            return None
+
+    def rig(seed: int) -> tuple[Engine, PowerMeter, VirtualClock]:
+        clock = VirtualClock()
+        engine = SimulatedEngine(machine, clock, seed=seed)
+        return engine, SimulatedMeter(engine.trace, clock), clock
+
+    def forecast(configuration: Configuration) -> bool:
+        host, device = memory_mib(machine, configuration)
+        fits_host = FORECAST * host <= machine.memory_mib
+        return fits_host and (machine.gpu is None or FORECAST * device <= machine.gpu.memory_mib)
+
+    return Landscape(f"simulated-{name}", space, space.configuration(start), workload, truth, rig, forecast)
+
+
+def recorded(path: Path) -> Landscape:
+    """A recorded table; its truth is the median of each row's repeats."""
+    table = read_table(path)
+    known = {row.configuration: row for row in table.rows}
+    space = table.header.space
+
+    def truth(configuration: Configuration) -> dict[str, float] | None:
+        row = known.get(configuration)
+        return recorded_metrics(row) if row is not None and row.state == "complete" else None
+
+    def rig(seed: int) -> tuple[Engine, PowerMeter, VirtualClock]:
+        clock = VirtualClock()
+        engine = ReplayEngine(table, clock, seed)
+        return engine, replay_meter(engine), clock
+
+    baseline = space.configuration(
+        {p.name: nearest(p.values, getattr(space.base, p.name)) for p in space.parameters.values()}
+    )
+    name = path.name.removesuffix(".csv.gz")
+    return Landscape(name, space, baseline, table.header.workload, truth, rig, lambda _: True)
+
+
+def landscapes(names: list[str] | None = None) -> list[Landscape]:
+    """The simulated machines and every table in ``benchmarks/tables``; only ``names`` where given."""
+    makers: dict[str, Callable[[], Landscape]] = {
+        f"simulated-{name}": functools.partial(simulated, name) for name in SPACES
+    }
+    for path in sorted(TABLES.glob("*.csv.gz")):
+        makers[path.name.removesuffix(".csv.gz")] = functools.partial(recorded, path)
+    return [make() for name, make in makers.items() if names is None or name in names]

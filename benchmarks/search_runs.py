@@ -1,0 +1,217 @@
+"""One search on one landscape: ask, measure in virtual time, tell; and what it had found after each trial."""
+
+from __future__ import annotations
+
+import itertools
+import random
+import time
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import optuna
+from search_landscapes import OBJECTIVES, Landscape
+
+from sweeper.errors import TrialFailed
+from sweeper.measure import Stage, measure
+from sweeper.pareto import hypervolume
+from sweeper.records import Configuration
+from sweeper.search.gp_front import GpFrontSampler
+from sweeper.search.warm_start import initial_design
+
+FINALISTS = 5
+MOST_ASKS_IN_VAIN = 300  # a sampler that repeats itself this often in a row has nothing new to say
+
+
+@dataclass(frozen=True)
+class Step:
+    """The state of a search after one trial."""
+
+    trial: int
+    seconds: float  # of virtual time
+    share: float  # of the true front's hypervolume
+    sampler_seconds: float  # of real time, for this proposal
+
+
+@dataclass(frozen=True)
+class Search:
+    """One finished search."""
+
+    landscape: str
+    sampler: str
+    seed: int
+    steps: tuple[Step, ...]
+    regret: float | None  # of within:5%, in watts over the best possible
+    picked: str | None  # digest of the pick
+
+
+class Rig:
+    """Measures configurations of a landscape, and keeps what was measured."""
+
+    def __init__(self, landscape: Landscape, seed: int) -> None:
+        self.landscape = landscape
+        self.engine, self.meter, self.clock = landscape.rig(seed)
+        self.stage = Stage.screening(landscape.workload)
+        self.measured: dict[Configuration, tuple[float, ...] | None] = {}
+        self.steps: list[Step] = []
+        self._volume = 0.0
+
+    def trial(self, configuration: Configuration, sampler_seconds: float) -> tuple[float, ...] | None:
+        """Measure; the objectives as measured (not oriented), None where it did not run."""
+        try:
+            result = measure(configuration, self.engine, self.meter, self.landscape.workload, self.stage)
+            values: tuple[float, ...] | None = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
+        except TrialFailed:
+            values = None
+        self.measured[configuration] = values
+        true = [self.landscape.point(c) for c, v in self.measured.items() if v is not None]
+        share = hypervolume([p for p in true if p], self.landscape.reference) / self.landscape.volume
+        self.steps.append(Step(len(self.measured), self.clock(), share, sampler_seconds))
+        return values
+
+    def pick(self) -> tuple[float | None, str | None]:
+        """Measure the likely picks again at length, pick within:5%, and the regret of that pick."""
+        runs = {c: v for c, v in self.measured.items() if v is not None}
+        if not runs:
+            return None, None
+        best = max(v[0] for v in runs.values())
+        near = sorted((c for c, v in runs.items() if v[0] >= 0.93 * best), key=lambda c: runs[c][1])
+        finalists = dict.fromkeys([max(runs, key=lambda c: runs[c][0]), *near[: FINALISTS - 1]])
+        final = Stage.final(self.landscape.workload)
+        again = {}
+        for c in finalists:
+            result = measure(c, self.engine, self.meter, self.landscape.workload, final)
+            again[c] = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
+        best = max(v[0] for v in again.values())
+        chosen = min((c for c in again if again[c][0] >= 0.95 * best), key=lambda c: again[c][1])
+        truth = self.landscape.all_points
+        top = max(p[0] for p in truth.values())
+        least = min(-p[1] for p in truth.values() if p[0] >= 0.95 * top)
+        speed, watts = truth[chosen][0], -truth[chosen][1]
+        # Too slow is as bad as too hungry: what is missing to 95 % of the best speed counts as regret too.
+        return max(watts / least - 1, 0.0) + max(1 - speed / (0.95 * top), 0.0), chosen.digest
+
+
+Sampler = Callable[[Landscape, int], Any]
+
+
+def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
+    """One search of at most ``trials`` measured configurations."""
+    rig = Rig(landscape, seed)
+    if sampler == "grid order":
+        grid = (c for c in landscape.space.grid() if landscape.forecast(c))
+        for configuration in itertools.islice(grid, trials):
+            rig.trial(configuration, 0.0)
+    elif sampler == "llama-optimus":
+        llama_optimus(rig, seed, trials)
+    else:
+        ask_and_tell(rig, sampler, seed, trials)
+    regret, picked = rig.pick()
+    return Search(landscape.name, sampler, seed, tuple(rig.steps), regret, picked)
+
+
+def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
+    """The loop of a sweep around an Optuna sampler, with duplicates settled for free."""
+    space = rig.landscape.space
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    study = optuna.create_study(
+        directions=["maximize" if s > 0 else "minimize" for _, s in OBJECTIVES],
+        sampler=make_sampler(name, rig.landscape, seed),
+    )
+    distributions = space.distributions()
+    if name.endswith("+ corners"):
+        for first in initial_design(space, rig.landscape.baseline, 6, seed):
+            study.enqueue_trial(space.params_of(first))
+    in_vain = 0
+    while len(rig.measured) < trials and in_vain < MOST_ASKS_IN_VAIN:
+        began = time.perf_counter()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            trial = study.ask(distributions)
+        took = time.perf_counter() - began
+        configuration = space.configuration(trial.params)
+        known = configuration in rig.measured
+        if known or space.violations(configuration) or not rig.landscape.forecast(configuration):
+            # As in a sweep: what is known or ruled out beforehand costs nothing, and the sampler is told.
+            in_vain += 1
+            if known:
+                trial.set_user_attr("duplicate_of", 0)
+            else:
+                trial.set_user_attr("state", "infeasible")
+            trial.set_constraint("runs", 0.0 if rig.measured.get(configuration) else 1.0)
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            continue
+        in_vain = 0
+        values = rig.trial(configuration, took)
+        trial.set_user_attr("configuration", configuration.to_dict())
+        trial.set_user_attr("state", "complete" if values else "out_of_memory")
+        trial.set_constraint("runs", 0.0 if values else 1.0)
+        if values:
+            study.tell(trial, list(values))
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+
+
+def make_sampler(name: str, landscape: Landscape, seed: int) -> Any:
+    """An Optuna sampler by the name it has in the tables."""
+    samplers = optuna.samplers
+    base = name.removesuffix(" + corners")
+    made: dict[str, Callable[[], Any]] = {
+        "gp_front": lambda: GpFrontSampler(
+            landscape.space, seed, baseline=landscape.baseline, allowed=landscape.forecast
+        ),
+        "random": lambda: samplers.RandomSampler(seed=seed),
+        "nsga2": lambda: samplers.NSGAIISampler(seed=seed),
+        "tpe": lambda: samplers.TPESampler(seed=seed),
+        "tpe multivariate": lambda: samplers.TPESampler(seed=seed, multivariate=True),
+        "gp": lambda: samplers.GPSampler(seed=seed),
+    }
+    return made[base]()
+
+
+def llama_optimus(rig: Rig, seed: int, trials: int) -> None:
+    """Its three stages, for speed alone: TPE over numbers, a grid over flags, TPE over numbers again.
+
+    It knows no power limit, so that stays as found; each trial is a fresh process there and is here a
+    measurement like any other, which flatters it.
+    """
+    space = rig.landscape.space
+    numbers = [p for p in space.parameters.values() if p.ordinal and not p.name.endswith(("watts", "mhz"))]
+    flags = [p for p in space.parameters.values() if not p.ordinal]
+    fixed = space.params_of(rig.landscape.baseline)
+    best: dict[str, Any] = dict(fixed)
+    most_speed = 0.0
+    third = max(1, trials * 35 // 80)
+
+    def speed(params: dict[str, Any]) -> float | None:
+        nonlocal best, most_speed
+        configuration = space.configuration(fixed | params)
+        if space.violations(configuration) or not rig.landscape.forecast(configuration):
+            return None
+        values = rig.measured.get(configuration)
+        if configuration not in rig.measured:
+            values = rig.trial(configuration, 0.0)
+        if values and values[0] > most_speed:
+            best, most_speed = space.params_of(configuration), values[0]
+        return values[0] if values else None
+
+    def tpe(until: int, held: dict[str, Any]) -> None:
+        study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
+        distributions = {p.name: space.distributions()[p.name] for p in numbers}
+        for _ in range(5 * trials):
+            if len(rig.measured) >= until:
+                return
+            trial = study.ask(distributions)
+            found = speed(held | trial.params)
+            study.tell(trial, found if found is not None else 0.0)  # failures score 0 there
+
+    def flag_grid() -> Iterator[dict[str, Any]]:
+        for values in itertools.product(*(p.values for p in flags)):
+            yield dict(zip([p.name for p in flags], values, strict=True))
+
+    tpe(third, {})
+    for choice in random.Random(seed).sample(list(flag_grid()), len(list(flag_grid()))):
+        if len(rig.measured) < trials - third:
+            speed(best | choice)
+    tpe(trials, {p.name: best[p.name] for p in flags})
