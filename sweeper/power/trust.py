@@ -121,6 +121,9 @@ def known_or_examined(
     if known is not None and known.seconds >= seconds * 0.9:
         return known
     trust = examine_sensor(sensor, seconds, clock, sleep)
+    if trust.in_conflict:
+        # A power that was just falling looks like a conflict too, and the verdict is kept: look twice.
+        trust = examine_sensor(sensor, seconds, clock, sleep)
     if not trust.counter_stands_still:  # that may mend itself, and is cheap to see again
         _store(path, trust, identity(sensor))
     return trust

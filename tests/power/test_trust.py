@@ -151,6 +151,22 @@ def test_a_counter_that_stands_still_is_asked_again_next_time(tmp_path: Path) ->
     assert not known_or_examined(sensor, tmp_path, 2.0, clock, clock.sleep).counter_stands_still
 
 
+@pytest.mark.parametrize(("lies_until", "is_conflict"), [(1.5, False), (99.0, True)])
+def test_a_conflict_is_believed_when_it_is_seen_twice(
+    lies_until: float, is_conflict: bool, tmp_path: Path
+) -> None:
+    clock = Clock()
+
+    class Settling(Staircase):
+        def read(self) -> Sample:
+            sample = super().read()
+            late = 100.0 if self.clock.now < lies_until else 0.0  # an average that still remembers a load
+            return Sample(sample.monotonic_seconds, sample.energy_joules, (sample.power_watts or 0) + late)
+
+    trust = known_or_examined(Settling(clock), tmp_path, 2.0, clock, clock.sleep)
+    assert trust.in_conflict is is_conflict
+
+
 def test_finds_the_periods_of_a_gpu_through_pynvml(make_fake_nvml: Callable[..., FakeNvml]) -> None:
     nvml = make_fake_nvml(RTX_4090)
     nvml.gpus[0].update_period(energy_seconds=0.1)
