@@ -30,6 +30,8 @@ TAG_LIMIT = 5000  # characters of a tag's value that every MLflow server of the 
 PARAM_LIMIT = 500  # the smallest limit of a param's value that any MLflow server had
 
 RUN_NAME = "mlflow.runName"
+NAME = "sweeper.name"  # the name that sweeper gave: a run with another one was renamed by its user
+FRONT = "sweeper.front"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
 
@@ -79,7 +81,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
         "sweeper.objectives": ", ".join(f"{o.direction} {o.metric}" for o in record.objectives),
         "sweeper.constraints": ", ".join(map(str, record.constraints)),
         "sweeper.space": json.dumps(dict(record.space), default=str),
-        "sweeper.front": ", ".join(map(str, record.front)),
+        FRONT: ", ".join(map(str, record.front)),
         "sweeper.pick": record.pick,
         "sweeper.recommended": "" if record.recommended is None else str(record.recommended),
         "sweeper.stopped_because": record.stopped_because,
@@ -88,12 +90,13 @@ def sweep_image(record: SweepRecord) -> RunImage:
         "sweeper.cpu": record.machine.cpu,
         "sweeper.gpu": ", ".join(gpu.name for gpu in record.machine.gpus),
     }
+    name = f"{clean(record.sweep)}{kind}"
     return RunImage(
-        name=f"{clean(record.sweep)}{kind}",
+        name=name,
         status=status[record.state],
         start_ms=milliseconds(record.started_utc),
         end_ms=None if record.state == "running" else _no_earlier(record.updated_utc, record.started_utc),
-        tags=_tags(tags),
+        tags=_tags(tags | {NAME: name}),
         metrics=_sweep_metrics(record),
     )
 
@@ -117,15 +120,16 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         NOTE: _trial_note(trial),
     }
     if record.state != "running":  # what stands on the front is known at the end, and can change in a resume
-        tags["sweeper.front"] = _flag(trial.number in record.front)
+        tags[FRONT] = _flag(trial.number in record.front)
         tags["sweeper.role"] = _role(record, trial)
+    name = _trial_name(record, trial)
     return RunImage(
-        name=_trial_name(record, trial),
+        name=name,
         status=STATUS[trial.state],
         start_ms=start,
         end_ms=start + round(1000 * trial.seconds),
         params={key: _param(record, trial, key) for key in record.space},
-        tags=_tags(tags),
+        tags=_tags(tags | {NAME: name}),
         metrics=_trial_metrics(record, trial),
     )
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 from sweeper.errors import StoreError
-from sweeper.tracking.projection import NOTE, RUN_NAME, RunImage
+from sweeper.tracking.projection import FRONT, NAME, NOTE, RUN_NAME, RunImage
 
 OPEN = ("RUNNING", "SCHEDULED")
 
@@ -53,7 +53,9 @@ def _bring_data(client: Any, run: Any, image: RunImage) -> bool:
     tags = [RunTag(k, v) for k, v in _wanted_tags(run, image).items() if here.tags.get(k) != v]
     at = _metric_time(run, image)
     metrics = [Metric(k, v, at, 0) for k, v in image.metrics.items() if here.metrics.get(k) != v]
-    stale = [k for k in here.tags if k.startswith("sweeper.") and k not in image.tags and k not in KEPT]
+    stale = [
+        k for k in here.tags if k.startswith("sweeper.") and k not in image.tags and k not in _kept(image)
+    ]
     if params or tags or metrics:
         client.log_batch(run.info.run_id, metrics=metrics, params=params, tags=tags)
     for key in stale:
@@ -67,14 +69,16 @@ def _metric_time(run: Any, image: RunImage) -> int:
     return end if not run.data.metrics else max(end + 1, round(1000 * time.time()))
 
 
-# Written by the tracker beside the image, or on another occasion than the image.
-KEPT = ("sweeper.files", "sweeper.hypervolume", "sweeper.front", "sweeper.role")
+def _kept(image: RunImage) -> tuple[str, ...]:
+    """Tags that the image does not speak of: the curve's, and while a sweep runs what its end said last."""
+    return ("sweeper.hypervolume",) if FRONT in image.tags else ("sweeper.hypervolume", FRONT, "sweeper.role")
 
 
 def _wanted_tags(run: Any, image: RunImage) -> dict[str, str]:
     wanted = dict(image.tags)
-    if run.info.run_name != image.name and RUN_NAME not in wanted:
-        wanted[RUN_NAME] = image.name
+    if run.info.run_name != image.name and run.info.run_name == run.data.tags.get(NAME):
+        # First, and so before NAME: a kill in between must not look like a user's new name.
+        wanted = {RUN_NAME: image.name} | wanted
     if NOTE in wanted:
         wanted[NOTE] = merged_note(run.data.tags.get(NOTE, ""), wanted[NOTE])
     return wanted

@@ -15,7 +15,7 @@ from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote, urlsplit
+from urllib.parse import urlsplit
 
 from sweeper.errors import StoreError
 
@@ -131,8 +131,7 @@ def connect(place: Location) -> GuardedClient:
     """
     if place.root is not None:
         _prepare_folder(place.root)
-    elif place.uri.startswith(("http://", "https://")):
-        _probe(place)
+    probe(place)
     with store_errors(place.words):
         import mlflow  # noqa: F401 - seconds, and so before the lock
 
@@ -182,8 +181,14 @@ def locked(root: Path) -> Iterator[None]:
         yield
 
 
-def _probe(place: Location) -> None:
-    """Whether anything answers there: MLflow's own client would try for minutes."""
+def probe(place: Location) -> None:
+    """Ask a server, and nothing else, whether it is there: MLflow's own client would try for minutes.
+
+    Raises:
+        StoreError: where nothing answers.
+    """
+    if not place.uri.startswith(("http://", "https://")):
+        return
     request = urllib.request.Request(place.uri.rstrip("/") + "/health", method="GET")  # noqa: S310 - http(s) only
     try:
         with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310
@@ -221,8 +226,3 @@ def mend_moved(root: Path) -> int:
                 "update experiments set artifact_location = ? where experiment_id = ?", (here, experiment)
             )
     return len(moved)
-
-
-def quoted(value: str) -> str:
-    """A value for the path of an address."""
-    return quote(value, safe="")

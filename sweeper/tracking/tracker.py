@@ -119,6 +119,8 @@ class Tracker:
 
     def _do(self, work: Callable[[], T]) -> T:
         """Run ``work``, again after a moment where it failed: it looks first at what stands there."""
+        if self._gone:
+            store.probe(self._place)  # a server that is still gone costs a sweep no more than this
         for wait in () if self._gone else RETRY_SECONDS:
             try:
                 return self._once(work)

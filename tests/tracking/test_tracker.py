@@ -171,6 +171,31 @@ def test_what_the_user_wrote_stays(root: Path) -> None:
     assert tags["mine"] == "1"
 
 
+def test_a_run_that_its_user_renamed_keeps_the_name(root: Path) -> None:
+    tracker = Tracker.open(None, root)
+    tracker.sweep_started(record("running", trials=()))
+    tracker.trial_finished(record("running"), trial(0))
+    client = client_of(sqlite_of(root))
+    parent, (child,) = runs_of(client, record())
+    client.update_run(parent.info.run_id, name="with the new fan")
+    client.update_run(child.info.run_id, name="first")
+    tracker.sweep_finished(record(), {})
+    parent, children = runs_of(client, record())
+    assert parent.info.run_name == "with the new fan"
+    assert children[0].info.run_name == "first"
+    assert children[5].info.run_name.startswith("5 · ")
+
+
+def test_another_recommendation_after_a_resume_takes_the_mark_away(root: Path) -> None:
+    tracker = Tracker.open(None, root)
+    tracker.sweep_finished(record(recommended=5), {})
+    tracker.sweep_finished(record(recommended=3, front=(0, 3)), {})
+    _, children = runs_of(client_of(sqlite_of(root)), record())
+    assert "sweeper.role" not in children[5].data.tags
+    assert children[5].data.tags["sweeper.front"] == "false"
+    assert children[3].data.tags["sweeper.role"] == "recommended"
+
+
 def test_a_trial_that_its_user_deleted_stays_deleted(root: Path) -> None:
     tracker = Tracker.open(None, root)
     tracker.sweep_finished(record(), {})
