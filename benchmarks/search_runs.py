@@ -55,7 +55,7 @@ class Rig:
         self.stage = Stage.screening(landscape.workload)
         self.measured: dict[Configuration, tuple[float, ...] | None] = {}
         self.steps: list[Step] = []
-        self._volume = 0.0
+        self._true: list[tuple[float, ...]] = []
 
     def trial(self, configuration: Configuration, sampler_seconds: float) -> tuple[float, ...] | None:
         """Measure; the objectives as measured (not oriented), None where it did not run."""
@@ -65,8 +65,9 @@ class Rig:
         except TrialFailed:
             values = None
         self.measured[configuration] = values
-        true = [self.landscape.point(c) for c, v in self.measured.items() if v is not None]
-        share = hypervolume([p for p in true if p], self.landscape.reference) / self.landscape.volume
+        if configuration in self.landscape.all_points:
+            self._true.append(self.landscape.all_points[configuration])
+        share = hypervolume(self._true, self.landscape.reference) / self.landscape.volume
         self.steps.append(Step(len(self.measured), self.clock(), share, sampler_seconds))
         return values
 

@@ -41,8 +41,5 @@ class StoppingRule:
 
 def expectation_in_words(outlook: Outlook, threshold: float) -> str:
     """For example ``a further 20 trials would be expected to add less than 1 % to the front``."""
-    percent = max(1, round(threshold * 100))
     why = " (about the noise of one measurement)" if threshold > LEAST_GAIN else ""
-    return (
-        f"a further {outlook.trials} trials would be expected to add less than {percent} % to the front{why}"
-    )
+    return f"a further {outlook.trials} trials would be expected to add less than {threshold * 100:.2g} % to the front{why}"
