@@ -193,7 +193,12 @@ def _parser() -> argparse.ArgumentParser:
     rollback.add_argument("--force", action="store_true", help="also where a file was changed since")
     _add_verify(add)
     _command(add, "restore", commands.restore, "give back limits that a killed run left")
-    _command(add, "doctor", commands.doctor, "what this machine can measure and set, and what mends the rest")
+    doctor = _command(
+        add, "doctor", commands.doctor, "what this machine can measure and set, and what mends the rest"
+    )
+    doctor.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for example power.plug.url=http://…"
+    )
     _add_compare(add)
     ui = _command(add, "ui", commands.ui, "the MLflow UI on 127.0.0.1", with_json=False)
     ui.add_argument("--port", type=int, default=5000, help="the port wished for (default %(default)s)")

@@ -216,18 +216,12 @@ def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:
 
 
 def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
-    """A meter on the sensor of the sweep, with the settings that the sweep had."""
-    from sweeper.config import compose
+    """A meter as the sweep's own settings say it: the same sensor, and so the same scope."""
+    from sweeper.config import power_settings
     from sweeper.power.discover import find_meter
 
-    settings = compose([]).settings.power
-    given = record.config.get("power") if isinstance(record.config, dict) else None
-    if isinstance(given, dict) and isinstance(given.get("estimate"), dict):
-        settings.estimate.idle_watts = given["estimate"].get("idle_watts")
-        settings.estimate.busy_watts = given["estimate"].get("busy_watts")
-    if record.power.name in ("nvml", "rapl", "hwmon", "battery", "estimate"):
-        settings.source = record.power.name
-    meter, notes = find_meter(settings, root, record.engine.gpu_offload)
+    kept = record.config.get("power", {})
+    meter, notes = find_meter(power_settings(kept), root, record.engine.gpu_offload)
     for note in notes:
         print(note, file=sys.stderr)
     return held.enter_context(meter)
@@ -267,7 +261,7 @@ def doctor(options: argparse.Namespace) -> int:
 
     print("looking at sensors for some seconds each …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
-    settings = compose([]).settings.power
+    settings = compose(options.overrides).settings.power
     with find_limits(options.root, settings) as limits:
         diagnosis = examine(options.root, settings, limits)
     diagnosis = type(diagnosis)((*_machine_findings(), *_engine_findings())).plus(diagnosis.findings)

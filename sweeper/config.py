@@ -11,7 +11,7 @@ import difflib
 import os
 import re
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -239,6 +239,20 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     return check(tree)
 
 
+def power_settings(plain: Mapping[str, Any]) -> PowerSettings:
+    """The power settings of a configuration that was kept with a sweep. Raises ConfigError."""
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    try:
+        merged = OmegaConf.merge(OmegaConf.structured(PowerSettings), OmegaConf.create(dict(plain)))
+        settings = OmegaConf.to_object(merged)
+    except OmegaConfBaseException as error:
+        raise ConfigError(_key_error(error)) from error
+    assert isinstance(settings, PowerSettings)
+    return settings
+
+
 def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     """Run ``task`` under Hydra's own command line (``--cfg job``, ``--info``, ``--config-dir``, ``-m`` …).
 
@@ -284,9 +298,11 @@ def check(tree: DictConfig) -> Composed:
     plain = OmegaConf.to_container(tree, resolve=False)
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items()}
-    missing = sorted(OmegaConf.missing_keys(tree) - {"hydra"})
-    if missing and not missing[0].startswith("hydra"):
-        raise ConfigError(f"{missing[0]}: it has no value yet; give one, for example {missing[0]}=…")
+    without_value = [key for key in _keys_without_value(named) if not key.startswith("hydra.")]
+    if without_value:
+        raise ConfigError(
+            f"{without_value[0]}: it has no value yet; give one, for example {without_value[0]}=…"
+        )
     if not isinstance(named.get("space"), dict):
         raise ConfigError("space: it must be a mapping of parameters, see conf/space/auto.yaml")
     without_space = OmegaConf.create(
@@ -300,6 +316,15 @@ def check(tree: DictConfig) -> Composed:
     assert isinstance(settings, Settings)
     _check_values(settings)
     return Composed(settings, {k: v for k, v in named.items() if k != "hydra"}, tree)
+
+
+def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
+    """Keys that a file leaves to its user (``???``)."""
+    for key, value in tree.items():
+        if isinstance(value, Mapping):
+            yield from _keys_without_value(value, f"{prefix}{key}.")
+        elif value == "???":
+            yield f"{prefix}{key}"
 
 
 def _check_values(settings: Settings) -> None:

@@ -100,9 +100,12 @@ class SearchSpace:
         asked = asked.with_(**inert) if inert else asked
         n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, self.traits)
         tokens = self.traits.prompt_tokens or n_ctx
+        context = self._first(
+            "n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx and min(asked.n_batch, v, tokens) == n_batch
+        )
         return asked.with_(
-            n_ctx=self._first("n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx),
-            n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, asked.n_ctx, tokens) == n_batch),
+            n_ctx=context,
+            n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, context, tokens) == n_batch),
             n_ubatch=self._first("n_ubatch", asked.n_ubatch, lambda v: min(v, n_batch) == n_ubatch),
             n_gpu_layers=n_gpu_layers,
         )
@@ -188,7 +191,7 @@ def violations(configuration: Configuration, traits: Traits) -> tuple[str, ...]:
     found = []
     if c.type_v in QUANTISED_CACHE_TYPES and not c.flash_attn:
         found.append(f"a V cache of {c.type_v} needs flash_attn=true")
-    if c.n_ctx < traits.n_ctx_needed:
+    if padded(c.n_ctx) < traits.n_ctx_needed:
         found.append(f"n_ctx={c.n_ctx} is less than the {traits.n_ctx_needed} tokens the workload needs")
     if max(c.n_threads, c.n_threads_batch) > MOST_THREADS:
         found.append(f"more than {MOST_THREADS} threads crash llama.cpp")
@@ -254,7 +257,7 @@ def _range(name: str, spec: Mapping[str, Any]) -> Parameter:
             )
         if int(spec[key]) != spec[key]:
             raise SpaceError(f"space.{name}.{key}: {spec[key]!r} is not a whole number")
-    low, high, step = int(spec["low"]), int(spec["high"]), spec.get("step") or 1
+    low, high, step = int(spec["low"]), int(spec["high"]), spec.get("step", 1)
     if low > high:
         raise SpaceError(f"space.{name}: low {low} is above high {high}; swap them")
     if not isinstance(step, int) or step < 1:

@@ -9,9 +9,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from sweeper.gguf.shapes import ModelShape
 from sweeper.gguf.synthetic import write_synthetic
+
+# Machines are shared and slow at times: a deadline would fail tests for what is not their fault.
+settings.register_profile("sweeper", deadline=None)
+settings.load_profile("sweeper")
 
 # The smallest llama whose rows are a multiple of 256, which K-quants need.
 SMALLEST = ModelShape(
