@@ -81,16 +81,17 @@ def run_all(arguments: argparse.Namespace) -> None:
     samplers = [s for s in arguments.sampler or SAMPLERS if s != "gp" or importlib.util.find_spec("torch")]
     if "gp" not in samplers:
         print("gp (Optuna's own) is left out: it needs torch, which is not installed")
-    for landscape in landscapes(arguments.landscape):
+    compared = landscapes(arguments.landscape)
+    for landscape in compared:
         print(
             f"{landscape.name}: {len(landscape.all_points)} of {landscape.space.size} points run", flush=True
         )
-        for seed in range(arguments.seeds):
+    for seed in range(arguments.seeds):  # outermost, so that a run cut short compares the same seeds
+        for landscape in compared:
             for sampler in samplers:
-                if (landscape.name, sampler, seed) in done:
-                    continue
-                append(path, row_of(run(landscape, sampler, seed, arguments.trials)))
-        print(f"{landscape.name}: {arguments.seeds} seeds done", flush=True)
+                if (landscape.name, sampler, seed) not in done:
+                    append(path, row_of(run(landscape, sampler, seed, arguments.trials)))
+        print(f"seed {seed} done", flush=True)
 
 
 def row_of(search: Search) -> dict[str, object]:

@@ -40,7 +40,7 @@ def cost(landscape: Landscape, count: int) -> tuple[float, float]:
         sampler=GpFrontSampler(space, 0, baseline=landscape.baseline, allowed=landscape.forecast),
     )
     distributions = space.distributions()
-    for configuration in Candidates(space, 1, landscape.forecast).random_points(count):
+    for configuration in Candidates(space, 1).random_points(count):
         tell(landscape, study, optuna.create_trial, configuration, distributions)
     times = []
     for _ in range(TIMED):

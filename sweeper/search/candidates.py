@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from itertools import islice
 from typing import Any
 
@@ -25,14 +25,10 @@ class Candidates:
     Args:
         space: the space.
         seed: of what is drawn.
-        allowed: False for configurations that are known not to run, such as by a memory forecast.
     """
 
-    def __init__(
-        self, space: SearchSpace, seed: int, allowed: Callable[[Configuration], bool] | None = None
-    ) -> None:
+    def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space = space
-        self._allowed = allowed
         self._random = random.Random(seed)
         self._judged: dict[Configuration, bool] = {}
         self._points: dict[
@@ -105,8 +101,5 @@ class Candidates:
     def _may_run(self, configuration: Configuration) -> bool:
         judged = self._judged.get(configuration)
         if judged is None:
-            judged = not self._space.violations(configuration) and (
-                self._allowed is None or self._allowed(configuration)
-            )
-            self._judged[configuration] = judged
+            judged = self._judged[configuration] = not self._space.violations(configuration)
         return judged

@@ -45,6 +45,7 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 INITIAL_TRIALS = 7
 # Repeats of inference scatter by about this share; the noise that a model may assume lies around it.
 EXPECTED_NOISE = 0.02
+MOST_FORECASTS = 20
 # A candidate counts from this much better than the front, in standard deviations of one measurement.
 # Without it the search goes on re-measuring what it has found, with idle parameters changed.
 LEAST_GAIN_IN_NOISE = 0.5
@@ -88,7 +89,8 @@ class GpFrontSampler(BaseSampler):
         space: what to search.
         seed: of everything random.
         baseline: the first configuration to ask for; the space's base by default.
-        allowed: False for configurations that must not be asked for, such as by a memory forecast.
+        allowed: False for configurations that must not be asked for, such as by a forecast of memory. Asked
+            only of what would be proposed next, at most `MOST_FORECASTS` times a proposal.
         prior: oriented guesses of the objectives' logarithms (for example of a roofline); the models then
             learn what is left. None leaves the models to themselves.
     """
@@ -104,8 +106,9 @@ class GpFrontSampler(BaseSampler):
     ) -> None:
         self._space = space
         self._encode = Encoder(space)
-        self._candidates = Candidates(space, seed, allowed)
+        self._candidates = Candidates(space, seed)
         self._allowed = allowed
+        self._judged: dict[Configuration, bool] = {}
         self._prior = prior
         self._baseline = baseline or space.base
         self._seed = seed
@@ -125,6 +128,9 @@ class GpFrontSampler(BaseSampler):
     ) -> dict[str, Any]:
         """The next point, as Optuna's parameters."""
         history = self._read(study, trial.number)
+        refused = [c for c, may_run in self._judged.items() if not may_run and c not in history.known]
+        history.broken += refused
+        history.short += refused
         configuration = self._from_design(history) or self._from_model(history, study)
         if configuration is None:
             return {}
@@ -168,23 +174,45 @@ class GpFrontSampler(BaseSampler):
             return None
         if self._design is None:
             self._design = initial_design(self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed)
-        allowed = (c for c in self._design if self._allowed is None or self._allowed(c))
-        return next((c for c in allowed if c not in history.known), None)
+        return next((c for c in self._design if c not in history.known and self._may_run(c)), None)
+
+    def _may_run(self, configuration: Configuration) -> bool:
+        """What the forecast says; asked once a configuration, since a forecast may cost a tenth of a second."""
+        if self._allowed is None:
+            return True
+        if configuration not in self._judged:
+            self._judged[configuration] = self._allowed(configuration)
+        return self._judged[configuration]
 
     def _from_model(self, history: _History, study: Study) -> Configuration | None:
         if len(history.measured) < 2:
             drawn = self._candidates.draw((), history.known)
-            return drawn[0] if drawn else None
+            return next((c for c in drawn if self._may_run(c)), drawn[0] if drawn else None)
         model = self._model(history, [d.name == "MAXIMIZE" for d in study.directions])
         candidates = self._candidates.draw(model.front, history.known)
         if not candidates:
             return None
         features = self._encode(candidates)
         gains = model.gains(features, candidates)
-        if not gains.max() > 0:
-            return candidates[0]
+        chosen, gains = self._best_that_may_run(candidates, gains)
         self.outlook = model.outlook(features, gains, len(history.known))
-        return candidates[int(gains.argmax())]
+        return candidates[chosen]
+
+    def _best_that_may_run(self, candidates: Sequence[Configuration], gains: Array) -> tuple[int, Array]:
+        """The candidate of the greatest gain that the forecast lets through, and the gains that are left.
+
+        Who is refused takes those with it that ask for at least as much, so a few forecasts are enough.
+        """
+        refused: list[Configuration] = []
+        best = int(gains.argmax())
+        for _ in range(MOST_FORECASTS):
+            if self._may_run(candidates[best]):
+                break
+            refused.append(candidates[best])
+            gains = gains * MemoryOrder([], refused).probability(candidates)
+            gains[best] = 0.0
+            best = int(gains.argmax())
+        return best, gains
 
     def _model(self, history: _History, maximized: Sequence[bool]) -> _Model:
         import numpy as np

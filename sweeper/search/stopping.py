@@ -42,4 +42,5 @@ class StoppingRule:
 def expectation_in_words(outlook: Outlook, threshold: float) -> str:
     """For example ``a further 20 trials would be expected to add less than 1 % to the front``."""
     why = " (about the noise of one measurement)" if threshold > LEAST_GAIN else ""
-    return f"a further {outlook.trials} trials would be expected to add less than {threshold * 100:.2g} % to the front{why}"
+    less = f"less than {threshold * 100:.2g} %"
+    return f"a further {outlook.trials} trials would be expected to add {less} to the front{why}"
