@@ -1,5 +1,6 @@
 """The journal's words on disk, and the locks that keep two sweeps apart."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -149,7 +150,8 @@ def test_what_stands_in_a_lock_is_not_believed_blindly(tmp_path: Path) -> None:
         path.write_text(text)
         assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
     path.write_text(json.dumps({"journals": ["/a"]}))
-    if os.geteuid() == 0:
+    assert DeviceLocks(["GPU-1"], tmp_path).journals() == [Path("/a")]
+    with contextlib.suppress(PermissionError):  # only root, and not in every container
         os.chown(path, 12345, 12345)
         assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
 

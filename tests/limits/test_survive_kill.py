@@ -15,8 +15,10 @@ def _server() -> None:
     start_server()
 
 
-@pytest.mark.parametrize("way", WAYS, ids=lambda way: way.name)
-@pytest.mark.parametrize("seed", [1, 2])
+MOMENTS = [(way, 1) for way in WAYS] + [(WAYS[0], 2), (WAYS[0], 3), (WAYS[2], 2), (WAYS[2], 3)]
+
+
+@pytest.mark.parametrize(("way", "seed"), MOMENTS, ids=[f"{way.name}-{seed}" for way, seed in MOMENTS])
 def test_limits_come_back(way: Way, seed: int) -> None:
     outcome = one_moment(way, seed)
     assert outcome.good, outcome.problem
