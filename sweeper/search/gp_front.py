@@ -8,7 +8,6 @@ Nothing is measured twice: the model's mean, not a repeat, takes the noise out.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -16,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from sweeper.pareto import hypervolume, reference_point, undominated
+from sweeper.pareto import undominated
 from sweeper.records import Configuration
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
-from sweeper.search.expected_improvement import expected_improvement, free_boxes
-from sweeper.search.gaussian_process import GaussianProcess, Hyper, correlation, fit, starting_hyper
+from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
+from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace
@@ -46,9 +45,6 @@ INITIAL_TRIALS = 7
 # Repeats of inference scatter by about this share; the noise that a model may assume lies around it.
 EXPECTED_NOISE = 0.02
 MOST_FORECASTS = 20
-# A candidate counts from this much better than the front, in standard deviations of one measurement.
-# Without it the search goes on re-measuring what it has found, with idle parameters changed.
-LEAST_GAIN_IN_NOISE = 0.5
 # Hyperparameters are fitted anew each time up to here, then every REFIT_EVERY trials.
 REFIT_ALWAYS_UP_TO = 40
 REFIT_EVERY = 6
@@ -68,20 +64,6 @@ class _History:
     short: list[Configuration] = field(default_factory=list)  # those of the broken that lacked memory
 
 
-@dataclass(frozen=True, slots=True)
-class Outlook:
-    """What the model expected when it last proposed: for stopping rules.
-
-    ``gain`` is the share of the present hypervolume that ``trials`` more would be expected to add, ``noise``
-    the share that one measurement's noise is worth, in the objective where it is largest.
-    """
-
-    trials: int
-    gain: float
-    noise: float
-    finished: int  # trials that it rested on
-
-
 class GpFrontSampler(BaseSampler):
     """See the module. Two or three objectives, or one.
 
@@ -91,8 +73,6 @@ class GpFrontSampler(BaseSampler):
         baseline: the first configuration to ask for; the space's base by default.
         allowed: False for configurations that must not be asked for, such as by a forecast of memory. Asked
             only of what would be proposed next, at most `MOST_FORECASTS` times a proposal.
-        prior: oriented guesses of the objectives' logarithms (for example of a roofline); the models then
-            learn what is left. None leaves the models to themselves.
     """
 
     def __init__(
@@ -102,14 +82,12 @@ class GpFrontSampler(BaseSampler):
         *,
         baseline: Configuration | None = None,
         allowed: Callable[[Configuration], bool] | None = None,
-        prior: Callable[[Configuration], Sequence[float]] | None = None,
     ) -> None:
         self._space = space
         self._encode = Encoder(space)
         self._candidates = Candidates(space, seed)
         self._allowed = allowed
         self._judged: dict[Configuration, bool] = {}
-        self._prior = prior
         self._baseline = baseline or space.base
         self._seed = seed
         self._design: tuple[Configuration, ...] | None = None
@@ -214,7 +192,7 @@ class GpFrontSampler(BaseSampler):
             best = int(gains.argmax())
         return best, gains
 
-    def _model(self, history: _History, maximized: Sequence[bool]) -> _Model:
+    def _model(self, history: _History, maximized: Sequence[bool]) -> FrontModel:
         import numpy as np
 
         oriented = np.array(history.values, dtype=np.float64) * np.where(maximized, 1.0, -1.0)
@@ -228,34 +206,29 @@ class GpFrontSampler(BaseSampler):
         )
         if refit:
             self._fitted_at = len(history.measured)
-        priors = np.array([self._prior(c) for c in configurations]) if self._prior is not None else None
         objectives = [
-            self._objective(f"objective {k}", features, oriented[kept, k], refit, priors, k)
+            self._objective(f"objective {k}", features, oriented[kept, k], refit)
             for k in range(oriented.shape[1])
         ]
         constraints = [
-            self._fitted(key, features, np.array([history.violations[i][key] for i in kept]), 0.05, refit)
+            self._fitted(
+                key, features, np.array([history.violations[i].get(key, 0.0) for i in kept]), 0.05, refit
+            )
             for key in violation
         ]
-        broken = _Breakage(features, self._encode(history.broken)) if history.broken else None
+        broken = Breakage(features, self._encode(history.broken)) if history.broken else None
         memory = MemoryOrder(history.measured, history.short) if history.short else None
-        return _Model(
-            objectives, constraints, broken, memory, configurations, features, feasible[kept], self._prior
-        )
+        return FrontModel(objectives, constraints, broken, memory, configurations, features, feasible[kept])
 
-    def _objective(
-        self, key: str, features: Array, values: Array, refit: bool, priors: Array | None, index: int
-    ) -> _Objective:
+    def _objective(self, key: str, features: Array, values: Array, refit: bool) -> ObjectiveModel:
         """The model of one oriented objective, in logarithms where all its values have one sign."""
         import numpy as np
 
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
         transformed = values if sign == 0 else sign * np.log(sign * values)
-        if priors is not None:
-            transformed = transformed - priors[:, index]
         spread = float(transformed.std()) or 1.0
         relative_noise = min(0.5, max(1e-3, EXPECTED_NOISE / spread)) if sign else 0.05
-        return _Objective(self._fitted(key, features, transformed, relative_noise, refit), sign, index)
+        return ObjectiveModel(self._fitted(key, features, transformed, relative_noise, refit), sign)
 
     def _fitted(
         self, key: str, features: Array, values: Array, relative_noise: float, refit: bool
@@ -270,7 +243,7 @@ class GpFrontSampler(BaseSampler):
 def _violation_keys(violations: Sequence[Mapping[str, float]]) -> list[str]:
     """Constraints that differ between complete trials; the rest says nothing of where they are kept."""
     keys = {key for each in violations for key in each}
-    return sorted(k for k in keys if len({each.get(k) for each in violations}) > 1)
+    return sorted(k for k in keys if len({each.get(k, 0.0) for each in violations}) > 1)
 
 
 def _nearest_the_front(oriented: Array, feasible: Any) -> list[int]:
@@ -287,160 +260,3 @@ def _nearest_the_front(oriented: Array, feasible: Any) -> list[int]:
     others = [i for i in range(count) if i not in set(kept)]
     step = max(1, len(others) // max(1, MOST_DATA - len(kept)))
     return sorted([*kept, *others[::step]][:MOST_DATA])
-
-
-@dataclass(frozen=True, slots=True)
-class _Objective:
-    """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none."""
-
-    process: GaussianProcess
-    sign: float
-    index: int
-
-    def predict(self, features: Array, priors: Array | None) -> tuple[Array, Array]:
-        """Mean and deviation of the objective itself (moments of the log-normal)."""
-        import numpy as np
-
-        mean, deviation = self.process.predict(features)
-        if priors is not None:
-            mean = mean + priors[:, self.index]
-        if self.sign == 0:
-            return mean, deviation
-        deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
-        size = np.exp(self.sign * mean + 0.5 * deviation**2)
-        return self.sign * size, size * np.sqrt(np.expm1(deviation**2))
-
-
-class _Breakage:
-    """Probability that a configuration runs, from what ran and what did not.
-
-    A Gaussian process on labels, linear plus Matérn: memory grows with nearly every parameter, so what lies
-    beyond a failure in the same direction is expected to fail as well, however far.
-    """
-
-    LENGTH, LINEAR, LOCAL, NOISE = 0.6, 1.0, 0.7, 0.1
-
-    def __init__(self, ran: Array, broke: Array) -> None:
-        import numpy as np
-        from scipy.linalg import cho_factor, cho_solve
-
-        self._features = np.vstack([ran, broke])[-2 * MOST_DATA :]
-        labels = np.concatenate([np.ones(len(ran)), -np.ones(len(broke))])[-2 * MOST_DATA :]
-        self._lengths = np.full(ran.shape[1], math.log(self.LENGTH))
-        covariance = self._kernel(self._features, self._features)
-        covariance[np.diag_indices_from(covariance)] += self.NOISE
-        self._factor: Any = cho_factor(covariance, lower=True, check_finite=False)
-        self._weights: Array = cho_solve(self._factor, labels - 0.5, check_finite=False)
-
-    def _kernel(self, a: Array, b: Array) -> Array:
-        local = self.LOCAL * correlation(a, b, self._lengths)
-        result: Array = local + self.LINEAR * ((a - 0.5) @ (b - 0.5).T)
-        return result
-
-    def probability(self, features: Array) -> Array:
-        """That each row of ``features`` runs, 0 to 1."""
-        import numpy as np
-        from scipy.linalg import solve_triangular
-        from scipy.special import ndtr
-
-        cross = self._kernel(self._features, features)
-        mean = 0.5 + cross.T @ self._weights
-        solved = solve_triangular(self._factor[0], cross, lower=True, check_finite=False)
-        own = self.LOCAL + self.LINEAR * ((features - 0.5) ** 2).sum(1)
-        variance = np.maximum(own - (solved * solved).sum(0), 0.0)
-        result: Array = ndtr(mean / np.sqrt(0.1 + variance))
-        return result
-
-
-class _Model:
-    """All that was learned from the trials of one moment."""
-
-    def __init__(
-        self,
-        objectives: Sequence[_Objective],
-        constraints: Sequence[GaussianProcess],
-        broken: _Breakage | None,
-        memory: MemoryOrder | None,
-        configurations: Sequence[Configuration],
-        features: Array,
-        feasible: Any,
-        prior: Callable[[Configuration], Sequence[float]] | None,
-    ) -> None:
-        import numpy as np
-
-        self._objectives, self._constraints, self._broken, self._prior = (
-            objectives,
-            constraints,
-            broken,
-            prior,
-        )
-        self._memory = memory
-        means, _ = self._predict(features, configurations)
-        usable = [i for i in range(len(configurations)) if feasible[i]] or list(range(len(configurations)))
-        points = [tuple(float(x) for x in means[i]) for i in usable]
-        best = undominated(points)
-        # The front of the model's means: what one lucky repeat put there is taken back.
-        self.front = [configurations[usable[i]] for i in best]
-        self._points = [points[i] for i in best]
-        self._reference = _reference(self._points, np.asarray(means)[usable])
-        self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
-
-    def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
-        """A point of the front, better by a part of one measurement's noise: less than that is no gain."""
-        return tuple(
-            x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
-            for x, o in zip(point, self._objectives, strict=True)
-        )
-
-    def _predict(self, features: Array, configurations: Sequence[Configuration]) -> tuple[Array, Array]:
-        import numpy as np
-
-        priors = np.array([self._prior(c) for c in configurations]) if self._prior is not None else None
-        pairs = [o.predict(features, priors) for o in self._objectives]
-        return np.stack([m for m, _ in pairs], axis=1), np.stack([d for _, d in pairs], axis=1)
-
-    def gains(self, features: Array, configurations: Sequence[Configuration]) -> Array:
-        """Expected improvement times the probability that it counts, in the objectives' units."""
-        means, deviations = self._predict(features, configurations)
-        return expected_improvement(means, deviations, self._boxes) * self._feasibility(
-            features, configurations
-        )
-
-    def _feasibility(self, features: Array, configurations: Sequence[Configuration]) -> Array:
-        import numpy as np
-        from scipy.special import ndtr
-
-        result = np.ones(len(features))
-        for constraint in self._constraints:
-            mean, deviation = constraint.predict(features)
-            result = result * ndtr(-mean / np.hypot(deviation, 1e-9))
-        if self._broken is not None:
-            result = result * self._broken.probability(features)
-        if self._memory is not None:
-            result = result * self._memory.probability(configurations)
-        return result
-
-    def outlook(self, features: Array, gains: Array, finished: int, trials: int = 20) -> Outlook:
-        """What ``trials`` more proposals would add, each learning from those before it.
-
-        A proposal takes away what its neighbours promise, by the correlation of the first objective's model.
-        """
-        import numpy as np
-
-        volume = hypervolume(self._points, self._reference)
-        left, total = gains.copy(), 0.0
-        lengths = self._objectives[0].process.hyper.log_lengths
-        for _ in range(trials):
-            best = int(left.argmax())
-            total += float(left[best])
-            near = correlation(features, features[best : best + 1], lengths)[:, 0]
-            left = left * (1.0 - near**2)
-        noise = max(o.process.noise if o.sign else 0.0 for o in self._objectives)
-        return Outlook(trials, total / volume if volume > 0 else math.inf, float(np.expm1(noise)), finished)
-
-
-def _reference(front: Sequence[Sequence[float]], everything: Array) -> tuple[float, ...]:
-    """Behind the front, but no further than what was measured: its ends are worth something, not all."""
-    if len(front) > 1:
-        return reference_point(front)
-    return reference_point([tuple(row) for row in everything])

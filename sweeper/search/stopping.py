@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sweeper.search.gp_front import Outlook
+    from sweeper.search.front_model import Outlook
 
 # Less growth of the front than this is not worth its trials, whatever the noise.
 LEAST_GAIN = 0.01

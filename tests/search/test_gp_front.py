@@ -14,8 +14,9 @@ from sweeper.pareto import hypervolume, reference_point, undominated
 from sweeper.records import Configuration, Workload
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
+from sweeper.search.front_model import Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
-from sweeper.search.gp_front import GpFrontSampler, Outlook
+from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.stopping import IN_A_ROW, StoppingRule
 from sweeper.search.warm_start import initial_design
@@ -204,17 +205,6 @@ def test_nothing_that_runs_is_no_dead_end():
 
     _, asked = search(GpFrontSampler(space, seed=0), space, 30, objective)
     assert len(set(asked)) == 30
-
-
-def test_a_prior_is_used():
-    space = gpu_space()
-
-    def oracle(configuration):
-        speed, watts = everything().get(configuration, (1.0, -500.0))
-        return np.log(speed), -np.log(-watts)
-
-    _, with_prior = search(GpFrontSampler(space, seed=0, prior=oracle), space, 12)
-    assert volume(with_prior) > 0.95
 
 
 # The parts

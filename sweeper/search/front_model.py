@@ -1,0 +1,187 @@
+"""What is learned from trials about the front: the objectives, where nothing runs, and what is left to gain."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sweeper.pareto import hypervolume, reference_point, undominated
+from sweeper.records import Configuration
+from sweeper.search.expected_improvement import expected_improvement, free_boxes
+from sweeper.search.gaussian_process import GaussianProcess, correlation
+from sweeper.search.memory_order import MemoryOrder
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+# A candidate counts from this much better than the front, in standard deviations of one measurement.
+# Without it the search goes on re-measuring what it has found, with idle parameters changed.
+LEAST_GAIN_IN_NOISE = 0.5
+# What ran and what did not is learned from at most this many trials, the latest.
+MOST_LABELS = 600
+
+
+@dataclass(frozen=True, slots=True)
+class Outlook:
+    """What the model expected when it last proposed: for stopping rules.
+
+    ``gain`` is the share of the present hypervolume that ``trials`` more would be expected to add, ``noise``
+    the share that one measurement's noise is worth, in the objective where it is largest.
+    """
+
+    trials: int
+    gain: float
+    noise: float
+    finished: int  # trials that it rested on
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectiveModel:
+    """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none."""
+
+    process: GaussianProcess
+    sign: float
+
+    def predict(self, features: Array) -> tuple[Array, Array]:
+        """Mean and deviation of the objective itself (moments of the log-normal)."""
+        import numpy as np
+
+        mean, deviation = self.process.predict(features)
+        if self.sign == 0:
+            return mean, deviation
+        deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
+        size = np.exp(self.sign * mean + 0.5 * deviation**2)
+        return self.sign * size, size * np.sqrt(np.expm1(deviation**2))
+
+
+class Breakage:
+    """Probability that a configuration runs, from what ran and what did not.
+
+    A Gaussian process on labels, linear plus Matérn: memory grows with nearly every parameter, so what lies
+    beyond a failure in the same direction is expected to fail as well, however far.
+    """
+
+    LENGTH, LINEAR, LOCAL, NOISE = 0.6, 1.0, 0.7, 0.1
+
+    def __init__(self, ran: Array, broke: Array) -> None:
+        import numpy as np
+        from scipy.linalg import cho_factor, cho_solve
+
+        self._features = np.vstack([ran, broke])[-MOST_LABELS:]
+        labels = np.concatenate([np.ones(len(ran)), -np.ones(len(broke))])[-MOST_LABELS:]
+        self._lengths = np.full(ran.shape[1], math.log(self.LENGTH))
+        covariance = self._kernel(self._features, self._features)
+        covariance[np.diag_indices_from(covariance)] += self.NOISE
+        self._factor: Any = cho_factor(covariance, lower=True, check_finite=False)
+        self._weights: Array = cho_solve(self._factor, labels - 0.5, check_finite=False)
+
+    def _kernel(self, a: Array, b: Array) -> Array:
+        local = self.LOCAL * correlation(a, b, self._lengths)
+        result: Array = local + self.LINEAR * ((a - 0.5) @ (b - 0.5).T)
+        return result
+
+    def probability(self, features: Array) -> Array:
+        """That each row of ``features`` runs, 0 to 1."""
+        import numpy as np
+        from scipy.linalg import solve_triangular
+        from scipy.special import ndtr
+
+        cross = self._kernel(self._features, features)
+        mean = 0.5 + cross.T @ self._weights
+        solved = solve_triangular(self._factor[0], cross, lower=True, check_finite=False)
+        own = self.LOCAL + self.LINEAR * ((features - 0.5) ** 2).sum(1)
+        variance = np.maximum(own - (solved * solved).sum(0), 0.0)
+        result: Array = ndtr(mean / np.sqrt(0.1 + variance))
+        return result
+
+
+class FrontModel:
+    """All that was learned from the trials of one moment."""
+
+    def __init__(
+        self,
+        objectives: Sequence[ObjectiveModel],
+        constraints: Sequence[GaussianProcess],
+        broken: Breakage | None,
+        memory: MemoryOrder | None,
+        configurations: Sequence[Configuration],
+        features: Array,
+        feasible: Any,
+    ) -> None:
+        import numpy as np
+
+        self._objectives, self._constraints, self._broken = objectives, constraints, broken
+        self._memory = memory
+        means, _ = self._predict(features)
+        usable = [i for i in range(len(configurations)) if feasible[i]] or list(range(len(configurations)))
+        points = [tuple(float(x) for x in means[i]) for i in usable]
+        best = undominated(points)
+        # The front of the model's means: what one lucky repeat put there is taken back.
+        self.front = [configurations[usable[i]] for i in best]
+        self._points = [points[i] for i in best]
+        self._reference = _reference(self._points, np.asarray(means)[usable])
+        self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
+
+    def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
+        """A point of the front, better by a part of one measurement's noise: less than that is no gain."""
+        return tuple(
+            x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
+            for x, o in zip(point, self._objectives, strict=True)
+        )
+
+    def _predict(self, features: Array) -> tuple[Array, Array]:
+        import numpy as np
+
+        pairs = [o.predict(features) for o in self._objectives]
+        return np.stack([m for m, _ in pairs], axis=1), np.stack([d for _, d in pairs], axis=1)
+
+    def gains(self, features: Array, configurations: Sequence[Configuration]) -> Array:
+        """Expected improvement times the probability that it counts, in the objectives' units."""
+        means, deviations = self._predict(features)
+        return expected_improvement(means, deviations, self._boxes) * self._feasibility(
+            features, configurations
+        )
+
+    def _feasibility(self, features: Array, configurations: Sequence[Configuration]) -> Array:
+        import numpy as np
+        from scipy.special import ndtr
+
+        result = np.ones(len(features))
+        for constraint in self._constraints:
+            mean, deviation = constraint.predict(features)
+            result = result * ndtr(-mean / np.hypot(deviation, 1e-9))
+        if self._broken is not None:
+            result = result * self._broken.probability(features)
+        if self._memory is not None:
+            result = result * self._memory.probability(configurations)
+        return result
+
+    def outlook(self, features: Array, gains: Array, finished: int, trials: int = 20) -> Outlook:
+        """What ``trials`` more proposals would add, each learning from those before it.
+
+        A proposal takes away what its neighbours promise, by the correlation of the first objective's model.
+        """
+        import numpy as np
+
+        volume = hypervolume(self._points, self._reference)
+        left, total = gains.copy(), 0.0
+        lengths = self._objectives[0].process.hyper.log_lengths
+        for _ in range(trials):
+            best = int(left.argmax())
+            total += float(left[best])
+            near = correlation(features, features[best : best + 1], lengths)[:, 0]
+            left = left * (1.0 - near**2)
+        noise = max(o.process.noise if o.sign else 0.0 for o in self._objectives)
+        return Outlook(trials, total / volume if volume > 0 else math.inf, float(np.expm1(noise)), finished)
+
+
+def _reference(front: Sequence[Sequence[float]], everything: Array) -> tuple[float, ...]:
+    """Behind the front, but no further than what was measured: its ends are worth something, not all."""
+    if len(front) > 1:
+        return reference_point(front)
+    return reference_point([tuple(row) for row in everything])
