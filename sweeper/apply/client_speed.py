@@ -28,6 +28,7 @@ _LEAST_TOKENS = 16  # ... but not below so many tokens
 _PROBE_WORDS = (12, 36)
 _SMALL_PROBE_WORDS = (2, 8)  # where the context holds under this many tokens
 _SMALL_CONTEXT = 512
+_MORE_PAIRS = 3  # where noise made the longer answers the faster ones
 _PROMPT_FILL = 0.97  # of the workload's prompt length: a salt of other digits may be a few tokens longer
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
 _POWER_SECONDS = 2.0  # ... and at least this
@@ -174,24 +175,28 @@ def _warm_up(server: Server, name: str, plan: _Plan) -> float:
 
 
 def _decode(server: Server, name: str, plan: _Plan, pairs: int) -> tuple[float, list[Generation]]:
-    """The speed over some pairs of answers, short and long in turn so that drift hits both alike."""
-    tokens, seconds, answers = 0, 0.0, []
-    for number in range(pairs):
-        lengths = (plan.short, plan.long) if number % 2 else (plan.long, plan.short)
-        one, other = (server.generate(name, plan.prompt, length) for length in lengths)
-        short, long = (one, other) if number % 2 else (other, one)
-        tokens += long.generated_tokens - short.generated_tokens
-        seconds += long.seconds - short.seconds
-        answers.append(long)
-    least = pairs * (plan.long - plan.short) / 2
-    if tokens < least:
-        return _by_itself(answers, server), answers
+    """The speed over some pairs of answers, short and long in turn so that drift hits both alike.
+
+    Medians of either length, so that one answer that was held up does not count.
+    """
+    shorts: list[Generation] = []
+    longs: list[Generation] = []
+    seconds = 0.0
+    for number in range(pairs + _MORE_PAIRS):
+        if number >= pairs and seconds > 0:
+            break
+        for length in (plan.short, plan.long) if number % 2 else (plan.long, plan.short):
+            (shorts if length == plan.short else longs).append(server.generate(name, plan.prompt, length))
+        seconds = median([a.seconds for a in longs]) - median([a.seconds for a in shorts])
+    tokens = median([a.generated_tokens for a in longs]) - median([a.generated_tokens for a in shorts])
+    if tokens < (plan.long - plan.short) / 2:
+        return _by_itself(longs, server), longs
     if seconds <= 0:
         raise VerifyError(
             f"{server.url} answers {plan.long} tokens no slower than {plan.short}: too fast, or too busy a "
             "machine, to be measured; raise workload.generated_tokens"
         )
-    return tokens / seconds, answers
+    return tokens / seconds, longs
 
 
 def _by_itself(answers: list[Generation], server: Server) -> float:

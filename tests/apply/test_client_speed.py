@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import pytest
 from hypothesis import given
@@ -175,3 +175,19 @@ def test_judge_is_a_matter_of_ratio_and_of_overlap(
 )
 def test_judge_by_example(promised: tuple, found: tuple, more: bool, verdict: str) -> None:
     assert judge(Reading(*promised, 5), Reading(*found, 5), 0.05, more_is_better=more) == verdict
+
+
+def test_one_answer_that_was_held_up_does_not_end_the_measurement() -> None:
+    server = KnownServer()
+    calm, count = server.generate, 0
+
+    def disturbed(name: str, prompt: str, tokens: int) -> Generation:
+        nonlocal count
+        count += 1
+        answer = calm(name, prompt, tokens)
+        late = 60.0 if count == 6 else 0.0  # a short answer, after the warm-up's four
+        return replace(answer, seconds=answer.seconds + late)
+
+    server.generate = disturbed  # type: ignore[method-assign]
+    speed = measure_speed(server, "m", Workload(generated_tokens=64), 1024, repeats=3)
+    assert speed.decode.median == pytest.approx(50.0)
