@@ -16,7 +16,7 @@ from search_landscapes import OBJECTIVES, Landscape
 from sweeper.errors import TrialFailed
 from sweeper.measure import Stage, measure
 from sweeper.pareto import hypervolume
-from sweeper.records import Configuration
+from sweeper.records import Configuration, Measurement
 from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.warm_start import initial_design
 
@@ -60,7 +60,7 @@ class Rig:
     def trial(self, configuration: Configuration, sampler_seconds: float) -> tuple[float, ...] | None:
         """Measure; the objectives as measured (not oriented), None where it did not run."""
         try:
-            result = measure(configuration, self.engine, self.meter, self.landscape.workload, self.stage)
+            result = self.measured_at(configuration, self.stage)
             values: tuple[float, ...] | None = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
         except TrialFailed:
             values = None
@@ -70,6 +70,18 @@ class Rig:
         share = hypervolume(self._true, self.landscape.reference) / self.landscape.volume
         self.steps.append(Step(len(self.measured), self.clock(), share, sampler_seconds))
         return values
+
+    def measured_at(self, configuration: Configuration, stage: Stage) -> Measurement:
+        """Measure in virtual time, waits included."""
+        return measure(
+            configuration,
+            self.engine,
+            self.meter,
+            self.landscape.workload,
+            stage,
+            clock=self.clock,
+            sleep=self.clock.advance,
+        )
 
     def pick(self) -> tuple[float | None, str | None]:
         """Measure the likely picks again at length, pick within:5%, and the regret of that pick."""
@@ -82,7 +94,7 @@ class Rig:
         final = Stage.final(self.landscape.workload)
         again = {}
         for c in finalists:
-            result = measure(c, self.engine, self.meter, self.landscape.workload, final)
+            result = self.measured_at(c, final)
             again[c] = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
         best = max(v[0] for v in again.values())
         chosen = min((c for c in again if again[c][0] >= 0.95 * best), key=lambda c: again[c][1])

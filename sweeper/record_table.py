@@ -9,11 +9,13 @@ then one row a configuration with every repeat. The `replay` engine answers tria
 from __future__ import annotations
 
 import csv
+import functools
 import gzip
 import io
 import json
 import os
 import random
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -172,6 +174,8 @@ def record_table(
     configurations: Iterable[Configuration] | None = None,
     progress: Callable[[int, int, TableRow], None] | None = None,
     seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
@@ -188,6 +192,8 @@ def record_table(
         configurations: other than the whole grid of the space.
         progress: told (rows done, rows in all, the row just measured).
         seed: of the order.
+        clock: the clock that the meter stamps its samples with.
+        sleep: waits on that clock.
 
     Raises:
         ConfigError: a journal of another space, model, machine or workload is in the way.
@@ -195,11 +201,20 @@ def record_table(
     todo = cheapest_order(header.space.grid() if configurations is None else configurations, seed)
     journal = path.with_name(path.name + JOURNAL_ENDING)
     done = {row.configuration.digest: row for row in _open_journal(journal, header)}
+    measured = functools.partial(
+        measure,
+        engine=engine,
+        meter=meter,
+        workload=header.workload,
+        stage=stage,
+        clock=clock,
+        sleep=sleep,
+    )
     with journal.open("a", encoding="utf-8") as file:
         for configuration in todo:
             if configuration.digest in done:
                 continue
-            row = _row(configuration, engine, meter, header.workload, stage, limits)
+            row = _row(configuration, measured, limits, header)
             done[configuration.digest] = row
             _append(file, to_plain(row))
             if progress is not None:
@@ -212,18 +227,17 @@ def record_table(
 
 def _row(
     configuration: Configuration,
-    engine: Engine,
-    meter: PowerMeter,
-    workload: Workload,
-    stage: Stage,
+    measured: Callable[[Configuration], Measurement],
     limits: LimitControl | None,
+    header: TableHeader,
 ) -> TableRow:
     try:
         for name in LIMIT_KEYS if limits is not None else ():
-            if getattr(configuration, name) is not None:
+            value = getattr(configuration, name)
+            if name in header.parameters or value is not None:
                 assert limits is not None
-                limits.set(name, getattr(configuration, name))
-        return row_of(measure(configuration, engine, meter, workload, stage))
+                limits.set(name, value)  # None gives back what was found
+        return row_of(measured(configuration))
     except TrialFailed as failure:
         state: Any = "out_of_memory" if failure.state == "out_of_memory" else "failed"
         return TableRow(configuration, state, str(failure))
