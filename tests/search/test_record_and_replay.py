@@ -111,6 +111,18 @@ def test_the_order_is_shuffled_but_the_same_each_time():
     assert sorted(c.digest for c in cheapest_order(grid)) == sorted(c.digest for c in grid)
 
 
+def test_as_found_is_given_back_between_rows(tmp_path):
+    rig = Rig({"power_limit_watts": [None, 120], "n_threads": [1, 2, 4]})
+    asked = []
+
+    def note(done, total, row):
+        asked.append((row.configuration.power_limit_watts, rig.limits.in_force["power_limit_watts"]))
+
+    rig.record(tmp_path / "t.csv.gz", progress=note)
+    assert {(wished, 175 if wished is None else wished) for wished, _ in asked} == set(asked)
+    assert len({wished for wished, _ in asked}) == 2
+
+
 class Killed(BaseException):
     pass
 
