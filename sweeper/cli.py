@@ -121,7 +121,7 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
         for note in header.notes:
             say(note)
         expected = Plan(wiring.finalist_measurements(plan), FINALIST_COST, plan.minutes)
-        return open_progress(screen, header.objectives, header.power, expected)
+        return open_progress(screen, header.objectives, header.power, expected, plan.first[0])
 
     try:
         with wiring.prepared(composed, display, say) as sweep:
@@ -141,8 +141,8 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     return EXIT_STOPPED if sweep.stop.set_by_hand else EXIT_DONE
 
 
-# A visit to a finalist costs about this much of a screening trial: a third of ten repeats of longer windows.
-FINALIST_COST = 1.5
+# A visit to a finalist costs about this much of a screening trial: longer windows, the same load and warm-up.
+FINALIST_COST = 1.2
 
 
 @contextmanager

@@ -262,8 +262,8 @@ def doctor(options: argparse.Namespace) -> int:
     print("looking at sensors for some seconds each …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
     settings = compose(options.overrides).settings.power
-    with find_limits(options.root, settings) as limits:
-        diagnosis = examine(options.root, settings, limits)
+    limits = find_limits(options.root, settings)  # asked, and not entered: a sweep may hold the devices
+    diagnosis = examine(options.root, settings, limits)
     diagnosis = type(diagnosis)((*_machine_findings(), *_engine_findings())).plus(diagnosis.findings)
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
@@ -324,13 +324,19 @@ def gpu_line() -> str:
 
 def restore(options: argparse.Namespace) -> int:
     """`sweeper restore`."""
+    from sweeper.power.guardian import read_log
     from sweeper.power.restore import Action
     from sweeper.power.restore import restore as give_back
     from sweeper.records import to_plain
 
     outcomes = give_back(options.root)
-    text = "\n".join(str(outcome) for outcome in outcomes) or "no run left a limit behind"
-    _answer(options, [to_plain(outcome) for outcome in outcomes], text)
+    guardians = [f"a guardian before: {line}" for line in read_log(options.root)]
+    text = "\n".join([*guardians, *(str(outcome) for outcome in outcomes)]) or "no run left a limit behind"
+    plain = {
+        "restored": [to_plain(outcome) for outcome in outcomes],
+        "guardians": list(read_log(options.root)),
+    }
+    _answer(options, plain, text)
     return EXIT_MISSING if any(outcome.action is Action.FAILED for outcome in outcomes) else EXIT_DONE
 
 

@@ -216,6 +216,7 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     from sweeper.gguf.forecast import Forecaster
     from sweeper.power.discover import find_meter
     from sweeper.power.limits import find_limits
+    from sweeper.power.rights import MeansSettings
 
     model = obtain_model(settings, root, say)
     files: dict[str | None, Path] = {None: model.path}
@@ -231,7 +232,13 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     engine_record = engine.record
     meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
     held.enter_context(meter)
-    limits = find_limits(root, settings.power)
+    means = MeansSettings(settings.power.limits.means, zeusd_socket=settings.power.limits.zeusd_socket)
+    limits = find_limits(root, settings.power, means)
+    for outcome in limits.replayed:
+        say(f"left by an earlier run: {outcome}")
+    held.callback(
+        lambda: say("\n".join(str(outcome) for outcome in limits.outcomes)) if limits.outcomes else None
+    )
     held.enter_context(limits)
     forecaster = held.enter_context(Forecaster())
     synthetic = model.record.source == "synthetic"

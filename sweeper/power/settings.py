@@ -13,6 +13,7 @@ from sweeper.errors import ConfigError
 
 SOURCES = ("auto", "nvml", "rapl", "hwmon", "battery", "plug", "command", "estimate")
 PLUG_KINDS = ("shelly", "tasmota")
+MEANS = ("auto", "direct", "helper", "zeusd")
 COMMAND_UNITS = ("watts", "joules")
 # Above 20 Hz the sampler itself costs energy that is then counted (MEASUREMENT.md, "Per trial").
 MOST_SAMPLE_HZ = 20.0
@@ -46,6 +47,14 @@ class EstimateSettings:
 
 
 @dataclass(slots=True)
+class LimitMeansSettings:
+    """How limits are set: see `sweeper.power.rights.MeansSettings`, and docs/limits-and-rights.md."""
+
+    means: str = "auto"  # auto, direct, helper, zeusd
+    zeusd_socket: str | None = None
+
+
+@dataclass(slots=True)
 class PowerSettings:
     """Where watts come from.
 
@@ -62,6 +71,7 @@ class PowerSettings:
     plug: PlugSettings = field(default_factory=PlugSettings)
     command: CommandSettings = field(default_factory=CommandSettings)
     estimate: EstimateSettings = field(default_factory=EstimateSettings)
+    limits: LimitMeansSettings = field(default_factory=LimitMeansSettings)
 
 
 def check_settings(settings: PowerSettings) -> None:
@@ -83,6 +93,7 @@ def check_settings(settings: PowerSettings) -> None:
     if "command" in wanted:
         _check_command(settings.command)
     _check_estimate(settings.estimate)
+    _one_of("power.limits.means", settings.limits.means, MEANS)
 
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:

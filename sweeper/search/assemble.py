@@ -8,6 +8,7 @@ from dataclasses import replace
 from sweeper import pareto
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.measure import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
+from sweeper.power.plateau import CapPoint, find_plateau
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.study import SweepStudy, Visit
 
@@ -21,6 +22,7 @@ def assemble(study: SweepStudy) -> SweepRecord:
 
 def conclude(record: SweepRecord) -> SweepRecord:
     """The record with its front, hypervolume and default pick worked out from its trials."""
+    record = replace(record, trials=with_cap_caveats(record.trials))
     remeasured = any(t.remeasured and t.feasible for t in record.trials)
     front = pareto.front(record.trials, record.objectives, remeasured_only=remeasured)
     concluded = replace(
@@ -76,6 +78,31 @@ def _with_final(trial: TrialRecord, visits: Sequence[Visit], header: SweepRecord
         violations=violations_of(metrics, header.constraints),
         caveats=tuple(c for c in Caveat if c in caveats),
         remeasured=True,
+    )
+
+
+def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials, with a word on those whose power cap changes nothing beside the same settings under other caps."""
+    by_rest: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.configuration.power_limit_watts is not None and {"tokens_per_second", "watts"} <= set(
+            trial.metrics
+        ):
+            rest = trial.configuration.with_(power_limit_watts=None).digest
+            by_rest.setdefault(rest, []).append(trial)
+    said: dict[int, Caveat] = {}
+    for alike in by_rest.values():
+        if len(alike) < 2:
+            continue
+        caps = {int(t.configuration.power_limit_watts or 0): t for t in alike}
+        points = [
+            CapPoint(cap, t.metrics["tokens_per_second"], t.metrics["watts"]) for cap, t in caps.items()
+        ]
+        plateau = find_plateau(points)
+        said |= {t.number: caveat for cap, t in caps.items() if (caveat := plateau.caveat(cap)) is not None}
+    return tuple(
+        replace(trial, caveats=tuple(c for c in Caveat if c in trial.caveats or c is said.get(trial.number)))
+        for trial in trials
     )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from fast_sweep import FAST
 
+
 @pytest.fixture
 def fast(smallest_model: Path) -> tuple[str, ...]:
     """A space of four configurations of the smallest model, with short windows."""

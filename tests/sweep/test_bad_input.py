@@ -43,7 +43,9 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) ->
         ("model=file", ("model.path",)),
     ],
 )
-def test_wrong_words_and_values(sweeper: Run, smallest_model: Path, override: str, words: tuple[str, ...]) -> None:
+def test_wrong_words_and_values(
+    sweeper: Run, smallest_model: Path, override: str, words: tuple[str, ...]
+) -> None:
     _one_line(sweeper("sweep", "model=tiny_15m", f"model.path='{smallest_model}'", override)
               if override != "model=file" else sweeper("sweep", override), 2, *words)  # fmt: skip
 
@@ -75,7 +77,9 @@ def test_a_sensor_that_is_not_there(sweeper: Run, smallest_model: Path) -> None:
     _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "power=hwmon"), 3, "hwmon")
 
 
-def test_an_unreachable_mlflow_server_is_said_before_the_first_trial(sweeper: Run, smallest_model: Path) -> None:
+def test_an_unreachable_mlflow_server_is_said_before_the_first_trial(
+    sweeper: Run, smallest_model: Path
+) -> None:
     done = sweeper("sweep", f"model.path='{smallest_model}'", "tracking.uri=http://127.0.0.1:9")
     _one_line(done, 3, "127.0.0.1:9")
     assert "trial 1" not in done.stderr
@@ -97,7 +101,9 @@ def test_a_database_of_another_optuna(sweeper: Run, tmp_path: Path, smallest_mod
 
     (tmp_path / "mlruns").mkdir()
     with sqlite3.connect(tmp_path / "mlruns" / "optuna.db") as database:
-        database.execute("create table version_info (version_info_id integer, schema_version integer, library_version text)")
+        database.execute(
+            "create table version_info (version_info_id integer, schema_version integer, library_version text)"
+        )
         database.execute("insert into version_info values (1, 3, '0.9.0')")
     database.close()
     done = sweeper("sweep", "experiment=demo", "name=x")
@@ -106,7 +112,9 @@ def test_a_database_of_another_optuna(sweeper: Run, tmp_path: Path, smallest_mod
 
 def test_a_database_that_is_none(sweeper: Run, tmp_path: Path) -> None:
     (tmp_path / "mlruns").mkdir()
-    (tmp_path / "mlruns" / "optuna.db").write_bytes(b"this is no database at all, and long enough to be read as one")
+    (tmp_path / "mlruns" / "optuna.db").write_bytes(
+        b"this is no database at all, and long enough to be read as one"
+    )
     _one_line(sweeper("sweep", "experiment=demo", "name=x"), 3, "optuna.db")
 
 
@@ -121,7 +129,9 @@ def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smal
 
     words = ["sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "workload.final_seconds=30"]
     with (tmp_path / "log").open("wb") as log:
-        first = subprocess.Popen([sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log)
+        first = subprocess.Popen(
+            [sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log
+        )
     try:
         _wait_for(lambda: "trial 1/" in (tmp_path / "log").read_text(), first)
         _one_line(sweeper(*words), 2, "both", str(first.pid))

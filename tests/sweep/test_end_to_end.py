@@ -68,7 +68,9 @@ def test_report_and_apply_answer_in_every_form(swept: Path) -> None:
             [*run, "report", "first", "--format", form], cwd=swept, capture_output=True, text=True, check=True
         )
         assert done.stdout
-    plan = subprocess.run([*run, "apply", "first", "--json"], cwd=swept, capture_output=True, text=True, check=True)
+    plan = subprocess.run(
+        [*run, "apply", "first", "--json"], cwd=swept, capture_output=True, text=True, check=True
+    )
     assert json.loads(plan.stdout)["target"] == "llama-server"
     assert not (swept / "llama-server.ini").exists()
 
@@ -78,7 +80,18 @@ def test_the_recommended_file_starts_a_real_server(swept: Path) -> None:
     port = _free_port()
     config = swept / "server.json"
     subprocess.run(
-        [*run, "apply", "first", "--to", "llama-cpp-python", "--port", str(port), "--file", str(config), "--write"],
+        [
+            *run,
+            "apply",
+            "first",
+            "--to",
+            "llama-cpp-python",
+            "--port",
+            str(port),
+            "--file",
+            str(config),
+            "--write",
+        ],
         cwd=swept,
         capture_output=True,
         check=True,
@@ -102,7 +115,9 @@ def test_the_recommended_file_starts_a_real_server(swept: Path) -> None:
         server.terminate()
         _, log = server.communicate(timeout=20)
     said = log.decode("utf-8", "replace")
-    assert f"n_ctx         = {settings['n_ctx']}" in said or f"n_ctx = {settings['n_ctx']}" in said, said[-2000:]
+    assert f"n_ctx         = {settings['n_ctx']}" in said or f"n_ctx = {settings['n_ctx']}" in said, said[
+        -2000:
+    ]
 
 
 def _children(root: Path, sweep: str) -> list[str]:
@@ -110,7 +125,9 @@ def _children(root: Path, sweep: str) -> list[str]:
 
     client = MlflowClient(f"sqlite:///{(root / 'mlflow.db').resolve()}")
     experiments = [e.experiment_id for e in client.search_experiments()]
-    found = client.search_runs(experiments, f"tags.`sweeper.sweep` = '{sweep}' and tags.`sweeper.kind` = 'trial'")
+    found = client.search_runs(
+        experiments, f"tags.`sweeper.sweep` = '{sweep}' and tags.`sweeper.kind` = 'trial'"
+    )
     return [run.data.tags["sweeper.trial"] for run in found]
 
 

@@ -25,7 +25,12 @@ LONGEST_SECONDS = 12.0  # the moments lie between the start and about the end of
 
 
 def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
-    more = ["space.n_ubatch=[16,32,64]", "space.n_batch=[16,32,64]", "search.trials=18", "search.patience=null"]
+    more = [
+        "space.n_ubatch=[16,32,64]",
+        "space.n_batch=[16,32,64]",
+        "search.trials=18",
+        "search.patience=null",
+    ]
     command = [sys.executable, "-m", "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)

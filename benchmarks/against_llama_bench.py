@@ -1,0 +1,91 @@
+"""The worker's speed beside llama-bench, on the same model and parameters, interleaved.
+
+llama-bench is built from the llama.cpp that llama-cpp-python vendors (``--llama-bench PATH`` takes one that is
+built already; its build number is printed). llama-bench runs against itself as the yardstick of noise: the
+ratio of its odd runs to its even runs is what two equal things look like on this machine at this time.
+
+    python benchmarks/against_llama_bench.py --llama-bench PATH [--repeats 12] [--threads 2]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import median
+
+from sweeper import stats
+from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.gguf.obtain import Wanted, obtain
+from sweeper.records import Configuration
+
+PROMPT, GENERATED = 512, 128
+
+
+def llama_bench(program: Path, model: Path, threads: int) -> tuple[float, float]:
+    """One run of llama-bench: tok/s of prefill and of decode."""
+    command = [str(program), "-m", str(model), "-p", str(PROMPT), "-n", str(GENERATED), "-t", str(threads)]
+    command += ["-b", "2048", "-ub", "512", "-fa", "1", "-r", "1", "-o", "json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    rows = json.loads(done.stdout)
+    by_kind = {"prefill" if row["n_prompt"] else "decode": row["avg_ts"] for row in rows}
+    return by_kind["prefill"], by_kind["decode"]
+
+
+def ours(model: Path, threads: int) -> tuple[float, float]:
+    """One round of the worker in a fresh process, warmed up as llama-bench warms up."""
+    configuration = Configuration(
+        n_ctx=PROMPT + GENERATED, n_batch=2048, n_ubatch=512, n_threads=threads, n_threads_batch=threads
+    )
+    with LlamaCppEngine({None: model}) as engine:
+        engine.load(configuration)
+        engine.prefill(PROMPT, 0, 0.0, 60.0)  # llama-bench runs the whole prompt once before it counts
+        prefill = engine.prefill(PROMPT, 0, 0.0, 60.0)
+        engine.decode(1, 0, 0.0, 60.0)
+        decode = engine.decode(GENERATED, 0, 0.0, 600.0)
+    return prefill.tokens_per_second, decode.tokens_per_second
+
+
+def line(name: str, a: Sequence[float], b: Sequence[float]) -> str:
+    """A row of the table: two medians and the ratio with its bootstrap interval."""
+    ratio = stats.ratio(a, b)
+    return f"| {name} | {median(a):.1f} | {median(b):.1f} | {ratio.median:.3f} | {ratio.low:.3f} to {ratio.high:.3f} |"
+
+
+def main() -> None:
+    """Measure and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--llama-bench", type=Path, required=True)
+    parser.add_argument("--repeats", type=int, default=12)
+    parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    parser.add_argument("--root", type=Path, default=Path("mlruns"))
+    options = parser.parse_args()
+    from sweeper.config import compose
+
+    wanted = compose([]).settings.model
+    model = obtain(Wanted(name=wanted.name, shape=wanted.shape, quant=wanted.quant), options.root).path
+    print(f"{model.name}, pp{PROMPT} and tg{GENERATED}, {options.repeats} interleaved repeats\n")
+    print("| | sweeper tok/s | llama-bench tok/s | ratio of medians | 95 % interval |\n|---|---|---|---|---|")
+    for threads in options.threads:
+        mine: list[tuple[float, float]] = []
+        theirs: list[tuple[float, float]] = []
+        again: list[tuple[float, float]] = []
+        for repeat in range(options.repeats):
+            # The order turns with each repeat, so that no side always comes after the same neighbour.
+            turns = [
+                lambda: mine.append(ours(model, threads)),
+                lambda: theirs.append(llama_bench(options.llama_bench, model, threads)),
+                lambda: again.append(llama_bench(options.llama_bench, model, threads)),
+            ]
+            for turn in turns[repeat % 3 :] + turns[: repeat % 3]:
+                turn()
+        for index, kind in enumerate(("prefill", "decode")):
+            a, b, c = ([run[index] for run in runs] for runs in (mine, theirs, again))
+            print(line(f"{kind}, {threads} thread(s)", a, b + c))
+            print(line(f"… llama-bench against itself, {threads} thread(s)", b, c), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,69 @@
+"""What sweeper itself costs: the meter's share of decode speed, and the sweep's share of its own time.
+
+python benchmarks/overheads.py [--repeats 15] [--threads 1]
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from statistics import median
+
+from sweeper import stats
+from sweeper.config import compose
+from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.gguf.obtain import Wanted, obtain
+from sweeper.power.discover import find_meter
+from sweeper.records import Configuration, SweepRecord
+
+
+def meter_share(repeats: int, threads: int, root: Path) -> None:
+    """Decode windows with and without the meter around them, interleaved."""
+    wanted = compose([]).settings.model
+    model = obtain(Wanted(name=wanted.name, shape=wanted.shape, quant=wanted.quant), root).path
+    meter, _ = find_meter(compose([]).settings.power, root, gpu_used=False)
+    with_meter: list[float] = []
+    without: list[float] = []
+    with LlamaCppEngine({None: model}) as engine, meter:
+        engine.load(Configuration(n_ctx=1024, n_threads=threads, n_threads_batch=threads))
+        engine.decode(64, 0, 3.0, 10.0)
+        for repeat in range(repeats):
+            for metered in (repeat % 2 == 0, repeat % 2 == 1):
+                if metered:
+                    with meter.window():
+                        with_meter.append(engine.decode(64, 0, 2.0, 10.0).tokens_per_second)
+                else:
+                    without.append(engine.decode(64, 0, 2.0, 10.0).tokens_per_second)
+    ratio = stats.ratio(with_meter, without)
+    print(f"meter ({meter.source.name}) on decode, {threads} thread(s), {repeats} pairs of 2 s windows:")
+    print(f"  with {median(with_meter):.1f} tok/s, without {median(without):.1f} tok/s")
+    print(f"  ratio of medians {ratio.median:.4f} (95 %: {ratio.low:.4f} to {ratio.high:.4f})")
+
+
+def sweep_share(record: SweepRecord) -> None:
+    """Time of the trials that was neither load, warm-up nor windows."""
+    trials = [t for t in record.trials if t.state == "complete"]
+    whole, measured = sum(t.seconds for t in trials), sum(t.measured_seconds for t in trials)
+    print(
+        f"sweep {record.sweep}: {len(trials)} trials, {whole:.1f} s, of which load, warm-up and windows {measured:.1f} s"
+    )
+    print(f"  sweeper's own share inside trials: {1 - measured / whole:.1%}")
+
+
+def main() -> None:
+    """Print both."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--repeats", type=int, default=15)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--root", type=Path, default=Path("mlruns"))
+    parser.add_argument("--sweep", help="a sweep in root, for its own share of time")
+    options = parser.parse_args()
+    meter_share(options.repeats, options.threads, options.root)
+    if options.sweep:
+        from sweeper.commands import load_record
+
+        sweep_share(load_record(options.root, options.sweep))
+
+
+if __name__ == "__main__":
+    main()
