@@ -69,22 +69,25 @@ def main() -> None:
     print(f"{model.name}, pp{PROMPT} and tg{GENERATED}, {options.repeats} interleaved repeats\n")
     print("| | sweeper tok/s | llama-bench tok/s | ratio of medians | 95 % interval |\n|---|---|---|---|---|")
     for threads in options.threads:
-        mine: list[tuple[float, float]] = []
-        theirs: list[tuple[float, float]] = []
-        again: list[tuple[float, float]] = []
-        for repeat in range(options.repeats):
-            # The order turns with each repeat, so that no side always comes after the same neighbour.
-            turns = [
-                lambda: mine.append(ours(model, threads)),
-                lambda: theirs.append(llama_bench(options.llama_bench, model, threads)),
-                lambda: again.append(llama_bench(options.llama_bench, model, threads)),
-            ]
-            for turn in turns[repeat % 3 :] + turns[: repeat % 3]:
-                turn()
+        mine, theirs, again = interleaved(model, options.llama_bench, threads, options.repeats)
         for index, kind in enumerate(("prefill", "decode")):
             a, b, c = ([run[index] for run in runs] for runs in (mine, theirs, again))
             print(line(f"{kind}, {threads} thread(s)", a, b + c))
             print(line(f"… llama-bench against itself, {threads} thread(s)", b, c), flush=True)
+
+
+Runs = list[tuple[float, float]]
+
+
+def interleaved(model: Path, program: Path, threads: int, repeats: int) -> tuple[Runs, Runs, Runs]:
+    """Runs of ours, of llama-bench, and of llama-bench again; the order turns with each repeat."""
+    runs: tuple[Runs, Runs, Runs] = ([], [], [])
+    for repeat in range(repeats):
+        for turn in range(3):
+            side = (repeat + turn) % 3
+            one = ours(model, threads) if side == 0 else llama_bench(program, model, threads)
+            runs[side].append(one)
+    return runs
 
 
 if __name__ == "__main__":

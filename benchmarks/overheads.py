@@ -45,7 +45,7 @@ def sweep_share(record: SweepRecord) -> None:
     trials = [t for t in record.trials if t.state == "complete"]
     whole, measured = sum(t.seconds for t in trials), sum(t.measured_seconds for t in trials)
     print(
-        f"sweep {record.sweep}: {len(trials)} trials, {whole:.1f} s, of which load, warm-up and windows {measured:.1f} s"
+        f"sweep {record.sweep}: {len(trials)} trials, {whole:.1f} s, load, warm-up and windows {measured:.1f} s"
     )
     print(f"  sweeper's own share inside trials: {1 - measured / whole:.1%}")
 
