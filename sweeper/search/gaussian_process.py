@@ -17,8 +17,8 @@ JITTER = 1e-8
 # Hyperparameters are fitted on at most this many points; more would cost seconds and change little.
 MOST_FITTED = 120
 FIT_STEPS = 30
-# Half of it makes every unseen combination look like a chance, twice of it takes a parameter for idle that
-# only matters elsewhere (threads, where all layers are on the GPU): both cost trials on simulated machines.
+# Much shorter makes every unseen combination look like a chance, much longer takes a parameter for idle that
+# only matters elsewhere (threads, where all layers are on the GPU): seen in searches on simulated machines.
 EXPECTED_LOG_LENGTH = math.log(1.0)
 LOG_LENGTH_WIDTH = 1.2
 
