@@ -116,7 +116,9 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
         )
         header = _header(name, settings, workload, composed, bench, space, (*bench.notes, *notes))
-        sampler = make_sampler(settings.search.sampler, space, header.objectives, settings.search.seed)
+        sampler = make_sampler(
+            settings.search.sampler, space, settings.search.seed, lambda c: bench.forecast(c) is None
+        )
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
         plan = _plan(settings, space, first, stopping_of(sampler))

@@ -3,22 +3,34 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
-from sweeper.records import Objective
+from sweeper.records import Configuration
 from sweeper.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
 
 
-def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective], seed: int) -> BaseSampler:
+def make_sampler(
+    name: str,
+    space: SearchSpace,
+    seed: int,
+    allowed: Callable[[Configuration], bool] | None = None,
+) -> BaseSampler:
     """The sampler of that name, seeded.
 
-    ``auto`` is multivariate TPE, which took the fewest trials of Optuna's own samplers; see
-    ``docs/decisions``. ``grid`` is asked in order by the sweep itself, which knows what is one point.
+    ``auto`` is what took fewer trials in ``docs/decisions/0004-the-sampler.md``: ours where layers can go to a
+    GPU, multivariate TPE where not. ``grid`` is asked in order by the sweep itself, which knows what is
+    one point.
+
+    Args:
+        name: one of ``sweeper.config.SAMPLERS``.
+        space: what is searched.
+        seed: of everything random.
+        allowed: False for configurations that need not be asked for, such as by a memory forecast.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -26,10 +38,10 @@ def make_sampler(name: str, space: SearchSpace, objectives: Sequence[Objective],
     import optuna
 
     samplers = optuna.samplers
-    if name == "gp_front":
+    if name == "gp_front" or (name == "auto" and "n_gpu_layers" in space.parameters):
         from sweeper.search.gp_front import GpFrontSampler
 
-        return GpFrontSampler(space, seed)
+        return GpFrontSampler(space, seed, baseline=space.base, allowed=allowed)
     if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)
     if name == "nsga2":
