@@ -6,6 +6,7 @@ python benchmarks/overheads.py [--repeats 15] [--threads 1]
 from __future__ import annotations
 
 import argparse
+from datetime import datetime
 from pathlib import Path
 from statistics import median
 
@@ -14,7 +15,8 @@ from sweeper.config import compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.gguf.obtain import Wanted, obtain
 from sweeper.power.discover import find_meter
-from sweeper.records import Configuration, SweepRecord
+from sweeper.records import Configuration, TrialRecord
+from sweeper.search.study import SweepStudy
 
 
 def meter_share(repeats: int, threads: int, root: Path) -> None:
@@ -40,14 +42,21 @@ def meter_share(repeats: int, threads: int, root: Path) -> None:
     print(f"  ratio of medians {ratio.median:.4f} (95 %: {ratio.low:.4f} to {ratio.high:.4f})")
 
 
-def sweep_share(record: SweepRecord) -> None:
-    """Time of the trials that was neither load, warm-up nor windows."""
-    trials = [t for t in record.trials if t.state == "complete"]
-    whole, measured = sum(t.seconds for t in trials), sum(t.measured_seconds for t in trials)
-    print(
-        f"sweep {record.sweep}: {len(trials)} trials, {whole:.1f} s, load, warm-up and windows {measured:.1f} s"
-    )
-    print(f"  sweeper's own share inside trials: {1 - measured / whole:.1%}")
+def sweep_share(study: SweepStudy) -> None:
+    """Of the search's time, from the first trial's start to the last one's end, what was no measuring."""
+    trials = [t for t in study.trials() if t.state == "complete"]
+    first, last = trials[0], trials[-1]
+    whole = _moment(last) + last.seconds - _moment(first)
+    controls = [c for c in study.controls() if c.visit < len(trials)]  # those before the last trial
+    measured = sum(t.measured_seconds for t in trials) + sum(c.measured_seconds for c in controls)
+    inside = sum(t.seconds for t in trials)
+    print(f"{len(trials)} trials and {len(controls)} controls in {whole:.1f} s of wall clock")
+    print(f"  load, warm-up and windows {measured:.1f} s; all else {1 - measured / whole:.1%}")
+    print(f"  inside trials alone: {1 - sum(t.measured_seconds for t in trials) / inside:.1%}")
+
+
+def _moment(trial: TrialRecord) -> float:
+    return datetime.fromisoformat(trial.started_utc).timestamp()
 
 
 def main() -> None:
@@ -60,9 +69,7 @@ def main() -> None:
     options = parser.parse_args()
     meter_share(options.repeats, options.threads, options.root)
     if options.sweep:
-        from sweeper.commands import load_record
-
-        sweep_share(load_record(options.root, options.sweep))
+        sweep_share(SweepStudy.load(options.root, options.sweep))
 
 
 if __name__ == "__main__":

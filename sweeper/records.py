@@ -382,6 +382,7 @@ class SweepRecord:
     sweeper_version: str = ""
     config: Mapping[str, Any] = field(default_factory=dict)  # as composed, plain
     schema: int = SCHEMA
+    baseline_configuration: Configuration | None = None  # the engine's default, whichever trial measured it
 
     def trial(self, number: int) -> TrialRecord:
         """The trial of that number; KeyError where there is none."""

@@ -182,11 +182,11 @@ class Sweep:
         """The record of one trial, whatever became of it."""
         began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
-        base = TrialRecord(number, "infeasible", configuration, reason=why, started_utc=utc)
-        if why:
+        quality, failed = (None, None) if why else self._quality(configuration)
+        base = TrialRecord(number, "infeasible", configuration, reason=why or failed, started_utc=utc)
+        if why or failed:
             return replace(base, seconds=self.clock() - began), None
         try:
-            quality = self.quality(configuration)
             measurement = self._measure(configuration, Stage.screening(header.workload), quality)
             _demand_objectives(measurement, header)
         except TrialFailed as failure:
@@ -198,6 +198,13 @@ class Sweep:
                 seconds=self.clock() - began,
             ), None
         return self._record_of(base, measurement, header, self.clock() - began), measurement
+
+    def _quality(self, configuration: Configuration) -> tuple[Reading | None, str | None]:
+        """What the configuration costs in quality, measured once for its levels; or why that cannot be known."""
+        try:
+            return self.quality(configuration), None
+        except TrialFailed as failure:
+            return None, f"its quality cannot be measured: {failure}"
 
     def _measure(self, configuration: Configuration, stage: Stage, quality: Reading | None) -> Measurement:
         for name in LIMIT_KEYS:
@@ -220,7 +227,6 @@ class Sweep:
     def _record_of(
         self, base: TrialRecord, measurement: Measurement, header: SweepRecord, seconds: float
     ) -> TrialRecord:
-        windows = sum(w.energy.seconds for w in measurement.windows)
         caveats = set(measurement.caveats) | set(self.standing_caveats)
         return replace(
             base,
@@ -232,7 +238,7 @@ class Sweep:
             caveats=tuple(c for c in Caveat if c in caveats),
             in_force=measurement.in_force,
             seconds=seconds,
-            measured_seconds=measurement.load_seconds + measurement.warmup_seconds + windows,
+            measured_seconds=_measured_seconds(measurement),
         )
 
     def _constraints_of(self, record: TrialRecord, header: SweepRecord) -> dict[str, float]:
@@ -242,21 +248,24 @@ class Sweep:
 
     def _control(self, count: int) -> None:
         """Measure the baseline again every so often: what changes then is the machine."""
-        header = self.study.header()
-        if header.baseline is None or count % self.plan.control_every or self.stop.set_by_hand:
+        if count % self.plan.control_every or self.stop.set_by_hand:
             return
-        baseline = assemble(self.study).trial(header.baseline)
-        if baseline.state != "complete":
+        header = assemble(self.study)
+        if header.baseline is None or header.trial(header.baseline).state != "complete":
             return
+        baseline = header.trial(header.baseline)
+        began = self.clock()
         try:
             again = self._measure(baseline.configuration, Stage.screening(header.workload), None)
         except TrialFailed as failure:
             self.progress.note(f"the control measurement failed: {failure}")
             return
+        self.study.save_control(count, _visit_of(baseline.number, count, again, self.clock() - began))
         drift = _drift(baseline, again)
-        if drift is not None and Caveat.DRIFT not in header.caveats:
+        if drift is not None and Caveat.DRIFT not in self.study.header().caveats:
             self.progress.note(f"the machine drifts: the default configuration changed by {drift:+.0%}")
-            self.study.save_header(replace(header, caveats=(*header.caveats, Caveat.DRIFT)))
+            kept = self.study.header()
+            self.study.save_header(replace(kept, caveats=(*kept.caveats, Caveat.DRIFT)))
 
     # -- the final stage ----------------------------------------------------------------------------------
 
@@ -288,25 +297,13 @@ class Sweep:
                     self._visit(trial, visit, stage)
 
     def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
+        began = self.clock()
         try:
             m = self._measure(trial.configuration, stage, trial.metrics.get("kl_divergence"))
         except TrialFailed as failure:
             self.progress.note(f"trial {trial.number} could not be measured again: {failure}")
             return
-        resident = m.metrics.get("resident_watts")
-        peaks = [m.metrics[name].median if name in m.metrics else None for name in ("memory_mib", "vram_mib")]
-        caveats = tuple(c.name.lower() for c in m.caveats if c is not Caveat.SHORT_WINDOW)
-        self.study.save_visit(
-            Visit(
-                trial.number,
-                visit,
-                m.windows,
-                caveats,
-                peaks[0],
-                peaks[1],
-                resident.median if resident else None,
-            )
-        )
+        self.study.save_visit(_visit_of(trial.number, visit, m, self.clock() - began))
         self.progress.trial_finished(assemble(self.study).trial(trial.number))
 
     # -- the conclusion -----------------------------------------------------------------------------------
@@ -339,6 +336,23 @@ class Sweep:
             if self._tracking_failed is None:
                 self.progress.note(f"{error}; the sweep goes on and writes it at the end")
             self._tracking_failed = str(error)
+
+
+def _visit_of(number: int, visit: int, measurement: Measurement, seconds: float) -> Visit:
+    """A measurement of a known trial, as it is kept."""
+    peaks = [measurement.metrics.get(name) for name in ("memory_mib", "vram_mib", "resident_watts")]
+    memory_mib, vram_mib, resident_watts = (reading.median if reading else None for reading in peaks)
+    # A visit's windows are judged for length together with those of the other visits.
+    caveats = tuple(c.name.lower() for c in measurement.caveats if c is not Caveat.SHORT_WINDOW)
+    measured = _measured_seconds(measurement)
+    return Visit(
+        number, visit, measurement.windows, caveats, memory_mib, vram_mib, resident_watts, seconds, measured
+    )
+
+
+def _measured_seconds(measurement: Measurement) -> float:
+    windows = sum(window.energy.seconds for window in measurement.windows)
+    return measurement.load_seconds + measurement.warmup_seconds + windows
 
 
 def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:

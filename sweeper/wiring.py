@@ -115,7 +115,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         first = initial_design(
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
         )
-        header = _header(name, settings, workload, composed, bench, space, (*bench.notes, *notes))
+        header = _header(name, settings, workload, composed, bench, space, (*bench.notes, *notes), first[0])
         sampler = make_sampler(
             settings.search.sampler, space, settings.search.seed, lambda c: bench.forecast(c) is None
         )
@@ -460,6 +460,7 @@ def _header(
     bench: Bench,
     space: SearchSpace,
     notes: tuple[str, ...],
+    baseline: Configuration,
 ) -> SweepRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return SweepRecord(
@@ -475,7 +476,7 @@ def _header(
         space=space.describe(),
         trials=(),
         front=(),
-        baseline=0,
+        baseline=None,
         recommended=None,
         pick=settings.search.pick,
         prices=settings.prices_record(),
@@ -486,6 +487,7 @@ def _header(
         updated_utc=now,
         sweeper_version=__version__,
         config=_plain(composed.plain),
+        baseline_configuration=baseline,
     )
 
 

@@ -17,7 +17,13 @@ def assemble(study: SweepStudy) -> SweepRecord:
     """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
     header = study.header()
     trials = with_finals(study.trials(), study.visits(), header)
-    return conclude(replace(header, trials=trials))
+    return conclude(replace(header, trials=trials, baseline=_baseline(trials, header)))
+
+
+def _baseline(trials: Sequence[TrialRecord], header: SweepRecord) -> int | None:
+    """The trial that measured the engine's default; usually 0, unless that was in flight when it was killed."""
+    wanted = header.baseline_configuration
+    return next((t.number for t in trials if t.configuration == wanted), None)
 
 
 def conclude(record: SweepRecord) -> SweepRecord:

@@ -7,10 +7,12 @@ next start, what stops before is the trial in flight, which is asked again.
 
 from __future__ import annotations
 
+import fcntl
 import logging
 import sqlite3
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -31,6 +33,7 @@ if TYPE_CHECKING:
 # Attributes of the study and of its trials; the samplers of this package read STATE and CONFIGURATION.
 HEADER = "sweep"
 VISIT = "final"
+CONTROL = "control"
 RECORD = "record"
 WINDOWS = "windows"
 STATE = "state"
@@ -66,6 +69,8 @@ class Visit:
     memory_mib: float | None
     vram_mib: float | None
     resident_watts: float | None = None
+    seconds: float = 0.0  # the whole visit
+    measured_seconds: float = 0.0  # load, warm-up and windows of it
 
 
 class SweepStudy:
@@ -253,14 +258,21 @@ class SweepStudy:
         """Keep one visit of the final stage."""
         self._study.set_user_attr(f"{VISIT}/{visit.trial}/{visit.visit}", to_plain(visit))
 
+    def save_control(self, count: int, control: Visit) -> None:
+        """Keep one measurement of the baseline as the drift control, made after ``count`` trials."""
+        self._study.set_user_attr(f"{CONTROL}/{count}", to_plain(control))
+
+    def controls(self) -> tuple[Visit, ...]:
+        """The control measurements, in the order in which they were made."""
+        return self._kept(CONTROL)
+
     def visits(self) -> tuple[Visit, ...]:
         """The visits made so far, by trial and visit."""
-        found = [
-            from_plain(value, Visit)
-            for key, value in self._study.user_attrs.items()
-            if key.startswith(f"{VISIT}/")
-        ]
-        return tuple(sorted(found, key=lambda v: (v.trial, v.visit)))
+        return tuple(sorted(self._kept(VISIT), key=lambda v: (v.trial, v.visit)))
+
+    def _kept(self, prefix: str) -> tuple[Visit, ...]:
+        attrs = self._study.user_attrs.items()
+        return tuple(from_plain(value, Visit) for key, value in attrs if key.startswith(f"{prefix}/"))
 
 
 def sweep_names(root: Path) -> tuple[str, ...]:
@@ -287,9 +299,10 @@ def _storage(root: Path) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
-    storage = optuna.storages.RDBStorage(
-        f"sqlite:///{(root / 'optuna.db').resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
-    )
+    with _schema_lock(root):
+        storage = optuna.storages.RDBStorage(
+            f"sqlite:///{(root / 'optuna.db').resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        )
 
     @event.listens_for(storage.engine, "connect")
     def write_ahead(connection: sqlite3.Connection, _: Any) -> None:
@@ -299,6 +312,14 @@ def _storage(root: Path) -> Any:
 
     storage.engine.dispose()  # connections made before the listener stood are not kept
     return storage
+
+
+@contextmanager
+def _schema_lock(root: Path) -> Iterator[None]:
+    """One process at a time makes the schema: of two first ones at once, one would die."""
+    with (root / "optuna.lock").open("a") as stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)
+        yield
 
 
 class _said_plainly:  # noqa: N801 - used as a function in `with`

@@ -90,3 +90,48 @@ def _workers_left() -> list[int]:
         if "sweeper.engine.worker" in words and process.info["ppid"] == 1:
             found.append(process.pid)
     return found
+
+
+def test_the_baseline_is_found_again_when_its_own_trial_was_in_flight(
+    tmp_path: Path, smallest_model: Path
+) -> None:
+    from sweeper.search.assemble import assemble
+    from sweeper.search.study import SweepStudy
+
+    slow = ["workload.screening_seconds=60", "search.trials=2"]
+    command = [
+        sys.executable,
+        "-m",
+        "sweeper",
+        "sweep",
+        *FAST,
+        f"model.path='{smallest_model}'",
+        "name=killed",
+    ]
+    with (tmp_path / "log").open("wb") as log:
+        first = subprocess.Popen([*command, *slow], cwd=tmp_path, stdout=log, stderr=log)
+        deadline = time.monotonic() + 60
+        while not _running(tmp_path / "mlruns"):
+            assert first.poll() is None, (tmp_path / "log").read_text()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        first.kill()
+        first.wait()
+    study = SweepStudy.load(tmp_path / "mlruns", "killed")
+    assert study.recover(study.header().objectives) == (0,)
+    assert assemble(study).baseline is None  # nothing measured it yet
+    waiting = study.ask({}).params
+    assert waiting == study.header().baseline_configuration.to_dict() | waiting
+
+
+def _running(root: Path) -> bool:
+    import optuna
+
+    from sweeper.errors import SweepMissingError
+    from sweeper.search.study import SweepStudy
+
+    try:
+        study = SweepStudy.load(root, "killed").optuna_study
+    except (SweepMissingError, KeyError):
+        return False
+    return bool(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
