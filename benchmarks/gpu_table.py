@@ -41,7 +41,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
 
     deadline.demand(plan.table_stage.seconds)
     try:
-        with LlamaCppEngine({**files}) as engine:
+        with LlamaCppEngine({q: p for q, p in files.items()}) as engine:
             table = record_table(path, header, engine, bench.meter, plan.table_stage, progress=tell)
     finally:
         step.data |= {"configurations": done[1], "measured": done[0]}

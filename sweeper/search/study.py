@@ -156,8 +156,15 @@ class SweepStudy:
     # -- ask and tell -------------------------------------------------------------------------------------
 
     def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Have these values asked for next, unless they are waiting already."""
-        self._study.enqueue_trial(dict(params), skip_if_exists=True)
+        """Have these values asked for next, unless they are waiting already.
+
+        Optuna's own ``skip_if_exists`` would skip what was in flight when the sweep was killed, too.
+        """
+        import optuna
+
+        waiting = self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.WAITING,))
+        if all(trial.system_attrs.get("fixed_params") != dict(params) for trial in waiting):
+            self._study.enqueue_trial(dict(params))
 
     def ask(self, distributions: Mapping[str, Any]) -> Proposal:
         """The next proposal of the queue or the sampler."""
