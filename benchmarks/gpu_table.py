@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +31,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
     space = _space(bench, files)
     path = bench.out / f"{name}-gpu.csv.gz"
     header = _header(bench, name, files, space)
+    by_quant: dict[str | None, Path] = dict(files.items())
     done = [0, 0]
 
     def tell(finished: int, total: int, row: TableRow) -> None:
@@ -41,7 +43,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
 
     deadline.demand(plan.table_stage.seconds)
     try:
-        with LlamaCppEngine({q: p for q, p in files.items()}) as engine:
+        with LlamaCppEngine(by_quant) as engine:
             table = record_table(path, header, engine, bench.meter, plan.table_stage, progress=tell)
     finally:
         step.data |= {"configurations": done[1], "measured": done[0]}
@@ -54,7 +56,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
     }
 
 
-def _space(bench: Bench, files: dict[str, Path]) -> SearchSpace:
+def _space(bench: Bench, files: Mapping[str, Path]) -> SearchSpace:
     plan = bench.plan
     name = plan.table_model
     n_layer = plan.models[name][0].n_layer
@@ -78,7 +80,7 @@ def _space(bench: Bench, files: dict[str, Path]) -> SearchSpace:
     return build_space(offloaded | dict(plan.table_space), base, traits)
 
 
-def _header(bench: Bench, name: str, files: dict[str, Path], space: SearchSpace) -> TableHeader:
+def _header(bench: Bench, name: str, files: Mapping[str, Path], space: SearchSpace) -> TableHeader:
     first = read_header(next(iter(files.values())))
     model = ModelRecord(
         name=f"synthetic {name}",
