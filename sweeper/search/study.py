@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import fcntl
 import logging
+import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -306,10 +307,16 @@ def _storage(root: Path) -> Any:
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
+    database, fresh = root / "optuna.db", root / ".optuna.db.new"
     with _schema_lock(root):
-        storage = optuna.storages.RDBStorage(
-            f"sqlite:///{(root / 'optuna.db').resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
-        )
+        if not database.exists() or database.stat().st_size == 0:
+            # In a file of its own that then takes the database's place: a kill half way leaves nothing half made.
+            fresh.unlink(missing_ok=True)
+            optuna.storages.RDBStorage(f"sqlite:///{fresh.resolve()}").engine.dispose()
+            os.replace(fresh, database)
+    storage = optuna.storages.RDBStorage(
+        f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+    )
 
     @event.listens_for(storage.engine, "connect")
     def write_ahead(connection: sqlite3.Connection, _: Any) -> None:

@@ -139,6 +139,7 @@ def connect(place: Location) -> GuardedClient:
             client = _client(place)
         else:
             with locked(place.root):  # two first clients at once make the schema twice, and one dies of it
+                _make_schema(place.root)
                 client = _client(place)
                 mend_moved(place.root)
     return GuardedClient(client, place.words)
@@ -152,6 +153,20 @@ def _client(place: Location) -> Any:
     client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
     client.search_experiments(max_results=1)  # of a server the first answer, of a database a second look
     return client
+
+
+def _make_schema(root: Path) -> None:
+    """Give an empty store its tables in one step: MLflow never ends a migration that was killed half way.
+
+    They are made in a file of their own, which then takes the database's place.
+    """
+    database, fresh = root / DATABASE, root / f".{DATABASE}.new"
+    if database.exists() and database.stat().st_size > 0:
+        return
+    for leftover in root.glob(f".{DATABASE}.new*"):
+        leftover.unlink()
+    _client(Location(f"sqlite:///{fresh.absolute()}", None, None))
+    os.replace(fresh, database)
 
 
 def _prepare_folder(root: Path) -> None:

@@ -14,10 +14,13 @@ from typing import Any
 
 import pytest
 from fake_nvml import H200, FakeNvml
+from gpu_path import planned_on
 from gpu_record import Deadline, OutOfTime, StepFile
 
 from sweeper.errors import SweeperError, TrialFailed, UsageError
+from sweeper.gguf.header import read_header
 from sweeper.record_table import read_table
+from sweeper.records import Configuration
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parents[1] / "benchmarks" / "gpu.py"
@@ -234,3 +237,19 @@ def test_no_row_is_begun_that_the_time_does_not_allow() -> None:
     with pytest.raises(OutOfTime, match="needs about 60 s"):
         deadline.demand(60.0)
     assert not issubclass(OutOfTime, SweeperError)  # a row must not keep it as its error
+
+
+@pytest.mark.parametrize(("asked", "assigned"), [(0, 0), (1, 1), (2, 2), (3, 3), (99, 3)])
+def test_layers_on_the_card_are_counted_from_llama_cpps_own_words(
+    asked: int, assigned: int, smallest_model: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the stand-in for a build that offloads (gpu_build/llama_cpp)."""
+    monkeypatch.setenv("PYTHONPATH", str(HERE / "gpu_build"), prepend=":")
+    monkeypatch.setenv("STAND_IN_GPUS", "1")
+    monkeypatch.setenv("STAND_IN_GPU_MIB", "100")
+    header = read_header(smallest_model)
+    found = planned_on(smallest_model, header, Configuration(n_gpu_layers=asked, n_ctx=256))
+    assert (found["layers_on_gpu"], found["layers_in_all"]) == (assigned, 3)
+    size = smallest_model.stat().st_size / 2**20
+    assert (found["planned_vram_mib"] == 0) == (assigned == 0)
+    assert found["planned_vram_mib"] < size, "token embeddings stay on the host"

@@ -8,10 +8,12 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -141,3 +143,20 @@ def _running(root: Path) -> bool:
     except (SweepMissingError, KeyError):
         return False
     return bool(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
+
+
+def test_databases_are_whole_or_not_there(tmp_path: Path, smallest_model: Path) -> None:
+    """Killed at any moment of its first seconds, when the tables are made, a sweep can be started again."""
+    moments = random.Random(SEED + 1)
+    for _ in range(max(2, KILLS // 2)):
+        sweep = _start(tmp_path, smallest_model)
+        time.sleep(moments.uniform(2.0, 6.0))
+        sweep.kill()
+        sweep.wait()
+        for name in ("mlflow.db", "optuna.db"):
+            path = tmp_path / "mlruns" / name
+            if path.exists() and path.stat().st_size > 0:
+                with closing(sqlite3.connect(path)) as database:
+                    tables = {row[0] for row in database.execute("select name from sqlite_master")}
+                assert "alembic_version" in tables
+                assert not any(table.startswith("_alembic_tmp") for table in tables)

@@ -19,6 +19,7 @@ LAYERS = 2
 CACHE_MIB_PER_TOKEN = 0.01
 COMPUTE_MIB_PER_UBATCH_TOKEN = 0.1
 
+logger = []
 held = {"weights": 0.0, "cache": 0.0, "compute": 0.0}  # MiB on the cards together
 
 
@@ -39,7 +40,12 @@ def llama_log_callback(function):
 
 
 def llama_log_set(callback, _):
-    pass
+    logger.append(callback)
+
+
+def _log(text):
+    for callback in logger[-1:]:
+        callback(2, text.encode() + b"\n", None)
 
 
 def llama_backend_init():
@@ -65,6 +71,12 @@ def llama_context_default_params():
 def llama_model_load_from_file(path, params):
     wanted = params.n_gpu_layers
     share = 1.0 if wanted < 0 else min(1.0, wanted / (LAYERS + 1))
+    on_cards = round(share * (LAYERS + 1))
+    for layer in range(LAYERS + 1):  # the last ones go to the card, and the output with them
+        device = "CUDA0" if layer > LAYERS - on_cards else "CPU"
+        _log(f"load_tensors: layer {layer:3d} assigned to device {device}, is_swa = 0")
+    if getattr(params, "no_alloc", False):
+        return SimpleNamespace(share=share)
     return SimpleNamespace(share=share) if _take("weights", share * os.path.getsize(path) / MIB) else None
 
 

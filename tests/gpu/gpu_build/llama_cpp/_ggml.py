@@ -19,6 +19,10 @@ def _description(device):
     return f"stand-in card {device}".encode()
 
 
+def _name(device):
+    return f"CUDA{device}".encode()
+
+
 def _memory(device, free, total):
     total._obj.value = int(llama_cpp.GPU_MIB * llama_cpp.MIB)
     free._obj.value = int((llama_cpp.GPU_MIB - llama_cpp.used_mib() / llama_cpp.GPUS) * llama_cpp.MIB)
@@ -32,6 +36,7 @@ class Devices:
     ggml_backend_dev_type = _type
     ggml_backend_dev_description = _description
     ggml_backend_dev_memory = _memory
+    ggml_backend_dev_name = _name
 
 
 libggml = Devices
