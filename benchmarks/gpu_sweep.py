@@ -16,6 +16,7 @@ from unittest import mock
 from gpu_bench import Bench, shortened
 from gpu_record import Deadline, OutOfTime, StepFile
 
+from sweeper.errors import NoResultError
 from sweeper.records import SweepRecord
 
 NEEDED = ("mlflow", "optuna", "hydra", "omegaconf", "plotly", "matplotlib", "scipy")
@@ -90,6 +91,10 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
         conclude.start()
         try:
             return sweep.run()
+        except NoResultError as error:
+            if sweep.stop.set_by_hand:
+                raise OutOfTime(f"the sweep was concluded before a trial counted ({error})") from None
+            raise
         finally:
             conclude.cancel()
 
