@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sweeper.records import SweepRecord
 from sweeper.report import svg
-from sweeper.report.groups import groups_of
+from sweeper.report.groups import REST, groups_of
 from sweeper.report.picks import marks, picks, recommended
 from sweeper.report.pieces import text
 from sweeper.report.plots import axes_of, axis_title, turns_late
@@ -65,7 +65,7 @@ def key(record: SweepRecord) -> str:
             svg.dots([(12, 8)], "front", 4) + svg.arms(12, 8, (3, 21), (8, 8), "front"),
             "front, 95 % intervals",
         ),
-        (svg.dots([(12, 8)], "beaten", 3), "beaten"),
+        (svg.dots([(12, 8)], "beaten", 3), REST),
         (svg.crosses([(12, 8)], "outside"), "outside the constraints"),
         (svg.square(12, 8, "baseline", 6), "baseline"),
     ]

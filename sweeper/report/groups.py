@@ -7,6 +7,9 @@ from dataclasses import dataclass
 
 from sweeper.records import SweepRecord, TrialRecord
 
+# What lies off the front: some point beats it, or it was measured once and looked no better than the finalists.
+REST = "beaten, or measured once"
+
 
 @dataclass(frozen=True, slots=True)
 class Groups:

@@ -8,7 +8,7 @@ from html import escape
 from typing import Any
 
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.groups import Groups, groups_of
+from sweeper.report.groups import REST, Groups, groups_of
 from sweeper.report.picks import picks
 from sweeper.report.plots import axes_of, axis_title, turns_late
 from sweeper.report.words import clean, half_width, label, own_settings, spread
@@ -24,7 +24,7 @@ def _traces(record: SweepRecord) -> list[dict[str, Any]]:
     groups = groups_of(record, axes_of(record))
     marker = {"size": 6, "opacity": 0.4}
     return [
-        _trace(record, groups.beaten, "beaten", "beaten", marker),
+        _trace(record, groups.beaten, REST, "beaten", marker),
         _trace(
             record, groups.outside, "outside the constraints", "outside", {**marker, "symbol": "x-thin-open"}
         ),

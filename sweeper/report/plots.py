@@ -7,6 +7,7 @@ import warnings
 from typing import Any
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.report.groups import REST
 from sweeper.report.picks import marks, recommended
 from sweeper.report.words import clean, figure, is_doubtful, label, machine_name
 
@@ -66,7 +67,7 @@ def _draw(axes: Any, record: SweepRecord) -> None:
     front = [t for t in record.on_front() if t in scored]
     rest = [t for t in scored if t.feasible and t not in front]
     outside = [t for t in scored if not t.feasible]
-    _scatter(axes, rest, across, up, color=GREY, alpha=0.45, s=18, label="beaten")
+    _scatter(axes, rest, across, up, color=GREY, alpha=0.45, s=18, label=REST)
     _scatter(
         axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints"
     )
