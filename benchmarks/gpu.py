@@ -51,6 +51,7 @@ def main() -> int:
             _note_machine(bench, head)
             for name, run, share in STEPS:
                 _step(name, run, bench, Deadline.after(share * options.minutes * 60, overall))
+                write_summary(options.out)  # whoever ends this run early has it all the same
             head.data |= {"settings_before": before, "settings_after": _settings(bench)}
             head.data["settings_changed"] = head.data["settings_before"] != head.data["settings_after"]
             head.finish("complete")

@@ -41,7 +41,7 @@ def _head(machine: dict[str, Any]) -> list[str]:
         "",
         f"At rest {_n(_median(machine['idle_watts']))} W. Bandwidth of the card {_n(ceiling['gb_per_second'])} GB/s "
         f"({ceiling['source']}), of the host {_n(machine['host_ceiling']['gb_per_second'])} GB/s "
-        f"({machine['host_ceiling']['source']}). The card's power limit and clocks: {kept}.",
+        f"({machine['host_ceiling']['source']}). The card's power limits before and after: {kept}.",
     ]
 
 
