@@ -96,8 +96,13 @@ class Sweep:
 
         Raises:
             NoResultError: no trial counts.
+            StoreError: the database cannot be written any more, as on a full disk; what was finished is kept.
             KeyboardInterrupt: stopped at once by a second Ctrl-C; everything finished is kept.
         """
+        with self.study.plain_errors():
+            return self._run()
+
+    def _run(self) -> SweepRecord:
         self._began = self.clock()
         header = self.study.header()
         for number in self.study.recover(header.objectives):

@@ -13,7 +13,7 @@ import os
 import sqlite3
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -77,8 +77,9 @@ class Visit:
 class SweepStudy:
     """One sweep in ``<root>/optuna.db``."""
 
-    def __init__(self, study: optuna.Study) -> None:
+    def __init__(self, study: optuna.Study, root: Path) -> None:
         self._study = study
+        self._root = root
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -100,7 +101,7 @@ class SweepStudy:
                 sampler=sampler,
                 load_if_exists=True,
             )
-            found = cls(study)
+            found = cls(study, root)
             if HEADER in study.user_attrs:
                 found._demand_same(header)
             else:
@@ -123,7 +124,11 @@ class SweepStudy:
             except KeyError:
                 names = ", ".join(sweep_names(root)) or "none"
                 raise SweepMissingError(f"no sweep is called {sweep!r}; there are: {names}") from None
-        return cls(study)
+        return cls(study, root)
+
+    def plain_errors(self) -> AbstractContextManager[None]:
+        """While the block runs, what the database says (a full disk, a folder that is gone) is a StoreError."""
+        return _said_plainly(self._root)
 
     def _demand_same(self, header: SweepRecord) -> None:
         had, new = to_plain(self.header()), to_plain(header)
@@ -336,7 +341,7 @@ def _schema_lock(root: Path) -> Iterator[None]:
         yield
 
 
-class _said_plainly:  # noqa: N801 - used as a function in `with`
+class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a function in `with`
     """Errors of the database as one line that says what to do."""
 
     def __init__(self, root: Path) -> None:

@@ -1,0 +1,106 @@
+"""Ctrl-C once finishes the trial in flight and concludes; twice stops now. A full disk is one line."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from fast_sweep import FAST
+
+SLOW = ("workload.screening_seconds=3", "search.trials=4")
+
+
+def _start(folder: Path, model: Path, *more: str) -> subprocess.Popen[bytes]:
+    command = [
+        sys.executable,
+        "-m",
+        "sweeper",
+        "sweep",
+        *FAST,
+        *more,
+        f"model.path='{model}'",
+        "name=stopped",
+    ]
+    with (folder / "log").open("ab") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+
+def _wait_until(folder: Path, process: subprocess.Popen[bytes], true: Callable[[str], bool]) -> None:
+    deadline = time.monotonic() + 120
+    while not true((folder / "log").read_text(errors="replace")):
+        assert process.poll() is None, (folder / "log").read_text()
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def _states(folder: Path) -> list[str]:
+    from sweeper.search.study import SweepStudy
+
+    return [t.state for t in SweepStudy.load(folder / "mlruns", "stopped").trials()]
+
+
+def test_once_concludes_with_what_is_finished(tmp_path: Path, smallest_model: Path) -> None:
+    sweep = _start(tmp_path, smallest_model, *SLOW)
+    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    time.sleep(1.5)  # into the second trial, whose windows last 4.5 s
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=60) == 130
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert "stopped by hand" in log
+    assert _states(tmp_path) == ["complete"] * 2  # the one in flight was finished
+    assert (tmp_path / "mlruns/reports/stopped/report.html").exists()
+
+
+def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_model: Path) -> None:
+    sweep = _start(tmp_path, smallest_model, *SLOW)
+    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    sweep.send_signal(signal.SIGINT)
+    _wait_until(tmp_path, sweep, lambda log: "Ctrl-C again" in log)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=2.5) == 130  # sooner than a trial's windows last
+    log = (tmp_path / "log").read_text()
+    assert "Traceback" not in log
+    assert _states(tmp_path) == ["complete"]
+    again = _start(tmp_path, smallest_model, *SLOW)
+    assert again.wait(timeout=180) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert _states(tmp_path) == ["complete"] * 4
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    folder = tmp_path / "small"
+    folder.mkdir()
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=16m", "tmpfs", str(folder)], capture_output=True, check=False
+    )
+    if mounted.returncode != 0:
+        pytest.skip("a disk can be made full only where a small one may be mounted")
+    yield folder
+    subprocess.run(["umount", "-l", str(folder)], check=True)
+
+
+def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, smallest_model: Path) -> None:
+    sweep = _start(small_disk, smallest_model, *SLOW, "space.quant=F16")
+    _wait_until(small_disk, sweep, lambda log: "trial 1/" in log)
+    log = (small_disk / "log").read_text()
+    with (small_disk / "filler").open("wb") as filler:
+        try:
+            while True:
+                os.write(filler.fileno(), b"\0" * 4096)
+        except OSError:
+            pass
+    code = sweep.wait(timeout=120)
+    (small_disk / "filler").unlink()
+    log = (small_disk / "log").read_text()
+    assert code == 3, log
+    assert "Traceback" not in log
+    assert "complete" in _states(small_disk)
+    again = _start(small_disk, smallest_model, *SLOW, "space.quant=F16")
+    assert again.wait(timeout=180) == 0, (small_disk / "log").read_text()[-2000:]
