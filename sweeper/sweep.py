@@ -110,7 +110,6 @@ class Sweep:
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
             self._track(lambda: self.tracker.sync(assemble(self.study)))
-        self._reference_celsius = self.meter.temperature_celsius()
         reason = self._search()
         record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
         if not record.on_front():
@@ -176,6 +175,9 @@ class Sweep:
         header = self.study.header()
         self.progress.trial_started(len(self.study.trials()) + 1, self.plan.total, configuration)
         record, measurement = self._measured(proposal.number, configuration, header)
+        if measurement is not None and self._reference_celsius is None:
+            # A device at work is warm: the first trial's end is what the others are to start near.
+            self._reference_celsius = self.meter.temperature_celsius()
         windows = measurement.windows if measurement else ()
         self.study.tell(proposal, record, header.objectives, self._constraints_of(record, header), windows)
         self.progress.trial_finished(record)

@@ -12,6 +12,7 @@ import ctypes
 import gc
 import os
 import random
+import re
 import resource
 import sys
 import time
@@ -33,6 +34,7 @@ GGML_TYPES = {
 }
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _KIB_PER_MIB = 1024
+_OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
 _SEED = 42  # the same tokens for every configuration: experts are then chosen alike
 
 
@@ -43,6 +45,7 @@ class Worker:
         import llama_cpp
 
         self.api = llama_cpp
+        self.offloaded = 0  # layers, as llama.cpp says in its log; it has no function that tells
         self.last_line = ""  # of llama.cpp's log, which ends with the reason where it says no
         self._log = llama_cpp.llama_log_callback(self._to_stderr)  # kept: ctypes does not hold a reference
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
@@ -62,6 +65,8 @@ class Worker:
         sys.stderr.flush()
         if line.strip(" .\n"):  # progress is printed as dots
             self.last_line = line.strip()
+        if offloaded := _OFFLOADED.search(line):
+            self.offloaded = int(offloaded.group(1))
 
     # -- requests ---------------------------------------------------------------------------------------
 
@@ -132,6 +137,7 @@ class Worker:
 
     def _load_model(self, path: str, wanted: Mapping[str, Any]) -> None:
         self._free()
+        self.offloaded = 0
         params = self.api.llama_model_default_params()
         params.n_gpu_layers = wanted["n_gpu_layers"]
         params.split_mode = _SPLIT_MODES[wanted["split_mode"]]
@@ -170,6 +176,7 @@ class Worker:
             "n_ubatch": api.llama_n_ubatch(context),
             "n_threads": api.llama_n_threads(context),
             "n_threads_batch": api.llama_n_threads_batch(context),
+            "n_gpu_layers": self.offloaded,
         }
 
     def _any_token(self) -> int:

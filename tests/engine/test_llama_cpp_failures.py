@@ -31,7 +31,8 @@ def _works(engine: LlamaCppEngine) -> None:
 
 
 def test_what_is_in_force_is_read_back(engine: LlamaCppEngine) -> None:
-    report = engine.load(GOOD.with_(n_ctx=300, n_batch=4096, n_ubatch=2048))
+    report = engine.load(GOOD.with_(n_ctx=300, n_batch=4096, n_ubatch=2048, n_gpu_layers=3))
+    assert report.in_force["n_gpu_layers"] == 0  # whatever is asked of a build without GPU
     assert report.in_force["n_ctx"] == 512  # padded to a multiple of 256
     assert report.in_force["n_batch"] == report.in_force["n_ubatch"] == 300  # clamped to the context as asked
     assert report.memory_mib is not None

@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shlex
 import socketserver
 import stat
 import subprocess
@@ -38,9 +39,11 @@ HELPER_SOURCE = Path(__file__).parents[2] / "sweeper/power/set_limit_helper.py"
 @pytest.fixture
 def helper(tmp_path: Path) -> tuple[str, ...]:
     """The helper as installed, but for its folders, and with the right that sudo would give it."""
-    program = tmp_path / "sweeper-set-limit"
-    program.write_text(
-        f"#!{sys.executable}\nimport os, runpy, sys\nfrom pathlib import Path\n"
+    program, source = tmp_path / "sweeper-set-limit", tmp_path / "helper.py"
+    # Through a shell: the path of this Python may hold a space, which no #! line can.
+    program.write_text(f'#!/bin/sh\nexec {shlex.quote(sys.executable)} {shlex.quote(str(source))} "$@"\n')
+    source.write_text(
+        "import os, runpy, sys\nfrom pathlib import Path\n"
         "os.environ['FAKE_NVML_PRIVILEGED'] = '1'\n"
         f"helper = runpy.run_path({str(HELPER_SOURCE)!r})\n"
         f"here = Path({str(tmp_path)!r})\n"
