@@ -213,8 +213,11 @@ def _of_limits(limits: LimitControl) -> Iterator[Finding]:
                 "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, found at {found}"
             )
     for name, reason in reasons.items():
-        what, _, mend = reason.partition(": ")
-        yield Finding("limit", name, "no_right", what, mend or None)
+        what, _, mend = reason.rpartition(": ")
+        if "`" in mend:  # a reason that ends in a command is a right that can be granted
+            yield Finding("limit", name, "no_right", what, mend)
+        else:
+            yield Finding("limit", name, "missing", reason)
 
 
 def _ill(name: str, status: Status, message: str) -> Finding:
