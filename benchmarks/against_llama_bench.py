@@ -21,12 +21,10 @@ from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.gguf.obtain import Wanted, obtain
 from sweeper.records import Configuration
 
-PROMPT, GENERATED = 512, 128
 
-
-def llama_bench(program: Path, model: Path, threads: int) -> tuple[float, float]:
+def llama_bench(program: Path, model: Path, threads: int, prompt: int, generated: int) -> tuple[float, float]:
     """One run of llama-bench: tok/s of prefill and of decode."""
-    command = [str(program), "-m", str(model), "-p", str(PROMPT), "-n", str(GENERATED), "-t", str(threads)]
+    command = [str(program), "-m", str(model), "-p", str(prompt), "-n", str(generated), "-t", str(threads)]
     command += ["-b", "2048", "-ub", "512", "-fa", "1", "-r", "1", "-o", "json"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     rows = json.loads(done.stdout)
@@ -34,17 +32,17 @@ def llama_bench(program: Path, model: Path, threads: int) -> tuple[float, float]
     return by_kind["prefill"], by_kind["decode"]
 
 
-def ours(model: Path, threads: int) -> tuple[float, float]:
+def ours(model: Path, threads: int, prompt: int, generated: int) -> tuple[float, float]:
     """One round of the worker in a fresh process, warmed up as llama-bench warms up."""
     configuration = Configuration(
-        n_ctx=PROMPT + GENERATED, n_batch=2048, n_ubatch=512, n_threads=threads, n_threads_batch=threads
+        n_ctx=prompt + generated, n_batch=2048, n_ubatch=512, n_threads=threads, n_threads_batch=threads
     )
     with LlamaCppEngine({None: model}) as engine:
         engine.load(configuration)
-        engine.prefill(PROMPT, 0, 0.0, 60.0)  # llama-bench runs the whole prompt once before it counts
-        prefill = engine.prefill(PROMPT, 0, 0.0, 60.0)
+        engine.prefill(prompt, 0, 0.0, 60.0)  # llama-bench runs the whole prompt once before it counts
+        prefill = engine.prefill(prompt, 0, 0.0, 60.0)
         engine.decode(1, 0, 0.0, 60.0)
-        decode = engine.decode(GENERATED, 0, 0.0, 600.0)
+        decode = engine.decode(generated, 0, 0.0, 600.0)
     return prefill.tokens_per_second, decode.tokens_per_second
 
 
@@ -60,16 +58,20 @@ def main() -> None:
     parser.add_argument("--llama-bench", type=Path, required=True)
     parser.add_argument("--repeats", type=int, default=12)
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
+    # Short runs turn faster, so that a drift of the machine hits all sides alike.
+    parser.add_argument("--prompt", type=int, default=512)
+    parser.add_argument("--generated", type=int, default=128)
     parser.add_argument("--root", type=Path, default=Path("mlruns"))
     options = parser.parse_args()
     from sweeper.config import compose
 
     wanted = compose([]).settings.model
     model = obtain(Wanted(name=wanted.name, shape=wanted.shape, quant=wanted.quant), options.root).path
-    print(f"{model.name}, pp{PROMPT} and tg{GENERATED}, {options.repeats} interleaved repeats\n")
+    lengths = (options.prompt, options.generated)
+    print(f"{model.name}, pp{lengths[0]} and tg{lengths[1]}, {options.repeats} interleaved repeats\n")
     print("| | sweeper tok/s | llama-bench tok/s | ratio of medians | 95 % interval |\n|---|---|---|---|---|")
     for threads in options.threads:
-        mine, theirs, again = interleaved(model, options.llama_bench, threads, options.repeats)
+        mine, theirs, again = interleaved(model, options.llama_bench, threads, options.repeats, lengths)
         for index, kind in enumerate(("prefill", "decode")):
             a, b, c = ([run[index] for run in runs] for runs in (mine, theirs, again))
             print(line(f"{kind}, {threads} thread(s)", a, b + c))
@@ -79,13 +81,19 @@ def main() -> None:
 Runs = list[tuple[float, float]]
 
 
-def interleaved(model: Path, program: Path, threads: int, repeats: int) -> tuple[Runs, Runs, Runs]:
+def interleaved(
+    model: Path, program: Path, threads: int, repeats: int, lengths: tuple[int, int]
+) -> tuple[Runs, Runs, Runs]:
     """Runs of ours, of llama-bench, and of llama-bench again; the order turns with each repeat."""
     runs: tuple[Runs, Runs, Runs] = ([], [], [])
     for repeat in range(repeats):
         for turn in range(3):
             side = (repeat + turn) % 3
-            one = ours(model, threads) if side == 0 else llama_bench(program, model, threads)
+            one = (
+                ours(model, threads, *lengths)
+                if side == 0
+                else llama_bench(program, model, threads, *lengths)
+            )
             runs[side].append(one)
     return runs
 
