@@ -150,6 +150,8 @@ def _client(place: Location) -> Any:
 
     for name in ("mlflow", "alembic", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    # It prints the traceback of what it then raises, and what it raises is said in one line here.
+    logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
     client.search_experiments(max_results=1)  # of a server the first answer, of a database a second look
     return client

@@ -27,14 +27,19 @@ def _start(folder: Path, model: Path, *more: str) -> subprocess.Popen[bytes]:
         f"model.path='{model}'",
         "name=stopped",
     ]
-    with (folder / "log").open("ab") as log:
+    with _log_of(folder).open("ab") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
+
+
+def _log_of(folder: Path) -> Path:
+    """Beside the folder, since a log on a full disk cannot say that the disk is full."""
+    return folder.with_name(folder.name + ".log")
 
 
 def _wait_until(folder: Path, process: subprocess.Popen[bytes], true: Callable[[str], bool]) -> None:
     deadline = time.monotonic() + 120
-    while not true((folder / "log").read_text(errors="replace")):
-        assert process.poll() is None, (folder / "log").read_text()
+    while not true(_log_of(folder).read_text(errors="replace")):
+        assert process.poll() is None, _log_of(folder).read_text()
         assert time.monotonic() < deadline
         time.sleep(0.05)
 
@@ -51,7 +56,7 @@ def test_once_concludes_with_what_is_finished(tmp_path: Path, smallest_model: Pa
     time.sleep(1.5)  # into the second trial, whose windows last 4.5 s
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=60) == 130
-    log = (tmp_path / "log").read_text()
+    log = _log_of(tmp_path).read_text()
     assert "Traceback" not in log
     assert "stopped by hand" in log
     assert _states(tmp_path) == ["complete"] * 2  # the one in flight was finished
@@ -65,11 +70,11 @@ def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_m
     _wait_until(tmp_path, sweep, lambda log: "Ctrl-C again" in log)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=2.5) == 130  # sooner than a trial's windows last
-    log = (tmp_path / "log").read_text()
+    log = _log_of(tmp_path).read_text()
     assert "Traceback" not in log
     assert _states(tmp_path) == ["complete"]
     again = _start(tmp_path, smallest_model, *SLOW)
-    assert again.wait(timeout=180) == 0, (tmp_path / "log").read_text()[-2000:]
+    assert again.wait(timeout=180) == 0, _log_of(tmp_path).read_text()[-2000:]
     assert _states(tmp_path) == ["complete"] * 4
 
 
@@ -89,7 +94,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, smallest_model: Path) -> None:
     sweep = _start(small_disk, smallest_model, *SLOW, "space.quant=F16")
     _wait_until(small_disk, sweep, lambda log: "trial 1/" in log)
-    log = (small_disk / "log").read_text()
+    log = _log_of(small_disk).read_text()
     with (small_disk / "filler").open("wb") as filler:
         try:
             while True:
@@ -98,9 +103,9 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, 
             pass
     code = sweep.wait(timeout=120)
     (small_disk / "filler").unlink()
-    log = (small_disk / "log").read_text()
+    log = _log_of(small_disk).read_text()
     assert code == 3, log
     assert "Traceback" not in log
     assert "complete" in _states(small_disk)
     again = _start(small_disk, smallest_model, *SLOW, "space.quant=F16")
-    assert again.wait(timeout=180) == 0, (small_disk / "log").read_text()[-2000:]
+    assert again.wait(timeout=180) == 0, _log_of(small_disk).read_text()[-2000:]
