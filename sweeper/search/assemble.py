@@ -35,7 +35,24 @@ def conclude(record: SweepRecord) -> SweepRecord:
         record, front=front, hypervolume=hypervolumes(record.trials, record.objectives, front)
     )
     caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
-    return replace(concluded, recommended=_recommended(concluded), caveats=caveats)
+    notes = (*record.notes, *_not_judged(record))
+    return replace(
+        concluded, recommended=_recommended(concluded), caveats=caveats, notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _not_judged(record: SweepRecord) -> tuple[str, ...]:
+    """A line for each constraint whose metric a complete trial lacks: it held nothing back, and that is said."""
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    said = []
+    for constraint in record.constraints:
+        without = [trial for trial in complete if constraint.metric not in trial.metrics]
+        if without:
+            why = without[0].missing.get(
+                constraint.metric, "nothing searched changes it, so it was not measured"
+            )
+            said.append(f"{constraint} was not judged in {len(without)} of {len(complete)} trials: {why}")
+    return tuple(said)
 
 
 def _recommended(record: SweepRecord) -> int | None:
