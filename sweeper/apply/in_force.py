@@ -6,9 +6,10 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweeper.apply.llama_cpp_python import GGML_TYPES, SPLIT_MODES
+from sweeper.apply.llama_cpp_python import SPLIT_MODES
+from sweeper.gguf.ggml_types import CACHE_TYPE_NUMBERS
 
-_TYPE_NAMES = {number: name for name, number in GGML_TYPES.items()}
+_TYPE_NAMES = {number: name for name, number in CACHE_TYPE_NUMBERS.items()}
 _SPLIT_NAMES = {number: name for name, number in SPLIT_MODES.items()}
 _TRUE = ("on", "true", "1", "enabled")
 

@@ -14,20 +14,9 @@ from typing import Any
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, read_text
 from sweeper.errors import UsageError
+from sweeper.gguf.ggml_types import CACHE_TYPE_NUMBERS
 from sweeper.records import Configuration
 
-# ggml.h, enum ggml_type: those that llama.cpp takes for the cache.
-GGML_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama.h, enum llama_split_mode
 
 
@@ -38,9 +27,11 @@ def ggml_type(name: str) -> int:
         UsageError: where llama.cpp keeps no cache in that type.
     """
     try:
-        return GGML_TYPES[name]
+        return CACHE_TYPE_NUMBERS[name]
     except KeyError:
-        raise UsageError(f"no cache type is called {name!r}: one of {', '.join(GGML_TYPES)}") from None
+        raise UsageError(
+            f"no cache type is called {name!r}: one of {', '.join(CACHE_TYPE_NUMBERS)}"
+        ) from None
 
 
 def model_settings(configuration: Configuration, model_path: str, name: str) -> dict[str, Any]:

@@ -19,19 +19,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sweeper.gguf.ggml_types import CACHE_TYPE_NUMBERS
 from sweeper.serving import Refused, serve
 
-GGML_TYPES = {
-    "f32": 0,
-    "f16": 1,
-    "q4_0": 2,
-    "q4_1": 3,
-    "q5_0": 6,
-    "q5_1": 7,
-    "q8_0": 8,
-    "iq4_nl": 20,
-    "bf16": 30,
-}
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
@@ -159,7 +149,10 @@ class Worker:
         for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "offload_kqv"):
             setattr(params, name, wanted[name])
         params.flash_attn_type = 1 if wanted["flash_attn"] else 0
-        params.type_k, params.type_v = GGML_TYPES[wanted["type_k"]], GGML_TYPES[wanted["type_v"]]
+        params.type_k, params.type_v = (
+            CACHE_TYPE_NUMBERS[wanted["type_k"]],
+            CACHE_TYPE_NUMBERS[wanted["type_v"]],
+        )
         params.no_perf = True
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:

@@ -105,3 +105,5 @@ CACHE_TYPES = {
     name.lower(): TYPE_BY_NAME[name]
     for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 }
+# The same as ggml's integers, as llama.cpp and the servers' files take them.
+CACHE_TYPE_NUMBERS = {name: entry.number for name, entry in CACHE_TYPES.items()}
