@@ -146,7 +146,7 @@ def measure_speed(
     decode = _reading(speeds)
     missing: list[tuple[str, str]] = []
     prefill, own_prefill, prompt_tokens = _prefill(
-        server, name, workload, n_ctx, decode.median, repeats, missing, progress
+        server, name, workload, n_ctx, decode.median, (repeats, repeat_seconds), missing, progress
     )
     watts = _watts(server, name, plan, meter, missing, progress, clock)
     return ClientSpeed(
@@ -213,33 +213,50 @@ def _prefill(
     workload: Workload,
     n_ctx: int,
     decode: float,
-    repeats: int,
+    repeats_of_seconds: tuple[int, float],
     missing: list[tuple[str, str]],
     progress: Callable[[str], None],
 ) -> tuple[Reading | None, Reading | None, int]:
+    repeats, repeat_seconds = repeats_of_seconds
     wanted = min(workload.prompt_tokens, n_ctx - 16)
     words = _calibrate(server, name, wanted, n_ctx)
-    speeds, own, lengths = [], [], []
+    speeds: list[float] = []
+    answers: list[Generation] = []
     for number in range(repeats):
         progress(f"prefill {number + 1}/{repeats}")
-        prompt = _text(words, _salt())
-        new = server.generate(name, prompt, 1)
-        # One word more: some servers keep the last token's logits and some evaluate it again, but all must
-        # evaluate a new one, which costs as much as a decoded token.
-        again = server.generate(name, f"{prompt} {_WORDS[0]}", 1)
-        seconds = new.seconds - again.seconds + 1.0 / decode
-        if seconds > 0:
-            speeds.append(new.prompt_tokens / seconds)
-        lengths.append(new.prompt_tokens)
-        if new.own_prompt_tokens_per_second:
-            own.append(new.own_prompt_tokens_per_second)
+        speed, found = _prefill_once(server, name, words, decode, repeat_seconds)
+        speeds += [speed] if speed is not None else []
+        answers += found
+    own = [a.own_prompt_tokens_per_second for a in answers if a.own_prompt_tokens_per_second]
     own_reading = _reading(own) if own else None
+    most = max(a.prompt_tokens for a in answers)
     if len(speeds) < repeats:
         missing.append(
             ("prompt_tokens_per_second", "a new prompt took no longer than one that the server had kept")
         )
-        return None, own_reading, max(lengths)
-    return _reading(speeds), own_reading, max(lengths)
+        return None, own_reading, most
+    return _reading(speeds), own_reading, most
+
+
+def _prefill_once(
+    server: Server, name: str, words: int, decode: float, repeat_seconds: float
+) -> tuple[float | None, list[Generation]]:
+    """The speed over some pairs of a new prompt and the same one kept; None where the new one is no slower.
+
+    Medians of either, as for decode: a short prompt takes a few milliseconds, and one pair may lie.
+    """
+    news: list[Generation] = []
+    kept: list[float] = []
+    seconds, pairs = 0.0, 1
+    while len(news) < pairs or (seconds <= 0 and len(news) < pairs + _MORE_PAIRS):
+        prompt = _text(words, _salt())
+        news.append(server.generate(name, prompt, 1))
+        # One word more: some servers keep the last token's logits and some evaluate it again, but all must
+        # evaluate a new one, which costs as much as a decoded token.
+        kept.append(server.generate(name, f"{prompt} {_WORDS[0]}", 1).seconds)
+        seconds = median([a.seconds for a in news]) - median(kept) + 1.0 / decode
+        pairs = max(1, min(_MOST_PAIRS, math.ceil(repeat_seconds / max(news[0].seconds, 1e-3))))
+    return (median([a.prompt_tokens for a in news]) / seconds if seconds > 0 else None), news
 
 
 def _watts(
