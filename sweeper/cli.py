@@ -207,6 +207,9 @@ def _parser() -> argparse.ArgumentParser:
         add, "record", commands.record, "measure a whole grid into a table for engine=replay", False
     )
     record.add_argument("file", type=Path, metavar="FILE.csv.gz", help="the table; cut short, it goes on")
+    record.add_argument(
+        "--passes", type=int, default=1, help="go over the grid so often: a drift shows as noise (default 1)"
+    )
     record.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `sweeper sweep`")
     return parser
 

@@ -348,7 +348,11 @@ def record(options: argparse.Namespace) -> int:
     if not options.file.name.endswith(".csv.gz"):
         raise UsageError(f"{options.file}: a table's name ends in .csv.gz")
     overrides = [f"root='{options.root}'", *options.overrides]
-    table = record_grid(compose(overrides), options.file, lambda line: print(line, file=sys.stderr))
+    if options.passes < 1:
+        raise UsageError(f"--passes {options.passes}: at least 1")
+    table = record_grid(
+        compose(overrides), options.file, options.passes, lambda line: print(line, file=sys.stderr)
+    )
     print(f"{len(table.rows)} configurations in {options.file}")
     return EXIT_DONE
 

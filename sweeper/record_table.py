@@ -16,7 +16,8 @@ import json
 import os
 import random
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -66,7 +67,8 @@ class TableHeader:
     range_steps: Mapping[str, int]  # of evenly spaced ranges
     traits: Traits = field(default_factory=Traits)
     stage_seconds: float = 0.0
-    repeats: int = 0
+    repeats: int = 0  # of each pass
+    passes: int = 1
     recorded_utc: str = ""
     idle_watts: float | None = None
     note: str = ""
@@ -179,7 +181,11 @@ def record_table(
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    Goes on where an earlier call stopped: rows already in the journal are not measured again. A trial that
+    The grid is gone over ``header.passes`` times, each time in another order, so that the repeats of a
+    configuration lie far apart in time: a machine that is slower for some minutes shows as noise, not as a
+    worse configuration.
+
+    Goes on where an earlier call stopped: what is already in the journal is not measured again. A trial that
     fails is a row with its state and reason. What raises otherwise (Ctrl-C) leaves the journal in place.
 
     Args:
@@ -190,7 +196,7 @@ def record_table(
         stage: windows and repeats of each configuration.
         limits: sets the limits that configurations name; None where none does.
         configurations: other than the whole grid of the space.
-        progress: told (rows done, rows in all, the row just measured).
+        progress: told (visits done, visits in all, the row just measured).
         seed: of the order.
         clock: the clock that the meter stamps its samples with.
         sleep: waits on that clock.
@@ -198,9 +204,13 @@ def record_table(
     Raises:
         ConfigError: a journal of another space, model, machine or workload is in the way.
     """
-    todo = cheapest_order(header.space.grid() if configurations is None else configurations, seed)
+    grid = tuple(header.space.grid()) if configurations is None else tuple(configurations)
+    visits = [c for number in range(header.passes) for c in cheapest_order(grid, seed + number)]
     journal = path.with_name(path.name + JOURNAL_ENDING)
-    done = {row.configuration.digest: row for row in _open_journal(journal, header)}
+    done: dict[str, list[TableRow]] = {}
+    for row in _open_journal(journal, header):
+        done.setdefault(row.configuration.digest, []).append(row)
+    left = Counter({digest: len(rows) for digest, rows in done.items()})
     measured = functools.partial(
         measure,
         engine=engine,
@@ -211,18 +221,42 @@ def record_table(
         sleep=sleep,
     )
     with journal.open("a", encoding="utf-8") as file:
-        for configuration in todo:
-            if configuration.digest in done:
+        for number, configuration in enumerate(visits, 1):
+            if left[configuration.digest] > 0:  # by an earlier call
+                left[configuration.digest] -= 1
                 continue
             row = _row(configuration, measured, limits, header)
-            done[configuration.digest] = row
+            done.setdefault(configuration.digest, []).append(row)
             _append(file, to_plain(row))
             if progress is not None:
-                progress(len(done), len(todo), row)
-    table = Table(header, tuple(done[c.digest] for c in todo))
+                progress(number, len(visits), row)
+    table = Table(header, tuple(merged(done[c.digest]) for c in cheapest_order(grid, seed)))
     write_table(table, path)
     journal.unlink()
     return table
+
+
+def merged(visits: Sequence[TableRow]) -> TableRow:
+    """The visits of one configuration as one row, with the load of the first that was complete.
+
+    Where only some visits were complete the row is complete, and its reason says what became of the others.
+    """
+    complete = [row for row in visits if row.state == "complete"]
+    if not complete:
+        return visits[0]
+
+    def joined(lists: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+        return None if None in lists else tuple(value for values in lists for value in values or ())
+
+    failed = [row for row in visits if row.state != "complete"]
+    return replace(
+        complete[0],
+        reason=f"{len(failed)} of {len(visits)} visits failed: {failed[0].reason}" if failed else None,
+        prompt_tokens_per_second=joined([row.prompt_tokens_per_second for row in complete]) or (),
+        prompt_watts=joined([row.prompt_watts for row in complete]),
+        tokens_per_second=joined([row.tokens_per_second for row in complete]) or (),
+        watts=joined([row.watts for row in complete]),
+    )
 
 
 def _row(
@@ -292,7 +326,7 @@ def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
 
 
 def _identity(header: TableHeader) -> Any:
-    return to_plain(replace(header, recorded_utc="", idle_watts=None, note=""))
+    return to_plain(replace(header, recorded_utc="", idle_watts=None, note="", passes=1))
 
 
 def _append(file: io.TextIOBase | Any, data: Any) -> None:

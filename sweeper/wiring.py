@@ -142,10 +142,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         )
 
 
-def record_grid(composed: Composed, path: Path, say: Callable[[str], None]) -> Table:
+def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str], None]) -> Table:
     """Measure every configuration of a space and keep it as a table that the replay engine answers from.
 
-    Goes on where it was cut short. Raises what `prepared` raises.
+    It is gone over ``passes`` times. Goes on where it was cut short. Raises what `prepared` raises.
     """
     from sweeper.record_table import header_of, record_table
 
@@ -156,7 +156,7 @@ def record_grid(composed: Composed, path: Path, say: Callable[[str], None]) -> T
             say(note)
         bench = _with_quality(bench, space, settings, Path(settings.root), held, say)
         workload = settings.workload_record()
-        stage = Stage.screening(workload)
+        stage = Stage.recording(workload)
         idle = _idle(bench)
         header = header_of(
             path.name.removesuffix(".csv.gz"),
@@ -169,12 +169,13 @@ def record_grid(composed: Composed, path: Path, say: Callable[[str], None]) -> T
             stage,
             recorded_utc=datetime.now(UTC).isoformat(timespec="seconds"),
             idle_watts=idle.median if idle else None,
+            passes=passes,
         )
         began = bench.clock()
 
         def tell(done: int, total: int, row: TableRow) -> None:
             if done % TOLD_EVERY == 0 or done == total:
-                say(f"{done} of {total} configurations, {bench.clock() - began:.0f} s")
+                say(f"{done} of {total} visits, {bench.clock() - began:.0f} s")
 
         return record_table(
             path, header, bench.engine, bench.meter, stage, limits=bench.limits, progress=tell

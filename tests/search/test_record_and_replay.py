@@ -2,6 +2,7 @@
 
 import gzip
 import json
+from dataclasses import replace
 
 import pytest
 
@@ -17,7 +18,7 @@ from sweeper.engine.simulated import (
 from sweeper.errors import ConfigError, EngineRefused, OutOfMemory
 from sweeper.measure import Stage, measure
 from sweeper.power.simulated import SimulatedLimits, SimulatedMeter
-from sweeper.record_table import TableRow, cheapest_order, header_of, read_table, record_table
+from sweeper.record_table import TableRow, cheapest_order, header_of, merged, read_table, record_table
 from sweeper.records import MODEL_KEYS, Caveat, Configuration, Workload
 from sweeper.space import Traits, build_space
 from sweeper.virtual_time import VirtualClock
@@ -258,3 +259,57 @@ def test_the_source_of_a_replay_keeps_its_scope(path):
     source = replay_source(read_table(path))
     assert (source.scope, source.kind) == ("simulated", "simulated")
     assert "recorded with simulated" in (source.note or "")
+
+
+def test_passes_lie_far_apart_and_go_on_where_they_were_cut(path, tmp_path):
+    spec = {"quant": ["Q8_0", "Q4_K_M"], "n_threads": [2, 4, 8], "n_gpu_layers": [0, 49]}
+
+    def record(name, stop_after=None):
+        rig = Rig(spec)
+        rig.header = replace(rig.header, passes=3)
+        visited = []
+
+        def tell(done, total, row):
+            visited.append((done, total, row.configuration.digest))
+            if len(visited) == stop_after:
+                raise KeyboardInterrupt
+
+        return rig.record(tmp_path / name, progress=tell), visited
+
+    whole, visited = record("whole.csv.gz")
+    assert [done for done, _, _ in visited] == list(range(1, 37))
+    assert visited[0][1] == 36
+    orders = [[digest for _, _, digest in visited[i : i + 12]] for i in (0, 12, 24)]
+    assert len(set(map(frozenset, orders))) == 1
+    assert len(set(map(tuple, orders))) == 3
+    for row in whole.rows:
+        repeats = 0 if row.state == "out_of_memory" else 3 * WORKLOAD.screening_repeats
+        assert len(row.tokens_per_second) == len(row.watts or ()) == repeats
+    with pytest.raises(KeyboardInterrupt):
+        record("cut.csv.gz", stop_after=17)
+    again, visited = record("cut.csv.gz")
+    assert [done for done, _, _ in visited] == list(range(18, 37))
+    assert {row.configuration for row in again.rows} == {row.configuration for row in whole.rows}
+    assert {len(row.tokens_per_second) for row in again.rows} == {
+        len(row.tokens_per_second) for row in whole.rows
+    }
+
+
+def test_a_visit_that_failed_is_told_of_and_costs_the_others_nothing():
+    good = TableRow(
+        Configuration(),
+        "complete",
+        load_seconds=2.0,
+        tokens_per_second=(1.0,),
+        prompt_tokens_per_second=(5.0,),
+    )
+    bad = TableRow(Configuration(), "failed", "signal 11")
+    row = merged([bad, good, replace(good, load_seconds=3.0)])
+    assert (row.state, row.load_seconds, row.tokens_per_second, row.watts) == (
+        "complete",
+        2.0,
+        (1.0, 1.0),
+        None,
+    )
+    assert row.reason == "1 of 3 visits failed: signal 11"
+    assert merged([bad, bad]) == bad
