@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import shlex
+
 from sweeper.records import SweepRecord
-from sweeper.report.markdown import escape, picks_markdown
-from sweeper.report.words import TRUST, power_line, tally
+from sweeper.report.markdown import escape, fence, picks_markdown
+from sweeper.report.words import TRUST, clean, power_line, tally
 
 # Under MLflow's oldest limit for a tag (5,000), with room for the lines that mark sweeper's part.
 LIMIT = 4800
@@ -14,7 +16,8 @@ CUT = "\n\n… cut here: all of it is in `report.html`, under Artifacts.\n"
 def describe(record: SweepRecord) -> str:
     """The parent run's description: what to run, the next commands, the front, and how far to trust it."""
     result = "" if record.state == "running" and record.recommended is None else picks_markdown(record)
-    return _fit("\n\n".join(part for part in (_progress(record), result.strip(), _foot(record)) if part))
+    parts = [_running(record), result.strip(), _stopped(record), _foot(record)]
+    return _fit("\n\n".join(part for part in parts if part))
 
 
 def describe_experiment(record: SweepRecord) -> str:
@@ -27,12 +30,18 @@ def describe_experiment(record: SweepRecord) -> str:
     )
 
 
-def _progress(record: SweepRecord) -> str:
-    if record.state == "running":
-        return "**This sweep is still running**; what stands here is not its result yet."
-    if record.state == "stopped":
-        return f"**This sweep was stopped** ({escape(record.stopped_because or 'by hand')})."
-    return ""
+def _running(record: SweepRecord) -> str:
+    if record.state != "running":
+        return ""
+    command = f"sweeper report {shlex.quote(clean(record.sweep))}  # in a terminal: the figures known so far"
+    return f"**This sweep is still running**; what stands here is not its result yet.\n\n{fence(command)}"
+
+
+def _stopped(record: SweepRecord) -> str:
+    # After the answer: the page folds all but the first lines, and shows the run's state beside them.
+    if record.state != "stopped":
+        return ""
+    return f"**This sweep was stopped** ({escape(record.stopped_because or 'by hand')})."
 
 
 def _foot(record: SweepRecord) -> str:

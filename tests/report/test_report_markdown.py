@@ -55,3 +55,11 @@ def test_code_is_fenced_by_more_backticks_than_it_holds(text: str) -> None:
     ticks = len(fenced) - len(fenced.lstrip("`"))
     inner = fenced[ticks:-ticks]
     assert "`" * ticks not in inner
+
+
+def test_in_mlflow_the_command_comes_first_and_keeps_the_description_wide() -> None:
+    for name in ("x", "llama-110m-synthetic-a-rather-long-name-2026-11-23"):
+        first, words = picks_markdown(sweep(name=name)).splitlines()[1:4:2]
+        assert first.startswith(f"sweeper apply {name} --pick within:5% --to llama-server --write")
+        assert len(first) >= 72
+        assert words.startswith("**Run this** (within:5%): ")

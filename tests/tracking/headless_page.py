@@ -69,6 +69,16 @@ class Page:
     def open(self, address: str) -> None:
         self._call("Page.navigate", url=address)
 
+    def screen(self, width: int, height: int) -> None:
+        """Give the page this many pixels."""
+        self._call(
+            "Emulation.setDeviceMetricsOverride",
+            width=width,
+            height=height,
+            deviceScaleFactor=1,
+            mobile=False,
+        )
+
     def evaluate(self, expression: str) -> Any:
         return self._call("Runtime.evaluate", expression=expression, returnByValue=True)["result"].get(
             "value"
