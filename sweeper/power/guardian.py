@@ -24,7 +24,7 @@ from typing import IO, Self
 from sweeper.errors import StoreError, SweeperError
 from sweeper.power import journal as journals
 from sweeper.power.knob import KnobId
-from sweeper.power.restore import Action, Bench, RestoreOutcome, replay
+from sweeper.power.restore import Action, MachineKnobs, RestoreOutcome, replay
 from sweeper.power.rights import MeansSettings
 
 READY = b"ready\n"
@@ -133,30 +133,30 @@ def main(arguments: Sequence[str]) -> int:
         signal.signal(number, signal.SIG_IGN)
     words = json.loads(arguments[0])
     journal = Path(words["journal"])
-    with Bench(MeansSettings.from_json(arguments[1]), Path(words["sysfs"])) as bench:
-        _open_early(journal, bench)
+    with MachineKnobs(MeansSettings.from_json(arguments[1]), Path(words["sysfs"])) as machine:
+        _open_early(journal, machine)
         owner = _handle_of(words["pid"])
         with contextlib.suppress(BrokenPipeError):  # the sweep died while this started: see to its journal
             os.write(sys.stdout.fileno(), READY)
         if _dismissed(sys.stdin.fileno(), owner):
             return 0
         _speak_into_log(journal)
-        outcomes = _replay_until_done(journal, bench)
+        outcomes = _replay_until_done(journal, machine)
     now = datetime.now(UTC).isoformat(timespec="seconds")
     sys.stderr.writelines(f"{now} {outcome}\n" for outcome in outcomes)
     return 1 if any(outcome.action is Action.FAILED for outcome in outcomes) else 0
 
 
-def _open_early(journal: Path, bench: Bench) -> None:
+def _open_early(journal: Path, machine: MachineKnobs) -> None:
     """Open what restoring needs: faster then, and an open NVML keeps the driver from forgetting limits."""
     record = journals.read_journal(journal)
     for name in record.entries if record else ():
-        _open_one(name, bench)
+        _open_one(name, machine)
 
 
-def _open_one(name: KnobId, bench: Bench) -> None:
+def _open_one(name: KnobId, machine: MachineKnobs) -> None:
     with contextlib.suppress(SweeperError):  # tried again, and reported, when it matters
-        bench.knob(name)
+        machine.knob(name)
 
 
 def _handle_of(pid: int) -> int | None:
@@ -186,13 +186,13 @@ def _dismissed(pipe: int, owner: int | None) -> bool:
             return False
 
 
-def _replay_until_done(journal: Path, bench: Bench) -> list[RestoreOutcome]:
+def _replay_until_done(journal: Path, machine: MachineKnobs) -> list[RestoreOutcome]:
     deadline = time.monotonic() + RETRY_SECONDS
     while True:
         record = journals.read_journal(journal)
         if record is None:
             return []
-        outcomes = replay(record, bench)
+        outcomes = replay(record, machine)
         failed = any(outcome.action is Action.FAILED for outcome in outcomes)
         if not failed or time.monotonic() >= deadline:
             return outcomes

@@ -15,7 +15,7 @@ from sweeper.power import rapl_limits
 from sweeper.power.base import LimitRange
 from sweeper.power.knob import CLOCK, PER_UNIT, POWER, Knob, KnobId
 from sweeper.power.nvml_limits import Card, ClockKnob, PowerKnob, chosen
-from sweeper.power.restore import Bench
+from sweeper.power.restore import MachineKnobs
 from sweeper.power.rights import HELPER_GROUP
 from sweeper.power.settings import PowerSettings
 
@@ -53,25 +53,27 @@ class Found:
         return next(knob for group in self.groups.values() for knob in group.knobs if knob.id == knob_id)
 
 
-def look(bench: Bench, settings: PowerSettings, environ: Mapping[str, str]) -> Found:
+def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]) -> Found:
     """The limits of this machine: the GPUs' where there are any, else the processor packages'."""
     no_gpu = "power.source=rapl sets the processor's limits only"
     if settings.source != "rapl":
-        cards, no_gpu = _cards(bench, settings, environ)
+        cards, no_gpu = _cards(machine, settings, environ)
         if cards:
-            return _gpu_limits(bench, cards)
+            return _gpu_limits(machine, cards)
     if settings.source == "nvml":
         return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
-    packages = _package_limits(bench)
+    packages = _package_limits(machine)
     reasons = {CLOCK: f"locked clocks are a limit of NVIDIA GPUs: {no_gpu}"} | dict(packages.reasons)
     if not packages.devices:
         reasons[POWER] = f"{no_gpu}; {reasons[POWER]}"
     return Found(packages.devices, packages.groups, reasons)
 
 
-def _cards(bench: Bench, settings: PowerSettings, environ: Mapping[str, str]) -> tuple[list[Card], str]:
+def _cards(
+    machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]
+) -> tuple[list[Card], str]:
     try:
-        cards = bench.nvml.cards()
+        cards = machine.nvml.cards()
     except MissingError as error:
         return [], str(error)
     device = settings.device
@@ -81,10 +83,10 @@ def _cards(bench: Bench, settings: PowerSettings, environ: Mapping[str, str]) ->
     return found, why or "no NVIDIA GPU"
 
 
-def _gpu_limits(bench: Bench, cards: Sequence[Card]) -> Found:
+def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
     groups: dict[str, Group] = {}
     reasons: dict[str, str] = {}
-    means, missing = bench.gpu_means()
+    means, missing = machine.gpu_means()
     split = [card for card in cards if card.mig]
     for name in (POWER, CLOCK):
         try:
@@ -94,9 +96,9 @@ def _gpu_limits(bench: Bench, cards: Sequence[Card]) -> Found:
                     "switch MIG off for a sweep"
                 )
             if name == POWER:
-                group = _power_group([PowerKnob(bench.nvml, card.uuid, means) for card in cards])
+                group = _power_group([PowerKnob(machine.nvml, card.uuid, means) for card in cards])
             else:
-                group = _clock_group([ClockKnob(bench.nvml, card.uuid, means) for card in cards])
+                group = _clock_group([ClockKnob(machine.nvml, card.uuid, means) for card in cards])
             if missing is not None:
                 raise LimitRefused(_ungranted(missing))
             groups[name] = group
@@ -144,8 +146,8 @@ def _clock_group(knobs: Sequence[ClockKnob]) -> Group:
     return Group(limits, tuple(knobs), {knob.id: None for knob in knobs}, tuple(supported))
 
 
-def _package_limits(bench: Bench) -> Found:
-    sysfs = bench.sysfs
+def _package_limits(machine: MachineKnobs) -> Found:
+    sysfs = machine.sysfs
     zones = [zone for zone in rapl_limits.packages(sysfs) if rapl_limits.limited_constraints(sysfs, zone)]
     if not zones:
         return Found((), {}, {POWER: f"no processor package with a power limit in {sysfs}/class/powercap"})
@@ -159,7 +161,7 @@ def _package_limits(bench: Bench) -> Found:
                 f"limits of {off[0]} are switched off by the firmware or in its file `enabled`"
             )
         direct = all(rapl_limits.PackageKnob(sysfs, n.device, n.part, None).writable for n in names)
-        means, missing = bench.means("rapl", direct)
+        means, missing = machine.means("rapl", direct)
         if missing is not None:
             raise LimitRefused(_ungranted(missing))
         knobs = [rapl_limits.PackageKnob(sysfs, name.device, name.part, means) for name in names]

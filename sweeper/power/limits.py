@@ -24,7 +24,7 @@ from sweeper.power.limit_groups import Found, Group, look
 from sweeper.power.nvml_limits import PowerKnob
 from sweeper.power.restore import (
     Action,
-    Bench,
+    MachineKnobs,
     RestoreOutcome,
     give_all_back,
     give_back,
@@ -79,15 +79,15 @@ class DeviceLimits:
     def __init__(
         self,
         root: Path,
-        bench: Bench,
-        look: Callable[[Bench], Found],
+        machine: MachineKnobs,
+        look: Callable[[MachineKnobs], Found],
         lock_folder: Path | None = None,
         replayed: Sequence[RestoreOutcome] = (),
     ) -> None:
         self._root = root
-        self._bench = bench
+        self._machine = machine
         self._look = look
-        self._found = look(bench)
+        self._found = look(machine)
         self._locks = DeviceLocks(self._found.devices, lock_folder)
         self._entered = False
         self._journal: Journal | None = None
@@ -110,13 +110,13 @@ class DeviceLimits:
             for path in self._locks.journals():  # of sweeps that died, perhaps under another root
                 record = read_journal(path)
                 if record is not None:
-                    self.replayed += tuple(replay(record, self._bench))
+                    self.replayed += tuple(replay(record, self._machine))
             self._left = tuple(path for path in self._locks.journals() if path.exists())
             self._locks.note(*self._left)
             # Another sweep may have held the device until now: what it had set is not what was found.
-            self._found = self._look(self._bench)
+            self._found = self._look(self._machine)
         except BaseException:
-            self._bench.close()
+            self._machine.close()
             self._locks.release()
             raise
         self._entered = True
@@ -137,7 +137,7 @@ class DeviceLimits:
                 self._journal = None
             self._entered = False
             self._locks.release()
-            self._bench.close()
+            self._machine.close()
 
     def _give_back_all(self, journal: Journal) -> None:
         self.outcomes = tuple(give_all_back(journal.entries, self._found))
@@ -220,7 +220,7 @@ class DeviceLimits:
             if self._guardian is not None:
                 self._guardian.abandon()
             self._guardian = Guardian.start(
-                self._journal.path, self._bench.settings, self._bench.sysfs, self._locks.descriptors
+                self._journal.path, self._machine.settings, self._machine.sysfs, self._locks.descriptors
             )
         return self._journal
 
@@ -290,14 +290,14 @@ def find_limits(
     root, sysfs = root.resolve(), Path(settings.sysfs_root)
     means = means or MeansSettings()
     replayed = restore(root, means, sysfs, lock_folder)
-    with Bench(means, sysfs) as bench:
+    with MachineKnobs(means, sysfs) as machine:
 
-        def look_here(bench: Bench) -> Found:
-            return look(bench, settings, environ)
+        def look_here(machine: MachineKnobs) -> Found:
+            return look(machine, settings, environ)
 
-        found = look_here(bench)
+        found = look_here(machine)
         if not found.devices:
             return NoLimits(found.reasons, replayed)
         for path in DeviceLocks(found.devices, lock_folder).journals():
-            replayed += restore_one(path, bench, lock_folder)  # left under another root
-        return DeviceLimits(root, bench, look_here, lock_folder, replayed)
+            replayed += restore_one(path, machine, lock_folder)  # left under another root
+        return DeviceLimits(root, machine, look_here, lock_folder, replayed)

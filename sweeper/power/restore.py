@@ -57,7 +57,7 @@ class Knobs(Protocol):
         ...
 
 
-class Bench:
+class MachineKnobs:
     """The knobs of this machine; opens NVML when the first GPU is asked for. Enter it around their use."""
 
     def __init__(self, means: MeansSettings, sysfs: Path) -> None:
@@ -99,7 +99,7 @@ class Bench:
         self._stack.close()
         self._nvml = None
 
-    def __enter__(self) -> Bench:
+    def __enter__(self) -> MachineKnobs:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -199,9 +199,9 @@ def restore(
         StoreError: a journal cannot be read.
     """
     outcomes: list[RestoreOutcome] = []
-    with Bench(means or MeansSettings(), sysfs) as bench:
+    with MachineKnobs(means or MeansSettings(), sysfs) as machine:
         for path in journals.find_journals(root):
-            outcomes += restore_one(path, bench, lock_folder)
+            outcomes += restore_one(path, machine, lock_folder)
     return outcomes
 
 

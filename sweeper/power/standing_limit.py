@@ -7,7 +7,7 @@ from pathlib import Path
 from sweeper.errors import LimitRefused, SensorMissingError
 from sweeper.power.knob import PER_UNIT, Knob, KnobId, in_units, in_words, refusal
 from sweeper.power.rapl_limits import limited_constraints, packages
-from sweeper.power.restore import Bench
+from sweeper.power.restore import MachineKnobs
 from sweeper.power.rights import MeansSettings
 
 
@@ -43,11 +43,11 @@ class StandingLimit:
         return watts if present is None else present
 
 
-def standing_limit(bench: Bench, device: str, sysfs: Path = Path("/sys")) -> StandingLimit:
+def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys")) -> StandingLimit:
     """The standing limit of ``device``: a GPU's UUID, or a RAPL zone.
 
     Args:
-        bench: an entered `Bench`, which outlives the limit.
+        machine: an entered `MachineKnobs`, which outlives the limit.
         device: as the sweep recorded it.
         sysfs: where sysfs is.
 
@@ -55,14 +55,14 @@ def standing_limit(bench: Bench, device: str, sysfs: Path = Path("/sys")) -> Sta
         SensorMissingError: no such device, or one with several limits, which no single figure describes.
     """
     if device.startswith("GPU-"):
-        return StandingLimit(device, bench.knob(KnobId("nvml_power", device)))
+        return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))
     zones = [zone for zone in packages(sysfs) if device in (zone, "package", "packages")]
     constraints = limited_constraints(sysfs, zones[0]) if len(zones) == 1 else []
     if len(constraints) != 1:
         raise SensorMissingError(f"{device}: no single power limit stands for it; set it with powercap-set")
-    return StandingLimit(device, bench.knob(KnobId("rapl", zones[0], constraints[0])))
+    return StandingLimit(device, machine.knob(KnobId("rapl", zones[0], constraints[0])))
 
 
-def own_bench(sysfs: Path = Path("/sys")) -> Bench:
+def own_bench(sysfs: Path = Path("/sys")) -> MachineKnobs:
     """The knobs of this machine, set by the best means there is."""
-    return Bench(MeansSettings(), sysfs)
+    return MachineKnobs(MeansSettings(), sysfs)
