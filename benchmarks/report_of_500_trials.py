@@ -2,11 +2,11 @@
 
     python benchmarks/report_of_500_trials.py [--repeats N]
 
-Prints one JSON object: bytes of the page, seconds to make it, medians of the seconds from navigation to
-first contentful paint, to the end of loading, and to the interactive front being drawn; requests to any
-host and lines in the console, which must be none. Exit code 1 where a bound below is missed. Needs
-Chromium and a quiet machine: on a busy one the times say nothing, and only the CPU time of the page's main
-thread up to the drawn front is of use.
+Prints one JSON object: bytes of the page, seconds to make it; medians and maxima of the seconds from navigation
+to first contentful paint, to the end of loading, to the interactive front being drawn, and to the first frame
+after all of that; requests to any host and lines in the console, which must be none. Exit code 1 where a bound
+below is missed. Needs Chromium and a quiet machine: on a busy one the times say nothing, and only the CPU time
+of the page's main thread is of use.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -30,32 +31,42 @@ from sweeper.report.html import html_report
 MOST_BYTES = 6_000_000
 MOST_SECONDS = 2.0
 DRAWN = "document.documentElement?.dataset.drawn === 'yes'"
-PAINT = "performance.getEntriesByName('first-contentful-paint')[0]?.startTime / 1000"
-LOADED = "performance.getEntriesByType('navigation')[0].loadEventEnd / 1000"
-FRONT_DRAWN = "Number(document.documentElement.dataset.drawnAt) / 1000"
+DONE = f"{DRAWN} && window.firstWholeFrame > 0"
+# Two frames after the load event everything that stands in the page was laid out and painted.
+WATCH = """addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame(
+    () => { window.firstWholeFrame = performance.now(); })));"""
+MOMENTS = {
+    "paint": "performance.getEntriesByName('first-contentful-paint')[0]?.startTime",
+    "load": "performance.getEntriesByType('navigation')[0].loadEventEnd",
+    "front": "Number(document.documentElement.dataset.drawnAt)",
+    "all": "window.firstWholeFrame",
+}
 
 
 @dataclass(frozen=True, slots=True)
 class Opening:
-    """One opening of the page in a browser that has never seen it; seconds from navigation."""
+    """One opening of the page in a browser that has never seen it; seconds from navigation by moment."""
 
-    paint_seconds: float
-    load_seconds: float
-    draw_seconds: float
+    seconds: dict[str, float]
     cpu_seconds: float
     requests: list[str]
     console: list[str]
 
 
 def opened(page: Path) -> Opening:
-    """Start a browser, open the page, wait for its front."""
+    """Start a browser, open the page, wait until all of it stands."""
     with Chromium() as browser:
         browser.screen(1280)
         browser.ask("Performance.enable", timeDomain="threadTicks")
-        browser.open(page.as_uri(), DRAWN)
-        times = [float(browser.evaluate(what)) for what in (PAINT, LOADED, FRONT_DRAWN)]
+        browser.ask("Page.addScriptToEvaluateOnNewDocument", source=WATCH)
+        browser.open(page.as_uri(), DONE)
+        seconds = {name: float(browser.evaluate(what)) / 1000 for name, what in MOMENTS.items()}
         metrics = {m["name"]: m["value"] for m in browser.ask("Performance.getMetrics")["metrics"]}
-        return Opening(*times, metrics["TaskDuration"], browser.requests(), browser.complaints())
+        return Opening(seconds, metrics["TaskDuration"], browser.requests(), browser.complaints())
+
+
+def _over(runs: list[Opening], what: Callable[[list[float]], float]) -> dict[str, float]:
+    return {name: round(what([run.seconds[name] for run in runs]), 3) for name in MOMENTS}
 
 
 def main() -> int:
@@ -66,7 +77,7 @@ def main() -> int:
         print("no chromium here: apt-get install chromium", file=sys.stderr)
         return 3
     record = sweep(500, "measured", gpu=True)
-    html_report(record)  # imports and plotly.js's packing are paid once a process
+    html_report(record)  # imports are paid once a process
     started = time.perf_counter()
     html = html_report(record)
     made = time.perf_counter() - started
@@ -78,16 +89,15 @@ def main() -> int:
         "trials": len(record.trials),
         "bytes": len(html.encode()),
         "seconds_to_make": round(made, 3),
-        "seconds_to_paint": round(statistics.median(run.paint_seconds for run in runs), 3),
-        "seconds_to_load": round(statistics.median(run.load_seconds for run in runs), 3),
-        "seconds_to_draw": round(statistics.median(run.draw_seconds for run in runs), 3),
+        "median_seconds_to": _over(runs, statistics.median),
+        "longest_seconds_to": _over(runs, max),
         "main_thread_cpu_seconds": round(statistics.median(run.cpu_seconds for run in runs), 3),
         "requests": sorted({url for run in runs for url in run.requests}),
         "console": sorted({line for run in runs for line in run.console}),
         "repeats": repeats,
     }
     print(json.dumps(result, indent=2))
-    kept = result["bytes"] < MOST_BYTES and result["seconds_to_draw"] < MOST_SECONDS
+    kept = result["bytes"] < MOST_BYTES and result["longest_seconds_to"]["all"] < MOST_SECONDS
     return 0 if kept and not result["requests"] and not result["console"] else 1
 
 

@@ -13,15 +13,14 @@ from sweeper.report.words import (
     TRUST,
     baseline_of,
     change,
-    figure,
     figures,
-    half_width,
     head,
     is_doubtful,
     label,
     machine_name,
     model_line,
     own_settings,
+    parts,
     power_line,
     tally,
     value,
@@ -62,13 +61,13 @@ def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) 
         reading = trial.metrics.get(metric)
         if reading is None:
             continue
-        half = half_width(reading)
+        median, half = parts(reading)
         against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
         kind = f", {record.power.kind}" if label(metric).power and is_doubtful(record.power) else ""
-        under = f"± {figure(half, reading.median) if half is not None else '?'} {label(metric).unit}{kind}"
+        under = f"{'± ' if half else ''}{half} {label(metric).unit}{kind}".strip()
         note = f"<small>{text(against)} against the default</small>" if against else ""
         cells.append(
-            f"<div><b>{text(figure(reading.median))}</b><small>{text(label(metric).title)}</small>"
+            f"<div><b>{text(median)}</b><small>{text(label(metric).title)}</small>"
             f"<small>{text(under)}</small>{note}</div>"
         )
     return f'<div class="figures">{"".join(cells)}</div>'

@@ -10,6 +10,7 @@ from typing import Any
 from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
 
 MISSING = "–"  # stands where a figure is not there; never a 0
+MOST_DECIMALS = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +57,7 @@ def decimals(value: float) -> int:
     """Digits behind the point that leave three significant ones, at most four."""
     if value == 0 or not math.isfinite(value):
         return 0
-    return min(4, max(0, 2 - math.floor(math.log10(abs(value)))))
+    return min(MOST_DECIMALS, max(0, 2 - math.floor(math.log10(abs(value)))))
 
 
 def figure(value: float | None, like: float | None = None) -> str:
@@ -74,11 +75,28 @@ def half_width(reading: Reading) -> float | None:
 
 
 def spread(reading: Reading | None) -> str:
-    """``29.8 ± 0.3``; ``± ?`` where it was measured once only."""
+    """``29.8 ± 0.3``; ``± ?`` where it was measured once only; plain where every repeat gave the same.
+
+    Both have the decimals that the half-width needs to show a digit: never a ``± 0`` that is none.
+    """
     if reading is None:
         return MISSING
+    median, half = parts(reading)
+    return f"{median} ± {half}" if half else median
+
+
+def parts(reading: Reading) -> tuple[str, str]:
+    """A median and its half-width as they are written; the second is ``?`` where unknown, empty where 0."""
     half = half_width(reading)
-    return f"{figure(reading.median)} ± {'?' if half is None else figure(half, reading.median)}"
+    if half is None:
+        return figure(reading.median), "?"
+    if half == 0 or not math.isfinite(half):
+        return figure(reading.median), ""
+    digits = decimals(reading.median)
+    while digits < MOST_DECIMALS and round(half, digits) == 0:
+        digits += 1
+    shown = f"{half:.{digits}f}"
+    return f"{reading.median:.{digits}f}", shown if float(shown) else f"{half:.1g}"
 
 
 def figures(trial: TrialRecord, metric: str) -> str:
@@ -94,7 +112,7 @@ def change(reading: Reading | None, base: Reading | None) -> str:
     if reading is None or base is None or base.median == 0:
         return ""
     percent = round(100 * (reading.median / base.median - 1))
-    sign = "+" if percent > 0 else "−" if percent < 0 else "±"
+    sign = "+" if percent > 0 else "−" if percent < 0 else ""  # no ±: that is an interval's
     return f"{sign}{abs(percent)} %"
 
 

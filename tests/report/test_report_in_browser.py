@@ -42,15 +42,80 @@ def test_the_page_draws_quietly_and_fits_its_width(page: Chromium, tmp_path: Pat
     page.screen(width, phone=width < 600)
     opened(page, sweep(kind="measured", gpu=True), tmp_path)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("document.querySelectorAll('#front-plot .scatterlayer .trace').length") >= 4
+    assert page.evaluate("document.querySelectorAll('#front-plot svg path.dots').length") == 2
+    assert page.evaluate("document.querySelectorAll('#front-plot svg .ring').length") >= 4
     assert page.requests() == []
     assert page.complaints() == []
 
 
+def place_of_the_recommended(page: Chromium) -> tuple[float, float]:
+    """Where its ring lies on the screen."""
+    page.evaluate("document.getElementById('front-plot').scrollIntoView()")
+    box = "document.querySelector('#front-plot circle.pick').getBoundingClientRect()"
+    return tuple(page.evaluate(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})"))  # type: ignore[return-value]
+
+
+def mouse(page: Chromium, kind: str, x: float, y: float, clicks: int = 0) -> None:
+    button = "left" if kind != "mouseMoved" or clicks else "none"
+    page.ask(
+        "Input.dispatchMouseEvent", type=kind, x=x, y=y, button=button, buttons=clicks, clickCount=clicks
+    )
+
+
+def drag(page: Chromium, start: tuple[float, float], end: tuple[float, float]) -> None:
+    mouse(page, "mousePressed", *start, clicks=1)
+    mouse(page, "mouseMoved", *end, clicks=1)
+    mouse(page, "mouseReleased", *end, clicks=1)
+
+
+TIP = "document.querySelector('#front-plot .tip')"
+
+
 def test_pointing_at_a_point_tells_its_settings(page: Chromium, tmp_path: Path) -> None:
+    record = sweep()
+    opened(page, record, tmp_path)
+    x, y = place_of_the_recommended(page)
+    mouse(page, "mouseMoved", x + 3, y)
+    said = page.evaluate(f"{TIP}.innerText")
+    assert f"trial #{record.recommended}" in said
+    assert "W estimated" in said
+    assert "n_threads=" in said
+    mouse(page, "mouseMoved", 5, 5)
+    assert page.evaluate(f"{TIP}.hidden")
+
+
+def test_the_front_is_walked_along_with_the_keyboard(page: Chromium, tmp_path: Path) -> None:
+    record = sweep()
+    opened(page, record, tmp_path)
+    page.evaluate("document.querySelector('#front-plot svg').focus()")
+    said = []
+    for _ in range(len(record.front) + 1):
+        page.ask("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight")
+        said.append(page.evaluate(f"{TIP}.innerText.split('\\n')[0]"))
+    assert sorted(said[:-1]) == sorted(f"trial #{number}" for number in record.front)
+    assert said[-1] == said[0]
+
+
+def test_a_part_that_is_dragged_over_is_enlarged_and_a_double_click_goes_back(
+    page: Chromium, tmp_path: Path
+) -> None:
     opened(page, sweep(), tmp_path)
-    page.evaluate("Plotly.Fx.hover('front-plot', [{curveNumber: 2, pointNumber: 0}])")
-    assert "W estimated" in page.evaluate("document.querySelector('#front-plot .hoverlayer').textContent")
+    ticks = "[...document.querySelectorAll('#front-plot .tick')].map(t => Number(t.textContent))"
+    whole = page.evaluate(ticks)
+    x, y = place_of_the_recommended(page)
+    drag(page, (x - 40, y - 40), (x + 40, y + 40))
+    part = page.evaluate(ticks)
+    assert part != whole
+    mouse(page, "mouseMoved", x, y)  # a square around it was drawn, so it lies in the middle now
+    place = page.evaluate(
+        "(b => [b.x + b.width / 2, b.y])(document.getElementById('front-plot').getBoundingClientRect())"
+    )
+    assert abs(place_of_the_recommended(page)[0] - place[0]) < 60
+    for clicks in (1, 2):
+        mouse(page, "mousePressed", x, y, clicks=clicks)
+        mouse(page, "mouseReleased", x, y, clicks=clicks)
+    assert page.evaluate(ticks) == whole
+    assert page.complaints() == []
 
 
 def test_dark_and_light_have_colours_of_their_own(page: Chromium, tmp_path: Path) -> None:

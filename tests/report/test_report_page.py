@@ -1,5 +1,4 @@
 import base64
-import gzip
 import hashlib
 import json
 import re
@@ -10,9 +9,9 @@ import pytest
 from made_sweeps import failed_only, no_front, reading, single_point, sweep
 
 from sweeper.records import SweepRecord
-from sweeper.report.html import html_report, plotly_js
+from sweeper.report.front_points import front_points
+from sweeper.report.html import html_report
 from sweeper.report.picks import picks
-from sweeper.report.plotly_figure import figure_json
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>${7*7}"
 SWEEPS = {
@@ -35,6 +34,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.tags: list[tuple[str, dict[str, str | None]]] = []
         self.scripts: dict[str, str] = {}
+        self.code: list[str] = []
         self.text = ""
         self.feed(html)
         self.close()
@@ -53,8 +53,11 @@ class Page(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         if self.open and self.open[-1] == "script":
-            attrs = self.tags[-1][1]
-            self.scripts[attrs.get("id") or "start"] = self.scripts.get(attrs.get("id") or "start", "") + data
+            name = self.tags[-1][1].get("id")
+            if name:
+                self.scripts[name] = self.scripts.get(name, "") + data
+            else:
+                self.code.append(data)
         elif self.open and self.open[-1] != "style":
             self.text += data
 
@@ -68,7 +71,7 @@ def record(request: pytest.FixtureRequest) -> SweepRecord:
 def test_the_page_is_whole(record: SweepRecord) -> None:
     page = Page(html_report(record))
     assert page.open == []
-    assert json.loads(page.scripts["front-data"]).keys() == {"traces", "layout"}
+    assert {"front", "beaten", "words"} <= json.loads(page.scripts["front-data"]).keys()
 
 
 def test_nothing_on_the_page_asks_for_another_file(record: SweepRecord) -> None:
@@ -81,16 +84,16 @@ def test_nothing_on_the_page_asks_for_another_file(record: SweepRecord) -> None:
     assert "@import" not in style
 
 
-def test_the_policy_names_the_very_scripts_of_the_page() -> None:
-    page = Page(html_report(SWEEPS["estimated"]))
-    policy = next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv"))
-    packed = gzip.decompress(base64.b64decode(page.scripts["plotly-gz"])).decode()
-    assert packed == plotly_js()
-    for script in (page.scripts["start"], packed):
-        digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-        assert f"'sha256-{digest}'" in str(policy)
-    assert "default-src 'none'" in str(policy)
-    assert "unsafe-inline" not in str(policy).split("style-src")[0]
+def test_the_policy_names_the_very_scripts_and_the_style_of_the_page() -> None:
+    html = html_report(SWEEPS["estimated"])
+    page = Page(html)
+    policy = str(next(a["content"] for t, a in page.tags if t == "meta" and a.get("http-equiv")))
+    assert len(page.code) == 2
+    for source in (*page.code, html.split("<style>")[1].split("</style>")[0]):
+        digest = base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()
+        assert f"'sha256-{digest}'" in policy
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
 
 
 def test_the_answer_comes_first() -> None:
@@ -116,10 +119,9 @@ def test_watts_that_were_not_measured_say_so_wherever_they_appear(kind: str) -> 
         assert kind in heading[1]
     assert f"power while decoding (W, {kind})" in text
     data = json.loads(Page(html).scripts["front-data"])
-    assert kind in data["layout"]["xaxis"]["title"]["text"]
-    hovers = [hover for trace in data["traces"] for hover in trace["text"]]
-    assert hovers
-    assert all(kind in hover for hover in hovers)
+    assert kind in data["across"]
+    assert data["words"]
+    assert all(any(kind in line for line in words) for words in data["words"])
 
 
 def test_every_pick_stands_with_its_whole_configuration() -> None:
@@ -171,13 +173,12 @@ def test_hostile_text_stays_text() -> None:
     assert "img" not in {tag for tag, _ in page.tags}
     assert [a for _, a in page.tags if "onerror" in a] == []
     assert page.text.count("onerror=alert(1)") > 10
-    hovers = json.loads(page.scripts["front-data"])["traces"][0]["text"]
-    assert any("&lt;img" in hover for hover in hovers)
-    assert not any("<img" in hover for hover in hovers)
+    words = json.loads(page.scripts["front-data"])["words"]
+    assert any("<img" in line for lines in words for line in lines), "text, which the script sets as text"
 
 
 def test_the_figures_data_cannot_leave_its_script_element() -> None:
-    data = figure_json(evil())
+    data = front_points(evil())
     assert not re.search(r"[<>&]", data)
     json.loads(data)
 
@@ -199,6 +200,25 @@ def test_a_front_of_three_objectives_and_odd_figures_still_draws() -> None:
     assert Page(html_report(flat)).open == []
 
 
+def test_what_was_measured_once_has_no_interval() -> None:
+    made = SWEEPS["gpu"]
+    once = replace(
+        made,
+        trials=tuple(
+            replace(
+                t,
+                metrics={
+                    name: reading(r.median, 0.0, 1) if name == "watts" else r for name, r in t.metrics.items()
+                },
+            )
+            for t in made.trials
+        ),
+    )
+    data = json.loads(front_points(once))
+    assert all(across is None and up is not None for across, up in data["intervals"])
+    assert not re.search(r"±\s*0(?![.\d])", Page(html_report(once)).text)
+
+
 def test_a_pick_that_the_objectives_cannot_answer_gives_way_to_one_they_can() -> None:
     record = replace(SWEEPS["estimated"], objectives=SWEEPS["estimated"].objectives[:1])
     assert [picked.pick for picked in picks(record)] == ["fastest", "greenest"]
@@ -207,5 +227,5 @@ def test_a_pick_that_the_objectives_cannot_answer_gives_way_to_one_they_can() ->
     assert "--pick fastest" in text
 
 
-def test_the_page_of_500_trials_is_under_six_megabytes() -> None:
-    assert len(html_report(sweep(500, "measured", gpu=True)).encode()) < 6e6
+def test_the_page_of_500_trials_is_under_half_a_megabyte() -> None:
+    assert len(html_report(sweep(500, "measured", gpu=True)).encode()) < 5e5

@@ -42,7 +42,7 @@ def test_one_repeat_has_an_unknown_spread() -> None:
 
 
 @pytest.mark.parametrize(
-    ("value", "base", "words"), [(112, 100, "+12 %"), (72, 100, "−28 %"), (100, 100, "±0 %"), (5, 0, "")]
+    ("value", "base", "words"), [(112, 100, "+12 %"), (72, 100, "−28 %"), (100, 100, "0 %"), (5, 0, "")]
 )
 def test_a_change_is_told_against_the_baseline(value: float, base: float, words: str) -> None:
     assert change(Reading(value, value, value, 3), Reading(base, base, base, 3)) == words
@@ -105,3 +105,17 @@ def test_a_ceiling_that_is_not_known_says_why() -> None:
     assert "GPU" in str(ceiling(on_gpu, on_gpu.trial(0)))
     simulated = sweep(kind="simulated")
     assert "simulated" in str(ceiling(simulated, simulated.trial(0)))
+
+
+@pytest.mark.parametrize(
+    ("reading", "words"),
+    [
+        (Reading(29.84, 29.5, 30.1, 3), "29.8 ± 0.3"),
+        (Reading(175.0, 174.7, 175.2, 3), "175.0 ± 0.3"),  # not "175 ± 0"
+        (Reading(29.84, 29.84, 29.84, 1), "29.8 ± ?"),
+        (Reading(29.84, 29.84, 29.84, 3), "29.8"),
+        (None, "–"),
+    ],
+)
+def test_a_spread_is_never_shown_as_none_where_there_is_one(reading: Reading | None, words: str) -> None:
+    assert spread(reading) == words
