@@ -3,47 +3,73 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import dataclass
 
 from sweeper.records import Caveat, SweepRecord, TrialRecord
+from sweeper.report.words import STATES, outcome
 
 
-def caveats_of(record: SweepRecord) -> dict[Caveat, tuple[int, ...]]:
-    """Caveats of the sweep, the baseline and the front; each with the trials shown that carry it.
+@dataclass(frozen=True, slots=True)
+class Carriers:
+    """Whom a caveat is about: ``shown`` are trials of the front or the baseline, ``others`` counts the rest.
 
-    An empty tuple means that it holds for the whole sweep.
+    Both are empty where it holds for the whole sweep.
     """
-    shown = _shown(record)
-    found: dict[Caveat, tuple[int, ...]] = {}
+
+    shown: tuple[int, ...] = ()
+    others: int = 0
+
+    def __str__(self) -> str:
+        if not self.shown:
+            trials = "trial" if self.others == 1 else "trials"
+            return f"{self.others} {trials} off the front" if self.others else ""
+        numbers = ", ".join(f"#{number}" for number in self.shown)
+        return f"{numbers} and {self.others} off the front" if self.others else numbers
+
+
+def caveats_of(record: SweepRecord) -> dict[Caveat, Carriers]:
+    """Every caveat of the sweep and of its trials with figures, each with whom it is about."""
+    measured = [t for t in record.trials if t.metrics]
+    named = {*record.front, record.baseline}
+    found: dict[Caveat, Carriers] = {}
     for caveat in Caveat:
-        carriers = tuple(t.number for t in shown if caveat in t.caveats)
-        if caveat in record.caveats or (carriers and len(carriers) == len(shown)):
-            found[caveat] = ()
-        elif carriers:
-            found[caveat] = carriers
+        carriers = [t.number for t in measured if caveat in t.caveats]
+        if carriers and len(carriers) < len(measured):
+            shown = tuple(number for number in carriers if number in named)
+            found[caveat] = Carriers(shown, len(carriers) - len(shown))
+        elif carriers or caveat in record.caveats:
+            found[caveat] = Carriers()
     return found
+
+
+def caveat_name(caveat: Caveat) -> str:
+    """``stopped early`` and the like."""
+    return caveat.name.lower().replace("_", " ")
 
 
 def advice_lines(record: SweepRecord) -> list[str]:
     """One line for each caveat: its name, its advice, and the trials it is about."""
     return [
-        f"{caveat.name.lower().replace('_', ' ')}: {caveat.advice}"
-        + (f" ({_numbers(trials)})" if trials else "")
-        for caveat, trials in caveats_of(record).items()
+        f"{caveat_name(caveat)}: {caveat.advice}" + (f" ({carriers})" if str(carriers) else "")
+        for caveat, carriers in caveats_of(record).items()
+        # Every report of a simulated machine says so at its head, and the sweep's own note says it again.
+        if caveat is not Caveat.SIMULATED or not (record.engine.simulated and record.notes)
     ]
 
 
 def failures(record: SweepRecord) -> list[tuple[str, int]]:
     """The reasons why trials do not count, most frequent first, with how often each came."""
-    lost = (t for t in record.trials if t.state not in ("complete", "dominated"))
-    return Counter(t.reason or f"{t.state}, no reason recorded" for t in lost).most_common()
+    return Counter(reason(trial) for trial in lost_trials(record)).most_common()
 
 
-def _shown(record: SweepRecord) -> list[TrialRecord]:
-    numbers = set(record.front)
-    if record.baseline is not None:
-        numbers.add(record.baseline)
-    return [t for t in record.trials if t.number in numbers]
+def lost_trials(record: SweepRecord) -> list[TrialRecord]:
+    """The trials that do not count: failed, ruled out, or measured and outside a constraint."""
+    return [t for t in record.trials if outcome(t) not in ("complete", "dominated")]
 
 
-def _numbers(trials: tuple[int, ...]) -> str:
-    return ", ".join(f"#{number}" for number in trials)
+def reason(trial: TrialRecord) -> str:
+    """Why a trial does not count."""
+    broken = [constraint for constraint, distance in trial.violations.items() if distance > 0]
+    if trial.state == "complete" and broken:
+        return f"measured, but outside {', '.join(broken)}"
+    return trial.reason or f"{STATES[trial.state]}, no reason recorded"

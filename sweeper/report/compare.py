@@ -166,8 +166,10 @@ def _check(card: Card) -> None:
 
 def _workload(record: SweepRecord) -> str:
     w = record.workload
-    depth = "as deep as fits" if w.depth is None else f"depth {w.depth}"
-    return f"pp{w.prompt_tokens} tg{w.generated_tokens}, {depth}"
+    depth = (
+        "as deep as fits" if w.depth is None else f"after {w.depth} others" if w.depth else "from the start"
+    )
+    return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}"
 
 
 def _comparable(record: SweepRecord) -> tuple[str, ...]:

@@ -16,7 +16,7 @@ from sweeper.records import SCHEMA, to_plain
 from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
 from sweeper.report.compare import Comparison, Group, Row
 from sweeper.report.costs import money
-from sweeper.report.formats import FORMATS, cell
+from sweeper.report.formats import FORMATS, cell, reading_cells
 from sweeper.report.markdown import escape, markdown_table
 from sweeper.report.terminal import NARROWEST, WIDTH
 from sweeper.report.words import MISSING, clean, figure, spread
@@ -166,8 +166,7 @@ def _csv(comparison: Comparison) -> str:
     for entry in comparison.rows:
         figures: list[object] = []
         for name in readings:
-            reading = getattr(entry, name)
-            figures += [""] * 4 if reading is None else [reading.median, reading.low, reading.high, reading.n]
+            figures += reading_cells(getattr(entry, name))
         about = [cell(getattr(entry, name)) for name in plain]
         costs = [cell(getattr(entry, name)) for name in prices]
         title = comparison.groups[entry.group].title

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.costs import Ceiling, ceiling, kwh_per_year, money, per_hour, per_million_tokens
-from sweeper.report.picks import marks
-from sweeper.report.pieces import facts, paragraph, section, table
+from sweeper.report.picks import marks, recommended
+from sweeper.report.pieces import Cell, facts, paragraph, section, table
 from sweeper.report.words import MISSING, figure, figures, is_doubtful, label
 
 PHASES = (
@@ -31,14 +31,14 @@ def phases(record: SweepRecord) -> str:
     if not rows:
         return ""
     kind = f" {record.power.kind}" if is_doubtful(record.power) else ""
-    heads = ["", "phase", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"]
-    cells = [
-        [names if phase == "prefill" else "", phase, *_phase(record, trial, speed, watts, joules)]
+    heads = ["", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"]
+    cells: list[list[Cell]] = [
+        [(phase, names), *_phase(record, trial, speed, watts, joules)]
         for names, trial in rows
         for phase, speed, watts, joules in PHASES
     ]
     extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
-    shown = [m for m in extra if any(m in t.metrics for _, t in rows)]
+    shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in rows)]
     requests = table(
         ["", *(f"{label(m).title} ({label(m).unit})" for m in shown)],
         [[names, *(figures(t, m) for m in shown)] for names, t in rows],
@@ -78,10 +78,12 @@ def money_section(record: SweepRecord) -> str:
         )
     if record.idle_watts is not None:
         entries.append((f"machine at rest{kind}", _around_the_clock(record, record.idle_watts.median)))
-    resident = [(n, t.metrics["resident_watts"]) for n, t in rows if "resident_watts" in t.metrics]
-    if resident:
-        names, reading = resident[-1]
-        entries.append((f"model loaded, idle{kind}", _around_the_clock(record, reading.median)))
+    best = recommended(record)
+    resident = best.trial.metrics.get("resident_watts") if best else None
+    if best and resident:
+        entries.append(
+            (f"{best.pick}, loaded and idle{kind}", _around_the_clock(record, resident.median)),
+        )
     if not entries:
         return ""
     said = f"At {prices.per_kwh:g} {prices.currency} per kWh (prices.per_kwh), for what this sensor sees."

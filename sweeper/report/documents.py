@@ -6,7 +6,7 @@ from typing import Any
 
 from sweeper.records import SCHEMA, Configuration, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.picks import Picked, marks, picks, recommended
-from sweeper.report.words import baseline_of
+from sweeper.report.words import baseline_of, half_width
 
 
 def front_document(record: SweepRecord) -> dict[str, Any]:
@@ -84,8 +84,11 @@ def _point(trial: TrialRecord) -> dict[str, Any]:
     }
 
 
-def _reading(reading: Reading) -> dict[str, float | int]:
-    return {"median": reading.median, "low": reading.low, "high": reading.high, "n": reading.n}
+def _reading(reading: Reading) -> dict[str, float | int | None]:
+    """Low and high are null where one repeat knows no spread: they are not the median."""
+    known = half_width(reading) is not None
+    low, high = (reading.low, reading.high) if known else (None, None)
+    return {"median": reading.median, "low": low, "high": high, "n": reading.n}
 
 
 def _caveats(caveats: Any) -> dict[str, str]:

@@ -8,11 +8,12 @@ import json
 from typing import Literal, get_args
 
 from sweeper.errors import UsageError
-from sweeper.records import SweepRecord, TrialRecord
+from sweeper.records import Reading, SweepRecord, TrialRecord
 from sweeper.report.documents import CONFIGURATION_KEYS, front_document
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import marks
 from sweeper.report.terminal import WIDTH, front_table
+from sweeper.report.words import half_width
 
 Format = Literal["table", "markdown", "json", "csv"]
 FORMATS: tuple[str, ...] = get_args(Format)
@@ -67,11 +68,17 @@ def front_csv(record: SweepRecord) -> str:
 def _figures(trial: TrialRecord, metrics: list[str]) -> list[float | int | str]:
     cells: list[float | int | str] = []
     for name in metrics:
-        reading = trial.metrics.get(name)
-        cells += (
-            ["", "", "", ""] if reading is None else [reading.median, reading.low, reading.high, reading.n]
-        )
+        cells += reading_cells(trial.metrics.get(name))
     return cells
+
+
+def reading_cells(reading: Reading | None) -> list[float | int | str]:
+    """Median, low, high and n; what is not there, or not known from one repeat, is an empty cell."""
+    if reading is None:
+        return ["", "", "", ""]
+    if half_width(reading) is None:
+        return [reading.median, "", "", reading.n]
+    return [reading.median, reading.low, reading.high, reading.n]
 
 
 def cell(item: object) -> object:

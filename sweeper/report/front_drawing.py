@@ -1,25 +1,26 @@
-"""The front as a still drawing: for paper, for readers without scripts, and until plotly draws its own."""
+"""The front as a still drawing: for paper, for readers without scripts, and until front.js draws its own."""
 
 from __future__ import annotations
 
-from sweeper.records import SweepRecord
+from sweeper.records import Reading, SweepRecord
 from sweeper.report import svg
 from sweeper.report.groups import REST, groups_of
 from sweeper.report.picks import marks, picks, recommended
 from sweeper.report.pieces import text
-from sweeper.report.plots import axes_of, axis_title, turns_late
+from sweeper.report.planes import Plane
+from sweeper.report.plots import axis_title
+from sweeper.report.words import half_width
 
 WIDTH, HEIGHT = 720.0, 420.0
 LEFT, RIGHT, TOP, BOTTOM = 58.0, 12.0, 12.0, 46.0
 
 
-def front_svg(record: SweepRecord) -> str:
+def front_svg(record: SweepRecord, plane: Plane) -> str:
     """The drawing, or nothing where no trial has both figures."""
-    metrics = axes_of(record)
-    groups = groups_of(record, metrics)
+    groups = groups_of(record, plane)
     if not groups.scored:
         return ""
-    x, y = metrics
+    x, y = plane.across, plane.up
     across = svg.fit([t.metrics[x].median for t in groups.scored], LEFT, WIDTH - RIGHT)
     up = svg.fit([t.metrics[y].median for t in groups.scored], HEIGHT - BOTTOM, TOP)
     at = {t.number: (across.at(t.metrics[x].median), up.at(t.metrics[y].median)) for t in groups.scored}
@@ -27,11 +28,10 @@ def front_svg(record: SweepRecord) -> str:
         svg.rules(across, up),
         svg.dots((at[t.number] for t in groups.beaten), "beaten", 3),
         svg.crosses((at[t.number] for t in groups.outside), "outside"),
-        svg.steps([at[t.number] for t in groups.front], "front", turn_late=turns_late(record)),
+        svg.steps([at[t.number] for t in groups.stairs], "front", turn_late=plane.turns_late),
     ]
     for t in groups.front:
-        wide = across.at(t.metrics[x].low), across.at(t.metrics[x].high)
-        tall = up.at(t.metrics[y].low), up.at(t.metrics[y].high)
+        wide, tall = _interval(across, t.metrics[x]), _interval(up, t.metrics[y])
         parts.append(svg.arms(*at[t.number], wide, tall, "front"))
     parts.append(svg.dots((at[t.number] for t in groups.front), "front", 4.5))
     parts += [svg.square(*at[t.number], "baseline", 8) for t in groups.baseline]
@@ -41,6 +41,10 @@ def front_svg(record: SweepRecord) -> str:
     parts.append(turned + svg.words(0, 0, axis_title(y, record), "", "middle") + "</g>")
     title = f"{axis_title(y, record)} against {axis_title(x, record)}: the front and the other trials"
     return svg.picture(WIDTH, HEIGHT, "".join(parts), title)
+
+
+def _interval(axis: svg.Axis, reading: Reading) -> svg.Point | None:
+    return None if half_width(reading) is None else (axis.at(reading.low), axis.at(reading.high))
 
 
 def _picks(record: SweepRecord, at: dict[int, tuple[float, float]]) -> list[str]:

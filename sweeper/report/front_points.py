@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Container, Iterable, Mapping
 from typing import Any
 
-from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.groups import groups_of
+from sweeper.records import Caveat, SweepRecord, TrialRecord
+from sweeper.report.caveats import caveat_name, caveats_of
+from sweeper.report.groups import Groups, groups_of
 from sweeper.report.picks import picks
-from sweeper.report.plots import axes_of, axis_title, turns_late
-from sweeper.report.words import clean, half_width, label, own_settings, spread
+from sweeper.report.planes import Plane, planes_of
+from sweeper.report.plots import axis_title
+from sweeper.report.words import clean, half_width, own_settings, spread, unit
 
 SIGNS = ("fastest", "knee", "greenest")  # picks with a shape of their own; any other one is a ring
 
@@ -23,24 +25,37 @@ def front_points(record: SweepRecord) -> str:
 
 
 def _points(record: SweepRecord) -> dict[str, Any]:
-    """Points by group, each ``[across, up, place in words]``; intervals are None where no spread is known."""
-    axes = across, up = axes_of(record)
-    groups = groups_of(record, axes)
-    places = {trial.number: place for place, trial in enumerate(groups.scored)}
-
-    def at(trials: Sequence[TrialRecord]) -> list[list[float]]:
-        return [
-            [_short(t.metrics[across].median), _short(t.metrics[up].median), places[t.number]] for t in trials
-        ]
-
+    """The planes that are drawn, and the words of every trial that has a point in one of them."""
+    planes = [(plane, groups_of(record, plane)) for plane in planes_of(record)]
+    drawn = {t.number: t for _, groups in planes for t in groups.scored}
+    places = {number: place for place, number in enumerate(drawn)}
+    # What holds for the whole sweep stands at the page's head, not beside every point.
+    general = {caveat for caveat, carriers in caveats_of(record).items() if not str(carriers)}
     return {
-        "across": axis_title(across, record),
-        "up": axis_title(up, record),
-        "late": turns_late(record),
+        "planes": [_plane(record, plane, groups, places) for plane, groups in planes],
+        "words": [_words(record, t, general) for t in drawn.values()],
+    }
+
+
+def _plane(record: SweepRecord, plane: Plane, groups: Groups, places: Mapping[int, int]) -> dict[str, Any]:
+    """Points by group, each ``[across, up, place in words]``; intervals are None where no spread is known."""
+
+    def at(trials: Iterable[TrialRecord]) -> list[list[float]]:
+        found = [
+            (t.metrics[plane.across].median, t.metrics[plane.up].median, places[t.number]) for t in trials
+        ]
+        return [[_short(across), _short(up), place] for across, up, place in found]
+
+    scored = {t.number for t in groups.scored}
+    return {
+        "across": axis_title(plane.across, record),
+        "up": axis_title(plane.up, record),
+        "late": plane.turns_late,
         "beaten": at(groups.beaten),
         "outside": at(groups.outside),
         "front": at(groups.front),
-        "intervals": [[_interval(t, across), _interval(t, up)] for t in groups.front],
+        "stairs": at(groups.stairs),
+        "intervals": [[_interval(t, plane.across), _interval(t, plane.up)] for t in groups.front],
         "baseline": at(groups.baseline),
         "picks": [
             {
@@ -48,9 +63,8 @@ def _points(record: SweepRecord) -> dict[str, Any]:
                 "at": at([picked.trial])[0],
             }
             for picked in picks(record)
-            if picked.trial.number in places
+            if picked.trial.number in scored
         ],
-        "words": [_words(record, t) for t in groups.scored],
     }
 
 
@@ -60,14 +74,12 @@ def _interval(trial: TrialRecord, metric: str) -> list[float] | None:
     return [_short(reading.low), _short(reading.high)] if known else None
 
 
-def _words(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """What stands beside a point that is pointed at: its number, its figures, its settings."""
-    figures = []
-    for metric in dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"]):
-        if metric in trial.metrics:
-            kind = f" {record.power.kind}" if label(metric).power and record.power.kind != "measured" else ""
-            figures.append(f"{spread(trial.metrics[metric])} {label(metric).unit}{kind}")
-    lines = [f"trial #{trial.number}", *figures, own_settings(record, trial)]
+def _words(record: SweepRecord, trial: TrialRecord, general: Container[Caveat]) -> list[str]:
+    """What stands beside a point that is pointed at: its number, its figures, what is said of it alone, settings."""
+    metrics = dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"])
+    figures = [f"{spread(trial.metrics[m])} {unit(m, record.power)}" for m in metrics if m in trial.metrics]
+    own = ", ".join(caveat_name(caveat) for caveat in trial.caveats if caveat not in general)
+    lines = [f"trial #{trial.number}", *figures, *([own] if own else []), own_settings(record, trial)]
     return [clean(line) for line in lines]
 
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from sweeper.pareto import undominated
 from sweeper.records import SweepRecord, TrialRecord
+from sweeper.report.planes import Plane
+from sweeper.report.words import outcome
 
 # What lies off the front: some point beats it, or it was measured once and looked no better than the finalists.
 REST = "beaten, or measured once"
@@ -13,33 +16,38 @@ REST = "beaten, or measured once"
 
 @dataclass(frozen=True, slots=True)
 class Groups:
-    """Trials that have both metrics; ``front`` runs from left to right. A trial may be baseline and front."""
+    """Trials that have both metrics; ``front`` runs from left to right. A trial may be baseline and front.
+
+    ``stairs`` are those of the front that nothing else of it beats in these two metrics: with a third
+    objective others stand on the front for that one's sake.
+    """
 
     scored: tuple[TrialRecord, ...]
     front: tuple[TrialRecord, ...]
+    stairs: tuple[TrialRecord, ...]
     beaten: tuple[TrialRecord, ...]
     outside: tuple[TrialRecord, ...]
     baseline: tuple[TrialRecord, ...]
 
 
-def groups_of(record: SweepRecord, metrics: tuple[str, str]) -> Groups:
-    """The groups of those trials that have a finite figure in both ``metrics``."""
-    scored = tuple(t for t in record.trials if all(_has(t, metric) for metric in metrics))
+def groups_of(record: SweepRecord, plane: Plane) -> Groups:
+    """The groups of those trials that have a finite figure in both metrics of ``plane``."""
+    scored = tuple(t for t in record.trials if _has(t, plane.across) and _has(t, plane.up))
     on_front = set(record.front)
+    off_front = [t for t in scored if t.number not in on_front]
+
+    def place(trial: TrialRecord) -> tuple[float, float]:
+        return trial.metrics[plane.across].median, trial.metrics[plane.up].median
+
+    front = tuple(sorted((t for t in scored if t.number in on_front), key=place))
+    signs = (1 if plane.more_across else -1), (1 if plane.more_up else -1)
+    kept = undominated([[sign * x for sign, x in zip(signs, place(t), strict=True)] for t in front])
     return Groups(
         scored=scored,
-        front=tuple(
-            sorted(
-                (t for t in scored if t.number in on_front),
-                key=lambda t: (t.metrics[metrics[0]].median, t.metrics[metrics[1]].median),
-            )
-        ),
-        beaten=tuple(
-            t for t in scored if t.number not in on_front and t.state != "infeasible" and not _over(t)
-        ),
-        outside=tuple(
-            t for t in scored if t.number not in on_front and (t.state == "infeasible" or _over(t))
-        ),
+        front=front,
+        stairs=tuple(front[index] for index in kept),
+        beaten=tuple(t for t in off_front if outcome(t) != "infeasible"),
+        outside=tuple(t for t in off_front if outcome(t) == "infeasible"),
         baseline=tuple(t for t in scored if t.number == record.baseline),
     )
 
@@ -47,7 +55,3 @@ def groups_of(record: SweepRecord, metrics: tuple[str, str]) -> Groups:
 def _has(trial: TrialRecord, metric: str) -> bool:
     reading = trial.metrics.get(metric)
     return reading is not None and math.isfinite(reading.median)
-
-
-def _over(trial: TrialRecord) -> bool:
-    return any(distance > 0 for distance in trial.violations.values())

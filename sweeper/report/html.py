@@ -2,8 +2,8 @@
 
 No part of it is fetched: style, scripts and data stand inside, and its content security policy lets nothing
 else run or load. Without scripts it still shows everything; front.js only makes the front's drawing one that
-can be pointed at and enlarged. It is our own: plotly.js for this one drawing weighed nine tenths of the page
-and took three quarters of the time until it stood.
+can be pointed at and enlarged. It is our own: plotly.js for this one drawing weighed seven eighths of the page
+and took most of the time until it stood.
 """
 
 from __future__ import annotations

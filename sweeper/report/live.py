@@ -16,10 +16,11 @@ from rich.live import Live
 from rich.text import Text
 
 from sweeper.records import Configuration, Objective, PowerSource, SweepRecord, TrialRecord
+from sweeper.report.caveats import reason as why_lost
 from sweeper.report.columns import writable
 from sweeper.report.progress import Plan, Progress
 from sweeper.report.time_left import TimeLeft, in_words
-from sweeper.report.words import STATES, clean, figure, is_doubtful, label, settings, spread
+from sweeper.report.words import STATES, clean, figure, is_doubtful, settings, spread, unit
 
 Clock = Callable[[], float]
 
@@ -141,17 +142,14 @@ class Story:
         place = f"{self._stage} {self._number}/{self._total}"
         own = settings(trial.configuration, self._base or Configuration())
         if trial.state == "complete" and trial.metrics:
-            return f"{place}  {self._figures(trial)}  {own}"
+            outside = "" if trial.feasible else f"  {clean(why_lost(trial))}"
+            return f"{place}  {self._figures(trial)}{outside}  {own}"
         reason = f": {clean(trial.reason)}" if trial.reason else ""
         return f"{place}  {STATES[trial.state]}{reason}  {own}"
 
     def _figures(self, trial: TrialRecord) -> str:
         shown = [o.metric for o in self.objectives if o.metric in trial.metrics]
-        return ", ".join(f"{spread(trial.metrics[m])} {self._unit(m)}" for m in shown)
-
-    def _unit(self, metric: str) -> str:
-        found = label(metric)
-        return f"{found.unit} {self.power.kind}" if found.power and is_doubtful(self.power) else found.unit
+        return ", ".join(f"{spread(trial.metrics[m])} {unit(m, self.power)}" for m in shown)
 
     def _watts(self) -> str:
         return f"W {self.power.kind}" if is_doubtful(self.power) else "W"
@@ -231,8 +229,9 @@ class LiveProgress:
     def trial_finished(self, trial: TrialRecord) -> None:
         """Keep the trial's line above the live ones."""
         self._story.trial_finished(trial)
+        # Why a trial does not count is read to its end; the settings of one that does stand in the report.
         style = "" if trial.feasible else "yellow"
-        self._print(self._story.line(trial), style)
+        self._print(self._story.line(trial), style, whole=not trial.feasible)
         self._show()
 
     def note(self, text: str) -> None:
@@ -261,7 +260,8 @@ class LiveProgress:
     def _fitted(self, line: Text) -> Text:
         """One row of the terminal: a line that wraps would leave its rest behind when it changes."""
         fitted = writable(line, self._console.encoding)
-        fitted.truncate(self._console.width, overflow="crop")
+        sign = writable(Text("…"), self._console.encoding).plain == "…"
+        fitted.truncate(self._console.width, overflow="ellipsis" if sign else "crop")
         fitted.no_wrap = True
         return fitted
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
-from sweeper.report.picks import marks, next_commands, picks, recommended
+from sweeper.report.picks import marks, meaning, next_commands, picks, recommended
 from sweeper.report.words import (
     SCOPES,
     TRUST,
@@ -94,7 +94,9 @@ def _command_first(record: SweepRecord) -> str:
     first = write if len(write) >= _WIDE_ENOUGH else f"{write}  # {written}"
     rest = "\n".join(f"- {code(command)} {purpose}" for command, purpose in ((look, seen), *others))
     words = f"**Run this** ({escape(best.pick)}): {escape(best.words)}"
-    own = code(own_settings(record, best.trial))
+    own = f"{escape(best.pick)} is {escape(meaning(record, best.pick))}: " + code(
+        own_settings(record, best.trial)
+    )
     return f"{fence(first)}\n{words}\n\n{own}\n\n{rest}"
 
 
@@ -129,7 +131,8 @@ def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
 
 def _picks(record: SweepRecord) -> str:
     return "\n".join(
-        f"- **{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}"
+        f"- **{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)} "
+        f"_({escape(meaning(record, picked.pick))})_"
         for picked in picks(record)
     )
 

@@ -35,7 +35,9 @@ def parameters(record: SweepRecord) -> str:
     quiet = [row for row in rows if row not in telling]
     body = paragraph(MEANT, "soft") + "".join(_parameter(record, row) for row in telling)
     names = ", ".join(row[0].parameter for row in quiet)
-    body += fold(f"without a visible effect here: {names}", "".join(_parameter(record, row) for row in quiet))
+    body += fold(
+        f"without a visible effect here: {names}", "".join(_parameter(record, row) for row in quiet), "screen"
+    )
     return section("parameters", title, body)
 
 

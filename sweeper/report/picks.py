@@ -6,9 +6,9 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import choose
+from sweeper.pareto import choose, parse_pick
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.words import baseline_of, clean, figure
+from sweeper.report.words import baseline_of, clean, figure, label
 
 NAMED = ("fastest", "knee", "greenest")
 
@@ -37,6 +37,25 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
 def recommended(record: SweepRecord) -> Picked | None:
     """What to run, or None where nothing may be recommended yet."""
     return next(iter(picks(record)), None)
+
+
+def meaning(record: SweepRecord, pick: str) -> str:
+    """What a pick chooses, in words that need no manual; empty where ``pick`` is none."""
+    try:
+        rule = parse_pick(pick)
+    except ConfigError:
+        return ""
+    speed, expense = _weighed(record)
+    gain, cost = label(speed or "speed").title, label(expense or "power").title
+    amount = str(rule).partition(":")[2].replace("%", " %").replace("tok/s", " tok/s").replace("W", " W")
+    return {
+        "fastest": f"the best {gain}",
+        "greenest": "the least energy for each token",
+        "knee": "where giving up more speed begins to save little",
+        "within": f"the least {cost} within {amount} of the best {gain}",
+        "at-least": f"the least {cost} that reaches {amount}",
+        "at-most": f"the best {gain} that stays under {amount}",
+    }[rule.kind]
 
 
 def is_recommended(record: SweepRecord, trial: TrialRecord) -> bool:
@@ -86,18 +105,36 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
     return Picked(pick, choice.trial, words, False, apply_command(record, pick))
 
 
+def _weighed(record: SweepRecord) -> tuple[str | None, str | None]:
+    """The speed and the cost that a pick weighs: in tok/s and in W where there are such objectives."""
+
+    def first(direction: str, ending: str) -> str | None:
+        metrics = [o.metric for o in record.objectives if o.direction == direction]
+        return next((m for m in metrics if m.endswith(ending)), metrics[0] if metrics else None)
+
+    return first("maximize", "tokens_per_second"), first("minimize", "watts")
+
+
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """What the pick does to prompts and to quality, where neither was an objective: no silent price."""
+    """What the pick does to prompts, to quality and to objectives that it does not weigh: no silent price.
+
+    A pick weighs one speed against one cost; a third objective may pay for both.
+    """
     base = baseline_of(record)
     if base is None or base.number == trial.number:
         return []
     said = []
-    name = "prompt_tokens_per_second"
-    here, there = trial.metrics.get(name), base.metrics.get(name)
-    is_objective = any(objective.metric == name for objective in record.objectives)
-    if here and there and not is_objective and (here.high < there.low or here.low > there.high):
-        said.append(f"{100 * (here.median / there.median - 1):+.0f} % prompt speed")
+    told = (*_weighed(record), "kl_divergence")
+    for name in dict.fromkeys(["prompt_tokens_per_second", *(o.metric for o in record.objectives)]):
+        here, there = trial.metrics.get(name), base.metrics.get(name)
+        if name in told or not here or not there or not there.median:
+            continue
+        if here.high < there.low or here.low > there.high:
+            words = "prompt speed" if name == "prompt_tokens_per_second" else label(name).title
+            said.append(f"{100 * (here.median / there.median - 1):+.0f} % {words}")
     loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
     if loss and before and trial.configuration.quant != base.configuration.quant:
-        said.append(f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token")
+        how = "more" if loss.median > before.median else "less"
+        figures = f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token"
+        said.append(f"{how} quality lost ({figures})")
     return said

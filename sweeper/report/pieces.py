@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from html import escape
+from itertools import zip_longest
 
 from sweeper.report.words import clean
 
@@ -44,19 +45,26 @@ def facts(rows: Iterable[tuple[str, str]]) -> str:
 Cell = str | tuple[str, str]
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[Cell]], kinds: Sequence[str] = ()) -> str:
+def table(
+    heads: Sequence[str],
+    rows: Iterable[Sequence[Cell]],
+    kinds: Sequence[str] = (),
+    below: Sequence[str] = (),
+) -> str:
     """A table; a cell of two texts has the second in small below. ``kinds`` are the rows' classes.
 
     Columns of words stand left, columns of figures right; a table that is too wide scrolls by itself.
+    ``below`` is a line for each row that runs under all of its cells, and stays in sight when they scroll.
     """
     body = list(rows)
     sides = [_side([row[column] for row in body]) for column in range(len(heads))]
     head = "".join(f'<th class="{side}">{text(name)}</th>' for name, side in zip(heads, sides, strict=True))
     lines = "".join(
-        f'<tr class="{kinds[index] if index < len(kinds) else ""}">'
+        f'<tr class="{kind}{" over" if under else ""}">'
         + "".join(f'<td class="{side}">{_cell(cell)}</td>' for cell, side in zip(cells, sides, strict=True))
         + "</tr>"
-        for index, cells in enumerate(body)
+        + (_below(under, kind, len(heads)) if under else "")
+        for cells, kind, under in zip_longest(body, kinds, below, fillvalue="")
     )
     return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table></div>'
 
@@ -75,6 +83,11 @@ def _side(cells: Sequence[Cell]) -> str:
     return "number" if is_figures else "words"
 
 
-def fold(summary: str, body: str) -> str:
-    """What a reader opens when they want it; on paper it is always open (page.js sees to that)."""
-    return f"<details><summary>{text(summary)}</summary>{body}</details>" if body else ""
+def _below(words: str, kind: str, columns: int) -> str:
+    return f'<tr class="{kind}"><td class="below" colspan="{columns}"><div>{text(words)}</div></td></tr>'
+
+
+def fold(summary: str, body: str, kind: str = "paper") -> str:
+    """What a reader opens when they want it; on paper it is open (page.js sees to that), but kind ``screen``."""
+    opened = f'<details class="{kind}"><summary>{text(summary)}</summary>{body}</details>'
+    return opened if body else ""

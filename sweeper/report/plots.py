@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import warnings
+from collections.abc import Sequence
 from typing import Any
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
-from sweeper.report.groups import REST
+from sweeper.report.groups import REST, groups_of
 from sweeper.report.picks import marks, recommended
-from sweeper.report.words import clean, figure, is_doubtful, label, machine_name
+from sweeper.report.planes import planes_of
+from sweeper.report.words import clean, figure, half_width, is_doubtful, label, machine_name, unit
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
 BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = (
@@ -26,7 +28,7 @@ DPI = 140  # 1260 x 784: sharp on a phone, under 200 kB
 
 
 def pareto_png(record: SweepRecord) -> bytes:
-    """The first two objectives of every trial with its interval; baseline and picks are marked.
+    """The first objective of every trial against what it costs, with intervals; baseline and picks are marked.
 
     A sweep without a single figure gives a picture that says so.
     """
@@ -45,35 +47,19 @@ def pareto_png(record: SweepRecord) -> bytes:
     return out.getvalue()
 
 
-def axes_of(record: SweepRecord) -> tuple[str, str]:
-    """The metrics across and up: the second objective across, the first up."""
-    first = record.objectives[0].metric
-    return (record.objectives[1].metric if len(record.objectives) > 1 else "watts"), first
-
-
-def turns_late(record: SweepRecord) -> bool:
-    """Whether the staircase of the front goes across before it goes up.
-
-    Between two points of a front nothing was measured: what is sure there is only the nearer point that
-    costs no more, and a straight line would promise what nobody saw.
-    """
-    across, _ = axes_of(record)
-    return all(o.direction == "minimize" for o in record.objectives if o.metric == across)
-
-
 def _draw(axes: Any, record: SweepRecord) -> None:
-    across, up = axes_of(record)
-    scored = [t for t in record.trials if across in t.metrics and up in t.metrics]
-    front = [t for t in record.on_front() if t in scored]
-    rest = [t for t in scored if t.feasible and t not in front]
-    outside = [t for t in scored if not t.feasible]
-    _scatter(axes, rest, across, up, color=GREY, alpha=0.45, s=18, label=REST)
+    plane = planes_of(record)[0]
+    across, up = plane.across, plane.up
+    groups = groups_of(record, plane)
+    scored, ordered, outside = groups.scored, groups.front, groups.outside
+    _scatter(axes, groups.beaten, across, up, color=GREY, alpha=0.45, s=18, label=REST)
     _scatter(
         axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints"
     )
-    ordered = sorted(front, key=lambda t: t.metrics[across].median)
-    step = "steps-post" if turns_late(record) else "steps-pre"
-    axes.plot(*_medians(ordered, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step)
+    step = "steps-post" if plane.turns_late else "steps-pre"
+    axes.plot(
+        *_medians(groups.stairs, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step
+    )
     for trial in ordered:
         x, y = trial.metrics[across], trial.metrics[up]
         axes.errorbar(
@@ -92,20 +78,22 @@ def _draw(axes: Any, record: SweepRecord) -> None:
     _dress(axes, record, across, up, empty=not scored)
 
 
-def _scatter(axes: Any, trials: list[TrialRecord], across: str, up: str, **style: Any) -> None:
+def _scatter(axes: Any, trials: Sequence[TrialRecord], across: str, up: str, **style: Any) -> None:
     if trials:
         axes.scatter(*_medians(trials, across, up), linewidths=1, zorder=1, **style)
 
 
-def _medians(trials: list[TrialRecord], across: str, up: str) -> tuple[list[float], list[float]]:
+def _medians(trials: Sequence[TrialRecord], across: str, up: str) -> tuple[list[float], list[float]]:
     return [t.metrics[across].median for t in trials], [t.metrics[up].median for t in trials]
 
 
-def _arms(reading: Reading) -> list[list[float]]:
+def _arms(reading: Reading) -> list[list[float]] | None:
+    if half_width(reading) is None:
+        return None
     return [[max(0.0, reading.median - reading.low)], [max(0.0, reading.high - reading.median)]]
 
 
-def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str, up: str) -> None:
+def _mark(axes: Any, record: SweepRecord, scored: Sequence[TrialRecord], across: str, up: str) -> None:
     named, best = marks(record), recommended(record)
     at = {t.number: (t.metrics[across].median, t.metrics[up].median) for t in scored}
     if record.baseline in at:
@@ -123,8 +111,17 @@ def _mark(axes: Any, record: SweepRecord, scored: list[TrialRecord], across: str
                 *at[number], "o", color=VERMILLION, markersize=16, markeredgewidth=2, fillstyle="none",
                 label=f"recommended ({best.pick})", zorder=6, linestyle="none",
             )  # fmt: skip
-            words = f"{figure(at[number][1])} {label(up).unit}, {figure(at[number][0])} {label(across).unit}"
-            axes.annotate(words, at[number], xytext=(12, -16), textcoords="offset points", fontsize=9)
+            _tell(axes, record, (across, up), at[number])
+
+
+def _tell(axes: Any, record: SweepRecord, metrics: tuple[str, str], at: tuple[float, float]) -> None:
+    """The figures beside the recommended point, on the side where there is room."""
+    across, up = metrics
+    words = f"{figure(at[1])} {unit(up, record.power)}, {figure(at[0])} {unit(across, record.power)}"
+    left, right = axes.get_xlim()
+    is_far_right = at[0] > left + 0.7 * (right - left)
+    place, side = ((-14, -18), "right") if is_far_right else ((12, -16), "left")
+    axes.annotate(words, at, xytext=place, textcoords="offset points", fontsize=9, ha=side)
 
 
 def _dress(axes: Any, record: SweepRecord, across: str, up: str, *, empty: bool) -> None:
@@ -138,7 +135,8 @@ def _dress(axes: Any, record: SweepRecord, across: str, up: str, *, empty: bool)
     if empty:
         axes.text(0.5, 0.5, "no trial gave a figure", ha="center", va="center", transform=axes.transAxes)
     else:
-        axes.legend(fontsize=8, frameon=False, loc="best")
+        # Below the axes: within them there is no corner that never holds a point.
+        axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4, markerscale=0.6)
 
 
 def axis_title(metric: str, record: SweepRecord) -> str:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import shlex
 
-from sweeper.records import SweepRecord, to_plain
+from sweeper.records import SweepRecord, TrialRecord, to_plain
 from sweeper.report import svg
-from sweeper.report.caveats import failures
+from sweeper.report.caveats import failures, lost_trials, reason
 from sweeper.report.pieces import command, facts, fold, paragraph, section, table, text
-from sweeper.report.words import MISSING, STATES, clean, own_settings, tally
+from sweeper.report.words import MISSING, STATES, clean, moment, outcome, own_settings, tally
 
 WIDTH, HEIGHT = 720.0, 200.0
 MOST_LISTED = 200  # failed trials that are listed one by one; the counts above the list cover all
+MOST_REASONS = 20
 LOG_LINES = 4
 
 
@@ -20,28 +21,26 @@ def lost(record: SweepRecord) -> str:
     found = failures(record)
     if not found:
         return ""
-    trials = [t for t in record.trials if t.state not in ("complete", "dominated")]
+    trials = lost_trials(record)
     listed = trials[:MOST_LISTED]
-    has_logs = any(t.log_tail for t in listed)
-    rows = [
-        [
-            f"#{t.number}",
-            STATES[t.state],
-            t.reason or MISSING,
-            own_settings(record, t),
-            *([" / ".join(t.log_tail[-LOG_LINES:])] if has_logs else []),
-        ]
-        for t in listed
-    ]
-    heads = ["trial", "state", "reason", "settings", *(["the engine's last words"] if has_logs else [])]
+    rows = [[f"#{t.number}", STATES[outcome(t)], reason(t)] for t in listed]
+    below = [_settings_and_log(record, t) for t in listed]
     more = f", the first {MOST_LISTED}" if len(trials) > MOST_LISTED else ""
     each = fold(
         f"each of the {len(trials)} trials{more}",
-        table(heads, rows),
+        table(["trial", "state", "reason"], rows, below=below),
     )
-    counts = table(["reason", "trials"], [[reason, str(count)] for reason, count in found[:20]])
-    said = "These have no score: a failure is never counted as a bad figure."
+    counts = table(["reason", "trials"], [[why, str(count)] for why, count in found[:MOST_REASONS]])
+    left_out = sum(count for _, count in found[MOST_REASONS:])
+    if left_out:
+        counts += paragraph(f"… and {left_out} more, for {len(found) - MOST_REASONS} other reasons.", "soft")
+    said = "These cannot be recommended. What failed has no figures: a failure is never counted as a bad one."
     return section("lost", "Trials that do not count", paragraph(said, "soft") + counts + each)
+
+
+def _settings_and_log(record: SweepRecord, trial: TrialRecord) -> str:
+    log = " / ".join(trial.log_tail[-LOG_LINES:])
+    return own_settings(record, trial) + (f" · the engine's last words: {log}" if log else "")
 
 
 def search(record: SweepRecord) -> str:
@@ -49,17 +48,19 @@ def search(record: SweepRecord) -> str:
     volumes = record.hypervolume
     said = tally(record) + (f". Ended: {record.stopped_because}." if record.stopped_because else ".")
     drawing = _hypervolume(volumes) if len(volumes) > 1 and max(volumes) > 0 else ""
-    caption = "Hypervolume of the front after each trial: flat means that nothing better was found."
+    caption = (
+        "How much of the final front was found after so many trials (its hypervolume, 1 is all of it): where "
+        "the line is flat at the end, more trials would hardly find better ones."
+    )
     figure = f"<figure>{drawing}<figcaption>{text(caption)}</figcaption></figure>" if drawing else ""
     return section("search", "How the search went", paragraph(said) + figure)
 
 
 def _hypervolume(volumes: tuple[float, ...]) -> str:
     across = svg.fit([1, len(volumes)], 58, WIDTH - 12, margin=0.02)
-    up = svg.fit([0, *volumes], HEIGHT - 36, 10)
+    up = svg.fit([0, *volumes], HEIGHT - 30, 10)
     points = [(across.at(index), up.at(volume)) for index, volume in enumerate(volumes, 1)]
     body = svg.rules(across, up, 8, 4) + svg.line(points, "front")
-    body += svg.words(WIDTH / 2, HEIGHT - 4, "finished trials", "", "middle")
     return svg.picture(WIDTH, HEIGHT, body, "hypervolume over finished trials")
 
 
@@ -74,13 +75,14 @@ def again(record: SweepRecord) -> str:
         ("engine", f"{record.engine.name} {record.engine.version}"),
         ("model file", (file.path if file else "") or MISSING),
         ("its SHA-256", (file.sha256 if file else "") or MISSING),
-        ("from", f"{record.started_utc} to {record.updated_utc}"),
+        ("measured", f"{moment(record.started_utc)} to {moment(record.updated_utc)}"),
     ]
     config = yaml.safe_dump(to_plain(record.config), sort_keys=False, allow_unicode=True)
     body = (
         command(
             f"sweeper sweep name={shlex.quote(name)}",
-            "with the settings it began with (below): goes on, or is done again under a new name",
+            "with the settings that it began with, which are all below: the same name goes on, a new one "
+            "measures everything again",
         )
         + facts(entries)
         + (

@@ -5,8 +5,9 @@ from __future__ import annotations
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines
 from sweeper.report.front_drawing import front_svg, key
-from sweeper.report.picks import is_recommended, marks, next_commands, picks, recommended
+from sweeper.report.picks import is_recommended, marks, meaning, next_commands, picks, recommended
 from sweeper.report.pieces import Cell, command, facts, fold, items, paragraph, section, table, text
+from sweeper.report.planes import planes_of
 from sweeper.report.words import (
     MISSING,
     SCOPES,
@@ -19,6 +20,7 @@ from sweeper.report.words import (
     label,
     machine_name,
     model_line,
+    moment,
     own_settings,
     parts,
     power_line,
@@ -26,12 +28,17 @@ from sweeper.report.words import (
     value,
 )
 
+HINT = (
+    "Point at a dot, or tap it, for its settings. With a mouse, drag over a part to enlarge it; a double-click "
+    "goes back."
+)
+
 
 def answer(record: SweepRecord) -> str:
     """Title, how far to trust the watts, and what to run."""
     title = (
         f"<header><h1>{text(record.model.name)} on {text(machine_name(record))}</h1>"
-        f'<p class="soft">sweep {text(record.sweep)} · {text(tally(record))} · {text(record.updated_utc)}</p>'
+        f'<p class="soft">sweep {text(record.sweep)} · {text(tally(record))} · {text(moment(record.updated_utc))}</p>'
         "</header>"
     )
     trust = f"Watts are {TRUST[record.power.kind]}."
@@ -48,7 +55,8 @@ def answer(record: SweepRecord) -> str:
     own = own_settings(record, best.trial)
     return (
         f'{title}{banner}<section class="answer"><h2>Run this</h2>'
-        f'<p>{text(best.words)} <span class="soft">({text(best.pick)}, trial #{best.trial.number})</span></p>'
+        f"<p>{text(best.words)}</p>"
+        f'<p class="soft">{text(f"{best.pick}: {meaning(record, best.pick)}; trial #{best.trial.number}")}</p>'
         f"{_figures(record, best.trial, base)}"
         f"<p><code>{text(own)}</code></p>{commands}</section>"
     )
@@ -75,15 +83,27 @@ def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) 
 
 def front(record: SweepRecord) -> str:
     """The drawing of the front and its table."""
-    drawing = front_svg(record)
-    if not drawing:
+    planes = planes_of(record)
+    drawings = [(plane, front_svg(record, plane)) for plane in planes]
+    if not drawings[0][1]:
         return ""
-    caption = "Trials that failed have no point here; they are listed below with their reasons."
-    figure_html = (
-        f'<figure><div id="front-plot" hidden></div><div class="still">{drawing}</div>'
-        f"{key(record)}<figcaption>{text(caption)}</figcaption></figure>"
+    figures_html = "".join(
+        f'<figure><div class="front-plot" data-plane="{number}" hidden></div>'
+        f'<div class="still">{drawing}</div></figure>'
+        for number, (_, drawing) in enumerate(drawings)
+        if drawing
     )
-    return section("front", "What nobody can beat", figure_html + _front_table(record))
+    caption = (
+        f"Each dot is a configuration; {planes[0].better} is better. Trials that failed have no dot: they are "
+        "listed below with their reasons. "
+    )
+    if len(planes) > 1:
+        caption += (
+            "With more than two objectives there is a drawing for each; the line joins those dots of the front "
+            "that nothing beats in the two objectives drawn. "
+        )
+    under = f'<p class="caption">{text(caption)}<span class="hint">{text(HINT)}</span></p>'
+    return section("front", "What nobody can beat", figures_html + key(record) + under + _front_table(record))
 
 
 def _front_table(record: SweepRecord) -> str:
@@ -98,19 +118,20 @@ def _front_table(record: SweepRecord) -> str:
     wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
     metrics = [m for m in wanted if any(m in t.metrics for t in rows)]
     cells: list[list[Cell]] = []
-    kinds = []
+    kinds, below = [], []
     for t in rows:
         is_base = base is not None and t.number == base.number
         who = [*(["baseline"] if is_base else []), *named.get(t.number, ())]
         own = "the engine's default" if is_base else own_settings(record, t)
         cells.append(
             [
-                (f"#{t.number} {', '.join(who)}".strip(), own),
+                f"#{t.number} {', '.join(who)}".strip(),
                 *(_against(t, None if is_base else base, metric) for metric in metrics),
             ]
         )
+        below.append(own)
         kinds.append("pick" if is_recommended(record, t) else "baseline" if is_base else "")
-    return table(["trial", *(head(m, record.power) for m in metrics)], cells, kinds)
+    return table(["trial", *(head(m, record.power) for m in metrics)], cells, kinds, below)
 
 
 def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
@@ -132,6 +153,7 @@ def picked(record: SweepRecord) -> str:
         whole = chosen.trial.configuration.to_dict().items()
         blocks.append(
             f'<div class="pick-block"><h3>{text(" = ".join(names))}{mark}: trial #{chosen.trial.number}</h3>'
+            f"{paragraph('; '.join(f'{name}: {meaning(record, name)}' for name in names), 'soft')}"
             f"{paragraph(chosen.words)}{command(chosen.apply_command)}"
             f"{fold('the whole configuration', facts((name, value(item)) for name, item in whole))}</div>"
         )

@@ -77,12 +77,11 @@ def crosses(points: Iterable[Point], kind: str, arm: float = 3) -> str:
     return f'<path class="line {kind}" d="{data}"/>' if data else ""
 
 
-def arms(x: float, y: float, across: Point, up: Point, kind: str) -> str:
-    """Interval bars through a point, in pixels."""
-    return (
-        f'<path class="line {kind}" d="M{across[0]:.1f} {y:.1f}H{across[1]:.1f}'
-        f'M{x:.1f} {up[0]:.1f}V{up[1]:.1f}"/>'
-    )
+def arms(x: float, y: float, across: Point | None, up: Point | None, kind: str) -> str:
+    """Interval bars through a point, in pixels; none where no interval is known."""
+    data = f"M{across[0]:.1f} {y:.1f}H{across[1]:.1f}" if across else ""
+    data += f"M{x:.1f} {up[0]:.1f}V{up[1]:.1f}" if up else ""
+    return f'<path class="line {kind}" d="{data}"/>' if data else ""
 
 
 def ring(x: float, y: float, kind: str, radius: float) -> str:

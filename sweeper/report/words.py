@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import unicodedata
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
@@ -178,6 +179,14 @@ def is_doubtful(power: PowerSource) -> bool:
     return power.kind != "measured"
 
 
+def unit(metric: str, power: PowerSource) -> str:
+    """What stands behind a figure where nothing else names it: ``tok/s``, ``prefill tok/s``, ``W estimated``."""
+    found = label(metric)
+    phase = "prefill " if metric.startswith("prompt_") else ""
+    doubt = f" {power.kind}" if found.power and is_doubtful(power) else ""
+    return f"{phase}{found.unit or metric.replace('_', ' ')}{doubt}"
+
+
 def head(metric: str, power: PowerSource) -> str:
     """A column's head; where watts are not measured it says so."""
     found = label(metric)
@@ -201,12 +210,26 @@ STATES = {
 }
 
 
+def outcome(trial: TrialRecord) -> str:
+    """The key of ``STATES`` under which a trial counts: complete only where it keeps every constraint."""
+    return "infeasible" if trial.state == "complete" and not trial.feasible else trial.state
+
+
 def tally(record: SweepRecord) -> str:
     """How the trials ended: ``42 trials: 36 complete, 4 out of memory, 2 failed``."""
-    counts = {state: sum(t.state == state for t in record.trials) for state in STATES}
+    counts = {state: sum(outcome(t) == state for t in record.trials) for state in STATES}
     parts = ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n)
     plural = "trial" if len(record.trials) == 1 else "trials"
     return f"{len(record.trials)} {plural}" + (f": {parts}" if parts else "")
+
+
+def moment(utc: str) -> str:
+    """``2026-11-23 10:09 UTC``; what is no ISO 8601 time stays as it is."""
+    try:
+        then = datetime.fromisoformat(utc)
+    except ValueError:
+        return utc or MISSING
+    return f"{then.astimezone(UTC) if then.tzinfo else then:%Y-%m-%d %H:%M} UTC"
 
 
 def model_line(record: SweepRecord) -> str:

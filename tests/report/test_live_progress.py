@@ -6,7 +6,7 @@ import pytest
 from made_sweeps import sweep
 from rich.console import Console
 
-from sweeper.records import SweepRecord
+from sweeper.records import Objective, SweepRecord
 from sweeper.report.live import Display, LiveProgress, PlainProgress, open_progress
 from sweeper.report.progress import Plan, Progress, Silent
 
@@ -73,6 +73,23 @@ def test_a_failed_trial_says_why() -> None:
     lost = next(t for t in record.trials if t.state == "out_of_memory")
     moved = replace(record, trials=(record.trials[0], lost, *record.trials[1:]))
     assert "trial 2/9  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(moved)
+
+
+def test_a_trial_outside_a_constraint_says_so() -> None:
+    record = sweep()
+    lost = next(t for t in record.trials if t.state == "infeasible")
+    measured = replace(lost, state="complete", reason=None)
+    moved = replace(record, trials=(record.trials[0], measured, *record.trials[1:]))
+    line = played(moved).splitlines()[1]
+    assert "measured, but outside kl_divergence <= 0.02" in line
+    assert "tok/s" in line
+
+
+def test_two_speeds_are_told_apart() -> None:
+    record = sweep()
+    prompt = Objective("prompt_tokens_per_second", "maximize")
+    first = played(replace(record, objectives=(*record.objectives, prompt))).splitlines()[0]
+    assert re.search(r"± [\d.]+ tok/s, .* prefill tok/s", first)
 
 
 def test_a_terminal_shows_phase_speed_watts_and_best_so_far() -> None:

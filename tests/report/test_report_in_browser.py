@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from chromium import Chromium, chromium_path
 from made_sweeps import failed_only, sweep
-from test_report_page import evil
+from test_report_page import evil, three_objectives
 
 from sweeper.records import SweepRecord
 from sweeper.report.html import html_report
@@ -42,16 +42,16 @@ def test_the_page_draws_quietly_and_fits_its_width(page: Chromium, tmp_path: Pat
     page.screen(width, phone=width < 600)
     opened(page, sweep(kind="measured", gpu=True), tmp_path)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
-    assert page.evaluate("document.querySelectorAll('#front-plot svg path.dots').length") == 2
-    assert page.evaluate("document.querySelectorAll('#front-plot svg .ring').length") >= 4
+    assert page.evaluate("document.querySelectorAll('.front-plot svg path.dots').length") == 2
+    assert page.evaluate("document.querySelectorAll('.front-plot svg .ring').length") >= 4
     assert page.requests() == []
     assert page.complaints() == []
 
 
 def place_of_the_recommended(page: Chromium) -> tuple[float, float]:
     """Where its ring lies on the screen."""
-    page.evaluate("document.getElementById('front-plot').scrollIntoView()")
-    box = "document.querySelector('#front-plot circle.pick').getBoundingClientRect()"
+    page.evaluate("document.querySelector('.front-plot').scrollIntoView()")
+    box = "document.querySelector('.front-plot circle.pick').getBoundingClientRect()"
     return tuple(page.evaluate(f"(b => [b.x + b.width / 2, b.y + b.height / 2])({box})"))  # type: ignore[return-value]
 
 
@@ -68,7 +68,7 @@ def drag(page: Chromium, start: tuple[float, float], end: tuple[float, float]) -
     mouse(page, "mouseReleased", *end, clicks=1)
 
 
-TIP = "document.querySelector('#front-plot .tip')"
+TIP = "document.querySelector('.front-plot .tip')"
 
 
 def test_pointing_at_a_point_tells_its_settings(page: Chromium, tmp_path: Path) -> None:
@@ -87,20 +87,22 @@ def test_pointing_at_a_point_tells_its_settings(page: Chromium, tmp_path: Path) 
 def test_the_front_is_walked_along_with_the_keyboard(page: Chromium, tmp_path: Path) -> None:
     record = sweep()
     opened(page, record, tmp_path)
-    page.evaluate("document.querySelector('#front-plot svg').focus()")
+    page.evaluate("document.querySelector('.front-plot').focus()")
     said = []
     for _ in range(len(record.front) + 1):
         page.ask("Input.dispatchKeyEvent", type="keyDown", key="ArrowRight", code="ArrowRight")
         said.append(page.evaluate(f"{TIP}.innerText.split('\\n')[0]"))
     assert sorted(said[:-1]) == sorted(f"trial #{number}" for number in record.front)
     assert said[-1] == said[0]
+    page.ask("Input.dispatchKeyEvent", type="keyDown", key="ArrowLeft", code="ArrowLeft")
+    assert page.evaluate(f"{TIP}.innerText.split('\\n')[0]") == said[-2]
 
 
 def test_a_part_that_is_dragged_over_is_enlarged_and_a_double_click_goes_back(
     page: Chromium, tmp_path: Path
 ) -> None:
     opened(page, sweep(), tmp_path)
-    ticks = "[...document.querySelectorAll('#front-plot .tick')].map(t => Number(t.textContent))"
+    ticks = "[...document.querySelectorAll('.front-plot .tick')].map(t => Number(t.textContent))"
     whole = page.evaluate(ticks)
     x, y = place_of_the_recommended(page)
     drag(page, (x - 40, y - 40), (x + 40, y + 40))
@@ -108,7 +110,7 @@ def test_a_part_that_is_dragged_over_is_enlarged_and_a_double_click_goes_back(
     assert part != whole
     mouse(page, "mouseMoved", x, y)  # a square around it was drawn, so it lies in the middle now
     place = page.evaluate(
-        "(b => [b.x + b.width / 2, b.y])(document.getElementById('front-plot').getBoundingClientRect())"
+        "(b => [b.x + b.width / 2, b.y])(document.querySelector('.front-plot').getBoundingClientRect())"
     )
     assert abs(place_of_the_recommended(page)[0] - place[0]) < 60
     for clicks in (1, 2):
@@ -133,7 +135,7 @@ def test_on_paper_the_still_drawing_stands_in(page: Chromium, tmp_path: Path) ->
     assert page.evaluate(shown.format(".still")) == "none"
     page.ask("Emulation.setEmulatedMedia", media="print")
     assert page.evaluate(shown.format(".still")) == "block"
-    assert page.evaluate(shown.format("#front-plot")) == "none"
+    assert page.evaluate(shown.format(".front-plot")) == "none"
     page.ask("Emulation.setEmulatedMedia", media="")
 
 
@@ -159,3 +161,11 @@ def test_a_script_that_got_in_would_not_run(page: Chromium, tmp_path: Path) -> N
     page.open((tmp_path / "report.html").as_uri(), "document.readyState === 'complete'")
     assert page.evaluate("window.got_in === undefined")
     assert any("Content Security Policy" in line for line in page.complaints())
+
+
+def test_each_of_three_objectives_is_drawn(page: Chromium, tmp_path: Path) -> None:
+    opened(page, three_objectives(), tmp_path)
+    assert page.evaluate("document.querySelectorAll('.front-plot svg path.front').length") >= 4
+    assert page.evaluate("getComputedStyle(document.querySelector('.hint')).display") == "inline"
+    assert page.evaluate("[...document.querySelectorAll('.still')].every(e => e.offsetHeight === 0)")
+    assert page.complaints() == []

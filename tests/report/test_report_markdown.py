@@ -4,7 +4,7 @@ from hypothesis import strategies as st
 from made_sweeps import failed_only, no_front, sweep
 
 from sweeper.report.markdown import code, escape, markdown_report, picks_markdown
-from sweeper.report.picks import picks
+from sweeper.report.picks import meaning, picks
 
 
 def test_the_report_answers_before_it_explains() -> None:
@@ -14,9 +14,11 @@ def test_the_report_answers_before_it_explains() -> None:
 
 
 def test_every_pick_is_told_in_words() -> None:
-    text = markdown_report(sweep(kind="measured", gpu=True))
-    for picked in picks(sweep(kind="measured", gpu=True)):
+    record = sweep(kind="measured", gpu=True)
+    text = markdown_report(record)
+    for picked in picks(record):
         assert f"**{escape(picked.pick)}** (#{picked.trial.number}): {escape(picked.words)}" in text
+        assert escape(meaning(record, picked.pick)) in text
 
 
 @pytest.mark.parametrize("kind", ["estimated", "simulated"])

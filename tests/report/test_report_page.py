@@ -8,10 +8,14 @@ from html.parser import HTMLParser
 import pytest
 from made_sweeps import failed_only, no_front, reading, single_point, sweep
 
-from sweeper.records import SweepRecord
+from sweeper.records import Caveat, Objective, SweepRecord
+from sweeper.report.caveats import advice_lines
 from sweeper.report.front_points import front_points
+from sweeper.report.groups import groups_of
 from sweeper.report.html import html_report
 from sweeper.report.picks import picks
+from sweeper.report.planes import planes_of
+from sweeper.report.words import tally
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>${7*7}"
 SWEEPS = {
@@ -71,7 +75,7 @@ def record(request: pytest.FixtureRequest) -> SweepRecord:
 def test_the_page_is_whole(record: SweepRecord) -> None:
     page = Page(html_report(record))
     assert page.open == []
-    assert {"front", "beaten", "words"} <= json.loads(page.scripts["front-data"]).keys()
+    assert {"planes", "words"} == json.loads(page.scripts["front-data"]).keys()
 
 
 def test_nothing_on_the_page_asks_for_another_file(record: SweepRecord) -> None:
@@ -119,7 +123,7 @@ def test_watts_that_were_not_measured_say_so_wherever_they_appear(kind: str) -> 
         assert kind in heading[1]
     assert f"power while decoding (W, {kind})" in text
     data = json.loads(Page(html).scripts["front-data"])
-    assert kind in data["across"]
+    assert kind in data["planes"][0]["across"]
     assert data["words"]
     assert all(any(kind in line for line in words) for words in data["words"])
 
@@ -185,8 +189,6 @@ def test_the_figures_data_cannot_leave_its_script_element() -> None:
 
 def test_a_front_of_three_objectives_and_odd_figures_still_draws() -> None:
     record = SWEEPS["gpu"]
-    from sweeper.records import Objective
-
     three = replace(
         record, objectives=(*record.objectives, Objective("time_to_first_token_seconds", "minimize"))
     )
@@ -215,7 +217,7 @@ def test_what_was_measured_once_has_no_interval() -> None:
         ),
     )
     data = json.loads(front_points(once))
-    assert all(across is None and up is not None for across, up in data["intervals"])
+    assert all(across is None and up is not None for across, up in data["planes"][0]["intervals"])
     assert not re.search(r"±\s*0(?![.\d])", Page(html_report(once)).text)
 
 
@@ -229,3 +231,72 @@ def test_a_pick_that_the_objectives_cannot_answer_gives_way_to_one_they_can() ->
 
 def test_the_page_of_500_trials_is_under_half_a_megabyte() -> None:
     assert len(html_report(sweep(500, "measured", gpu=True)).encode()) < 5e5
+
+
+def test_a_trial_outside_a_constraint_is_counted_and_told() -> None:
+    """The loop calls a trial complete that was measured and breaks a constraint."""
+    made = SWEEPS["gpu"]
+    broken = tuple(
+        replace(t, state="complete", reason=None) if t.state == "infeasible" else t for t in made.trials
+    )
+    record = replace(made, trials=broken)
+    assert tally(record) == tally(made)
+    text = Page(html_report(record)).text
+    assert "measured, but outside kl_divergence <= 0.02" in text
+
+
+def three_objectives() -> SweepRecord:
+    prompt = Objective("prompt_tokens_per_second", "maximize")
+    made = SWEEPS["gpu"]
+    return replace(made, objectives=(made.objectives[0], prompt, made.objectives[1]))
+
+
+def test_each_objective_is_drawn_against_what_it_costs() -> None:
+    record = three_objectives()
+    planes = planes_of(record)
+    assert [(p.across, p.up) for p in planes] == [
+        ("watts", "tokens_per_second"),
+        ("watts", "prompt_tokens_per_second"),
+    ]
+    assert {plane.better for plane in planes} == {"up and to the left"}
+    page = Page(html_report(record))
+    assert len(json.loads(page.scripts["front-data"])["planes"]) == 2
+    assert len([a for _, a in page.tags if a.get("class") == "front-plot"]) == 2
+
+
+@pytest.mark.parametrize("name", ["gpu", "estimated"])
+def test_the_staircase_never_goes_back(name: str) -> None:
+    record = SWEEPS[name]
+    everything = tuple(t.number for t in record.trials if t.feasible)  # far more than the true front
+    for plane in planes_of(replace(three_objectives(), trials=record.trials, front=everything)):
+        stairs = groups_of(replace(record, front=everything), plane).stairs
+        places = [(t.metrics[plane.across].median, t.metrics[plane.up].median) for t in stairs]
+        assert places == sorted(places)
+        assert [up for _, up in places] == sorted(up for _, up in places)
+
+
+def test_a_third_objective_that_pays_is_told_beside_the_pick() -> None:
+    record = three_objectives()
+    fastest = next(p for p in picks(record) if p.pick == "fastest")
+    assert "% prompt speed" in fastest.words
+
+
+def test_a_pick_says_what_it_chooses() -> None:
+    text = Page(html_report(SWEEPS["gpu"])).text
+    assert "within:5%: the least power while decoding within 5 % of the best decode speed" in text
+
+
+def test_a_caveat_of_some_trials_names_them_and_not_the_sweep() -> None:
+    made = SWEEPS["gpu"]
+    first = made.front[0]
+    off = next(t.number for t in made.trials if t.feasible and t.number not in (*made.front, made.baseline))
+    noisy = replace(
+        made,
+        caveats=(Caveat.NOISY,),  # a sweep's caveats are those of any of its trials
+        trials=tuple(
+            replace(t, caveats=(Caveat.NOISY,)) if t.number in (first, off) else t for t in made.trials
+        ),
+    )
+    assert f"(#{first} and 1 off the front)" in next(x for x in advice_lines(noisy) if x.startswith("noisy"))
+    whole = replace(made, caveats=(Caveat.DRIFT,))
+    assert [x for x in advice_lines(whole) if x.startswith("drift")] == [f"drift: {Caveat.DRIFT.advice}"]
