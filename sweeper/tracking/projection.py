@@ -11,7 +11,8 @@ from datetime import UTC, datetime
 from typing import Any, Literal
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
-from sweeper.report.words import clean, figure, label
+from sweeper.report.caveats import reason
+from sweeper.report.words import clean, figure, unit
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -240,13 +241,13 @@ def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
                 parts.append(_short(record, objective.metric, reading))
     if trial.state != "complete":
         parts.append(trial.state.replace("_", " "))
+    elif not trial.feasible:
+        parts.append("outside the constraints")
     return " · ".join(parts)
 
 
 def _short(record: SweepRecord, metric: str, reading: Reading) -> str:
-    known = label(metric)
-    doubt = f" {record.power.kind}" if known.power and record.power.kind != "measured" else ""
-    return f"{figure(reading.median)} {known.unit or metric}{doubt}"
+    return f"{figure(reading.median)} {unit(metric, record.power)}"
 
 
 def _trial_note(trial: TrialRecord) -> str:
@@ -256,6 +257,8 @@ def _trial_note(trial: TrialRecord) -> str:
         parts.append(
             f"**{trial.state.replace('_', ' ')}**: {clean(trial.reason or 'no reason was recorded')}"
         )
+    elif not trial.feasible:
+        parts.append(f"**{clean(reason(trial))}**: it cannot be recommended")
     parts += [f"- {caveat.advice}" for caveat in trial.caveats]
     if trial.log_tail:
         lines = "\n".join(clean(line).replace("```", "'''") for line in trial.log_tail)

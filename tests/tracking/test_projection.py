@@ -131,3 +131,15 @@ def test_a_view_shows_only_this_sweeps_trials_and_what_was_swept() -> None:
     assert (scatter["xaxis"]["key"], scatter["yaxis"]["key"]) == ("watts", "tokens_per_second")
     assert parallel["selectedParams"] == ["n_threads", "n_threads_batch", "n_batch", "flash_attn"]
     assert len(value) <= TAG_LIMIT
+
+
+def test_a_trial_outside_a_constraint_says_so_in_its_name_and_its_description() -> None:
+    image = trial_image(record(), trial(1, violations={"kl_divergence <= 0.1": 0.05}))
+    assert image.status == "FINISHED"
+    assert image.name.endswith("outside the constraints")
+    assert "measured, but outside kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
+
+
+def test_a_stopped_sweep_still_answers_first() -> None:
+    text = describe(replace(record(), state="stopped", stopped_because="Ctrl-C"))
+    assert text.index("sweeper apply") < text.index("**Run this**") < text.index("was stopped** (Ctrl-C)")
