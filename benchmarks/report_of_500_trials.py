@@ -31,12 +31,13 @@ from sweeper.report.html import html_report
 MOST_BYTES = 6_000_000
 MOST_SECONDS = 2.0
 DRAWN = "document.documentElement?.dataset.drawn === 'yes'"
-DONE = f"{DRAWN} && window.firstWholeFrame > 0"
+PAINTED = "performance.getEntriesByName('first-contentful-paint').length > 0"
+DONE = f"{DRAWN} && window.firstWholeFrame > 0 && {PAINTED}"
 # Two frames after the load event everything that stands in the page was laid out and painted.
 WATCH = """addEventListener("load", () => requestAnimationFrame(() => requestAnimationFrame(
     () => { window.firstWholeFrame = performance.now(); })));"""
 MOMENTS = {
-    "paint": "performance.getEntriesByName('first-contentful-paint')[0]?.startTime",
+    "paint": "performance.getEntriesByName('first-contentful-paint')[0].startTime",
     "load": "performance.getEntriesByType('navigation')[0].loadEventEnd",
     "front": "Number(document.documentElement.dataset.drawnAt)",
     "all": "window.firstWholeFrame",
