@@ -180,6 +180,7 @@ class PowerSource:
     update_period_seconds: float | None = None
     device: str | None = None  # UUID, zone, PCI address, or host of a plug
     note: str | None = None  # for example what an estimate rests on
+    settling_seconds: float | None = None  # of averaged power: until then a step is not shown in full
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
@@ -19,6 +19,7 @@ class Sample:
     energy_joules: float | None = None
     power_watts: float | None = None
     epoch: int = 0  # counts up where the counter lost its origin: energies of two epochs do not subtract
+    parts: tuple[Sample, ...] = ()  # of a sum: each device's own, refreshed at moments of its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,6 +137,11 @@ class LimitControl(Protocol):
 
     def reasons(self) -> Mapping[str, str]:
         """For each limit that cannot be set: why, and how to grant it, in one line."""
+        ...
+
+    @property
+    def outcomes(self) -> Sequence[object]:
+        """What leaving did to each limit that was set, as words by ``str``; empty before."""
         ...
 
     def set(self, name: str, value: int | None) -> LimitInForce:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from sweeper.errors import ConfigError, ReadingFailed
 from sweeper.power.base import DeviceState, Sample, Sensor
@@ -15,6 +15,20 @@ from sweeper.records import Caveat, PowerSource
 
 if TYPE_CHECKING:
     from sweeper.power.trust import Trust
+
+
+@runtime_checkable
+class PowerBeside(Protocol):
+    """A sensor that reads power beside its counter, so that one can be checked against the other."""
+
+    @property
+    def power_source(self) -> PowerSource:
+        """What ``source`` would be without the counter."""
+        ...
+
+    def leave_power_out(self) -> None:
+        """Read the counter alone from now on."""
+        ...
 
 
 class SumSensor:
@@ -29,7 +43,20 @@ class SumSensor:
     @property
     def source(self) -> PowerSource:
         """The first one's source, over all devices; the longest update period."""
-        sources = [sensor.source for sensor in self._sensors]
+        return self._over_all([sensor.source for sensor in self._sensors])
+
+    @property
+    def power_source(self) -> PowerSource:
+        """What ``source`` would be without counters."""
+        return self._over_all([_power_source(sensor) for sensor in self._sensors])
+
+    def leave_power_out(self) -> None:
+        """Read no power beside a counter any more."""
+        for sensor in self._sensors:
+            if isinstance(sensor, PowerBeside):
+                sensor.leave_power_out()
+
+    def _over_all(self, sources: Sequence[PowerSource]) -> PowerSource:
         periods = [s.update_period_seconds for s in sources if s.update_period_seconds is not None]
         notes = dict.fromkeys(s.note for s in sources if s.note)
         total = f"the sum of {len(sources)} devices"
@@ -38,6 +65,7 @@ class SumSensor:
             update_period_seconds=max(periods, default=None),
             device="+".join(s.device or "?" for s in sources),
             note="; ".join([total, *notes]),
+            settling_seconds=max((s.settling_seconds for s in sources if s.settling_seconds), default=None),
         )
 
     @property
@@ -82,6 +110,7 @@ class SumSensor:
             energy_joules=None if None in joules else sum(j for j in joules if j is not None),
             power_watts=None if None in watts else sum(w for w in watts if w is not None),
             epoch=sum(s.epoch for s in samples),
+            parts=tuple(samples),
         )
 
     def state(self) -> DeviceState:
@@ -125,15 +154,15 @@ class TrustedSensor:
     def source(self) -> PowerSource:
         """The sensor's source with the update period that was found."""
         source = self._sensor.source
-        interface = source.interface
         if self._trust.counter_stands_still:
-            interface = f"power instead of {interface}, which stands still"
+            interface = f"power instead of {source.interface}, which stands still"
+            source = replace(_power_source(self._sensor), interface=interface)
         period = self._trust.period_seconds
-        return replace(
-            source,
-            interface=interface,
-            update_period_seconds=source.update_period_seconds if period is None else period,
-        )
+        if period is None:
+            return source
+        if source.settling_seconds is not None:  # a mean is no finer for being refreshed more often
+            period = max(period, source.update_period_seconds or 0.0)
+        return replace(source, update_period_seconds=period)
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
@@ -142,8 +171,10 @@ class TrustedSensor:
         return tuple(dict.fromkeys((*self._sensor.caveats, *found)))
 
     def open(self) -> None:
-        """As the sensor."""
+        """As the sensor; power beside a counter that counts was read often enough."""
         self._sensor.open()
+        if isinstance(self._sensor, PowerBeside) and self._trust.counter_period_seconds is not None:
+            self._sensor.leave_power_out()
 
     def read(self) -> Sample:
         """As the sensor, without the energy of a counter that stands still.
@@ -158,7 +189,8 @@ class TrustedSensor:
             raise ReadingFailed(
                 f"{self._sensor.source.interface} stands still, and there is no power reading"
             )
-        return replace(sample, energy_joules=None)
+        parts = tuple(replace(part, energy_joules=None) for part in sample.parts)
+        return replace(sample, energy_joules=None, parts=parts)
 
     def state(self) -> DeviceState:
         """As the sensor."""
@@ -167,3 +199,7 @@ class TrustedSensor:
     def close(self) -> None:
         """As the sensor."""
         self._sensor.close()
+
+
+def _power_source(sensor: Sensor) -> PowerSource:
+    return sensor.power_source if isinstance(sensor, PowerBeside) else sensor.source

@@ -1,9 +1,9 @@
 """From samples to joules: pure functions, with an error bar, and a reason wherever there is no answer.
 
-A sensor refreshes its value once an update period u and holds it, so a sample taken at t tells of t − u/2 on
-average: samples are moved back by that much. What is left at the two ends of an unaligned window is at most
-u/T of its energy (MEASUREMENT.md, "Per trial", 4), and that is the error bar. Nothing here answers 0: a
-window whose energy cannot be known has ``joules=None`` and says why.
+A sensor refreshes its value once an update period u and holds it. A counter is read at its edges (see
+`sweeper.power.counter_edges`); a power sample taken at t tells of t − u/2 on average, and is moved back by that
+much. What is left at the two ends of an unaligned window is at most u/T of its energy (MEASUREMENT.md, "Per
+trial", 4). Nothing here answers 0: a window whose energy cannot be known has ``joules=None`` and says why.
 """
 
 from __future__ import annotations
@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sweeper.power.base import Sample
+from sweeper.power.counter_edges import energy_between
 
 # A counter that does not move for this long, and for this many of its update periods, stands still: even a
 # sleeping CPU package or GPU draws enough to move a counter of mJ within milliseconds.
@@ -86,31 +87,53 @@ class CounterTrack:
 
 
 def integrate(
-    samples: Sequence[Sample], started: float, ended: float, update_period_seconds: float | None = None
+    samples: Sequence[Sample],
+    started: float,
+    ended: float,
+    update_period_seconds: float | None = None,
+    settling_seconds: float | None = None,
 ) -> Integral:
     """Energy between two ``time.monotonic()`` moments: from the counter where there is one, else from power.
 
     Args:
-        samples: in any order; doubled ones do no harm.
+        samples: in any order; doubled ones do no harm. Devices that are summed are integrated one by one.
         started: beginning of the window.
         ended: end of the window.
         update_period_seconds: the sensor's u, None where it is not known (then taken as 0).
+        settling_seconds: how long power takes to show a step in full; None where it shows it at once.
     """
     period = update_period_seconds or 0.0
     if not ended > started:
         return _nothing("the window has no length", 0, None)
+    devices = {len(sample.parts) for sample in samples}
+    if len(devices) == 1 and (count := devices.pop()):
+        each = [[sample.parts[index] for sample in samples] for index in range(count)]
+        return _total([integrate(own, started, ended, period, settling_seconds) for own in each])
     if any(sample.energy_joules is not None for sample in samples):
         return _integrate_counter(samples, started, ended, period)
-    return _integrate_power(samples, started, ended, period)
+    if settling_seconds and ended - started >= 2 * settling_seconds:
+        return _integrate_mean_power(samples, started, ended, period, settling_seconds)
+    period = max(period, settling_seconds or 0.0)
+    return _integrate_power(samples, started, ended, period, age=period / 2)
+
+
+def _total(each: Sequence[Integral]) -> Integral:
+    """The sum over devices; without one of them there is none. Their errors may all point the same way."""
+    for one in each:
+        if one.joules is None:
+            return one
+    joules = sum(one.joules or 0.0 for one in each)
+    error = sum((one.joules or 0.0) * (one.error_fraction or 0.0) for one in each)
+    gap = max(one.largest_gap_seconds or 0.0 for one in each)
+    return Integral(joules, None, min(one.samples for one in each), gap, error / joules)
 
 
 def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, period: float) -> Integral:
-    found = [
-        (s.monotonic_seconds - period / 2, s.energy_joules, s.epoch)
+    by_time = {
+        s.monotonic_seconds: (s.energy_joules, s.epoch)
         for s in samples
         if s.energy_joules is not None and math.isfinite(s.energy_joules)
-    ]
-    by_time = {moment: (joules, epoch) for moment, joules, epoch in found}
+    }
     times = sorted(by_time)
     span = _span(times, started, ended, max(period, EDGE_SECONDS))
     if isinstance(span, str):
@@ -121,18 +144,21 @@ def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, 
     reason = _broken(inside, energies, [by_time[t][1] for t in inside], period)
     if reason is not None:
         return _nothing(reason, len(inside), gap)
-    joules = _counter_at(inside, energies, ended) - _counter_at(inside, energies, started)
-    if joules <= 0:
+    if energies[-1] == energies[0]:
         return _nothing("the energy counter stood still over the whole window", len(inside), gap)
-    edges = _edge_gap(inside, started) + _edge_gap(inside, ended)
-    # A step of power between two readings bends the straight line by at most a quarter of their distance.
-    error = max(period, edges / 4) / (ended - started)
-    return Integral(joules, None, len(inside), gap, error)
+    energy = energy_between(list(zip(inside, energies, strict=True)), started, ended, period)
+    if energy is None or not energy.joules > 0 or not math.isfinite(energy.joules):
+        seconds = ended - started
+        return _nothing(f"the counter showed too few refreshes in a {seconds:.2f} s window", len(inside), gap)
+    return Integral(energy.joules, None, len(inside), gap, energy.error_joules / energy.joules)
 
 
-def _integrate_power(samples: Sequence[Sample], started: float, ended: float, period: float) -> Integral:
+def _integrate_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, age: float
+) -> Integral:
+    """Trapezoids over power that is ``age`` seconds old when it is read."""
     by_time = {
-        s.monotonic_seconds - period / 2: s.power_watts
+        s.monotonic_seconds - age: s.power_watts
         for s in samples
         if s.power_watts is not None and math.isfinite(s.power_watts) and s.power_watts >= 0
     }
@@ -151,10 +177,31 @@ def _integrate_power(samples: Sequence[Sample], started: float, ended: float, pe
             len(inside),
             gap,
         )
-    joules = _trapezoids(inside, [by_time[t] for t in inside], started, ended)
+    # The load begins and ends with the window: what may have been taken outside of it tells of rest, and where
+    # there are others, the ends are taken at the power of the values beside them.
+    certain = [t for t in inside if started + age <= t <= ended - age]
+    used = certain if len(certain) > 1 else inside
+    joules = _trapezoids(used, [by_time[t] for t in used], started, ended)
     if joules <= 0:
         return _nothing("the sensor read 0 W over the whole window", len(inside), gap)
     return Integral(joules, None, len(inside), gap, max(period, gap) / seconds)
+
+
+def _integrate_mean_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, settling: float
+) -> Integral:
+    """Power that is a mean over the time before it: until it has settled it tells of what ran before the window.
+
+    The rest of the window stands for all of it: each value looks back, so its first moments are in there too,
+    with less weight than the others. What little they may differ is in the bar, as if u were the settling time.
+    """
+    settled = [s for s in samples if s.monotonic_seconds >= started + settling]
+    rest = _integrate_power(settled, started + settling, ended, period, age=0.0)
+    if rest.joules is None:
+        return rest
+    seconds = ended - started
+    bar = max(period, settling, rest.largest_gap_seconds or 0.0) / seconds
+    return replace(rest, joules=rest.joules * seconds / (seconds - settling), error_fraction=bar)
 
 
 def _nothing(reason: str, samples: int, gap: float | None) -> Integral:
@@ -196,27 +243,6 @@ def _broken(
         elif moment - still_since > max(STILL_SECONDS, STILL_PERIODS * period):
             return f"the energy counter stood still for {moment - still_since:.1f} s inside the window"
     return None
-
-
-def _counter_at(times: Sequence[float], energies: Sequence[float], moment: float) -> float:
-    """The counter at a moment: a straight line between samples; the window's mean slope just beyond them."""
-    if moment <= times[0] or moment >= times[-1]:
-        end = 0 if moment <= times[0] else -1
-        slope = (energies[-1] - energies[0]) / (times[-1] - times[0])
-        return energies[end] + slope * (moment - times[end])
-    after = bisect_right(times, moment)
-    share = (moment - times[after - 1]) / (times[after] - times[after - 1])
-    return energies[after - 1] + share * (energies[after] - energies[after - 1])
-
-
-def _edge_gap(times: Sequence[float], moment: float) -> float:
-    """Distance of the two samples around a moment; beyond the last sample, four times the way there."""
-    if moment <= times[0]:
-        return 4 * (times[0] - moment)
-    if moment >= times[-1]:
-        return 4 * (moment - times[-1])
-    after = bisect_right(times, moment)
-    return times[after] - times[after - 1]
 
 
 def _power_at(times: Sequence[float], watts: Sequence[float], moment: float) -> float:

@@ -2,7 +2,9 @@
 
 A thread reads its sensor once a second while nothing is measured (so that no counter wraps unseen and the
 live display has a figure) and at ``hz`` while a window is open, plus once as the window opens and once as it
-closes. Each sensor has a thread of its own: a plug that takes a second to answer delays no GPU counter.
+closes. Where more looks tell more (a counter's edges, power that is refreshed faster) it looks up to five times
+as often, as far as the budget of processor time goes. Each sensor has a thread of its own: a plug that takes a
+second to answer delays no GPU counter.
 """
 
 from __future__ import annotations
@@ -29,6 +31,19 @@ STATE_SECONDS = 0.5
 BESIDE_WAIT_SECONDS = 1.0
 # A sensor whose period was not found out is taken to refresh this often: NVML's usual value.
 UNKNOWN_PERIOD_SECONDS = 0.1
+# More looks than two at each value of a slow sensor tell little new, and cost it dearly.
+LOOKS_PER_SLOW_VALUE = 2
+# A counter's edge is known to one look: five looks at each refresh place it to a tenth of its period.
+LOOKS_PER_EDGE = 5
+# The most looks for each one that ``hz`` asks for.
+LOOKS_PER_SAMPLE = 5
+# What looking more often than ``hz`` may cost, in processor time: with a busy machine's noise it stays below 1 %
+# of a core. Each sensor beside the ranking one takes its part of it.
+MOST_BUSY_SHARE = 0.008
+# A pause shorter than a tenth of a second needs no waking, and sleeping costs a third less than an event.
+SHORT_SECONDS = 0.1
+# The live display averages over this long at least.
+LIVE_SECONDS = 0.5
 # A cap met in one sample of twenty is a cap that shapes the figure; a single sample can be a start-up spike.
 CAPPED_SHARE = 0.05
 
@@ -42,17 +57,47 @@ class _Take:
     failures: list[str] = field(default_factory=list)
 
 
+def look_seconds(
+    period: float | None, is_counter: bool, hz: float, cost_seconds: float, busy_share: float
+) -> float:
+    """Seconds between two looks at a sensor while a window is open. Pure.
+
+    Args:
+        period: its update period in s, None where it is not known.
+        is_counter: whether it gives energy.
+        hz: samples a second that are asked for.
+        cost_seconds: processor time of one look.
+        busy_share: the share of a core that looks beyond ``hz`` may take; 0 for none.
+    """
+    asked = 1.0 / hz
+    if period is None:
+        return asked
+    if period > 2 * asked:
+        return min(RESTING_SECONDS, period / LOOKS_PER_SLOW_VALUE)
+    if busy_share <= 0:
+        return asked
+    least = max(asked / LOOKS_PER_SAMPLE, cost_seconds / busy_share)
+    dense = max(least, period / LOOKS_PER_EDGE if is_counter else period)
+    if is_counter and dense >= period:  # it refreshes between any two looks: more of them tell nothing more
+        return asked
+    return min(asked, dense)
+
+
 class Sampler:
     """One sensor and the thread that reads it."""
 
-    def __init__(self, sensor: Sensor, hz: float, clock: Callable[[], float]) -> None:
+    def __init__(self, sensor: Sensor, hz: float, clock: Callable[[], float], busy_share: float) -> None:
         self.sensor = sensor
         self.latest: Sample | None = None
-        self.before_latest: Sample | None = None
         self.latest_state: DeviceState | None = None
         self.busy_seconds = 0.0  # processor time that the thread has used
-        # More than two looks at each refreshed value tell nothing new, and cost the slow sensors dearly.
-        self._period = max(1.0 / hz, min(RESTING_SECONDS, (sensor.source.update_period_seconds or 0.0) / 2))
+        self._hz = hz
+        self._busy_share = busy_share
+        self._looks = 0
+        self._period_seconds: float | None = None
+        # For live watts of a counter: a sample that is old enough, and the one that will be.
+        self._mark: Sample | None = None
+        self._next_mark: Sample | None = None
         self._clock = clock
         self._takes: list[_Take] = []
         self._next_state = float("-inf")
@@ -64,6 +109,7 @@ class Sampler:
     def start(self) -> None:
         """Open the sensor and begin to sample."""
         self.sensor.open()
+        self._period_seconds = self.sensor.source.update_period_seconds
         self._stopping = False
         name = f"power-{self.sensor.source.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -106,9 +152,19 @@ class Sampler:
     def _run(self) -> None:
         while not self._stopping:
             self.take_one()
+            self._looks += 1
             self.busy_seconds = time.thread_time()
-            self._wake.wait(self._period if self._takes else RESTING_SECONDS)
-            self._wake.clear()
+            pause = self._pause_seconds() if self._takes else RESTING_SECONDS
+            if pause <= SHORT_SECONDS:
+                time.sleep(pause)
+            else:
+                self._wake.wait(pause)
+                self._wake.clear()
+
+    def _pause_seconds(self) -> float:
+        is_counter = self.latest is not None and self.latest.energy_joules is not None
+        cost = self.busy_seconds / self._looks
+        return look_seconds(self._period_seconds, is_counter, self._hz, cost, self._busy_share)
 
     def _read(self) -> None:
         """One sample into every open take. A failure is kept as words: the integral decides what it means."""
@@ -118,13 +174,32 @@ class Sampler:
             for take in self._takes:
                 take.failures.append(str(error))
             return
-        self.before_latest, self.latest = self.latest, sample
+        self._remember(sample)
         for take in self._takes:
             take.samples.append(sample)
         now = self._clock()
         if now >= self._next_state:
             self._next_state = now + STATE_SECONDS
             self._read_state()
+
+    def _remember(self, sample: Sample) -> None:
+        self.latest = sample
+        newest = self._next_mark
+        if newest is None or sample.monotonic_seconds - newest.monotonic_seconds >= LIVE_SECONDS:
+            self._mark, self._next_mark = newest, sample
+
+    def watts_now(self) -> float | None:
+        """Power at the last look, or a counter's over the last half second or more; None before there is one."""
+        latest, mark = self.latest, self._mark or self._next_mark
+        if latest is None:
+            return None
+        if latest.power_watts is not None:
+            return latest.power_watts
+        if mark is None or mark.energy_joules is None or latest.energy_joules is None:
+            return None
+        seconds = latest.monotonic_seconds - mark.monotonic_seconds
+        joules = latest.energy_joules - mark.energy_joules
+        return joules / seconds if seconds > 0 and joules > 0 and latest.epoch == mark.epoch else None
 
     def _read_state(self) -> None:
         try:
@@ -163,13 +238,14 @@ class SampledMeter:
         Args:
             sensor: the one that ranks.
             beside: recorded in each reading's ``beside``; they never rank and are never added.
-            hz: samples a second while a window is open, at most 20.
+            hz: samples a second while a window is open, at most 20; the ranking sensor is looked at up to five
+                times as often where its refreshes would go unseen otherwise.
             clock: seconds; says when temperatures and clocks are due again. Sensors stamp samples themselves.
         """
         if not LEAST_SAMPLE_HZ <= hz <= MOST_SAMPLE_HZ:
             raise ConfigError(f"power.sample_hz={hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}")
-        self._ranking = Sampler(sensor, hz, clock)
-        self._beside = tuple(Sampler(other, hz, clock) for other in beside)
+        self._ranking = Sampler(sensor, hz, clock, MOST_BUSY_SHARE / (1 + len(beside)))
+        self._beside = tuple(Sampler(other, hz, clock, busy_share=0.0) for other in beside)
 
     @property
     def source(self) -> PowerSource:
@@ -178,8 +254,9 @@ class SampledMeter:
 
     @property
     def update_period_seconds(self) -> float:
-        """The ranking sensor's update period in seconds."""
-        return self.source.update_period_seconds or UNKNOWN_PERIOD_SECONDS
+        """The ranking sensor's update period in seconds, or the time that it takes to settle where that is more."""
+        source = self.source
+        return max(source.update_period_seconds or UNKNOWN_PERIOD_SECONDS, source.settling_seconds or 0.0)
 
     @property
     def busy_seconds(self) -> float:
@@ -208,16 +285,7 @@ class SampledMeter:
 
     def watts_now(self) -> float | None:
         """The latest power in W, for the live display only; None before there is one."""
-        latest, before = self._ranking.latest, self._ranking.before_latest
-        if latest is None:
-            return None
-        if latest.power_watts is not None:
-            return latest.power_watts
-        if before is None or before.energy_joules is None or latest.energy_joules is None:
-            return None
-        seconds = latest.monotonic_seconds - before.monotonic_seconds
-        joules = latest.energy_joules - before.energy_joules
-        return joules / seconds if seconds > 0 and joules > 0 and latest.epoch == before.epoch else None
+        return self._ranking.watts_now()
 
     def temperature_celsius(self) -> float | None:
         """The ranking device's temperature in °C at the last look, or None."""
@@ -241,7 +309,7 @@ class SampledMeter:
 def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> EnergyReading:
     source = sensor.source
     period = source.update_period_seconds
-    integral = integrate(take.samples, started, ended, period)
+    integral = integrate(take.samples, started, ended, period, source.settling_seconds)
     reason = integral.reason
     if reason is not None and take.failures:
         reason = f"{reason}: {take.failures[-1]}"

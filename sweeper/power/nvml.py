@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,10 +28,13 @@ from sweeper.records import Caveat, PowerSource, Scope
 # of 2026 are rated at 1,400 W, and spikes reach about twice the rating.
 MOST_WATTS = 3000.0
 # Update periods before they are found out. Published measurements of 70 chips (arXiv 2312.02741) lie at 20 to
-# 100 ms; the longer is the careful one. A mean of the last second cannot be told apart within it.
+# 100 ms; the longer is the careful one. A mean of the last second cannot be told apart within it, however often
+# it is refreshed.
 COUNTER_PERIOD_SECONDS = 0.1
-FIELD_PERIOD_SECONDS = 0.1
-USAGE_PERIOD_SECONDS = 1.0
+INSTANT_PERIOD_SECONDS = 0.1
+AVERAGE_PERIOD_SECONDS = 1.0
+# Such a mean shows a step of power in full after 1.2 s (the same paper, on A100 and H100).
+AVERAGE_SETTLING_SECONDS = 1.2
 
 # NVML_CLOCKS_EVENT_REASON_*: those that slow the GPU down, by our names. Idleness and clocks that a user set
 # are no throttling.
@@ -96,6 +99,7 @@ class _Rung:
     scope: Scope
     period: float
     read: Callable[[], float] = _no_power  # W
+    settling: float | None = None  # s until a step shows in full
 
 
 class NvmlSensor:
@@ -126,11 +130,26 @@ class NvmlSensor:
         self._power: _Rung | None = None
         self._track: CounterTrack | None = None
         self.driver: str | None = None
+        self._reads_power_beside = True
 
     @property
     def source(self) -> PowerSource:
         """NVML, with the interface that answered when the sensor was last opened."""
         return self._source
+
+    @property
+    def power_source(self) -> PowerSource:
+        """What ``source`` would be without the counter."""
+        rung = self._power
+        if rung is None:
+            return self._source
+        return replace(
+            self._source,
+            interface=rung.interface,
+            scope=rung.scope,
+            update_period_seconds=rung.period,
+            settling_seconds=rung.settling,
+        )
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
@@ -176,8 +195,14 @@ class NvmlSensor:
         moment = (before + self._clock()) / 2
         joules, epoch = self._track.advance(moment, millijoules / 1000)
         # Power stands beside the counter only: without it the sample still counts.
-        watts_beside = None if self._power is None else _first(self._power.read)
+        watts_beside = (
+            _first(self._power.read) if self._power is not None and self._reads_power_beside else None
+        )
         return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
+
+    def leave_power_out(self) -> None:
+        """Read no power beside the counter any more: once the two were compared, it only costs."""
+        self._reads_power_beside = False
 
     def state(self) -> DeviceState:
         """Temperature, SM clock, throttling, cap and other processes; None for what the GPU does not tell.
@@ -240,7 +265,9 @@ class NvmlSensor:
                 "choose power=hwmon, power=plug or power=battery"
             )
         note = self._say(name)
-        self._source = PowerSource("nvml", used.interface, used.scope, "measured", used.period, uuid, note)
+        self._source = PowerSource(
+            "nvml", used.interface, used.scope, "measured", used.period, uuid, note, used.settling
+        )
 
     def _counts(self) -> bool:
         """Whether the GPU has an energy counter that has counted something; a fresh one is given a moment."""
@@ -262,25 +289,27 @@ class NvmlSensor:
             ("module", nv.NVML_POWER_SCOPE_MODULE),
         )
         fields = (
-            ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT),
-            ("POWER_AVERAGE", nv.NVML_FI_DEV_POWER_AVERAGE),
+            ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT, INSTANT_PERIOD_SECONDS, None),
+            ("POWER_AVERAGE", nv.NVML_FI_DEV_POWER_AVERAGE, AVERAGE_PERIOD_SECONDS, AVERAGE_SETTLING_SECONDS),
         )
         ladder = [
             _Rung(
                 f"nvmlDeviceGetFieldValues({name}, {scope})",
                 scope,
-                FIELD_PERIOD_SECONDS,
+                period,
                 partial(_read_field, handle, field, number),
+                settling,
             )
             for scope, number in scopes
-            for name, field in fields
+            for name, field, period, settling in fields
         ]
         ladder.append(
             _Rung(
                 "nvmlDeviceGetPowerUsage",
                 "gpu",
-                USAGE_PERIOD_SECONDS,
+                AVERAGE_PERIOD_SECONDS,
                 lambda: float(nv.nvmlDeviceGetPowerUsage(handle) / 1000),
+                AVERAGE_SETTLING_SECONDS,
             )
         )
         return next((rung for rung in ladder if (_first(rung.read) or 0) > 0), None)

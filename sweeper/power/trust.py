@@ -34,7 +34,7 @@ SHORT_SECONDS = 2.0
 MOST_CONFLICT = 0.05
 # Below this many refreshes a period is a guess.
 LEAST_CHANGES = 5
-SCHEMA = 1
+SCHEMA = 2  # 1 took the sum of several devices for one
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,6 +65,10 @@ class Trust:
 def judge(samples: Sequence[Sample]) -> Trust:
     """What a burst of samples, in order, tells of their sensor. Pure."""
     seconds = samples[-1].monotonic_seconds - samples[0].monotonic_seconds if samples else 0.0
+    devices = len(samples[0].parts) if samples else 0
+    if devices:  # each refreshes at moments of its own: their sum changes more often than any of them
+        each = [judge([sample.parts[device] for sample in samples]) for device in range(devices)]
+        return _together(each, len(samples), seconds)
     counted = [(s.monotonic_seconds, s.energy_joules) for s in samples if s.energy_joules is not None]
     powers = [(s.monotonic_seconds, s.power_watts) for s in samples if s.power_watts is not None]
     still = len(counted) > 1 and counted[0][1] == counted[-1][1]
@@ -76,6 +80,27 @@ def judge(samples: Sequence[Sample]) -> Trust:
         counter_stands_still=still,
         conflict_fraction=None if still else _conflict(counted, powers),
     )
+
+
+def _together(each: Sequence[Trust], polls: int, seconds: float) -> Trust:
+    """Devices whose watts are summed: as slow, and as far from the truth, as the worst of them."""
+    counters = [trust.counter_period_seconds for trust in each]
+    powers = [trust.power_period_seconds for trust in each]
+    conflicts = [trust.conflict_fraction for trust in each if trust.conflict_fraction is not None]
+    still = any(trust.counter_stands_still for trust in each)
+    return Trust(
+        polls=polls,
+        seconds=seconds,
+        counter_period_seconds=None if still else _longest(counters),
+        power_period_seconds=_longest(powers),
+        counter_stands_still=still,
+        conflict_fraction=None if still else max(conflicts, default=None),
+    )
+
+
+def _longest(periods: Sequence[float | None]) -> float | None:
+    """The longest, or None where one of them is not known."""
+    return None if None in periods else max(period for period in periods if period is not None)
 
 
 def examine_sensor(

@@ -8,13 +8,15 @@ from pathlib import Path
 
 import pytest
 from fake_plugs import FakePlug, serving
+from hypothesis import given
+from hypothesis import strategies as st
 from sysfs_trees import plant, running
 
 from sweeper.errors import ConfigError, ReadingFailed, SensorMissingError
 from sweeper.power.base import DeviceState, Sample
 from sweeper.power.discover import measure_idle
 from sweeper.power.estimate import EstimateSensor
-from sweeper.power.meter import SampledMeter
+from sweeper.power.meter import SampledMeter, look_seconds
 from sweeper.power.plug import PlugSensor
 from sweeper.power.rapl import RaplSensor
 from sweeper.power.settings import EstimateSettings, PlugSettings
@@ -24,7 +26,10 @@ from sweeper.records import Caveat, EnergyReading, PowerSource, from_plain, to_p
 class Scripted:
     """A sensor whose power, state and failures a test sets; it is a real one to the meter."""
 
-    def __init__(self, watts: float = 50.0, period: float | None = 0.02) -> None:
+    def __init__(
+        self, watts: float = 50.0, period: float | None = 0.02, settling: float | None = None
+    ) -> None:
+        self.settling = settling
         self.watts = watts
         self.period = period
         self.failure: str | None = None
@@ -35,7 +40,9 @@ class Scripted:
 
     @property
     def source(self) -> PowerSource:
-        return PowerSource("scripted", "test", "custom", "measured", update_period_seconds=self.period)
+        return PowerSource(
+            "scripted", "test", "custom", "measured", self.period, settling_seconds=self.settling
+        )
 
     def open(self) -> None:
         self.is_open = True
@@ -170,13 +177,58 @@ def test_temperatures_clocks_and_reasons_are_gathered() -> None:
 
 
 def test_rests_between_windows_and_samples_at_its_rate_inside() -> None:
-    sensor = Scripted()
-    with SampledMeter(sensor, hz=20) as meter:
+    sensor = Scripted(period=0.1)
+    with SampledMeter(sensor, hz=10) as meter:
         time.sleep(0.4)
         at_rest = sensor.reads
         reading = _window(meter, 0.6)
     assert at_rest <= 2
     assert 5 <= reading.samples <= 15
+
+
+@pytest.mark.parametrize(
+    ("period", "is_counter", "cost", "seconds"),
+    [
+        (None, True, 0.0, 0.1),  # nothing to go by
+        (0.001, True, 0.0, 0.1),  # RAPL: every look sees a fresh value
+        (0.02, True, 0.0, 0.1),  # five looks a period would be too many, and one tells nothing more
+        (0.1, True, 0.0, 0.02),  # NVML's counter
+        (0.1, True, 0.0004, 0.05),  # a driver that takes long to answer: the budget goes first
+        (0.1, True, 0.01, 0.1),  # but what was asked for is kept
+        (0.02, False, 0.0, 0.02),
+        (0.1, False, 0.0, 0.1),
+        (1.2, False, 0.0, 0.6),  # a plug
+        (8.0, False, 0.0, 1.0),
+    ],
+)
+def test_looks_as_often_as_it_tells_something_and_may_cost(
+    period: float | None, is_counter: bool, cost: float, seconds: float
+) -> None:
+    assert look_seconds(period, is_counter, 10.0, cost, 0.008) == pytest.approx(seconds)
+
+
+@given(
+    period=st.floats(1e-4, 20.0),
+    is_counter=st.booleans(),
+    hz=st.floats(1.0, 20.0),
+    cost=st.floats(0.0, 0.01),
+)
+def test_looks_beyond_those_asked_for_keep_to_their_budget(
+    period: float, is_counter: bool, hz: float, cost: float
+) -> None:
+    pause = look_seconds(period, is_counter, hz, cost, 0.008)
+    assert pause >= 1 / hz / 5 * 0.999
+    assert pause >= 1 / hz * 0.999 or cost / pause <= 0.008 * 1.001
+    assert look_seconds(period, is_counter, hz, cost, 0.0) >= 1 / hz * 0.999
+
+
+def test_averaged_power_asks_for_windows_that_outlast_its_settling() -> None:
+    sensor = Scripted(settling=1.2)
+    with SampledMeter(sensor) as meter:
+        assert meter.update_period_seconds == 1.2
+        idle = measure_idle(meter, 0.1, windows=1)
+    assert idle is not None
+    assert idle.median == pytest.approx(50.0)
 
 
 def test_a_slow_sensor_is_asked_no_more_than_twice_a_period() -> None:

@@ -9,14 +9,15 @@ import time
 from collections.abc import Callable
 
 import pytest
-from fake_nvml import GPU_IS_LOST, H100_MIG, H200, LAPTOP_4060, NO_PERMISSION, RTX_4090, FakeNvml
+from fake_nvml import GPU_IS_LOST, H100_MIG, H200, LAPTOP_4060, NO_PERMISSION, RTX_4090, FakeGpu, FakeNvml
 
 from sweeper.errors import ConfigError, ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.power.composite import SumSensor
+from sweeper.power.composite import SumSensor, TrustedSensor
 from sweeper.power.meter import SampledMeter
 from sweeper.power.nvml import NvmlSensor, gpu_sensor, visible_devices
 from sweeper.power.plug import PlugSensor
 from sweeper.power.settings import PlugSettings
+from sweeper.power.trust import Trust
 from sweeper.records import Caveat
 
 MakeNvml = Callable[..., FakeNvml]
@@ -51,6 +52,39 @@ def test_goes_down_the_ladder_by_calling(
     assert _interface(fake_nvml) == (interface, scope)
 
 
+@pytest.mark.parametrize("is_averaged", [False, True])
+def test_a_mean_of_the_last_second_stays_one_however_often_it_is_refreshed(
+    is_averaged: bool, fake_nvml: FakeNvml
+) -> None:
+    if is_averaged:
+        fake_nvml.gpus[0].fail("field_power_instant")
+    still = Trust(100, 2.0, counter_stands_still=True, power_period_seconds=0.02)
+    with fake_nvml.in_process():
+        sensor = TrustedSensor(NvmlSensor("0"), still)
+        sensor.open()
+        source = sensor.source
+        sensor.close()
+    assert source.interface == f"power instead of {COUNTER}, which stands still"
+    assert source.update_period_seconds == (1.0 if is_averaged else 0.02)
+    assert source.settling_seconds == (1.2 if is_averaged else None)
+
+
+def test_power_beside_a_counter_is_read_for_the_trust_check_only(fake_nvml: FakeNvml) -> None:
+    with fake_nvml.in_process():
+        bare = NvmlSensor("0")
+        bare.open()
+        assert bare.read().power_watts is not None
+        bare.close()
+        both = SumSensor([NvmlSensor("0")])
+        for sensor in (NvmlSensor("0"), both):
+            trusted = TrustedSensor(sensor, Trust(100, 2.0, counter_period_seconds=0.02))
+            trusted.open()
+            sample = trusted.read()
+            trusted.close()
+            assert sample.energy_joules is not None
+            assert sample.power_watts is None
+
+
 def test_a_gpu_that_tells_nothing_is_missing(fake_nvml: FakeNvml) -> None:
     fake_nvml.gpus[0].fail(COUNTER, "nvmlDeviceGetFieldValues", "nvmlDeviceGetPowerUsage")
     with fake_nvml.in_process(), pytest.raises(SensorMissingError, match="neither energy nor power"):
@@ -69,15 +103,23 @@ def test_device_files_that_may_not_be_opened_are_a_matter_of_rights(fake_nvml: F
         NvmlSensor("0").open()
 
 
+def _truth_at(gpu: FakeGpu) -> tuple[float, float]:
+    """A moment, and the joules until then: asked again where the machine was busy in between."""
+    while True:
+        before, joules, after = time.monotonic(), gpu.truth().energy_joules, time.monotonic()
+        if after - before < 0.001:
+            return (before + after) / 2, joules
+
+
 def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: FakeNvml) -> None:
     gpu = fake_nvml.gpus[0]
     gpu.load(compute=0.6, memory=1.0)
     with fake_nvml.in_process(), SampledMeter(NvmlSensor("0")) as meter:
         with meter.window() as window:
             time.sleep(0.15)
-            started, before = time.monotonic(), gpu.truth().energy_joules
+            started, before = _truth_at(gpu)
             time.sleep(1.0)
-            ended, after = time.monotonic(), gpu.truth().energy_joules
+            ended, after = _truth_at(gpu)
         reading = window.reading(started, ended)
         assert meter.watts_now() is not None
         assert meter.temperature_celsius() is not None
@@ -92,6 +134,27 @@ def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: Fak
     assert reading.samples >= 6
     assert reading.largest_gap_seconds is not None
     assert reading.largest_gap_seconds < 1
+
+
+def test_a_slow_counter_keeps_to_its_bar_where_load_begins_and_ends_with_the_window(
+    fake_nvml: FakeNvml,
+) -> None:
+    gpu = fake_nvml.gpus[0]
+    gpu.update_period(energy_seconds=0.1)
+    sensor = TrustedSensor(NvmlSensor("0"), Trust(100, 2.0, counter_period_seconds=0.1))
+    with fake_nvml.in_process(), SampledMeter(sensor) as meter:
+        with meter.window() as window:
+            time.sleep(0.12)
+            gpu.load(memory=1.0)
+            started, before = _truth_at(gpu)
+            time.sleep(1.33)
+            ended, after = _truth_at(gpu)
+            gpu.load()
+        reading = window.reading(started, ended)
+    assert reading.joules is not None
+    assert reading.error_fraction is not None
+    assert abs(reading.joules - (after - before)) <= reading.error_fraction * reading.joules
+    assert reading.error_fraction < 0.2  # and a bar that says something
 
 
 def test_a_capped_window_says_so(fake_nvml: FakeNvml) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from sweeper.errors import ReadingFailed
 from sweeper.power.base import DeviceState, Sample
-from sweeper.power.composite import TrustedSensor
+from sweeper.power.composite import SumSensor, TrustedSensor
 from sweeper.power.nvml import NvmlSensor
 from sweeper.power.trust import Trust, cache_path, examine_sensor, judge, known_or_examined
 from sweeper.records import Caveat, PowerSource
@@ -37,8 +37,10 @@ class Staircase:
 
     driver = "580.1"
 
-    def __init__(self, clock: Clock, counter: float = 0.02, power: float = 0.1, gain: float = 1.0) -> None:
-        self.clock, self.counter, self.power, self.gain = clock, counter, power, gain
+    def __init__(
+        self, clock: Clock, counter: float = 0.02, power: float = 0.1, gain: float = 1.0, phase: float = 0.0
+    ) -> None:
+        self.clock, self.counter, self.power, self.gain, self.phase = clock, counter, power, gain, phase
         self.reads = 0
 
     @property
@@ -53,7 +55,7 @@ class Staircase:
 
     def read(self) -> Sample:
         self.reads += 1
-        refreshes = int(self.clock.now / self.counter + 1e-9)
+        refreshes = int((self.clock.now + self.phase) / self.counter + 1e-9)
         joules = 100.0 * self.gain * refreshes * self.counter
         watts = 100.0 + int(self.clock.now / self.power + 1e-9) % 2
         return Sample(self.clock.now, energy_joules=joules, power_watts=watts)
@@ -95,6 +97,19 @@ def test_a_counter_that_stands_still_is_left_aside() -> None:
     assert sample.power_watts is not None
     assert "stands still" in trusted.source.interface
     assert trusted.source.update_period_seconds == pytest.approx(0.1, abs=0.006)
+
+
+def test_a_sum_is_as_slow_as_its_slowest_device() -> None:
+    clock = Clock()
+    both = SumSensor([Staircase(clock, 0.1, phase=0.0), Staircase(clock, 0.1, phase=0.03)])
+    trust = examine_sensor(both, 10.0, clock, clock.sleep)
+    assert trust.counter_period_seconds == pytest.approx(0.1, abs=0.006)
+    one_dead = SumSensor([Staircase(clock, 0.1), Staircase(clock, 0.1, gain=0.0)])
+    trust = examine_sensor(one_dead, 10.0, clock, clock.sleep)
+    assert trust.counter_stands_still
+    sample = TrustedSensor(one_dead, trust).read()
+    assert sample.energy_joules is None
+    assert [part.energy_joules for part in sample.parts] == [None, None]
 
 
 def test_nothing_is_guessed_from_too_few_changes() -> None:
