@@ -16,11 +16,11 @@ from __future__ import annotations
 import math
 import time
 from itertools import pairwise
-from typing import get_args
+from typing import Protocol, get_args
 
 from sweeper.engine.base import Engine
-from sweeper.errors import MissingError, ReadingFailed, TrialFailed
-from sweeper.power.base import DeviceState, Sample, Sensor
+from sweeper.errors import LimitRefused, MissingError, ReadingFailed, TrialFailed
+from sweeper.power.base import DeviceState, LimitControl, LimitRange, Sample, Sensor
 from sweeper.power.meter import SampledMeter
 from sweeper.records import Caveat, Configuration, EnergyReading, Kind, Scope
 
@@ -209,3 +209,147 @@ class EngineContract:
         engine.load(configuration)
         engine.close()
         engine.close()
+
+
+class LimitedDevice(Protocol):
+    """The device behind a `LimitControl`, as another tool sees and sets it, in W or MHz."""
+
+    def limit(self, name: str) -> int | None:
+        """What is in force; None where nothing is locked."""
+        ...
+
+    def change(self, name: str, value: int) -> None:
+        """Set a limit past the control. Asked only of limits that are read back."""
+        ...
+
+
+class LimitControlContract:
+    """What all that sets limits keeps. Fixtures: ``limits``, not entered, and ``device``, what lies behind it.
+
+    One limit at least can be set, is read back, and leaves room between its lowest value and what was found.
+    """
+
+    def test_ranges_never_reach_above_what_was_found(
+        self, limits: LimitControl, device: LimitedDevice
+    ) -> None:
+        """A range is the device's own; what has none has a reason, in one line."""
+        assert limits.ranges()
+        for name, one in limits.ranges().items():
+            assert one.name == name
+            assert one.low < one.high
+            assert one.step >= 1
+            assert one.found == device.limit(name)
+            assert one.found is None or one.high <= one.found
+        for name, reason in limits.reasons().items():
+            assert name not in limits.ranges()
+            assert reason
+            assert "\n" not in reason
+
+    def test_entering_and_leaving_changes_nothing(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """Nor does asking for what was found."""
+        found = _shown(limits, device)
+        with limits:
+            for name in found:
+                assert limits.set(name, None).requested is None
+            assert _shown(limits, device) == found
+        assert _shown(limits, device) == found
+        assert not limits.outcomes
+
+    def test_tells_what_the_device_took(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """The device holds the value, or its next one below; what is read back is said, and else None."""
+        read_back = []
+        with limits:
+            for name, one in limits.ranges().items():
+                for value in (_between(one), one.low, one.high):
+                    taken = limits.set(name, value)
+                    assert (taken.name, taken.requested) == (name, value)
+                    shown = device.limit(name)
+                    assert shown is not None
+                    assert value - one.step < shown <= value
+                    assert taken.enforced in (None, shown)
+                    read_back.append(taken.enforced)
+        assert any(value is not None for value in read_back)
+
+    def test_refuses_what_is_out_of_range_and_touches_nothing(
+        self, limits: LimitControl, device: LimitedDevice
+    ) -> None:
+        """Below the device's least, above what was found, and what it does not have."""
+        found = _shown(limits, device)
+        with limits:
+            for name, one in limits.ranges().items():
+                assert _refusal(limits, name, one.low - 1)
+                assert _refusal(limits, name, one.high + 1)
+            assert _refusal(limits, "no_such_limit", 1)
+            assert _shown(limits, device) == found
+        assert not limits.outcomes
+
+    def test_gives_back_what_was_found(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """On leaving, and says so for each limit that was set; and again when it is entered again."""
+        found = _shown(limits, device)
+        for _ in range(2):
+            with limits:
+                for name, one in limits.ranges().items():
+                    limits.set(name, _between(one))
+                    limits.set(name, one.low)
+                    assert device.limit(name) == one.low
+            assert _shown(limits, device) == found
+            told = " ".join(str(outcome) for outcome in limits.outcomes)
+            assert all(name in told for name in found)
+
+    def test_gives_back_for_none(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """While it is still entered."""
+        with limits:
+            for name, one in limits.ranges().items():
+                limits.set(name, one.low)
+                limits.set(name, None)
+                assert device.limit(name) == one.found
+
+    def test_gives_back_after_an_error(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """And hands the error on."""
+        found = _shown(limits, device)
+        handed_on = False
+        try:
+            with limits:
+                for name, one in limits.ranges().items():
+                    limits.set(name, one.low)
+                _fail()
+        except ZeroDivisionError:
+            handed_on = True
+        assert handed_on
+        assert _shown(limits, device) == found
+
+    def test_leaves_alone_what_another_tool_set(self, limits: LimitControl, device: LimitedDevice) -> None:
+        """While it runs, on leaving, and with a word about it."""
+        with limits:
+            changed = {}
+            for name, one in limits.ranges().items():
+                if limits.set(name, _between(one)).enforced is None:
+                    continue  # not read back: nobody can see what another tool did
+                changed[name] = one.low + 1
+                device.change(name, changed[name])
+                assert "another tool" in (_refusal(limits, name, one.low) or "")
+                assert device.limit(name) == changed[name]
+        assert changed
+        assert {name: device.limit(name) for name in changed} == changed
+        for name in changed:
+            assert any(name in str(o) and "another tool" in str(o) for o in limits.outcomes)
+
+
+def _fail() -> None:
+    raise ZeroDivisionError
+
+
+def _shown(limits: LimitControl, device: LimitedDevice) -> dict[str, int | None]:
+    return {name: device.limit(name) for name in limits.ranges()}
+
+
+def _between(one: LimitRange) -> int:
+    return (one.low + one.high) // 2
+
+
+def _refusal(limits: LimitControl, name: str, value: int) -> str | None:
+    try:
+        limits.set(name, value)
+    except LimitRefused as refused:
+        return str(refused)
+    return None

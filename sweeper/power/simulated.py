@@ -9,6 +9,7 @@ from typing import Self
 
 from sweeper.errors import LimitRefused
 from sweeper.power.base import LimitInForce, LimitRange
+from sweeper.power.restore import Action, RestoreOutcome
 from sweeper.records import EnergyReading, PowerSource
 from sweeper.virtual_time import PowerTrace
 
@@ -77,11 +78,16 @@ class SimulatedWindow:
 
 
 class SimulatedLimits:
-    """A `LimitControl` over named ranges. It only remembers: the engine applies a configuration's limits."""
+    """A `LimitControl` over named ranges. It only remembers: the engine applies a configuration's limits.
+
+    ``in_force`` is the machine that it stands for, and may be changed from outside, as by another tool.
+    """
 
     def __init__(self, ranges: Mapping[str, LimitRange]) -> None:
         self._ranges = dict(ranges)
         self.in_force: dict[str, int | None] = {name: r.found for name, r in self._ranges.items()}
+        self._ours: dict[str, int | None] = {}  # the last value that was set here
+        self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
         """The limits of this machine."""
@@ -92,13 +98,16 @@ class SimulatedLimits:
         return {}
 
     def set(self, name: str, value: int | None) -> LimitInForce:
-        """Set a limit; raises LimitRefused outside its range."""
+        """Set a limit; raises LimitRefused outside its range, and where another tool changed it meanwhile."""
         if name not in self._ranges:
             raise LimitRefused(f"this simulated machine has no {name}")
         limits = self._ranges[name]
         if value is not None and not limits.low <= value <= limits.high:
             raise LimitRefused(f"{name}={value} is outside {limits.low} to {limits.high}")
-        self.in_force[name] = limits.found if value is None else value
+        if value is not None or name in self._ours:
+            if self.in_force[name] != self._ours.get(name, limits.found):
+                raise LimitRefused(f"another tool changed {name} to {self.in_force[name]}: it is left alone")
+            self._ours[name] = self.in_force[name] = limits.found if value is None else value
         return LimitInForce(name, value, self.in_force[name])
 
     def __enter__(self) -> Self:
@@ -107,5 +116,17 @@ class SimulatedLimits:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give back what was found."""
-        self.in_force = {name: r.found for name, r in self._ranges.items()}
+        """Give back what was found, unless another tool changed it."""
+        self.outcomes = tuple(self._give_back(name) for name in self._ours)
+        self._ours = {}
+
+    def _give_back(self, name: str) -> RestoreOutcome:
+        limits, present = self._ranges[name], self.in_force[name]
+        if present == limits.found:
+            action, reason = Action.AS_FOUND, f"{present}, as found"
+        elif present != self._ours[name]:
+            action, reason = Action.LEFT_ALONE, f"another tool set {present}, where {limits.found} was found"
+        else:
+            action, reason = Action.RESTORED, f"from {present} to {limits.found}"
+            self.in_force[name] = limits.found
+        return RestoreOutcome(limits.device, name, limits.found, self.in_force[name], action, reason)
