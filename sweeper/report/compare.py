@@ -121,7 +121,7 @@ def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> 
     The year's tokens are those of ``hours_per_day`` at today's speed. Energy of both is on one scope, or
     nothing is said.
     """
-    here = f"{clean(row.model)} on {clean(row.machine)}"
+    here = f"{clean(row.model)} on {clean(row.machine)} (sweep {clean(row.sweep)})"
     if row.watts is None or row.tokens_per_second is None:
         return f"{clean(card.name)} against {here}: {row.reason}."
     if record.power.scope != card.scope:

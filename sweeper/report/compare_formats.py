@@ -57,6 +57,7 @@ def _heads(group: Group) -> list[str]:
 # How soon each of these columns goes where there is no room, 0: never.
 _GIVES_WAY = (0, 4, 3, 6, 0, 0, 2, 5, 1)
 _WORDS = 4  # so many of them hold words
+_SWEEP = 1  # the place of the sweep's name
 
 
 def _cells(comparison: Comparison, entry: Row) -> list[str]:
@@ -89,11 +90,12 @@ def _table(comparison: Comparison, group: Group, width: int) -> list[Text]:
     entries = [comparison.rows[index] for index in group.rows]
     cells = [_cells(comparison, entry) for entry in entries]
     heads = _heads(group)
+    models_tell = len({line[0] for line in cells}) == len(cells)  # else the sweeps' names tell rows apart
     columns = [
         Column(
             head,
             tuple(_cut(line[place]) if place < _WORDS else line[place] for line in cells),
-            _GIVES_WAY[place],
+            0 if place == _SWEEP and not models_tell else _GIVES_WAY[place],
             right=place >= _WORDS,
         )
         for place, head in enumerate(heads)

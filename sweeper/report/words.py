@@ -142,7 +142,7 @@ def baseline_of(record: SweepRecord) -> TrialRecord | None:
 def own_settings(record: SweepRecord, trial: TrialRecord) -> str:
     """What ``trial`` sets differently from the baseline."""
     base = baseline_of(record)
-    return settings(trial.configuration, base.configuration if base else None)
+    return settings(trial.configuration, base.configuration if base else record.baseline_configuration)
 
 
 def machine_name(record: SweepRecord) -> str:

@@ -181,3 +181,11 @@ def test_a_console_gets_the_same_table() -> None:
     comparison = compare([small(), on_gpu()], PRICES)
     show_comparison(comparison, Console(file=out, width=80))
     assert out.getvalue() == render_comparison(comparison, "table", 80)
+
+
+def test_rows_of_one_model_keep_the_sweeps_names_in_a_narrow_terminal() -> None:
+    twice = [replace(small(), sweep=name) for name in ("monday", "tuesday")]
+    lines = render_comparison(compare(twice, PRICES), "table", 80).splitlines()
+    for name in ("monday", "tuesday"):
+        assert any(line.startswith("llama-3b") and name in line for line in lines)
+    assert all(cell_len(line) <= 80 for line in lines)
