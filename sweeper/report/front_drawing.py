@@ -64,11 +64,9 @@ def _picks(record: SweepRecord, at: dict[int, tuple[float, float]]) -> list[str]
 
 def key(record: SweepRecord) -> str:
     """What each sign of the drawing means, as a list."""
+    front = svg.dots([(12, 8)], "front", 4) + svg.arms(12, 8, (3, 21), (8, 8), "front")
     entries = [
-        (
-            svg.dots([(12, 8)], "front", 4) + svg.arms(12, 8, (3, 21), (8, 8), "front"),
-            "front, 95 % intervals",
-        ),
+        *([(front, "front, 95 % intervals")] if record.front else []),
         (svg.dots([(12, 8)], "beaten", 3), REST),
         (svg.crosses([(12, 8)], "outside"), "outside the constraints"),
         (svg.square(12, 8, "baseline", 6), "baseline"),

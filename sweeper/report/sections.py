@@ -103,7 +103,8 @@ def front(record: SweepRecord) -> str:
             "that nothing beats in the two objectives drawn. "
         )
     under = f'<p class="caption">{text(caption)}<span class="hint">{text(HINT)}</span></p>'
-    return section("front", "What nobody can beat", figures_html + key(record) + under + _front_table(record))
+    title = "What nobody can beat" if record.front else "What was measured; there is no front yet"
+    return section("front", title, figures_html + key(record) + under + _front_table(record))
 
 
 def _front_table(record: SweepRecord) -> str:

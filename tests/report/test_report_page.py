@@ -113,6 +113,7 @@ def test_without_an_answer_the_page_says_so() -> None:
         assert "No answer yet" in text
         assert "measured twice" in text
         assert "Run this" not in text
+        assert "What nobody can beat" not in text
 
 
 @pytest.mark.parametrize("kind", ["estimated", "simulated"])
