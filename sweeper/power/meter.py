@@ -38,8 +38,11 @@ LOOKS_PER_EDGE = 5
 # The most looks for each one that ``hz`` asks for.
 LOOKS_PER_SAMPLE = 5
 # What looking more often than ``hz`` may cost, in processor time: with a busy machine's noise it stays below 1 %
-# of a core. Each sensor beside the ranking one takes its part of it.
+# of a core.
 MOST_BUSY_SHARE = 0.008
+# A sensor beside never ranks: half the rate is enough for it, and takes so much of that (RAPL's, as measured).
+BESIDE_RATE = 0.5
+BESIDE_BUSY_SHARE = 0.0025
 # A pause shorter than a tenth of a second needs no waking, and sleeping costs a third less than an event.
 SHORT_SECONDS = 0.1
 # The live display averages over this long at least.
@@ -237,15 +240,17 @@ class SampledMeter:
 
         Args:
             sensor: the one that ranks.
-            beside: recorded in each reading's ``beside``; they never rank and are never added.
+            beside: recorded in each reading's ``beside``, at half the rate; they never rank and are never added.
             hz: samples a second while a window is open, at most 20; the ranking sensor is looked at up to five
                 times as often where its refreshes would go unseen otherwise.
             clock: seconds; says when temperatures and clocks are due again. Sensors stamp samples themselves.
         """
         if not LEAST_SAMPLE_HZ <= hz <= MOST_SAMPLE_HZ:
             raise ConfigError(f"power.sample_hz={hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}")
-        self._ranking = Sampler(sensor, hz, clock, MOST_BUSY_SHARE / (1 + len(beside)))
-        self._beside = tuple(Sampler(other, hz, clock, busy_share=0.0) for other in beside)
+        left = MOST_BUSY_SHARE - BESIDE_BUSY_SHARE * len(beside)
+        self._ranking = Sampler(sensor, hz, clock, left)
+        slower = max(LEAST_SAMPLE_HZ, hz * BESIDE_RATE)
+        self._beside = tuple(Sampler(other, slower, clock, busy_share=0.0) for other in beside)
 
     @property
     def source(self) -> PowerSource:
