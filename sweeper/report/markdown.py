@@ -24,6 +24,7 @@ from sweeper.report.words import (
     power_line,
     spread,
     tally,
+    unfinished,
 )
 
 # What markdown would read as its own signs; `<` and `&` keep HTML out of MLflow's rendered description.
@@ -62,6 +63,7 @@ def code(text: object) -> str:
 
 def _blocks(record: SweepRecord) -> Iterable[str]:
     yield f"# {escape(record.model.name)} on {escape(machine_name(record))}"
+    yield f"**{escape(unfinished(record))}**" if unfinished(record) else ""
     yield _answer(record)
     yield _front(record)
     yield _picks(record)

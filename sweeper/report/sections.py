@@ -25,6 +25,7 @@ from sweeper.report.words import (
     parts,
     power_line,
     tally,
+    unfinished,
     value,
 )
 
@@ -45,6 +46,8 @@ def answer(record: SweepRecord) -> str:
     banner = paragraph(trust, "warn") if is_doubtful(record.power) else ""
     if record.engine.simulated:
         banner = paragraph("Everything here is simulated: no figure was measured on a real machine.", "warn")
+    if unfinished(record):
+        banner += paragraph(unfinished(record), "warn")
     commands = "".join(command(line, purpose) for line, purpose in next_commands(record))
     best = recommended(record)
     if best is None:

@@ -232,6 +232,15 @@ def moment(utc: str) -> str:
     return f"{then.astimezone(UTC) if then.tzinfo else then:%Y-%m-%d %H:%M} UTC"
 
 
+def unfinished(record: SweepRecord) -> str:
+    """What a reader must know of a sweep that has not come to its end; empty where it has."""
+    if record.state == "running":
+        return "This sweep is still running, or was cut off: what stands here is not its result yet."
+    if record.state == "stopped":
+        return f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
+    return ""
+
+
 def model_line(record: SweepRecord) -> str:
     """``llama-110m: llama, 110 M parameters, synthetic``."""
     model = record.model

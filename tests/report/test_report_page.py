@@ -13,6 +13,7 @@ from sweeper.report.caveats import advice_lines
 from sweeper.report.front_points import front_points
 from sweeper.report.groups import groups_of
 from sweeper.report.html import html_report
+from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import picks
 from sweeper.report.planes import planes_of
 from sweeper.report.words import tally
@@ -301,3 +302,11 @@ def test_a_caveat_of_some_trials_names_them_and_not_the_sweep() -> None:
     assert f"(#{first} and 1 off the front)" in next(x for x in advice_lines(noisy) if x.startswith("noisy"))
     whole = replace(made, caveats=(Caveat.DRIFT,))
     assert [x for x in advice_lines(whole) if x.startswith("drift")] == [f"drift: {Caveat.DRIFT.advice}"]
+
+
+@pytest.mark.parametrize(("state", "words"), [("running", "still running"), ("stopped", "was stopped")])
+def test_a_sweep_that_has_not_ended_says_so_before_its_answer(state: str, words: str) -> None:
+    record = replace(SWEEPS["gpu"], state=state)
+    for text in (Page(html_report(record)).text, markdown_report(record)):
+        assert text.index(words) < text.index("Run this")
+    assert words not in Page(html_report(SWEEPS["gpu"])).text
