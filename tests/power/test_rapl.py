@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -126,13 +128,18 @@ def test_names_the_missing_interface(tmp_path: Path) -> None:
         RaplSensor(tmp_path).open()
 
 
-def test_explains_the_right_to_a_plain_user(tmp_path: Path) -> None:
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that all users may enter; pytest shuts its own to others at each start of another session."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        yield Path(folder)
+
+
+def test_explains_the_right_to_a_plain_user(open_folder: Path) -> None:
     """Asked as a user without rights, since the tests may run as root."""
-    root = plant("intel_desktop", tmp_path / "sys")
+    root = plant("intel_desktop", open_folder / "sys")
     (root / POWERCAP / "intel-rapl:0" / "energy_uj").chmod(0o000)
-    for folder in (tmp_path, *tmp_path.parents[:3]):
-        if os.stat(folder).st_uid == os.getuid():
-            folder.chmod(folder.stat().st_mode | 0o711)
     program = (
         "import os, sys; from pathlib import Path; from sweeper.power.rapl import RaplSensor\n"
         f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
