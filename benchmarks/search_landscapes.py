@@ -8,23 +8,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from recorded_truth import smoothed, truth_of
+
 from sweeper.engine.base import Engine
 from sweeper.engine.replay import ReplayEngine, replay_meter
-from sweeper.engine.replay import true_metrics as recorded_metrics
 from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration, true_metrics
 from sweeper.engine.simulated_machine import memory_mib
 from sweeper.errors import OutOfMemory
 from sweeper.pareto import hypervolume, reference_point, undominated
 from sweeper.power.base import PowerMeter
 from sweeper.power.simulated import SimulatedMeter
-from sweeper.record_table import read_table
+from sweeper.record_table import Table, read_table
 from sweeper.records import Configuration, Workload
 from sweeper.search.warm_start import nearest
 from sweeper.space import SearchSpace, Traits, build_space
 from sweeper.virtual_time import VirtualClock
 
 TABLES = Path(__file__).parent / "tables"
-OBJECTIVES = (("tokens_per_second", 1.0), ("watts", -1.0))
+Objectives = tuple[tuple[str, float], ...]
+OBJECTIVES: Objectives = (("tokens_per_second", 1.0), ("watts", -1.0))
+WITH_PROMPTS: Objectives = (("tokens_per_second", 1.0), ("prompt_tokens_per_second", 1.0), ("watts", -1.0))
 
 # The forecast of memory that a sweep has sees too little by this factor: fragmentation, other programs. It is
 # the same for every sampler.
@@ -71,14 +74,15 @@ class Landscape:
     space: SearchSpace
     baseline: Configuration
     workload: Workload
-    truth: Callable[[Configuration], dict[str, float] | None]  # None: does not run
+    truth: Callable[[Configuration], Mapping[str, float] | None]  # None: does not run
     rig: Callable[[int], tuple[Engine, PowerMeter, VirtualClock]]
     forecast: Callable[[Configuration], bool]  # whether memory is forecast to do; errs a little
+    objectives: Objectives = OBJECTIVES  # decode speed first, watts last
 
     def point(self, configuration: Configuration) -> tuple[float, ...] | None:
         """The true objectives, oriented; None where the configuration does not run."""
         metrics = self.truth(configuration)
-        return None if metrics is None else tuple(sign * metrics[m] for m, sign in OBJECTIVES)
+        return None if metrics is None else tuple(sign * metrics[m] for m, sign in self.objectives)
 
     @functools.cached_property
     def all_points(self) -> dict[Configuration, tuple[float, ...]]:
@@ -141,15 +145,20 @@ def simulated(name: str) -> Landscape:
     return Landscape(f"simulated-{name}", space, space.configuration(start), workload, truth, rig, forecast)
 
 
-def recorded(path: Path) -> Landscape:
-    """A recorded table; its truth is the median of each row's repeats."""
+@functools.lru_cache
+def _smoothed(path: Path) -> tuple[Table, Mapping[Configuration, Mapping[str, float]]]:
     table = read_table(path)
-    known = {row.configuration: row for row in table.rows}
+    truth = truth_of(table)
+    return smoothed(table, truth), truth.values
+
+
+def recorded(path: Path, objectives: Objectives, suffix: str = "") -> Landscape:
+    """A recorded table; see recorded_truth.py for what its truth is."""
+    table, values = _smoothed(path)
     space = table.header.space
 
-    def truth(configuration: Configuration) -> dict[str, float] | None:
-        row = known.get(configuration)
-        return recorded_metrics(row) if row is not None and row.state == "complete" else None
+    def truth(configuration: Configuration) -> Mapping[str, float] | None:
+        return values.get(configuration)
 
     def rig(seed: int) -> tuple[Engine, PowerMeter, VirtualClock]:
         clock = VirtualClock()
@@ -159,8 +168,8 @@ def recorded(path: Path) -> Landscape:
     baseline = space.configuration(
         {p.name: nearest(p.values, getattr(space.base, p.name)) for p in space.parameters.values()}
     )
-    name = path.name.removesuffix(".csv.gz")
-    return Landscape(name, space, baseline, table.header.workload, truth, rig, lambda _: True)
+    name = path.name.removesuffix(".csv.gz") + suffix
+    return Landscape(name, space, baseline, table.header.workload, truth, rig, lambda _: True, objectives)
 
 
 def landscapes(names: list[str] | None = None) -> list[Landscape]:
@@ -169,5 +178,7 @@ def landscapes(names: list[str] | None = None) -> list[Landscape]:
         f"simulated-{name}": functools.partial(simulated, name) for name in SPACES
     }
     for path in sorted(TABLES.glob("*.csv.gz")):
-        makers[path.name.removesuffix(".csv.gz")] = functools.partial(recorded, path)
+        name = path.name.removesuffix(".csv.gz")
+        makers[name] = functools.partial(recorded, path, OBJECTIVES)
+        makers[f"{name}, with prompts"] = functools.partial(recorded, path, WITH_PROMPTS, ", with prompts")
     return [make() for name, make in makers.items() if names is None or name in names]

@@ -7,20 +7,32 @@ import random
 import time
 import warnings
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optuna
-from search_landscapes import OBJECTIVES, Landscape
+from search_landscapes import Landscape
 
 from sweeper.errors import TrialFailed
 from sweeper.measure import Stage, measure
-from sweeper.pareto import hypervolume
-from sweeper.records import Configuration, Measurement
+from sweeper.pareto import choose, hypervolume
+from sweeper.records import (
+    Configuration,
+    MachineRecord,
+    Measurement,
+    ModelRecord,
+    Objective,
+    SweepRecord,
+    TrialRecord,
+)
+from sweeper.search.assemble import choose_finalists, conclude
+from sweeper.search.early_stop import EarlyStop
 from sweeper.search.gp_front import GpFrontSampler
+from sweeper.search.smoothing import smoothed
 from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5
+FULL = ", full trials"  # a sampler's name with it measures every window of every trial
 MOST_ASKS_IN_VAIN = 300  # a sampler that repeats itself this often in a row has nothing new to say
 
 
@@ -47,21 +59,40 @@ class Search:
 
 
 class Rig:
-    """Measures configurations of a landscape, and keeps what was measured."""
+    """Measures configurations of a landscape, and keeps what was measured.
 
-    def __init__(self, landscape: Landscape, seed: int) -> None:
+    Args:
+        landscape: where.
+        seed: of the noise.
+        short: as sweeper measures: prefill once where no objective rests on it, and what is hopeless not to its
+            end. Else every window of every trial.
+    """
+
+    def __init__(self, landscape: Landscape, seed: int, short: bool) -> None:
         self.landscape = landscape
         self.engine, self.meter, self.clock = landscape.rig(seed)
-        self.stage = Stage.screening(landscape.workload)
+        self.metrics = [metric for metric, _ in landscape.objectives]
+        self.stage = Stage.screening(landscape.workload, self.metrics if short else None)
+        self.objectives = [Objective(m, "maximize" if s > 0 else "minimize") for m, s in landscape.objectives]
+        self.early_stop = EarlyStop(self.objectives, ()) if short else None
+        self.records: list[TrialRecord] = []  # of what ran
+        self.took: dict[str, Any] = {}  # of the latest trial, as a sweep's record has it
         self.measured: dict[Configuration, tuple[float, ...] | None] = {}
         self.steps: list[Step] = []
         self._true: list[tuple[float, ...]] = []
 
     def trial(self, configuration: Configuration, sampler_seconds: float) -> tuple[float, ...] | None:
         """Measure; the objectives as measured (not oriented), None where it did not run."""
+        began = self.clock()
+        self.took = {}
         try:
-            result = self.measured_at(configuration, self.stage)
-            values: tuple[float, ...] | None = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
+            result = self.measured_at(configuration, self.stage, self.early_stop)
+            values: tuple[float, ...] | None = tuple(result.metrics[m].median for m in self.metrics)
+            load = result.load_seconds if result.reloaded else None
+            self.took = {"seconds": self.clock() - began, "load_seconds": load}
+            self.records.append(TrialRecord(len(self.measured), "complete", configuration, result.metrics))
+            if self.early_stop:
+                self.early_stop.learn(self.records[-1])
         except TrialFailed:
             values = None
         self.measured[configuration] = values
@@ -71,7 +102,9 @@ class Rig:
         self.steps.append(Step(len(self.measured), self.clock(), share, sampler_seconds))
         return values
 
-    def measured_at(self, configuration: Configuration, stage: Stage) -> Measurement:
+    def measured_at(
+        self, configuration: Configuration, stage: Stage, early_stop: EarlyStop | None = None
+    ) -> Measurement:
         """Measure in virtual time, waits included."""
         return measure(
             configuration,
@@ -81,29 +114,46 @@ class Rig:
             stage,
             clock=self.clock,
             sleep=self.clock.advance,
+            hopeless=early_stop.hopeless if early_stop else None,
         )
 
     def pick(self) -> tuple[float | None, str | None]:
-        """Measure the likely picks again at length, pick within:5%, and the regret of that pick."""
-        runs = {c: v for c, v in self.measured.items() if v is not None}
-        if not runs:
+        """Measure the finalists again at length, as a sweep does, pick within:5%, and the regret of that pick."""
+        record = conclude(self._record())
+        if not record.front:
             return None, None
-        best = max(v[0] for v in runs.values())
-        near = sorted((c for c, v in runs.items() if v[0] >= 0.93 * best), key=lambda c: runs[c][1])
-        finalists = dict.fromkeys([max(runs, key=lambda c: runs[c][0]), *near[: FINALISTS - 1]])
         final = Stage.final(self.landscape.workload)
-        again = {}
-        for c in finalists:
-            result = self.measured_at(c, final)
-            again[c] = tuple(result.metrics[m].median for m, _ in OBJECTIVES)
-        best = max(v[0] for v in again.values())
-        chosen = min((c for c in again if again[c][0] >= 0.95 * best), key=lambda c: again[c][1])
+        trials = {trial.number: trial for trial in record.trials}
+        for number in choose_finalists(conclude(smoothed(record, self.landscape.space)), FINALISTS):
+            again = self.measured_at(trials[number].configuration, final)
+            trials[number] = replace(trials[number], metrics=again.metrics, remeasured=True)
+        record = conclude(replace(record, trials=tuple(trials.values())))
+        chosen = choose(record, record.pick).trial.configuration
         truth = self.landscape.all_points
         top = max(p[0] for p in truth.values())
-        least = min(-p[1] for p in truth.values() if p[0] >= 0.95 * top)
-        speed, watts = truth[chosen][0], -truth[chosen][1]
+        least = min(-p[-1] for p in truth.values() if p[0] >= 0.95 * top)
+        speed, watts = truth[chosen][0], -truth[chosen][-1]
         # Too slow is as bad as too hungry: what is missing to 95 % of the best speed counts as regret too.
         return max(watts / least - 1, 0.0) + max(1 - speed / (0.95 * top), 0.0), chosen.digest
+
+    def _record(self) -> SweepRecord:
+        """What was measured so far, as a sweep's record."""
+        return SweepRecord(
+            sweep=self.landscape.name,
+            state="running",
+            machine=MachineRecord("", "", 1, 1, 0, ""),
+            engine=self.engine.record,
+            model=ModelRecord("", "", 0, 0, 0, "synthetic", "", {}),
+            workload=self.landscape.workload,
+            objectives=tuple(self.objectives),
+            constraints=(),
+            power=self.meter.source,
+            space=self.landscape.space.describe(),
+            trials=tuple(self.records),
+            front=(),
+            baseline=None,
+            recommended=None,
+        )
 
 
 Sampler = Callable[[Landscape, int], Any]
@@ -111,7 +161,8 @@ Sampler = Callable[[Landscape, int], Any]
 
 def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
     """One search of at most ``trials`` measured configurations."""
-    rig = Rig(landscape, seed)
+    rig = Rig(landscape, seed, short=not sampler.endswith(FULL))
+    sampler = sampler.removesuffix(FULL)
     if sampler == "grid order":
         grid = (c for c in landscape.space.grid() if landscape.forecast(c))
         for configuration in itertools.islice(grid, trials):
@@ -129,7 +180,7 @@ def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
     space = rig.landscape.space
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
-        directions=["maximize" if s > 0 else "minimize" for _, s in OBJECTIVES],
+        directions=["maximize" if s > 0 else "minimize" for _, s in rig.landscape.objectives],
         sampler=make_sampler(name, rig.landscape, seed),
     )
     distributions = space.distributions()
@@ -158,6 +209,7 @@ def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
         in_vain = 0
         values = rig.trial(configuration, took)
         trial.set_user_attr("configuration", configuration.to_dict())
+        trial.set_user_attr("record", rig.took)
         trial.set_user_attr("state", "complete" if values else "out_of_memory")
         trial.set_constraint("runs", 0.0 if values else 1.0)
         if values:

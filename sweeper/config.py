@@ -106,6 +106,8 @@ class SearchConfig:
     minutes: float | None = None
     patience: int | None = 20
     corners: bool = True
+    early_stop: bool = True
+    transfer: bool = True
     finalists: int = 5
     control_every: int = 10
     pick: str = "within:5%"

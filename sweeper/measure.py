@@ -7,7 +7,7 @@ its numbers, is in ``docs/measuring.md``.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
@@ -46,6 +46,10 @@ TEMPERATURE_WAIT_SECONDS = 60.0
 RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
 
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+# Metrics that rest on prefill windows start or are named so.
+_OF_PREFILL = ("prompt_", "time_to_first_token_seconds", "request_seconds")
+
 PhaseListener = Callable[[str, float | None, float | None], None]
 """Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
 
@@ -59,15 +63,24 @@ class Stage:
     update_periods: int
     warmup_seconds: float
     resident_seconds: float = 0.0  # of a window with the model loaded and nothing running; 0: none
+    prefill_repeats: int | None = None  # None: as many as of decode
 
     @classmethod
-    def screening(cls, workload: Workload) -> Stage:
-        """Short windows, to tell good from bad."""
+    def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
+        """Short windows, to tell good from bad.
+
+        Args:
+            workload: what is run.
+            decides: the metrics that objectives and constraints name. Where none of them rests on prefill, one
+                window of it is enough: on a slow machine a prompt takes longer than all the rest of a trial.
+        """
+        needed = decides is None or any(rests_on_prefill(metric) for metric in decides)
         return cls(
             workload.screening_seconds,
             workload.screening_repeats,
             SCREENING_UPDATE_PERIODS,
             workload.warmup_seconds,
+            prefill_repeats=None if needed else 1,
         )
 
     @classmethod
@@ -86,10 +99,18 @@ class Stage:
             RESIDENT_SECONDS,
         )
 
+    def repeats_of(self, phase: Phase) -> int:
+        """Windows of ``phase``."""
+        return self.repeats if phase == "decode" or self.prefill_repeats is None else self.prefill_repeats
+
     def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
         """Seconds of one window of ``phase`` on a sensor with this update period."""
         share = 1.0 if phase == "decode" else PREFILL_SHARE
         return max(self.seconds * share, self.update_periods * update_period_seconds) / self.repeats
+
+
+Hopeless = Callable[[Mapping[str, Reading]], bool]
+"""Whether a trial with these metrics so far can no longer matter, whatever its other windows say."""
 
 
 def measure(
@@ -102,6 +123,7 @@ def measure(
     listener: PhaseListener | None = None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    hopeless: Hopeless | None = None,
 ) -> Measurement:
     """Measure one configuration.
 
@@ -115,6 +137,7 @@ def measure(
         listener: told of each phase as it begins.
         clock: the clock that the meter stamps its samples with.
         sleep: waits while the loaded model rests.
+        hopeless: asked after each round of windows; where it says yes the rest is not measured.
 
     Raises:
         TrialFailed: the engine failed; the engine can be used again.
@@ -127,10 +150,16 @@ def measure(
     tell("warm-up", None, None)
     warmup_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
     windows: list[Window] = []
+    stopped_early = False
     for repeat in range(stage.repeats):
-        for phase in ("prefill", "decode"):
-            tell(phase, _latest_speed(windows, phase), meter.watts_now())
-            windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
+        for phase in PHASES:
+            if repeat < stage.repeats_of(phase):
+                tell(phase, _latest_speed(windows, phase), meter.watts_now())
+                windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
+        more = repeat + 1 < stage.repeats
+        if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
+            stopped_early = True
+            break
     metrics, missing = metrics_of(windows, workload)
     metrics.update(known or {})
     if resident is not None:
@@ -147,11 +176,20 @@ def measure(
         metrics=metrics,
         missing=missing,
         windows=tuple(windows),
-        caveats=caveats_of(windows, stage.update_periods),
+        caveats=_caveats(windows, stage, stopped_early),
         load_seconds=load.load_seconds,
         warmup_seconds=warmup_seconds,
         reloaded=load.reloaded,
     )
+
+
+def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tuple[Caveat, ...]:
+    found = caveats_of(windows, stage.update_periods)
+    if not stopped_early:
+        return found
+    # That its windows are few and short is what stopping early means.
+    rest = {*found} - {Caveat.SHORT_WINDOW, Caveat.SPREAD_UNKNOWN} | {Caveat.STOPPED_EARLY}
+    return tuple(caveat for caveat in Caveat if caveat in rest)
 
 
 def _at_rest(
@@ -268,17 +306,25 @@ def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict
     per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
     first = [workload.prompt_tokens * s for s in per_prompt_token]
     metrics["time_to_first_token_seconds"] = stats.reading(first)
+    if len(first) != len(per_token):
+        first = [stats.median(first)] * len(per_token)
     metrics["request_seconds"] = stats.reading(
         [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
     )
 
 
+def rests_on_prefill(metric: str) -> bool:
+    """Whether ``metric`` is worked out from prefill windows."""
+    return metric.startswith(_OF_PREFILL)
+
+
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:
     """What a reader must know about these windows; ``update_periods`` is how many they should last."""
     found: set[Caveat] = set()
-    for phase in ("prefill", "decode"):
+    for phase in PHASES:
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
-        found |= _caveats_of_speeds(speeds)
+        # One window of prefill is by intent: its interval says that its spread is unknown.
+        found |= set() if phase == "prefill" and len(speeds) == 1 else _caveats_of_speeds(speeds)
     for window in windows:
         found |= _caveats_of_energy(window.energy)
     period = windows[0].energy.source.update_period_seconds

@@ -21,6 +21,8 @@ Point = Sequence[float]
 # How far behind the worst point of a front the reference lies, as a share of the front's range: without
 # it the ends of the front would add nothing to the hypervolume.
 REFERENCE_MARGIN = 0.1
+# Who misses a line by less than this, and by less than his own noise, is on it: no repeat settles that.
+LEAST_TOLD_APART = 0.01
 DAYS_PER_YEAR = 365
 
 GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
@@ -283,7 +285,8 @@ def parse_pick(text: str) -> Pick:
 def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
     """The trial of ``record`` that ``pick`` names, and what it costs against the baseline, in words.
 
-    ``fastest`` is the best in speed; ``within:N%`` the least in cost that reaches (100 - N) % of it;
+    ``fastest`` is the best in speed; ``within:N%`` the least in cost that reaches (100 - N) % of it, or misses
+    that by less than 1 % and less than its own noise;
     ``at-least`` the least in cost that reaches a speed, ``at-most`` the best in speed under a power;
     ``greenest`` the fewest joules per token; ``knee`` the point that lies farthest beyond the straight
     line between the ends of the front. Speed is the first objective in tok/s, else the first that is
@@ -312,7 +315,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     difference smaller than the noise of both is called that. Estimated or simulated watts say so.
     """
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
-    shown = [m for m in (_speed_metric(record), _cost_metric(record)) if m and m in trial.metrics]
+    shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
     base = _baseline(record)
     if base is None or not all(m in base.metrics for m in shown):
         absolute = ", ".join(f"{_amount(trial, m)}{label if _is_energy(m) else ''}" for m in shown)
@@ -320,7 +323,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     if base.number == trial.number:
         return "this is the engine's default configuration, the baseline"
     parts = [f"{_change(base, trial, m)}{label if _is_energy(m) else ''}" for m in shown]
-    prefix = "prompt_" if _speed_metric(record) == "prompt_tokens_per_second" else ""
+    prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
     energy = _energy_words(base, trial, record.prices, prefix)
     return ", ".join([*parts, f"{energy}{label}"] if energy else parts)
 
@@ -337,17 +340,19 @@ def _first(record: SweepRecord, preferred: Sequence[str], direction: str) -> str
     return next((m for m in metrics if m in preferred), metrics[0] if metrics else None)
 
 
-def _speed_metric(record: SweepRecord) -> str | None:
+def speed_metric(record: SweepRecord) -> str | None:
+    """The objective that picks call speed: the first in tok/s, else the first that is maximised."""
     return _first(record, _SPEEDS, "maximize")
 
 
-def _cost_metric(record: SweepRecord) -> str | None:
+def cost_metric(record: SweepRecord) -> str | None:
+    """The objective that picks call cost: the first in W, else the first that is minimised."""
     return _first(record, _POWERS, "minimize")
 
 
 def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:
     """The metrics (speed, cost) that the rule rests on; ConfigError where the sweep does not have them."""
-    speed, cost = _speed_metric(record), _cost_metric(record)
+    speed, cost = speed_metric(record), cost_metric(record)
     have = ", ".join(f"{o.direction} {o.metric}" for o in record.objectives)
 
     def refuse(wanted: str) -> ConfigError:
@@ -410,7 +415,12 @@ def _apply_rule(
         return _knee(trials, fast, cheap), None
     if rule.kind == "within":
         least = (1 - amount / 100) * fast(best(trials, fast))
-        return best([t for t in trials if fast(t) >= least], cheap, fast), None
+
+        def reaches(trial: TrialRecord) -> bool:
+            high = trial.metrics[speed].high if speed else 0.0
+            return fast(trial) >= least or (high >= least and fast(trial) >= (1 - LEAST_TOLD_APART) * least)
+
+        return best([t for t in trials if reaches(t)], cheap, fast), None
     if rule.kind == "at-least":
         fitting, order = [t for t in trials if fast(t) >= amount], (cheap, fast)
         nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"

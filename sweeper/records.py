@@ -152,6 +152,7 @@ class Caveat(Enum):
     SYNTHETIC_QUALITY = "the model's weights are random: its quality figures say nothing about real models"
     SIMULATED = "a simulated machine: no figure here was measured"
     SPREAD_UNKNOWN = "measured once only: its spread is unknown"
+    STOPPED_EARLY = "stopped after its first windows: another is better in every objective beyond noise"
 
     @property
     def advice(self) -> str:
@@ -332,6 +333,7 @@ class TrialRecord:
     started_utc: str = ""
     seconds: float = 0.0  # the whole trial
     measured_seconds: float = 0.0  # load, warm-up and windows of it
+    load_seconds: float | None = None  # of loading the model; None where it was kept from the trial before
     log_tail: tuple[str, ...] = ()
 
     @property

@@ -76,6 +76,20 @@ def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:
     return tuple(_over(value - centre, spread) for value in values)
 
 
+def deviation_of(reading: Reading) -> float | None:
+    """The standard deviation of one repeat that a reading's interval speaks of, in its unit.
+
+    The inverse of `interval`: exact for two to five repeats unless the range was wider, about right for more.
+    None of one repeat, of which nothing is known.
+    """
+    if reading.n < 2:
+        return None
+    half = (reading.high - reading.low) / 2
+    # A median of normal repeats varies 1.25 times as much as their mean does.
+    factor = _STUDENT_T.get(reading.n, 1.96 * math.sqrt(math.pi / 2))
+    return half * math.sqrt(reading.n) / factor
+
+
 def outliers(values: Sequence[float]) -> tuple[int, ...]:
     """Indices of the values that lie too far from the median to be noise."""
     centre = median(values)

@@ -17,7 +17,7 @@ from typing import Any
 
 from sweeper.engine.base import Engine
 from sweeper.errors import NoResultError, StoreError, TrialFailed
-from sweeper.measure import Stage, measure, wait_for_temperature
+from sweeper.measure import Hopeless, Stage, measure, wait_for_temperature
 from sweeper.power.base import LimitControl, PowerMeter
 from sweeper.records import (
     LIMIT_KEYS,
@@ -29,7 +29,9 @@ from sweeper.records import (
     TrialRecord,
 )
 from sweeper.report.progress import Progress
-from sweeper.search.assemble import assemble, choose_finalists, violations_of
+from sweeper.search.assemble import assemble, choose_finalists, conclude, violations_of
+from sweeper.search.early_stop import EarlyStop
+from sweeper.search.smoothing import smoothed
 from sweeper.search.study import Proposal, SweepStudy, Visit, configurations_of
 from sweeper.space import SearchSpace
 from sweeper.tracking import Tracker
@@ -58,6 +60,7 @@ class SearchPlan:
     exhaustive: bool = False  # go through the grid in order
     seed: int = 0
     stop_reason: Callable[[], str | None] | None = None  # a stopping rule of the sampler's
+    early_stop: bool = False  # of trials that another beats in every objective beyond noise
 
 
 @dataclass(slots=True)
@@ -90,6 +93,7 @@ class Sweep:
     _began: float = 0.0
     _reference_celsius: float | None = None
     _tracking_failed: str | None = None
+    _early_stop: EarlyStop | None = None
 
     def run(self) -> SweepRecord:
         """Run to the end, or go on where an earlier run stopped.
@@ -110,6 +114,10 @@ class Sweep:
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
             self._track(lambda: self.tracker.sync(assemble(self.study)))
+        if self.plan.early_stop:
+            self._early_stop = EarlyStop(header.objectives, header.constraints)
+            for trial in self.study.trials():
+                self._early_stop.learn(trial)
         reason = self._search()
         record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
         if not record.on_front():
@@ -180,6 +188,8 @@ class Sweep:
             self._reference_celsius = self.meter.temperature_celsius()
         windows = measurement.windows if measurement else ()
         self.study.tell(proposal, record, header.objectives, self._constraints_of(record, header), windows)
+        if self._early_stop is not None:
+            self._early_stop.learn(record)
         self.progress.trial_finished(record)
         self._track(lambda: self.tracker.trial_finished(header, record))
 
@@ -194,7 +204,8 @@ class Sweep:
         if why or failed:
             return replace(base, seconds=self.clock() - began), None
         try:
-            measurement = self._measure(configuration, Stage.screening(header.workload), quality)
+            hopeless = self._early_stop.hopeless if self._early_stop else None
+            measurement = self._measure(configuration, _screening(header), quality, hopeless)
             _demand_objectives(measurement, header)
         except TrialFailed as failure:
             return replace(
@@ -213,7 +224,13 @@ class Sweep:
         except TrialFailed as failure:
             return None, f"its quality cannot be measured: {failure}"
 
-    def _measure(self, configuration: Configuration, stage: Stage, quality: Reading | None) -> Measurement:
+    def _measure(
+        self,
+        configuration: Configuration,
+        stage: Stage,
+        quality: Reading | None,
+        hopeless: Hopeless | None = None,
+    ) -> Measurement:
         for name in LIMIT_KEYS:
             if name in self.space.parameters or getattr(configuration, name) is not None:
                 self.limits.set(name, getattr(configuration, name))
@@ -229,6 +246,7 @@ class Sweep:
             self.progress.phase,
             self.clock,
             self.sleep,
+            hopeless,
         )
 
     def _record_of(
@@ -246,6 +264,7 @@ class Sweep:
             in_force=measurement.in_force,
             seconds=seconds,
             measured_seconds=_measured_seconds(measurement),
+            load_seconds=measurement.load_seconds if measurement.reloaded else None,
         )
 
     def _constraints_of(self, record: TrialRecord, header: SweepRecord) -> dict[str, float]:
@@ -263,7 +282,7 @@ class Sweep:
         baseline = header.trial(header.baseline)
         began = self.clock()
         try:
-            again = self._measure(baseline.configuration, Stage.screening(header.workload), None)
+            again = self._measure(baseline.configuration, _screening(header), None)
         except TrialFailed as failure:
             self.progress.note(f"the control measurement failed: {failure}")
             return
@@ -280,7 +299,9 @@ class Sweep:
         """Measure the candidates again, interleaved; only what was measured twice is recommended."""
         record = assemble(self.study)
         visits = self.study.visits()
-        finalists = _finalists_of(visits) or choose_finalists(record, self.plan.finalists)
+        finalists = _finalists_of(visits) or choose_finalists(
+            conclude(smoothed(record, self.space)), self.plan.finalists
+        )
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
         self.progress.finalists(total - len(done))
@@ -365,6 +386,11 @@ def _measured_seconds(measurement: Measurement) -> float:
 def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:
     """Who the finalists were when an earlier run began its final stage."""
     return tuple(dict.fromkeys(visit.trial for visit in visits))
+
+
+def _screening(header: SweepRecord) -> Stage:
+    decides = [*(o.metric for o in header.objectives), *(c.metric for c in header.constraints)]
+    return Stage.screening(header.workload, decides)
 
 
 def _demand_objectives(measurement: Measurement, header: SweepRecord) -> None:

@@ -45,6 +45,7 @@ from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.search.transfer import from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace, Traits, build_space
 from sweeper.sweep import FINAL_VISITS, SearchPlan, StopFlag, Sweep
@@ -115,7 +116,9 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         first = initial_design(
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
         )
-        header = _header(name, settings, workload, composed, bench, space, (*bench.notes, *notes), first[0])
+        first, learned = _with_earlier(first, name, settings, bench, space, root)
+        said = (*bench.notes, *notes, *learned)
+        header = _header(name, settings, workload, composed, bench, space, said, first[0])
         sampler = make_sampler(
             settings.search.sampler, space, settings.search.seed, lambda c: bench.forecast(c) is None
         )
@@ -571,7 +574,28 @@ def _plan(
         exhaustive=search.sampler == "grid",
         seed=search.seed,
         stop_reason=stop_reason,
+        early_stop=search.early_stop,
     )
+
+
+def _with_earlier(
+    first: tuple[Configuration, ...],
+    name: str,
+    settings: Settings,
+    bench: Bench,
+    space: SearchSpace,
+    root: Path,
+) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
+    """What to ask first, after the baseline also what an earlier sweep found best, and a line that says so."""
+    if not settings.search.transfer:
+        return first, ()
+    earlier = from_earlier(
+        root, bench.machine, bench.engine_record.simulated, settings.objective_records(), space, name
+    )
+    if earlier is None:
+        return first, ()
+    note = f"starts from what the sweep {earlier.sweep} found best here; search.transfer=false starts anew"
+    return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
 
 
 def finalist_measurements(plan: SearchPlan) -> int:

@@ -44,7 +44,7 @@ MAY_IMPORT = {
     "power": {"stats", "virtual_time", "pareto"},
     "measure": {"stats", "engine", "power"},
     "record_table": {*LEAVES, "engine", "power", "measure"},
-    "search": {*LEAVES, "engine", "measure", "power"},
+    "search": {*LEAVES, "gguf", "engine", "measure", "power"},
     "report": {*LEAVES},
     "tracking": {*LEAVES, "report"},
     "apply": {*LEAVES, "power", "gguf", "engine", "measure"},

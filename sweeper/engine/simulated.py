@@ -14,7 +14,6 @@ from typing import Any, Self
 
 from sweeper.engine.base import LoadReport, Run
 from sweeper.engine.simulated_machine import (
-    BITS_PER_WEIGHT,
     KL_DIVERGENCE,
     Outcome,
     SimulatedGpu,
@@ -273,7 +272,7 @@ def model_record(machine: SimulatedMachine, quants: Iterable[str] | None = None)
     model = machine.model
     files = {
         quant: ModelFile(quant, "", "", int(model.weight_bytes(quant)), KL_DIVERGENCE[quant])
-        for quant in (quants or BITS_PER_WEIGHT)
+        for quant in (quants or KL_DIVERGENCE)
     }
     return ModelRecord(
         name=model.name,

@@ -13,20 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from sweeper.errors import OutOfMemory
+from sweeper.gguf.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration, Workload
 
-# Bits per weight of llama.cpp's quantisations (`llama-quantize`, 7B); below, what they cost a CPU to unpack.
-BITS_PER_WEIGHT = {
-    "F16": 16.0,
-    "Q8_0": 8.5,
-    "Q6_K": 6.56,
-    "Q5_K_M": 5.69,
-    "Q4_K_M": 4.85,
-    "Q4_0": 4.5,
-    "IQ4_XS": 4.25,
-    "Q3_K_M": 3.91,
-    "Q2_K": 3.0,
-}
+# What quantisations cost a CPU to unpack, beside F16.
 UNPACK_COST = {
     "F16": 1.0,
     "Q8_0": 0.62,
@@ -50,17 +40,6 @@ KL_DIVERGENCE = {
     "Q3_K_M": 0.10,
     "Q2_K": 0.45,
 }
-CACHE_BITS = {
-    "f32": 32.0,
-    "f16": 16.0,
-    "bf16": 16.0,
-    "q8_0": 8.5,
-    "q5_1": 6.0,
-    "q5_0": 5.5,
-    "q4_1": 5.0,
-    "q4_0": 4.5,
-    "iq4_nl": 4.5,
-}
 OUTPUT_SHARE = 0.04  # of the weights, in the output layer
 LEAST_CLOCK = 0.25  # a cap slows a device no further than this share of its clock
 MIB = 2**20
@@ -81,7 +60,7 @@ class SimulatedModel:
 
     def weight_bytes(self, quant: str | None) -> float:
         """Size of the weights in bytes."""
-        return self.parameters * BITS_PER_WEIGHT[quant or self.base_quant] / 8
+        return self.parameters * FILE_BITS_PER_WEIGHT[quant or self.base_quant] / 8
 
     def cache_bytes_per_token(self, type_k: str, type_v: str) -> float:
         """KV cache of one token over all layers, in bytes."""

@@ -100,10 +100,32 @@ FILE_TYPES = {
 }
 FILE_TYPE_BY_NAME = {name: number for number, name in FILE_TYPES.items()}
 
+# Bits per weight of whole files of a 7B llama as `llama-quantize` lists them: mixes of types, so no type's own.
+FILE_BITS_PER_WEIGHT = {
+    "F32": 32.0,
+    "F16": 16.0,
+    "BF16": 16.0,
+    "Q8_0": 8.5,
+    "Q6_K": 6.56,
+    "Q5_K_M": 5.69,
+    "Q5_K_S": 5.54,
+    "Q5_0": 5.54,
+    "Q4_K_M": 4.85,
+    "Q4_K_S": 4.58,
+    "Q4_0": 4.5,
+    "IQ4_NL": 4.5,
+    "IQ4_XS": 4.25,
+    "Q3_K_L": 4.27,
+    "Q3_K_M": 3.91,
+    "Q3_K_S": 3.5,
+    "Q2_K": 3.0,
+}
+
 # What a KV cache may be of, by the name a Configuration bears. q8_1 aborts and i8 crashes llama.cpp.
 CACHE_TYPES = {
     name.lower(): TYPE_BY_NAME[name]
     for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
 }
+CACHE_BITS = {name: 8 * entry.block_bytes / entry.block_elements for name, entry in CACHE_TYPES.items()}
 # The same as ggml's integers, as llama.cpp and the servers' files take them.
 CACHE_TYPE_NUMBERS = {name: entry.number for name, entry in CACHE_TYPES.items()}

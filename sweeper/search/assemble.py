@@ -12,6 +12,10 @@ from sweeper.power.plateau import CapPoint, find_plateau
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.study import SweepStudy, Visit
 
+# A screening's speed is right within about this much; so many beside the pick may turn out to be it.
+NEAR_THE_LINE = 0.03
+MOST_CONTENDERS = 3
+
 
 def assemble(study: SweepStudy) -> SweepRecord:
     """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
@@ -171,16 +175,35 @@ def choose_finalists(record: SweepRecord, most: int) -> tuple[int, ...]:
     chosen: list[int] = []
     if front:
         chosen.extend(_best_in(front, record.objectives, i) for i in range(len(record.objectives)))
-        for pick in (record.pick, "knee", "greenest"):
-            try:
-                trial = pareto.choose(record, pick, allow_screening=True).trial
-            except (NoResultError, ConfigError):
-                continue  # this sweep's objectives cannot answer that pick
-            chosen.append(trial.number)
+        chosen += _picked(record, record.pick)
+        chosen += [trial.number for trial in _contenders(record, front)]
+        chosen += [*_picked(record, "knee"), *_picked(record, "greenest")]
     unique = list(dict.fromkeys(chosen))[:most]
     unique += _by_volume(front, record.objectives, unique, most - len(unique))
     head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
     return tuple(dict.fromkeys([*head, *unique]))
+
+
+def _picked(record: SweepRecord, pick: str) -> list[int]:
+    """The trial that a pick would choose now; none where this sweep's objectives cannot answer it."""
+    try:
+        return [pareto.choose(record, pick, allow_screening=True).trial.number]
+    except (NoResultError, ConfigError):
+        return []
+
+
+def _contenders(record: SweepRecord, front: Sequence[TrialRecord]) -> list[TrialRecord]:
+    """For the pick ``within:N%``: the cheapest that reach its speed, or miss it by no more than noise.
+
+    Which side of the line they are on is what the final stage has to decide.
+    """
+    rule = pareto.parse_pick(record.pick)
+    speed, cost = pareto.speed_metric(record), pareto.cost_metric(record)
+    if rule.kind != "within" or rule.amount is None or speed is None or cost is None:
+        return []
+    line = (1 - rule.amount / 100) * max(t.metrics[speed].median for t in front)
+    near = [t for t in front if t.metrics[speed].median >= (1 - NEAR_THE_LINE) * line]
+    return sorted(near, key=lambda t: t.metrics[cost].median)[:MOST_CONTENDERS]
 
 
 def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], index: int) -> int:

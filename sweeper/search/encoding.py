@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 from sweeper.space import Parameter, SearchSpace
 
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 LOG_FROM_RATIO = 8
 # Two choices lie this far apart: a little nearer than the ends of a range.
 CHOICE_DISTANCE = 0.7
+# Quantisations are ordered by their bits, and differ by this much besides.
+OWN_DISTANCE = 0.5
 
 
 class Encoder:
@@ -61,6 +64,8 @@ def _column(parameter: Parameter, space: SearchSpace) -> tuple[str, dict[Any, tu
         return parameter.name, {v: (x,) for v, x in zip(values, _positions(values), strict=True)}
     if len(values) == 2:
         return parameter.name, {values[0]: (0.0,), values[1]: (CHOICE_DISTANCE,)}
+    if parameter.name == "quant" and all(v in FILE_BITS_PER_WEIGHT for v in values):
+        return parameter.name, _quant_features(values)
     half = CHOICE_DISTANCE / math.sqrt(2)
     return parameter.name, {v: tuple(half * (v == w) for w in values) for v in values}
 
@@ -79,6 +84,17 @@ def _layer_features(values: Sequence[int], n_layer: int) -> dict[Any, tuple[floa
         return (layers / max(1, most), 1.0 - left, CHOICE_DISTANCE * (layers == most))
 
     return {value: features(value) for value in values}
+
+
+def _quant_features(values: Sequence[Any]) -> dict[Any, tuple[float, ...]]:
+    """Bits per weight, which memory bandwidth goes by, and each level by itself, since unpacking costs differ."""
+    bits = [math.log2(FILE_BITS_PER_WEIGHT[v]) for v in values]
+    low, high = min(bits), max(bits)
+    own = OWN_DISTANCE / math.sqrt(2)
+    return {
+        v: ((b - low) / (high - low) if high > low else 0.0, *(own * (v == w) for w in values))
+        for v, b in zip(values, bits, strict=True)
+    }
 
 
 def _positions(values: Sequence[Any]) -> list[float]:

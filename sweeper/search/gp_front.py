@@ -22,6 +22,7 @@ from sweeper.search.encoding import Encoder
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
+from sweeper.search.trial_cost import Cost, TrialCost
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace
 
@@ -35,19 +36,23 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
 
 # Attributes that `study.py` writes on trials.
-STATE, CONFIGURATION, DUPLICATE = "state", "configuration", "duplicate_of"
+STATE, CONFIGURATION, DUPLICATE, RECORD = "state", "configuration", "duplicate_of", "record"
 # States that say something about where configurations cannot run.
 BROKEN = ("failed", "out_of_memory", "infeasible")
 SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes a trial infeasible
 
 # Before there is this much to learn from, the initial design is followed.
 INITIAL_TRIALS = 7
+LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
 # Repeats of inference scatter by about this share; the noise that a model may assume lies around it.
 EXPECTED_NOISE = 0.02
 MOST_FORECASTS = 20
 # Hyperparameters are fitted anew each time up to here, then every REFIT_EVERY trials.
 REFIT_ALWAYS_UP_TO = 40
 REFIT_EVERY = 6
+# Gains are divided by a trial's expected seconds to this power: 0 counts trials, 1 counts seconds. Half of each took
+# no more trials than 0 and less time than either (docs/decisions/0005).
+COST_POWER = 0.5
 # A model rests on at most this many trials, those nearest the front first: cost grows with the cube.
 MOST_DATA = 300
 
@@ -62,6 +67,7 @@ class _History:
     violations: list[dict[str, float]] = field(default_factory=list)
     broken: list[Configuration] = field(default_factory=list)
     short: list[Configuration] = field(default_factory=list)  # those of the broken that lacked memory
+    costs: list[Cost] = field(default_factory=list)
 
 
 class GpFrontSampler(BaseSampler):
@@ -132,6 +138,9 @@ class GpFrontSampler(BaseSampler):
                 history.measured.append(configuration)
                 history.values.append(tuple(trial.values))
                 history.violations.append(dict(trial.constraints))
+                took = trial.user_attrs.get(RECORD, {})
+                if took.get("seconds"):
+                    history.costs.append(Cost(configuration, took["seconds"], took.get("load_seconds")))
             elif state in BROKEN or (state is None and trial.state == TrialState.PRUNED):
                 history.broken.append(configuration)
                 if state in SHORT_OF_MEMORY:
@@ -152,7 +161,11 @@ class GpFrontSampler(BaseSampler):
             return None
         if self._design is None:
             self._design = initial_design(self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed)
-        return next((c for c in self._design if c not in history.known and self._may_run(c)), None)
+        rest = [c for c in self._design if c not in history.known]
+        if history.short and rest:  # what asks for at least as much as what broke would break as well
+            fits = MemoryOrder(history.measured, history.short).probability(rest)
+            rest = [c for c, share in zip(rest, fits, strict=True) if share > LEAST_PROBABLE]
+        return next((c for c in rest if self._may_run(c)), None)
 
     def _may_run(self, configuration: Configuration) -> bool:
         """What the forecast says; asked once a configuration, since a forecast may cost a tenth of a second."""
@@ -172,24 +185,28 @@ class GpFrontSampler(BaseSampler):
             return None
         features = self._encode(candidates)
         gains = model.gains(features, candidates)
-        chosen, gains = self._best_that_may_run(candidates, gains)
+        cost = TrialCost(history.costs, self._encode([c.configuration for c in history.costs]))
+        seconds = cost(candidates, features)
+        chosen, gains = self._best_that_may_run(candidates, gains, (seconds / seconds.mean()) ** COST_POWER)
         self.outlook = model.outlook(features, gains, len(history.known))
         return candidates[chosen]
 
-    def _best_that_may_run(self, candidates: Sequence[Configuration], gains: Array) -> tuple[int, Array]:
-        """The candidate of the greatest gain that the forecast lets through, and the gains that are left.
+    def _best_that_may_run(
+        self, candidates: Sequence[Configuration], gains: Array, costs: Array
+    ) -> tuple[int, Array]:
+        """The candidate of the greatest gain for its cost that the forecast lets through, and the gains left.
 
         Who is refused takes those with it that ask for at least as much, so a few forecasts are enough.
         """
         refused: list[Configuration] = []
-        best = int(gains.argmax())
+        best = int((gains / costs).argmax())
         for _ in range(MOST_FORECASTS):
             if self._may_run(candidates[best]):
                 break
             refused.append(candidates[best])
             gains = gains * MemoryOrder([], refused).probability(candidates)
             gains[best] = 0.0
-            best = int(gains.argmax())
+            best = int((gains / costs).argmax())
         return best, gains
 
     def _model(self, history: _History, maximized: Sequence[bool]) -> FrontModel:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeper.engine.simulated_machine import BITS_PER_WEIGHT, CACHE_BITS
+from sweeper.gguf.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ def _demands(configurations: Sequence[Configuration], sign: float) -> Array:
     rows = [
         (
             sign * (c.n_gpu_layers if c.n_gpu_layers >= 0 else 10_000),
-            BITS_PER_WEIGHT.get(c.quant or "", UNKNOWN_BITS),
+            FILE_BITS_PER_WEIGHT.get(c.quant or "", UNKNOWN_BITS),
             c.n_ctx,
             CACHE_BITS.get(c.type_k, UNKNOWN_BITS),
             CACHE_BITS.get(c.type_v, UNKNOWN_BITS),

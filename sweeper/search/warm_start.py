@@ -6,7 +6,7 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper.engine.simulated_machine import BITS_PER_WEIGHT
+from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
 from sweeper.space import SearchSpace
@@ -84,8 +84,8 @@ def _smallest_weights(space: SearchSpace) -> dict[str, Any]:
     if "quant" not in space.parameters:
         return {}
     values = space.parameters["quant"].values
-    if all(v in BITS_PER_WEIGHT for v in values):
-        return {"quant": min(values, key=lambda v: BITS_PER_WEIGHT[v])}
+    if all(v in FILE_BITS_PER_WEIGHT for v in values):
+        return {"quant": min(values, key=lambda v: FILE_BITS_PER_WEIGHT[v])}
     return {"quant": values[-1]}
 
 

@@ -124,6 +124,15 @@ def test_who_is_chosen(pick, number):
     assert chosen.pick == str(parse_pick(pick))
 
 
+@pytest.mark.parametrize(
+    ("speed", "noise", "on_the_line"),
+    [(18.9, 0.02, True), (18.9, 0.001, False), (18.7, 0.02, False), (19.0, 0.0, True)],
+)
+def test_who_misses_the_line_by_less_than_noise_and_one_percent_is_on_it(speed, noise, on_the_line):
+    near = trial(9, speed, 30, noise=noise)
+    assert (choose(sweep(*FIVE, near), "within:5%").trial.number == 9) == on_the_line
+
+
 def test_the_nearest_is_given_and_said_where_no_point_fits():
     fast = choose(sweep(*FIVE), "at-least:25tok/s")
     assert fast.trial.number == 0

@@ -1,0 +1,70 @@
+"""What all trials together say of each: a model's mean in place of one noisy screening.
+
+Of many near-equals the luckiest looks best. A model that knows its neighbours takes the luck out, so that the
+final stage measures again what is good, not what was lucky. Nothing of it is recorded or recommended.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
+from sweeper.search.encoding import Encoder
+from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
+from sweeper.space import SearchSpace
+
+# Fewer trials do not tell noise from effects.
+LEAST_TRIALS = 10
+# Repeats of inference scatter by about this share; the fit finds out.
+EXPECTED_NOISE = 0.03
+# A model of more would take seconds; beyond, the screenings stand as they are.
+MOST_TRIALS = 400
+
+
+def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
+    """The record with the objectives of its complete trials as a model of all of them expects them."""
+    names = [o.metric for o in record.objectives]
+    whole = [t for t in record.trials if t.state == "complete" and all(m in t.metrics for m in names)]
+    if not LEAST_TRIALS <= len(whole) <= MOST_TRIALS:
+        return record
+    means = {o.metric: _means(whole, o, space) for o in record.objectives}
+    changed = {
+        trial.number: replace(trial, metrics=_with_means(trial, {m: v[i] for m, v in means.items()}))
+        for i, trial in enumerate(whole)
+    }
+    return replace(record, trials=tuple(changed.get(t.number, t) for t in record.trials))
+
+
+def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpace) -> list[float]:
+    """The model's mean for each trial, in the objective's unit."""
+    import numpy as np
+
+    raw = [trial.metrics[objective.metric].median for trial in trials]
+    if min(raw) <= 0 or max(raw) <= min(raw):
+        return raw
+    values = np.log(np.array(raw))
+    features = Encoder(space)([trial.configuration for trial in trials])
+    noise = min(0.5, max(1e-3, EXPECTED_NOISE / float(values.std())))
+    hyper = fit(features, values, starting_hyper(features.shape[1], noise), noise)
+    mean, _ = GaussianProcess(features, values, hyper).predict(features)
+    return [math.exp(value) for value in mean]
+
+
+def _with_means(trial: TrialRecord, means: Mapping[str, float]) -> dict[str, Reading]:
+    """The trial's readings, moved as a whole to their expected medians; J/token follows."""
+    metrics = dict(trial.metrics)
+    for metric, mean in means.items():
+        factor = mean / metrics[metric].median if metrics[metric].median else 1.0
+        metrics[metric] = _scaled(metrics[metric], factor)
+    if "joules_per_token" in metrics and "joules_per_token" not in means:
+        speed, watts = metrics.get("tokens_per_second"), metrics.get("watts")
+        if speed is not None and watts is not None:
+            own = metrics["joules_per_token"]
+            metrics["joules_per_token"] = _scaled(own, watts.median / speed.median / own.median)
+    return metrics
+
+
+def _scaled(reading: Reading, factor: float) -> Reading:
+    return Reading(reading.median * factor, reading.low * factor, reading.high * factor, reading.n)

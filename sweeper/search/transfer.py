@@ -1,0 +1,109 @@
+"""What an earlier sweep on this machine found best, as points of a new sweep's space: where it may start from.
+
+Another model or driver moves every figure, and with it what is best by a little; which threads, caps and cache
+types pay on a machine moves less. So nothing is believed: the points are measured before anything else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
+from sweeper.records import Configuration, MachineRecord, Objective, SweepRecord
+from sweeper.search.assemble import assemble
+from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.search.warm_start import nearest
+from sweeper.space import SearchSpace
+
+# The pick and the ends of the front: more would be measured in place of what the new model asks for.
+MOST_POINTS = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Earlier:
+    """Points of the new space that an earlier sweep suggests."""
+
+    sweep: str
+    configurations: tuple[Configuration, ...]
+
+
+def from_earlier(
+    root: Path,
+    machine: MachineRecord,
+    simulated: bool,
+    objectives: Sequence[Objective],
+    space: SearchSpace,
+    skip: str,
+) -> Earlier | None:
+    """The latest sweep of the same machine for the same objectives, moved into ``space``; None where none is.
+
+    Args:
+        root: where sweeps are kept.
+        machine: the machine at hand; its driver and memory may have changed.
+        simulated: whether the new sweep's engine is simulated.
+        objectives: of the new sweep.
+        space: the new space.
+        skip: the new sweep's own name.
+    """
+    for record in _sweeps(root, skip):
+        if (
+            _same_machine(record.machine, machine)
+            and record.engine.simulated == simulated
+            and [o.metric for o in record.objectives] == [o.metric for o in objectives]
+            and record.front
+        ):
+            best = [moved(c, record.model.n_layer, space) for c in _best(record)]
+            runs = [c for c in dict.fromkeys(best) if not space.violations(c)]
+            if runs:
+                return Earlier(record.sweep, tuple(runs[:MOST_POINTS]))
+    return None
+
+
+def moved(configuration: Configuration, n_layer: int, space: SearchSpace) -> Configuration:
+    """The point of ``space`` that is most like ``configuration`` of a model with ``n_layer`` layers."""
+    return space.configuration(
+        {
+            name: _moved(name, getattr(configuration, name), parameter.values, n_layer, space)
+            for name, parameter in space.parameters.items()
+        }
+    )
+
+
+def _moved(name: str, value: Any, values: Sequence[Any], n_layer: int, space: SearchSpace) -> Any:
+    if name == "n_gpu_layers":
+        whole, share = space.traits.n_layer + 1, value / (n_layer + 1)
+        return nearest(values, whole if value < 0 or share >= 1 else round(share * whole))
+    if name == "quant" and value not in values:
+        bits = FILE_BITS_PER_WEIGHT.get(value)
+        known = [v for v in values if v in FILE_BITS_PER_WEIGHT]
+        if bits is not None and known:
+            return min(known, key=lambda v: abs(FILE_BITS_PER_WEIGHT[v] - bits))
+    return nearest(values, value)
+
+
+def _sweeps(root: Path, skip: str) -> Iterator[SweepRecord]:
+    for name in reversed(sweep_names(root)):
+        if name != skip:
+            yield assemble(SweepStudy.load(root, name))
+
+
+def _same_machine(one: MachineRecord, other: MachineRecord) -> bool:
+    return (one.cpu, one.logical_cores, [g.name for g in one.gpus]) == (
+        other.cpu,
+        other.logical_cores,
+        [g.name for g in other.gpus],
+    )
+
+
+def _best(record: SweepRecord) -> list[Configuration]:
+    """The recommended configuration, then the best in each objective."""
+    front = record.on_front()
+    numbers = [record.recommended] if record.recommended is not None else []
+    for objective in record.objectives:
+        sign = 1.0 if objective.direction == "maximize" else -1.0
+        best = max(front, key=lambda t: sign * t.metrics[objective.metric].median)
+        numbers.append(best.number)
+    return [record.trial(number).configuration for number in dict.fromkeys(numbers)]

@@ -1,0 +1,83 @@
+"""What a trial would cost in seconds: so that, of what promises as much, the cheaper is measured first.
+
+A model that is loaded already saves its load; a slow configuration takes longer for the same tokens. Both are
+learned from the trials so far.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from sweeper.records import MODEL_KEYS, Configuration
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    Array = npt.NDArray[np.float64]
+
+# Fewer trials say nothing of what makes one long.
+LEAST_TRIALS = 4
+# Pulls the slopes towards 0 as this many trials would: a dozen features are fitted on a handful of trials.
+RIDGE = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Cost:
+    """What one finished trial took."""
+
+    configuration: Configuration
+    seconds: float  # all of it
+    load_seconds: float | None  # of that, loading the model; None where it was kept
+
+
+class TrialCost:
+    """Expected seconds of trials.
+
+    Args:
+        costs: of the finished trials, in their order; the last one's model is loaded.
+        features: (n, d), of their configurations.
+    """
+
+    def __init__(self, costs: Sequence[Cost], features: Array) -> None:
+        import numpy as np
+
+        self._loaded = _model(costs[-1].configuration) if costs else None
+        self._loads: dict[str | None, list[float]] = {}
+        for cost in costs:
+            if cost.load_seconds is not None:
+                self._loads.setdefault(cost.configuration.quant, []).append(cost.load_seconds)
+        loads = [seconds for each in self._loads.values() for seconds in each]
+        self._any_load = statistics.median(loads) if loads else 0.0
+        self._slopes: Array | None = None
+        if len(costs) >= LEAST_TRIALS:
+            run = np.array([math.log(max(1e-3, c.seconds - (c.load_seconds or 0.0))) for c in costs])
+            self._centre, self._mean = features.mean(0), float(run.mean())
+            x = features - self._centre
+            self._slopes = np.linalg.solve(x.T @ x + RIDGE * np.eye(x.shape[1]), x.T @ (run - self._mean))
+            self._range = float(run.min()), float(run.max())
+
+    def __call__(self, configurations: Sequence[Configuration], features: Array) -> Array:
+        """Expected seconds (m,) of ``configurations``, whose features are (m, d); all 1 while nothing is known."""
+        import numpy as np
+
+        if self._slopes is None:
+            return np.ones(len(configurations))
+        # Never beyond what was seen: a straight line through logarithms runs away.
+        run = np.exp(np.clip(self._mean + (features - self._centre) @ self._slopes, *self._range))
+        result: Array = run + np.array([self._load_of(c) for c in configurations])
+        return result
+
+    def _load_of(self, configuration: Configuration) -> float:
+        if _model(configuration) == self._loaded:
+            return 0.0
+        loads = self._loads.get(configuration.quant)
+        return statistics.median(loads) if loads else self._any_load
+
+
+def _model(configuration: Configuration) -> tuple[object, ...]:
+    return tuple(getattr(configuration, key) for key in MODEL_KEYS)
