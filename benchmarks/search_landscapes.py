@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -153,7 +153,11 @@ def _smoothed(path: Path) -> tuple[Table, Mapping[Configuration, Mapping[str, fl
 
 
 def recorded(path: Path, objectives: Objectives, suffix: str = "") -> Landscape:
-    """A recorded table; see recorded_truth.py for what its truth is."""
+    """A recorded table; see recorded_truth.py for what its truth is.
+
+    Trials are as long as in a sweep with ``workload=quick``; each window has the noise of the recorded ones, which
+    were shorter, so it is noisier than a sweep's own.
+    """
     table, values = _smoothed(path)
     space = table.header.space
 
@@ -169,7 +173,15 @@ def recorded(path: Path, objectives: Objectives, suffix: str = "") -> Landscape:
         {p.name: nearest(p.values, getattr(space.base, p.name)) for p in space.parameters.values()}
     )
     name = path.name.removesuffix(".csv.gz") + suffix
-    return Landscape(name, space, baseline, table.header.workload, truth, rig, lambda _: True, objectives)
+    workload = replace(
+        table.header.workload,
+        screening_seconds=2.4,
+        screening_repeats=3,
+        warmup_seconds=1.5,
+        final_seconds=10.0,
+        final_repeats=10,
+    )
+    return Landscape(name, space, baseline, workload, truth, rig, lambda _: True, objectives)
 
 
 def landscapes(names: list[str] | None = None) -> list[Landscape]:

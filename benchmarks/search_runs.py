@@ -77,6 +77,7 @@ class Rig:
         self.early_stop = EarlyStop(self.objectives, ()) if short else None
         self.records: list[TrialRecord] = []  # of what ran
         self.took: dict[str, Any] = {}  # of the latest trial, as a sweep's record has it
+        self.readings: list[tuple[float, ...]] = []  # of its objectives
         self.measured: dict[Configuration, tuple[float, ...] | None] = {}
         self.steps: list[Step] = []
         self._true: list[tuple[float, ...]] = []
@@ -90,6 +91,8 @@ class Rig:
             values: tuple[float, ...] | None = tuple(result.metrics[m].median for m in self.metrics)
             load = result.load_seconds if result.reloaded else None
             self.took = {"seconds": self.clock() - began, "load_seconds": load}
+            readings = [result.metrics[m] for m in self.metrics]
+            self.readings = [(r.median, r.low, r.high, r.n) for r in readings]
             self.records.append(TrialRecord(len(self.measured), "complete", configuration, result.metrics))
             if self.early_stop:
                 self.early_stop.learn(self.records[-1])
@@ -161,7 +164,7 @@ Sampler = Callable[[Landscape, int], Any]
 
 def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
     """One search of at most ``trials`` measured configurations."""
-    rig = Rig(landscape, seed, short=not sampler.endswith(FULL))
+    rig, name = Rig(landscape, seed, short=not sampler.endswith(FULL)), sampler
     sampler = sampler.removesuffix(FULL)
     if sampler == "grid order":
         grid = (c for c in landscape.space.grid() if landscape.forecast(c))
@@ -172,7 +175,7 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
     else:
         ask_and_tell(rig, sampler, seed, trials)
     regret, picked = rig.pick()
-    return Search(landscape.name, sampler, seed, tuple(rig.steps), regret, picked)
+    return Search(landscape.name, name, seed, tuple(rig.steps), regret, picked)
 
 
 def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
@@ -213,6 +216,7 @@ def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
         trial.set_user_attr("state", "complete" if values else "out_of_memory")
         trial.set_constraint("runs", 0.0 if values else 1.0)
         if values:
+            trial.set_user_attr("readings", rig.readings)
             study.tell(trial, list(values))
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)

@@ -90,6 +90,21 @@ def deviation_of(reading: Reading) -> float | None:
     return half * math.sqrt(reading.n) / factor
 
 
+def relative_noise(readings: Iterable[Reading]) -> float | None:
+    """The relative deviation of one reading's median, pooled over the readings that rest on repeats.
+
+    None where none of them does.
+    """
+    squares, freedom = 0.0, 0
+    for reading in readings:
+        deviation = deviation_of(reading)
+        if deviation is not None and reading.median:
+            squares += (reading.n - 1) * (deviation / reading.median) ** 2 / reading.n
+            freedom += reading.n - 1
+    # A median of normal repeats varies 1.25 times as much as their mean does.
+    return math.sqrt(math.pi / 2 * squares / freedom) if freedom else None
+
+
 def outliers(values: Sequence[float]) -> tuple[int, ...]:
     """Indices of the values that lie too far from the median to be noise."""
     centre = median(values)

@@ -1,4 +1,8 @@
-"""A small exact Gaussian process: Matérn 5/2, a length scale for each feature, noise learned."""
+"""A small exact Gaussian process: a straight line plus Matérn 5/2 with a length scale for each feature, noise learned.
+
+The logarithm of a speed is nearly a sum of what each parameter does alone. The line learns that from few and noisy
+trials, wherever they lie; the Matérn part takes what is left, near what was measured.
+"""
 
 from __future__ import annotations
 
@@ -21,26 +25,31 @@ FIT_STEPS = 30
 # only matters elsewhere (threads, where all layers are on the GPU): seen in searches on simulated machines.
 EXPECTED_LOG_LENGTH = math.log(1.0)
 LOG_LENGTH_WIDTH = 1.2
+# Deviation of a slope over a whole range, in standard deviations of the values.
+EXPECTED_LOG_LINEAR = math.log(0.3)
+LOG_LINEAR_WIDTH = 0.7
+EXPECTED_LOG_SIGNAL = math.log(0.9)  # of what is left beside the line
 
 
 @dataclass(frozen=True, slots=True)
 class Hyper:
-    """Logarithms of the length scales and of the standard deviations of signal and noise (standardised)."""
+    """Logarithms of the length scales and of the deviations of slopes, signal and noise (standardised)."""
 
     log_lengths: Array
     log_signal: float
     log_noise: float
+    log_linear: float = EXPECTED_LOG_LINEAR
 
     def packed(self) -> Array:
         """As one vector, for the optimiser."""
         import numpy as np
 
-        return np.concatenate([self.log_lengths, [self.log_signal, self.log_noise]])
+        return np.concatenate([self.log_lengths, [self.log_linear, self.log_signal, self.log_noise]])
 
     @classmethod
     def unpacked(cls, vector: Array) -> Hyper:
         """The inverse of `packed`."""
-        return cls(vector[:-2].copy(), float(vector[-2]), float(vector[-1]))
+        return cls(vector[:-3].copy(), float(vector[-2]), float(vector[-1]), float(vector[-3]))
 
 
 def starting_hyper(dimensions: int, relative_noise: float) -> Hyper:
@@ -62,6 +71,12 @@ def correlation(a: Array, b: Array, log_lengths: Array) -> Array:
     return result
 
 
+def line(a: Array, b: Array) -> Array:
+    """Covariance of straight lines with unit slopes, between the rows of ``a`` and of ``b``, about the middle."""
+    result: Array = (a - 0.5) @ (b - 0.5).T
+    return result
+
+
 class GaussianProcess:
     """Posterior of one objective over encoded configurations.
 
@@ -78,20 +93,26 @@ class GaussianProcess:
         self.features, self.hyper = features, hyper
         self.mean, self.scale = standard(values)
         self._signal = math.exp(2 * hyper.log_signal)
-        covariance = self._signal * correlation(features, features, hyper.log_lengths)
+        self._linear = math.exp(2 * hyper.log_linear)
+        covariance = self._covariance(features)
         covariance[np.diag_indices_from(covariance)] += math.exp(2 * hyper.log_noise) + JITTER
         self._factor: Any = cho_factor(covariance, lower=True, check_finite=False)
         self._weights: Array = cho_solve(self._factor, (values - self.mean) / self.scale, check_finite=False)
+
+    def _covariance(self, features: Array) -> Array:
+        local = self._signal * correlation(self.features, features, self.hyper.log_lengths)
+        return local + self._linear * line(self.features, features)
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and standard deviation (m,) of the noise-free objective at each row of ``features`` (m, d)."""
         import numpy as np
         from scipy.linalg import solve_triangular
 
-        cross = self._signal * correlation(self.features, features, self.hyper.log_lengths)
+        cross = self._covariance(features)
         mean = cross.T @ self._weights
         solved = solve_triangular(self._factor[0], cross, lower=True, check_finite=False)
-        variance = np.maximum(self._signal - (solved * solved).sum(0), 1e-10)
+        own = self._signal + self._linear * ((features - 0.5) ** 2).sum(1)
+        variance = np.maximum(own - (solved * solved).sum(0), 1e-10)
         return self.mean + self.scale * mean, self.scale * np.sqrt(variance)
 
     @property
@@ -119,7 +140,8 @@ def fit(features: Array, values: Array, start: Hyper, relative_noise: float) -> 
     mean, scale = standard(values)
     problem = _Problem(features, (values - mean) / scale, math.log(relative_noise))
     count = features.shape[1]
-    bounds = [(math.log(0.05), math.log(20.0))] * count + [(math.log(0.2), math.log(5.0))]
+    bounds = [(math.log(0.05), math.log(20.0))] * count
+    bounds += [(math.log(0.01), math.log(5.0)), (math.log(0.05), math.log(5.0))]
     bounds.append((math.log(relative_noise) - 1.5, max(math.log(relative_noise) + 1.5, math.log(0.3))))
     low, high = np.array(bounds).T
     found = minimize(
@@ -139,6 +161,7 @@ class _Problem:
     def __init__(self, features: Array, values: Array, log_noise_expected: float) -> None:
         self._values = values
         self._squares = (features[:, None, :] - features[None, :, :]) ** 2  # (n, n, d)
+        self._line = line(features, features)
         self._expected_noise = log_noise_expected
 
     def __call__(self, vector: Array) -> tuple[float, Array]:
@@ -151,7 +174,8 @@ class _Problem:
         decay = np.exp(-scaled)
         signal, noise = math.exp(2 * hyper.log_signal), math.exp(2 * hyper.log_noise)
         kernel = signal * (1 + scaled + scaled * scaled / 3) * decay
-        covariance = kernel + (noise + JITTER) * np.eye(count)
+        straight = math.exp(2 * hyper.log_linear) * self._line
+        covariance = kernel + straight + (noise + JITTER) * np.eye(count)
         try:
             factor = cho_factor(covariance, lower=True, check_finite=False)
         except np.linalg.LinAlgError:
@@ -160,9 +184,12 @@ class _Problem:
         pull = cho_solve(factor, np.eye(count), check_finite=False) - np.outer(weights, weights)
         slope = signal * (5.0 / 3.0) * (1 + scaled) * decay  # d kernel / d log length, over square / length²
         by_length = 0.5 * np.tensordot(pull * slope, self._squares, axes=2) * inverse
-        gradient = np.concatenate([by_length, [(pull * kernel).sum(), noise * np.trace(pull)]])
+        of_sizes = [(pull * straight).sum(), (pull * kernel).sum(), noise * np.trace(pull)]
+        gradient = np.concatenate([by_length, of_sizes])
         value = 0.5 * float(self._values @ weights) + float(np.log(np.diag(factor[0])).sum())
-        centre = np.concatenate([np.full(len(by_length), EXPECTED_LOG_LENGTH), [0.0, self._expected_noise]])
-        width = np.concatenate([np.full(len(by_length), LOG_LENGTH_WIDTH), [0.7, 0.5]])
+        lengths = np.full(len(by_length), EXPECTED_LOG_LENGTH)
+        centre = np.concatenate([lengths, [EXPECTED_LOG_LINEAR, EXPECTED_LOG_SIGNAL, self._expected_noise]])
+        widths = np.full(len(by_length), LOG_LENGTH_WIDTH)
+        width = np.concatenate([widths, [LOG_LINEAR_WIDTH, 0.7, 0.5]])
         off = (vector - centre) / width
         return value + 0.5 * float(off @ off), gradient + off / width

@@ -16,7 +16,7 @@ from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
 from sweeper.pareto import undominated
-from sweeper.records import Configuration
+from sweeper.records import Configuration, Reading
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
@@ -25,6 +25,7 @@ from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.trial_cost import Cost, TrialCost
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace
+from sweeper.stats import relative_noise
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
 
 # Attributes that `study.py` writes on trials.
 STATE, CONFIGURATION, DUPLICATE, RECORD = "state", "configuration", "duplicate_of", "record"
+READINGS = "readings"  # of the objectives, in their order: median, low, high, n
 # States that say something about where configurations cannot run.
 BROKEN = ("failed", "out_of_memory", "infeasible")
 SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes a trial infeasible
@@ -44,8 +46,9 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 # Before there is this much to learn from, the initial design is followed.
 INITIAL_TRIALS = 7
 LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
-# Repeats of inference scatter by about this share; the noise that a model may assume lies around it.
+# What a trial's value scatters by where no repeats say it; and what it scatters by at least, whatever they say.
 EXPECTED_NOISE = 0.02
+LEAST_NOISE = 0.01
 MOST_FORECASTS = 20
 # Hyperparameters are fitted anew each time up to here, then every REFIT_EVERY trials.
 REFIT_ALWAYS_UP_TO = 40
@@ -68,6 +71,7 @@ class _History:
     broken: list[Configuration] = field(default_factory=list)
     short: list[Configuration] = field(default_factory=list)  # those of the broken that lacked memory
     costs: list[Cost] = field(default_factory=list)
+    readings: list[list[Reading]] = field(default_factory=list)  # of the objectives, where they are kept
 
 
 class GpFrontSampler(BaseSampler):
@@ -138,6 +142,8 @@ class GpFrontSampler(BaseSampler):
                 history.measured.append(configuration)
                 history.values.append(tuple(trial.values))
                 history.violations.append(dict(trial.constraints))
+                if READINGS in trial.user_attrs:
+                    history.readings.append([Reading(*values) for values in trial.user_attrs[READINGS]])
                 took = trial.user_attrs.get(RECORD, {})
                 if took.get("seconds"):
                     history.costs.append(Cost(configuration, took["seconds"], took.get("load_seconds")))
@@ -224,7 +230,7 @@ class GpFrontSampler(BaseSampler):
         if refit:
             self._fitted_at = len(history.measured)
         objectives = [
-            self._objective(f"objective {k}", features, oriented[kept, k], refit)
+            self._objective(f"objective {k}", features, oriented[kept, k], refit, _noise(history, k))
             for k in range(oriented.shape[1])
         ]
         constraints = [
@@ -237,14 +243,16 @@ class GpFrontSampler(BaseSampler):
         memory = MemoryOrder(history.measured, history.short) if history.short else None
         return FrontModel(objectives, constraints, broken, memory, configurations, features, feasible[kept])
 
-    def _objective(self, key: str, features: Array, values: Array, refit: bool) -> ObjectiveModel:
+    def _objective(
+        self, key: str, features: Array, values: Array, refit: bool, noise: float
+    ) -> ObjectiveModel:
         """The model of one oriented objective, in logarithms where all its values have one sign."""
         import numpy as np
 
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
         transformed = values if sign == 0 else sign * np.log(sign * values)
         spread = float(transformed.std()) or 1.0
-        relative_noise = min(0.5, max(1e-3, EXPECTED_NOISE / spread)) if sign else 0.05
+        relative_noise = min(0.5, max(1e-3, noise / spread)) if sign else 0.05
         return ObjectiveModel(self._fitted(key, features, transformed, relative_noise, refit), sign)
 
     def _fitted(
@@ -255,6 +263,12 @@ class GpFrontSampler(BaseSampler):
             hyper = fit(features, values, hyper, relative_noise)
             self._hyper[key] = hyper
         return GaussianProcess(features, values, hyper)
+
+
+def _noise(history: _History, objective: int) -> float:
+    """The relative deviation of one trial's value, as the trials' repeats say it."""
+    known = relative_noise(readings[objective] for readings in history.readings)
+    return EXPECTED_NOISE if known is None else max(known, LEAST_NOISE)
 
 
 def _violation_keys(violations: Sequence[Mapping[str, float]]) -> list[str]:

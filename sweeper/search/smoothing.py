@@ -14,11 +14,12 @@ from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.encoding import Encoder
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
 from sweeper.space import SearchSpace
+from sweeper.stats import relative_noise
 
 # Fewer trials do not tell noise from effects.
 LEAST_TRIALS = 10
-# Repeats of inference scatter by about this share; the fit finds out.
-EXPECTED_NOISE = 0.03
+# No median of repeats is surer than this, whatever few repeats that agree by chance say.
+LEAST_NOISE = 0.01
 # A model of more would take seconds; beyond, the screenings stand as they are.
 MOST_TRIALS = 400
 
@@ -46,7 +47,8 @@ def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpa
         return raw
     values = np.log(np.array(raw))
     features = Encoder(space)([trial.configuration for trial in trials])
-    noise = min(0.5, max(1e-3, EXPECTED_NOISE / float(values.std())))
+    known = relative_noise(t.metrics[objective.metric] for t in trials)
+    noise = min(0.5, max(known or 0.0, LEAST_NOISE) / float(values.std()))
     hyper = fit(features, values, starting_hyper(features.shape[1], noise), noise)
     mean, _ = GaussianProcess(features, values, hyper).predict(features)
     return [math.exp(value) for value in mean]

@@ -37,6 +37,7 @@ VISIT = "final"
 CONTROL = "control"
 RECORD = "record"
 WINDOWS = "windows"
+READINGS = "readings"  # of the objectives, in their order: median, low, high, n
 STATE = "state"
 CONFIGURATION = "configuration"
 DUPLICATE = "duplicate_of"
@@ -206,6 +207,9 @@ class SweepStudy:
         trial = proposal.trial
         trial.set_user_attr(STATE, record.state)
         trial.set_user_attr(CONFIGURATION, record.configuration.to_dict())
+        if record.state == "complete":
+            readings = [record.metrics[o.metric] for o in objectives]
+            trial.set_user_attr(READINGS, [(r.median, r.low, r.high, r.n) for r in readings])
         if windows:
             trial.set_user_attr(WINDOWS, to_plain(list(windows)))
         for key, violation in violations.items():
