@@ -19,7 +19,7 @@ from gpu_record import Deadline, OutOfTime, StepFile
 from sweeper.errors import NoResultError
 from sweeper.records import SweepRecord
 
-NEEDED = ("mlflow", "optuna", "hydra", "omegaconf", "plotly", "matplotlib", "scipy")
+NEEDED = ("mlflow", "optuna", "hydra", "omegaconf", "matplotlib", "scipy")
 NAME = "gpu"
 _TEXTS = (".html", ".md", ".json", ".csv", ".yaml")
 _LEAST_SECONDS = 20.0  # importing mlflow, and a first trial

@@ -19,7 +19,6 @@ HEAVY = {
     "hydra",
     "omegaconf",
     "pynvml",
-    "plotly",
     "llama_cpp",
     "matplotlib",
     "scipy",

@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import choose, parse_pick
+from sweeper.pareto import choose, cost_metric, parse_pick, speed_metric
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, figure, label
 
@@ -45,7 +45,7 @@ def meaning(record: SweepRecord, pick: str) -> str:
         rule = parse_pick(pick)
     except ConfigError:
         return ""
-    speed, expense = _weighed(record)
+    speed, expense = speed_metric(record), cost_metric(record)
     gain, cost = label(speed or "speed").title, label(expense or "power").title
     amount = str(rule).partition(":")[2].replace("%", " %").replace("tok/s", " tok/s").replace("W", " W")
     return {
@@ -105,16 +105,6 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
     return Picked(pick, choice.trial, words, False, apply_command(record, pick))
 
 
-def _weighed(record: SweepRecord) -> tuple[str | None, str | None]:
-    """The speed and the cost that a pick weighs: in tok/s and in W where there are such objectives."""
-
-    def first(direction: str, ending: str) -> str | None:
-        metrics = [o.metric for o in record.objectives if o.direction == direction]
-        return next((m for m in metrics if m.endswith(ending)), metrics[0] if metrics else None)
-
-    return first("maximize", "tokens_per_second"), first("minimize", "watts")
-
-
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
     """What the pick does to prompts, to quality and to objectives that it does not weigh: no silent price.
 
@@ -124,7 +114,7 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
     if base is None or base.number == trial.number:
         return []
     said = []
-    told = (*_weighed(record), "kl_divergence")
+    told = (speed_metric(record), cost_metric(record), "kl_divergence")
     for name in dict.fromkeys(["prompt_tokens_per_second", *(o.metric for o in record.objectives)]):
         here, there = trial.metrics.get(name), base.metrics.get(name)
         if name in told or not here or not there or not there.median:
