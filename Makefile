@@ -54,6 +54,7 @@ $(STAMP): requirements.lock pyproject.toml
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "sweeper needs a C and C++ compiler: apt install build-essential"; exit 3; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "sweeper needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@echo "installing what sweeper needs; llama.cpp is compiled for this machine, which takes 2 to 5 minutes the first time"
 	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
 ifneq ($(BACKEND),cpu)
 	grep -A 2 '^llama-cpp-python==' requirements.lock > $(VENV)/llama.lock

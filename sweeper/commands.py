@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 CPU_BUILD = "this build of llama.cpp runs on the CPU alone"
 
 
-def load_record(root: Path, sweep: str | None) -> SweepRecord:
-    """The sweep of that name, or the latest one. Raises SweepMissingError or StoreError."""
+def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRecord:
+    """The sweep of that name, or the latest one, with ``real`` the latest that is not simulated if there is one.
+
+    Raises SweepMissingError or StoreError.
+    """
     from sweeper.errors import SweepMissingError
     from sweeper.search.assemble import assemble
     from sweeper.search.study import SweepStudy, sweep_names
@@ -32,7 +35,11 @@ def load_record(root: Path, sweep: str | None) -> SweepRecord:
         names = sweep_names(root)
         if not names:
             raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
-        sweep = names[-1]
+        records = (assemble(SweepStudy.load(root, name)) for name in reversed(names))
+        latest = next(records)
+        if not real or not latest.engine.simulated:
+            return latest
+        return next((record for record in records if not record.engine.simulated), latest)
     return assemble(SweepStudy.load(root, sweep))
 
 
@@ -145,7 +152,7 @@ def apply(options: argparse.Namespace) -> int:
     from sweeper.apply.run import Options, run
     from sweeper.apply.text import outcome_to_plain, render_outcome
 
-    record = load_record(options.root, options.sweep)
+    record = load_record(options.root, options.sweep, real=True)
     now_machine, now_engine = _now(record)
     with ExitStack() as held:
         limit = _limit(record, held) if options.power_limit else None
@@ -187,7 +194,7 @@ def verify(options: argparse.Namespace) -> int:
     from sweeper.apply.verify import verify as check
     from sweeper.apply.verify_text import render_verification, verification_to_plain
 
-    record = load_record(options.root, options.sweep)
+    record = load_record(options.root, options.sweep, real=True)
     wanted = VerifyOptions(
         server=options.server,
         url=options.url,

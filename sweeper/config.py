@@ -509,6 +509,9 @@ def _near_key(key: str) -> str:
     near = difflib.get_close_matches(name, tree, n=1)
     if near:
         return f"; did you mean {group + '.' if group else ''}{near[0]}?"
+    elsewhere = [f"{other}.{name}" for other, names in _known_keys().items() if other and name in names]
+    if not group and elsewhere:
+        return f"; did you mean {' or '.join(elsewhere)}?"
     return (
         f"; {group + ' has' if group else 'there are'}: {', '.join(tree)}"
         if tree

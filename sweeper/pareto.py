@@ -23,6 +23,8 @@ Point = Sequence[float]
 REFERENCE_MARGIN = 0.1
 # Who misses a line by less than this, and by less than his own noise, is on it: no repeat settles that.
 LEAST_TOLD_APART = 0.01
+# Half an interval of more than this share of its median: something else ran, and no difference is known.
+TOO_NOISY = 0.5
 DAYS_PER_YEAR = 365
 
 GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
@@ -317,11 +319,13 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
     base = _baseline(record)
+    absolute = ", ".join(f"{_amount(trial, m)}{label if _is_energy(m) else ''}" for m in shown)
     if base is None or not all(m in base.metrics for m in shown):
-        absolute = ", ".join(f"{_amount(trial, m)}{label if _is_energy(m) else ''}" for m in shown)
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
         return "this is the engine's default configuration, the baseline"
+    if any(_unknown(t.metrics[m]) for t in (base, trial) for m in shown):
+        return f"{absolute}; too noisy to compare with the baseline"
     parts = [f"{_change(base, trial, m)}{label if _is_energy(m) else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
     energy = _energy_words(base, trial, record.prices, prefix)
@@ -490,6 +494,11 @@ def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
         return f"same {name} within noise"
     before, after = base.metrics[metric].median, trial.metrics[metric].median
     return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
+
+
+def _unknown(reading: Reading) -> bool:
+    """Whether noise leaves no more than the order of magnitude: a percentage of it would be made up."""
+    return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
 
 
 def _within_noise(a: Reading, b: Reading) -> bool:

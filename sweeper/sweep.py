@@ -299,9 +299,10 @@ class Sweep:
         """Measure the candidates again, interleaved; only what was measured twice is recommended."""
         record = assemble(self.study)
         visits = self.study.visits()
-        finalists = _finalists_of(visits) or choose_finalists(
-            conclude(smoothed(record, self.space)), self.plan.finalists
-        )
+        # As the screening saw them: trials that came after an earlier run's finals count as well.
+        screened = conclude(smoothed(replace(record, trials=self.study.trials()), self.space))
+        chosen = choose_finalists(screened, self.plan.finalists)
+        finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
         self.progress.finalists(total - len(done))

@@ -251,6 +251,8 @@ def _notes(request: Request, limit: PowerLimit | None, target_sets_it: bool) -> 
     """What a user must know whatever the target."""
     c = request.configuration
     notes = []
+    if request.record.state == "running":
+        notes.append("this sweep is still running, or was cut off: what it recommends may change")
     if request.record.engine.simulated:
         notes.append("this sweep is simulated: no figure of it was measured")
     if not request.trial.remeasured and not request.record.engine.simulated:

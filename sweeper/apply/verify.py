@@ -28,6 +28,7 @@ from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
 ServerKind = Literal["auto", "llama-server", "llama-cpp-python", "ollama"]
 Verdict = Literal["kept", "missed", "unclear", "unknown"]
 
+SURPRISE = 0.3  # a server this much better than its promise shows that the promise was wrong
 TOLERANCE = 0.05  # a promise is kept where speed is at most this fraction below it, or power above it
 
 # Where each kind listens when nobody says otherwise.
@@ -404,12 +405,19 @@ def _figures(
         else:
             verdict = judge(promised, found, tolerance, more_is_better=more)
             checks.append(
-                FigureCheck(metric, promised, found, own, verdict, _says(metric, promised, found, tolerance))
+                FigureCheck(
+                    metric, promised, found, own, verdict, _says(metric, promised, found, tolerance, verdict)
+                )
             )
     return tuple(checks)
 
 
-def _says(metric: str, promised: Reading, found: Reading, tolerance: float) -> str:
+def _says(metric: str, promised: Reading, found: Reading, tolerance: float, verdict: Verdict) -> str:
+    """What there is to say of a figure; nothing where it is as promised."""
+    if verdict == "kept" and abs(found.median - promised.median) <= SURPRISE * abs(promised.median):
+        return ""
+    if verdict == "kept":
+        return f"{metric} is far better than promised: the sweep was disturbed, or measured once; sweep again"
     change = 100 * (found.median / promised.median - 1)
     unit = "W" if metric == "watts" else "tok/s"
     return (
@@ -427,6 +435,8 @@ def _notes(
 ) -> tuple[str, ...]:
     c = trial.configuration
     notes = [f"{name}: {reason}" for name, reason in speed.missing]
+    if record.state == "running":
+        notes.append("this sweep is still running, or was cut off: measured beside it, both figures are disturbed")
     if meter is None and "watts" in trial.metrics:
         notes.append("watts were not measured: no meter was given")
     if c.power_limit_watts is not None:

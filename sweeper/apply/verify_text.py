@@ -14,17 +14,19 @@ _NAMES = {"tokens_per_second": "decode", "prompt_tokens_per_second": "prefill", 
 def render_verification(verification: Verification) -> str:
     """Two tables, settings and figures, and the verdict."""
     v = verification
-    where = f"{v.server} at {v.url}" + (" (started for this)" if v.started else "")
-    lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {where}", ""]
+    lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {v.server} at {v.url}"]
+    if v.started:
+        lines.append(
+            "no running server offers this model, so this one was started for the measurement and ended"
+        )
+    lines.append("")
     lines += _table(("setting", "configured", "in force", "verdict"), [_setting(s) for s in v.settings])
     lines.append("")
     lines += _table(
         ("figure", "promised", "found", "change", "server says", "verdict"), [_figure(f) for f in v.figures]
     )
     lines.append("")
-    lines += [
-        f"{f.metric}: {f.says}" for f in v.figures if f.verdict in ("missed", "unclear", "unknown") and f.says
-    ]
+    lines += [f"{f.metric}: {f.says}" for f in v.figures if f.says]
     lines += [f"note: {note}" for note in v.notes]
     lines.append(_verdict(v))
     return "\n".join(lines) + "\n"

@@ -15,6 +15,7 @@ from sweeper.report.words import (
     baseline_of,
     change,
     clean,
+    disturbed,
     figures,
     head,
     label,
@@ -64,6 +65,7 @@ def code(text: object) -> str:
 def _blocks(record: SweepRecord) -> Iterable[str]:
     yield f"# {escape(record.model.name)} on {escape(machine_name(record))}"
     yield f"**{escape(unfinished(record))}**" if unfinished(record) else ""
+    yield f"**{escape(disturbed(record))}**" if disturbed(record) else ""
     yield _answer(record)
     yield _front(record)
     yield _picks(record)

@@ -14,6 +14,7 @@ from sweeper.report.words import (
     TRUST,
     baseline_of,
     change,
+    disturbed,
     figures,
     head,
     is_doubtful,
@@ -48,6 +49,8 @@ def answer(record: SweepRecord) -> str:
         banner = paragraph("Everything here is simulated: no figure was measured on a real machine.", "warn")
     if unfinished(record):
         banner += paragraph(unfinished(record), "warn")
+    if disturbed(record):
+        banner += paragraph(disturbed(record), "warn")
     commands = "".join(command(line, purpose) for line, purpose in next_commands(record))
     best = recommended(record)
     if best is None:

@@ -16,6 +16,7 @@ from sweeper.report.words import (
     baseline_of,
     change,
     clean,
+    disturbed,
     figure,
     figures,
     head,
@@ -156,7 +157,7 @@ def _why_empty(record: SweepRecord, width: int) -> list[Text]:
 
 def _picks(record: SweepRecord, width: int) -> list[Text]:
     """One line for each trial that was picked, under all its names."""
-    lines = []
+    lines = wrapped(disturbed(record), width, "bold yellow") if disturbed(record) else []
     named = marks(record)
     for picked in picks(record):
         names = named.pop(picked.trial.number, None)

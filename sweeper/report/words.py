@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import unicodedata
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.pareto import TOO_NOISY
+from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
 
 MISSING = "–"  # stands where a figure is not there; never a 0
 MOST_DECIMALS = 4
@@ -239,6 +241,28 @@ def unfinished(record: SweepRecord) -> str:
     if record.state == "stopped":
         return f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
     return ""
+
+
+def disturbed(record: SweepRecord) -> str:
+    """Why the answer itself is doubtful, where the machine was not itself while it was measured; else empty."""
+    shown = [record.trial(n) for n in dict.fromkeys((record.baseline, record.recommended)) if n is not None]
+    wide = [
+        f"#{t.number} scatters by {100 * share:.0f} %"
+        for t in shown
+        if (share := widest(t, record.objectives)) > TOO_NOISY
+    ]
+    if not wide:
+        return ""
+    return (
+        f"Do not trust this yet: something disturbed the machine while it was measured ({', '.join(wide)}). "
+        "Close other programs and run the sweep again under another name."
+    )
+
+
+def widest(trial: TrialRecord, objectives: Sequence[Objective]) -> float:
+    """The widest of a trial's intervals in the objectives, half of it as a share of its median."""
+    readings = [trial.metrics[o.metric] for o in objectives if o.metric in trial.metrics]
+    return max(((half_width(r) or 0.0) / abs(r.median) for r in readings if r.median), default=0.0)
 
 
 def model_line(record: SweepRecord) -> str:

@@ -6,7 +6,7 @@ import shlex
 
 from sweeper.records import SweepRecord
 from sweeper.report.markdown import escape, fence, picks_markdown
-from sweeper.report.words import TRUST, clean, power_line, tally
+from sweeper.report.words import TRUST, clean, disturbed, power_line, tally
 
 # Under MLflow's oldest limit for a tag (5,000), with room for the lines that mark sweeper's part.
 LIMIT = 4800
@@ -16,7 +16,8 @@ CUT = "\n\n… cut here: all of it is in `report.html`, under Artifacts.\n"
 def describe(record: SweepRecord) -> str:
     """The parent run's description: what to run, the next commands, the front, and how far to trust it."""
     result = "" if record.state == "running" and record.recommended is None else picks_markdown(record)
-    parts = [_running(record), result.strip(), _stopped(record), _foot(record)]
+    doubt = f"**{escape(disturbed(record))}**" if result and disturbed(record) else ""
+    parts = [_running(record), doubt, result.strip(), _stopped(record), _foot(record)]
     return _fit("\n\n".join(part for part in parts if part))
 
 

@@ -109,6 +109,7 @@ def test_multirun_runs_each_and_the_worst_code_counts() -> None:
     ("overrides", "words"),
     [
         (["space.n_thread=4"], "did you mean space.n_threads"),
+        (["trials=3"], "trials: no such key; did you mean search.trials?"),
         (["search.trials=many"], "search.trials"),
         (["prices.hours_per_day=25"], "prices.hours_per_day"),
         (["+objectives.targets.n_ctx=maximize", "+objectives.targets.memory_mib=minimize"], "4 objectives"),
