@@ -171,9 +171,12 @@ def _figures(rows: Sequence[dict[str, str]]) -> dict[str, object]:
             low, middle, high = quartiles(r[f"{what}_to_{share}"] for r in rows)
             figures[f"{what}_to_{share}"] = f"{middle} ({low} to {high})"
     figures["share_at_end"] = f"{statistics.median(float(r['share']) for r in rows):.4f}"
-    regrets = sorted(float(r["regret"]) if r["regret"] else math.inf for r in rows)
-    figures["regret_median"] = f"{regrets[len(regrets) // 2]:.4f}"
-    figures["regret_of_9_in_10"] = f"{regrets[math.ceil(0.9 * len(regrets)) - 1]:.4f}"
+    regrets = sorted(float(r["regret"]) for r in rows if r["regret"])
+    figures["regret_median"] = f"{statistics.median(regrets):.4f}" if regrets else ""
+    figures["regret_of_9_in_10"] = f"{regrets[math.ceil(0.9 * len(regrets)) - 1]:.4f}" if regrets else ""
+    figures["seeds_within_2_percent"] = (
+        f"{sum(r <= 0.02 for r in regrets)} of {len(regrets)}" if regrets else ""
+    )
     times = [float(r["sampler_seconds_per_trial"]) for r in rows]
     figures["sampler_seconds_per_trial"] = f"{statistics.median(times):.3f}"
     return figures
@@ -184,7 +187,7 @@ def show(summary: Sequence[dict[str, object]]) -> None:
         print(
             f"{row['landscape']:20s} {row['sampler']:28s} n={row['seeds']:<3} "
             f"90: {row['trials_to_90']:22s} 95: {row['trials_to_95']:22s} 99: {row['trials_to_99']:22s} "
-            f"regret {row['regret_median']} (9 in 10: {row['regret_of_9_in_10']})"
+            f"regret {row['regret_median']}; at most 2 % in {row['seeds_within_2_percent']}"
         )
 
 
