@@ -436,7 +436,9 @@ def _notes(
     c = trial.configuration
     notes = [f"{name}: {reason}" for name, reason in speed.missing]
     if record.state == "running":
-        notes.append("this sweep is still running, or was cut off: measured beside it, both figures are disturbed")
+        notes.append(
+            "this sweep is still running, or was cut off: measured beside it, both figures are disturbed"
+        )
     if meter is None and "watts" in trial.metrics:
         notes.append("watts were not measured: no meter was given")
     if c.power_limit_watts is not None:
