@@ -1,10 +1,17 @@
 """Starting from what an earlier sweep found."""
 
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
 import pytest
 
-from sweeper.records import Configuration
-from sweeper.search.transfer import moved
+from sweeper.config import compose
+from sweeper.records import Configuration, SweepRecord
+from sweeper.report.progress import Silent
+from sweeper.search.transfer import from_earlier, moved
 from sweeper.space import Traits, build_space
+from sweeper.wiring import prepared
 
 
 def space_of(spec, n_layer=32):
@@ -28,3 +35,51 @@ def test_numbers_move_to_the_nearest_value_and_what_is_not_searched_is_the_new_b
     space = space_of({"n_threads": [2, 8], "power_limit_watts": [None, 150, 200]})
     found = moved(Configuration(n_threads=6, power_limit_watts=160, n_batch=64), 32, space)
     assert (found.n_threads, found.power_limit_watts, found.n_batch) == (8, 150, 2048)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")
+
+
+def run(root: Path, name: str) -> SweepRecord:
+    composed = compose(
+        [f"root='{root}'", "experiment=demo", "search.trials=8", "search.finalists=2", f"name={name}"]
+    )
+    with prepared(composed, lambda header, plan: Silent(), lambda line: None) as sweep:
+        return sweep.run()
+
+
+@pytest.fixture(scope="module")
+def first(root: Path) -> SweepRecord:
+    return run(root, "first")
+
+
+def test_a_second_sweep_measures_what_the_first_found_best_and_says_so(
+    root: Path, first: SweepRecord
+) -> None:
+    assert not any("starts from" in note for note in first.notes)
+    again = run(root, "again")
+    (note,) = [note for note in again.notes if "starts from" in note]
+    assert "first" in note
+    assert "search.transfer=false" in note
+    assert first.recommended is not None
+    best = first.trial(first.recommended).configuration
+    assert best in [
+        trial.configuration for trial in again.trials[:2]
+    ]  # it may be the baseline, which is first
+    assert again.trials[0].configuration == first.trials[0].configuration == again.baseline_configuration
+
+
+def test_only_the_same_machine_engine_and_question_teach(root: Path, first: SweepRecord) -> None:
+    space = space_of({"n_gpu_layers": {"low": 0, "high": 33}, "n_threads": [2, 8]})
+
+    def suggested(**changes: Any) -> bool:
+        asked = {"machine": first.machine, "simulated": True, "objectives": first.objectives} | changes
+        return from_earlier(root, space=space, skip="", **asked) is not None
+
+    assert suggested()
+    assert suggested(machine=replace(first.machine, kernel="another", memory_mib=1))
+    assert not suggested(machine=replace(first.machine, cpu="another"))
+    assert not suggested(simulated=False)
+    assert not suggested(objectives=first.objectives[:1])
