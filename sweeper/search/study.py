@@ -16,7 +16,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from sweeper.errors import ConfigError, StoreError, SweepMissingError
 from sweeper.records import (
@@ -27,6 +27,8 @@ from sweeper.records import (
     from_plain,
     to_plain,
 )
+
+T = TypeVar("T")
 
 if TYPE_CHECKING:
     import optuna
@@ -131,6 +133,18 @@ class SweepStudy:
         """While the block runs, what the database says (a full disk, a folder that is gone) is a StoreError."""
         return _said_plainly(self._root)
 
+    def _structured(self, plain: Any, record: type[T]) -> T:
+        """A record as it was kept; StoreError where another version of sweeper kept it otherwise."""
+        import cattrs
+
+        try:
+            return from_plain(plain, record)
+        except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
+            raise StoreError(
+                f"the sweep {self._study.study_name!r} in {self._root / 'optuna.db'} cannot be read: another version "
+                "of sweeper wrote it, or it is damaged; use another root=…"
+            ) from error
+
     def _demand_same(self, header: SweepRecord) -> None:
         had, new = to_plain(self.header()), to_plain(header)
         for field, key in _SAME.items():
@@ -154,7 +168,7 @@ class SweepStudy:
 
     def header(self) -> SweepRecord:
         """What is known of the sweep beside its trials."""
-        return from_plain(self._study.user_attrs[HEADER], SweepRecord)
+        return self._structured(self._study.user_attrs[HEADER], SweepRecord)
 
     def save_header(self, header: SweepRecord) -> None:
         """Keep everything but the trials."""
@@ -241,7 +255,7 @@ class SweepStudy:
         in_flight = []
         for trial in self._study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)):
             if RECORD in trial.user_attrs:
-                self._tell(from_plain(trial.user_attrs[RECORD], TrialRecord), objectives)
+                self._tell(self._structured(trial.user_attrs[RECORD], TrialRecord), objectives)
                 continue
             in_flight.append(trial.number)
             self._study.tell(trial.number, state=optuna.trial.TrialState.FAIL)
@@ -254,7 +268,7 @@ class SweepStudy:
     def trials(self) -> tuple[TrialRecord, ...]:
         """Every finished trial by number, with the figures of its screening."""
         return tuple(
-            from_plain(trial.user_attrs[RECORD], TrialRecord)
+            self._structured(trial.user_attrs[RECORD], TrialRecord)
             for trial in self._study.get_trials(deepcopy=False)
             if RECORD in trial.user_attrs
         )
@@ -262,7 +276,7 @@ class SweepStudy:
     def windows(self, number: int) -> tuple[Window, ...]:
         """The raw windows of a trial's screening."""
         attrs = self._study.get_trials(deepcopy=False)[number].user_attrs
-        return tuple(from_plain(attrs.get(WINDOWS, []), list[Window]))
+        return tuple(self._structured(attrs.get(WINDOWS, []), list[Window]))
 
     @property
     def optuna_study(self) -> optuna.Study:
@@ -289,7 +303,7 @@ class SweepStudy:
 
     def _kept(self, prefix: str) -> tuple[Visit, ...]:
         attrs = self._study.user_attrs.items()
-        return tuple(from_plain(value, Visit) for key, value in attrs if key.startswith(f"{prefix}/"))
+        return tuple(self._structured(value, Visit) for key, value in attrs if key.startswith(f"{prefix}/"))
 
 
 def sweep_names(root: Path) -> tuple[str, ...]:

@@ -6,11 +6,13 @@ types pay on a machine moves less. So nothing is believed: the points are measur
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper.errors import StoreError
 from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration, MachineRecord, Objective, SweepRecord
 from sweeper.search.assemble import assemble
@@ -87,7 +89,8 @@ def _moved(name: str, value: Any, values: Sequence[Any], n_layer: int, space: Se
 def _sweeps(root: Path, skip: str) -> Iterator[SweepRecord]:
     for name in reversed(sweep_names(root)):
         if name != skip:
-            yield assemble(SweepStudy.load(root, name))
+            with contextlib.suppress(StoreError):  # of another version, or damaged: it teaches nothing
+                yield assemble(SweepStudy.load(root, name))
 
 
 def _same_machine(one: MachineRecord, other: MachineRecord) -> bool:

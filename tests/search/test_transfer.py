@@ -1,5 +1,7 @@
 """Starting from what an earlier sweep found."""
 
+import contextlib
+import sqlite3
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -7,8 +9,10 @@ from typing import Any
 import pytest
 
 from sweeper.config import compose
+from sweeper.errors import StoreError
 from sweeper.records import Configuration, SweepRecord
 from sweeper.report.progress import Silent
+from sweeper.search.study import SweepStudy
 from sweeper.search.transfer import from_earlier, moved
 from sweeper.space import Traits, build_space
 from sweeper.wiring import prepared
@@ -83,3 +87,20 @@ def test_only_the_same_machine_engine_and_question_teach(root: Path, first: Swee
     assert not suggested(machine=replace(first.machine, cpu="another"))
     assert not suggested(simulated=False)
     assert not suggested(objectives=first.objectives[:1])
+
+
+def test_an_earlier_sweep_that_cannot_be_read_teaches_nothing_and_is_said_in_one_line(
+    root: Path, first: SweepRecord, tmp_path: Path
+) -> None:
+    with (
+        contextlib.closing(sqlite3.connect(root / "optuna.db")) as kept,
+        contextlib.closing(sqlite3.connect(tmp_path / "optuna.db")) as database,
+        database,
+    ):
+        kept.backup(database)
+        database.execute("update study_user_attributes set value_json='{}' where key='sweep'")
+    space = space_of({"n_threads": [2, 8]})
+    assert from_earlier(tmp_path, first.machine, True, first.objectives, space, skip="") is None
+    with pytest.raises(StoreError, match=r"the sweep 'first' in .*optuna\.db cannot be read") as caught:
+        SweepStudy.load(tmp_path, "first").header()
+    assert "\n" not in str(caught.value)
