@@ -35,6 +35,7 @@ test: install
 	$(BIN)/python -m pytest $(ARGS)
 
 check: install
+	$(BIN)/python -m pip check
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
@@ -48,14 +49,15 @@ ui: install
 
 install: $(STAMP)
 
-# The stamp is written last, so that an installation that was cut short is done again. Another BACKEND
-# replaces llama-cpp-python alone, past the cache, which does not know what a wheel was built with.
+# The stamp is written last, so that an installation that was cut short is done again. The lock is whole, so pip
+# resolves nothing (--no-deps): it would look beyond the lock for `coverage[toml]`, and fail on the day that a
+# newer one is out. `make check` asks pip whether the lock is whole. Another BACKEND replaces llama-cpp-python alone, past the cache, which does not know what a wheel was built with.
 $(STAMP): requirements.lock pyproject.toml
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "sweeper needs a C and C++ compiler: apt install build-essential"; exit 3; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "sweeper needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing what sweeper needs; llama.cpp is compiled for this machine, which takes 2 to 5 minutes the first time"
-	$(BIN)/python -m pip install --quiet --require-hashes -r requirements.lock
+	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock
 ifneq ($(BACKEND),cpu)
 	grep -A 2 '^llama-cpp-python==' requirements.lock > $(VENV)/llama.lock
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps --no-cache-dir --force-reinstall -r $(VENV)/llama.lock
