@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from search_landscapes import landscapes
-from search_runs import Search, run
+from search_runs import Picked, Search, run
 
 RESULTS = Path(__file__).parent / "results"
 # Ours, then what others do: every window of every trial, as a benchmark run for each trial measures.
@@ -52,6 +52,9 @@ COLUMNS = (
     "share",
     "regret",
     "picked",
+    "picked_tokens_per_second",
+    "picked_watts",
+    "visits",
     "sampler_seconds_per_trial",
     *(f"share_at_{n}" for n in CURVE_AT),
 )
@@ -110,8 +113,7 @@ def row_of(search: Search) -> dict[str, object]:
         "trials": len(steps),
         "seconds": round(steps[-1].seconds, 1),
         "share": round(steps[-1].share, 5),
-        "regret": "" if search.regret is None else round(search.regret, 5),
-        "picked": search.picked or "",
+        **_row_of_pick(search.picked),
         "sampler_seconds_per_trial": round(statistics.fmean(s.sampler_seconds for s in steps), 4),
     }
     for share in SHARES:
@@ -121,6 +123,18 @@ def row_of(search: Search) -> dict[str, object]:
     for n in CURVE_AT:
         row[f"share_at_{n}"] = round(steps[n - 1].share, 5) if n <= len(steps) else ""
     return row
+
+
+def _row_of_pick(picked: Picked | None) -> dict[str, object]:
+    if picked is None:
+        return {}
+    return {
+        "regret": round(picked.regret, 5),
+        "picked": picked.configuration.digest,
+        "picked_tokens_per_second": round(picked.tokens_per_second, 3),
+        "picked_watts": round(picked.watts, 3),
+        "visits": picked.visits,
+    }
 
 
 def read(path: Path) -> list[dict[str, str]]:

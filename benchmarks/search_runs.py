@@ -25,10 +25,12 @@ from sweeper.records import (
     SweepRecord,
     TrialRecord,
 )
-from sweeper.search.assemble import choose_finalists, conclude
+from sweeper.search.assemble import choose_finalists, conclude, with_finals
 from sweeper.search.early_stop import EarlyStop
+from sweeper.search.finals import rounds, visit_of, visit_stage
 from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.smoothing import smoothed
+from sweeper.search.study import Visit
 from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5
@@ -47,6 +49,17 @@ class Step:
 
 
 @dataclass(frozen=True)
+class Picked:
+    """What `within:5%` recommends at the end of a search, and what it is truly worth."""
+
+    configuration: Configuration
+    visits: int  # of the final stage
+    tokens_per_second: float
+    watts: float
+    regret: float  # in watts over the best possible, as a share
+
+
+@dataclass(frozen=True)
 class Search:
     """One finished search."""
 
@@ -54,8 +67,7 @@ class Search:
     sampler: str
     seed: int
     steps: tuple[Step, ...]
-    regret: float | None  # of within:5%, in watts over the best possible
-    picked: str | None  # digest of the pick
+    picked: Picked | None
 
 
 class Rig:
@@ -120,26 +132,36 @@ class Rig:
             hopeless=early_stop.hopeless if early_stop else None,
         )
 
-    def pick(self) -> tuple[float | None, str | None]:
-        """Measure the finalists again at length, as a sweep does, pick within:5%, and the regret of that pick."""
-        record = conclude(self._record())
+    def pick(self, seed: int) -> Picked | None:
+        """Measure the finalists again and pick within:5%, all as a sweep does; None where nothing ran."""
+        record = conclude(self.record())
         if not record.front:
-            return None, None
-        final = Stage.final(self.landscape.workload)
-        trials = {trial.number: trial for trial in record.trials}
-        for number in choose_finalists(conclude(smoothed(record, self.landscape.space)), FINALISTS):
-            again = self.measured_at(trials[number].configuration, final)
-            trials[number] = replace(trials[number], metrics=again.metrics, remeasured=True)
-        record = conclude(replace(record, trials=tuple(trials.values())))
-        chosen = choose(record, record.pick).trial.configuration
+            return None
+        stage = visit_stage(self.landscape.workload)
+        configurations = {trial.number: trial.configuration for trial in record.trials}
+        visits: list[Visit] = []
+
+        def so_far() -> SweepRecord:
+            return conclude(replace(record, trials=with_finals(record.trials, visits, record)))
+
+        finalists = choose_finalists(conclude(smoothed(record, self.landscape.space)), FINALISTS)
+        for visit, order in rounds(finalists, (), so_far, seed):
+            for number in order:
+                again = self.measured_at(configurations[number], stage)
+                visits.append(visit_of(number, visit, again, 0.0))
+        chosen = choose(so_far(), record.pick).trial.configuration
+        return Picked(chosen, len(visits), *self._truth_of(chosen))
+
+    def _truth_of(self, chosen: Configuration) -> tuple[float, float, float]:
+        """What was picked truly gives, in tok/s and W, and its regret."""
         truth = self.landscape.all_points
         top = max(p[0] for p in truth.values())
         least = min(-p[-1] for p in truth.values() if p[0] >= 0.95 * top)
         speed, watts = truth[chosen][0], -truth[chosen][-1]
         # Too slow is as bad as too hungry: what is missing to 95 % of the best speed counts as regret too.
-        return max(watts / least - 1, 0.0) + max(1 - speed / (0.95 * top), 0.0), chosen.digest
+        return speed, watts, max(watts / least - 1, 0.0) + max(1 - speed / (0.95 * top), 0.0)
 
-    def _record(self) -> SweepRecord:
+    def record(self) -> SweepRecord:
         """What was measured so far, as a sweep's record."""
         return SweepRecord(
             sweep=self.landscape.name,
@@ -174,8 +196,7 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
         llama_optimus(rig, seed, trials)
     else:
         ask_and_tell(rig, sampler, seed, trials)
-    regret, picked = rig.pick()
-    return Search(landscape.name, name, seed, tuple(rig.steps), regret, picked)
+    return Search(landscape.name, name, seed, tuple(rig.steps), rig.pick(seed))
 
 
 def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:

@@ -48,7 +48,7 @@ def main() -> int:
     else:
         print("no llama-server: only the server of llama-cpp-python is measured", file=sys.stderr)
     with tempfile.TemporaryDirectory() as folder:
-        path = arguments.gguf or _model(arguments.model, Path(folder))
+        path = arguments.gguf or write_model(arguments.model, Path(folder))
         configuration = Configuration(
             n_ctx=arguments.n_ctx,
             n_batch=512,
@@ -68,13 +68,18 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--gguf", type=Path, help="a model file instead")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--n-ctx", type=int, default=1024)
+    parser.add_argument("--prompt-tokens", type=int, default=Workload().prompt_tokens)
+    parser.add_argument("--generated-tokens", type=int, default=Workload().generated_tokens)
+    parser.add_argument(
+        "--repeat-seconds", type=float, default=1.0, help="of one repeat of verify's, at least"
+    )
     parser.add_argument("--window-seconds", type=float, default=2.0, help="of one repeat of the promise")
     parser.add_argument("--llama-server", type=Path)
     parser.add_argument("--interleaved", action="store_true", help="measure promise and server in turn")
     return parser.parse_args()
 
 
-def _model(name: str, folder: Path) -> Path:
+def write_model(name: str, folder: Path) -> Path:
     data = yaml.safe_load((CONF / f"{name}.yaml").read_text("utf-8"))
     return write_synthetic(ModelShape(**data["shape"]), folder / f"{name}.gguf", data["quant"], data["seed"])
 
@@ -85,7 +90,7 @@ def _runs(
     kinds: list[tuple[str, Path | None]],
     arguments: argparse.Namespace,
 ) -> int:
-    workload = Workload()
+    workload = Workload(prompt_tokens=arguments.prompt_tokens, generated_tokens=arguments.generated_tokens)
     digest = hashlib.sha256(path.read_bytes()).hexdigest()
     width = max(len(kind) for kind, _ in kinds)
     head = f"{'run':>3}  {'server':<{width}}  {'promised tok/s':>22}  {'found':>22}"
@@ -94,7 +99,13 @@ def _runs(
     for run in range(1, arguments.runs + 1):
         decode, prefill = _promise(path, configuration, workload, arguments)
         for kind, program in kinds:
-            options = apply.VerifyOptions(server=kind, program=program, start=True, repeats=arguments.repeats)
+            options = apply.VerifyOptions(
+                server=kind,
+                program=program,
+                start=True,
+                repeats=arguments.repeats,
+                repeat_seconds=arguments.repeat_seconds,
+            )
             record = _record(path, digest, configuration, workload, decode, prefill)
             with _Beside(path, configuration, workload, arguments) as beside:
                 found = apply.verify(record, 0, options, progress=beside.at)

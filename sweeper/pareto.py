@@ -306,6 +306,41 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     return Recommendation(trial, str(rule), price_in_words(record, trial), nearest)
 
 
+def undecided(record: SweepRecord) -> tuple[int, ...]:
+    """Trials that noise alone keeps from being the record's own pick: more repeats of them decide something.
+
+    Each is clearly better than the pick in what the pick minimises (for ``at-most``, maximises), and misses the
+    pick's line by less than its own interval. For ``within:N%`` the fastest is among them, since it sets the line.
+    Empty where nothing is open, where nothing was measured twice, and for picks without a line.
+    """
+    rule = parse_pick(record.pick)
+    if rule.amount is None:
+        return ()
+    try:
+        speed, cost = _pick_metrics(record, rule)
+        trials = _eligible(record, [m for m in (speed, cost) if m], False)
+    except (ConfigError, NoResultError):
+        return ()
+    assert speed is not None
+    assert cost is not None  # picks with an amount rest on both
+    chosen, nearest = _apply_rule(rule, trials, speed, cost)
+    fastest = max(trials, key=lambda t: t.metrics[speed].median)
+    more, less = Objective(speed, "maximize"), Objective(cost, "minimize")
+    bound, gain = (less, more) if rule.kind == "at-most" else (more, less)
+    share = (1 - rule.amount / 100) * fastest.metrics[speed].median
+    line = share if rule.kind == "within" else -rule.amount if rule.kind == "at-most" else rule.amount
+
+    def open_to(trial: TrialRecord) -> bool:
+        side = _orient(trial.metrics[bound.metric], bound)
+        better = _clearly_better(
+            _orient(trial.metrics[gain.metric], gain), _orient(chosen.metrics[gain.metric], gain)
+        )
+        return side.value < line <= side.value + side.up and (better or nearest is not None)
+
+    found = [trial.number for trial in trials if open_to(trial)]
+    return tuple(dict.fromkeys([fastest.number, *found] if found and rule.kind == "within" else found))
+
+
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """What ``trial`` gives and costs against the sweep's baseline, in words.
 

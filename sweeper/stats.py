@@ -10,6 +10,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
 from sweeper.records import Reading
 
@@ -68,6 +69,39 @@ def pooled_cv(groups: Iterable[Sequence[float]]) -> float | None:
             squares += cv * cv * (len(group) - 1)
             freedom += len(group) - 1
     return math.sqrt(squares / freedom) if freedom else None
+
+
+@dataclass(frozen=True, slots=True)
+class VisitNoise:
+    """What visits to one configuration scatter by: the relative deviation of one visit's median."""
+
+    relative: float
+    freedom: int  # degrees of freedom that it rests on
+
+    @classmethod
+    def of(cls, groups: Iterable[Sequence[float]]) -> VisitNoise | None:
+        """From the visits' medians, a group a configuration; None where none was visited twice."""
+        kept = [group for group in groups if len(group) > 1]
+        relative = pooled_cv(kept)
+        return None if relative is None else cls(relative, sum(len(group) - 1 for group in kept))
+
+    def widened(self, reading: Reading, visits: int) -> Reading:
+        """``reading``, its interval no narrower than so many visits allow (Student's t).
+
+        The windows of one visit share its layout in memory, its heat and its minute, so that they agree better
+        with each other than with those of the next visit, and their own interval is too narrow.
+        """
+        from scipy.special import stdtrit
+
+        t = float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2))
+        half = t * self.relative / math.sqrt(visits) * abs(reading.median)
+        low = min(reading.low, reading.median - half)
+        return Reading(
+            reading.median,
+            max(low, 0.0) if reading.low >= 0 else low,
+            max(reading.high, reading.median + half),
+            reading.n,
+        )
 
 
 def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:

@@ -31,13 +31,12 @@ from sweeper.records import (
 from sweeper.report.progress import Progress
 from sweeper.search.assemble import assemble, choose_finalists, conclude, violations_of
 from sweeper.search.early_stop import EarlyStop
+from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
 from sweeper.search.smoothing import smoothed
 from sweeper.search.study import Proposal, SweepStudy, Visit, configurations_of
 from sweeper.space import SearchSpace
 from sweeper.tracking import Tracker
 
-# Each finalist is visited this often, in random order, so that a drift of the machine hits all alike.
-FINAL_VISITS = 3
 # A sampler that proposes this many known points in a row has run dry here: another point is chosen for it.
 MOST_DUPLICATES = 5
 # The search has stopped growing when the hypervolume rose by less than this share over `patience` trials.
@@ -263,7 +262,7 @@ class Sweep:
             caveats=tuple(c for c in Caveat if c in caveats),
             in_force=measurement.in_force,
             seconds=seconds,
-            measured_seconds=_measured_seconds(measurement),
+            measured_seconds=measured_seconds(measurement),
             load_seconds=measurement.load_seconds if measurement.reloaded else None,
         )
 
@@ -286,7 +285,7 @@ class Sweep:
         except TrialFailed as failure:
             self.progress.note(f"the control measurement failed: {failure}")
             return
-        self.study.save_control(count, _visit_of(baseline.number, count, again, self.clock() - began))
+        self.study.save_control(count, visit_of(baseline.number, count, again, self.clock() - began))
         drift = _drift(baseline, again)
         if drift is not None and Caveat.DRIFT not in self.study.header().caveats:
             self.progress.note(f"the machine drifts: the default configuration changed by {drift:+.0%}")
@@ -305,25 +304,18 @@ class Sweep:
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
-        self.progress.finalists(total - len(done))
-        whole = Stage.final(record.workload)
-        repeats = max(1, -(-whole.repeats // FINAL_VISITS))
-        stage = replace(
-            whole,
-            repeats=repeats,
-            seconds=whole.seconds / FINAL_VISITS,
-            update_periods=-(-whole.update_periods // FINAL_VISITS),
-        )
-        for visit in range(FINAL_VISITS):
-            order = list(finalists)
-            random.Random(f"{self.plan.seed}/{visit}").shuffle(order)
+        self.progress.finalists(total - sum(visit < FINAL_VISITS for _, visit in done))
+        stage = visit_stage(record.workload)
+        for visit, order in rounds(finalists, done, lambda: assemble(self.study), self.plan.seed):
+            if visit >= FINAL_VISITS and order:
+                total += len(order)
+                self.progress.undecided(len(order))
             for number in order:
                 if self.stop.set_by_hand:
                     return
-                if (number, visit) not in done:
-                    trial = record.trial(number)
-                    self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
-                    self._visit(trial, visit, stage)
+                trial = record.trial(number)
+                self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
+                self._visit(trial, visit, stage)
 
     def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
         began = self.clock()
@@ -332,7 +324,7 @@ class Sweep:
         except TrialFailed as failure:
             self.progress.note(f"trial {trial.number} could not be measured again: {failure}")
             return
-        self.study.save_visit(_visit_of(trial.number, visit, m, self.clock() - began))
+        self.study.save_visit(visit_of(trial.number, visit, m, self.clock() - began))
         self.progress.trial_finished(assemble(self.study).trial(trial.number))
 
     # -- the conclusion -----------------------------------------------------------------------------------
@@ -365,23 +357,6 @@ class Sweep:
             if self._tracking_failed is None:
                 self.progress.note(f"{error}; the sweep goes on and writes it at the end")
             self._tracking_failed = str(error)
-
-
-def _visit_of(number: int, visit: int, measurement: Measurement, seconds: float) -> Visit:
-    """A measurement of a known trial, as it is kept."""
-    peaks = [measurement.metrics.get(name) for name in ("memory_mib", "vram_mib", "resident_watts")]
-    memory_mib, vram_mib, resident_watts = (reading.median if reading else None for reading in peaks)
-    # A visit's windows are judged for length together with those of the other visits.
-    caveats = tuple(c.name.lower() for c in measurement.caveats if c is not Caveat.SHORT_WINDOW)
-    measured = _measured_seconds(measurement)
-    return Visit(
-        number, visit, measurement.windows, caveats, memory_mib, vram_mib, resident_watts, seconds, measured
-    )
-
-
-def _measured_seconds(measurement: Measurement) -> float:
-    windows = sum(window.energy.seconds for window in measurement.windows)
-    return measurement.load_seconds + measurement.warmup_seconds + windows
 
 
 def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:

@@ -43,12 +43,13 @@ from sweeper.records import (
 )
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
+from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.transfer import from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace, Traits, build_space
-from sweeper.sweep import FINAL_VISITS, SearchPlan, StopFlag, Sweep
+from sweeper.sweep import SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
 
 if TYPE_CHECKING:

@@ -140,7 +140,7 @@ def measure_speed(
     speeds, own = [], []
     for number in range(repeats):
         progress(f"decode {number + 1}/{repeats}")
-        speed, answers = _decode(server, name, plan, pairs)
+        speed, answers = _decode(server, name, plan, pairs, long_first=number % 2 == 0)
         speeds.append(speed)
         own += [a.own_tokens_per_second for a in answers if a.own_tokens_per_second]
     decode = _reading(speeds)
@@ -174,10 +174,13 @@ def _warm_up(server: Server, name: str, plan: _Plan) -> float:
     return max(seconds, 1e-3)
 
 
-def _decode(server: Server, name: str, plan: _Plan, pairs: int) -> tuple[float, list[Generation]]:
+def _decode(
+    server: Server, name: str, plan: _Plan, pairs: int, *, long_first: bool
+) -> tuple[float, list[Generation]]:
     """The speed over some pairs of answers, short and long in turn so that drift hits both alike.
 
-    Medians of either length, so that one answer that was held up does not count.
+    The first answer after a pause is a little slower, so who comes first changes from repeat to repeat. Medians of
+    either length, so that one answer that was held up does not count.
     """
     shorts: list[Generation] = []
     longs: list[Generation] = []
@@ -185,7 +188,8 @@ def _decode(server: Server, name: str, plan: _Plan, pairs: int) -> tuple[float, 
     for number in range(pairs + _MORE_PAIRS):
         if number >= pairs and seconds > 0:
             break
-        for length in (plan.short, plan.long) if number % 2 else (plan.long, plan.short):
+        order = (plan.long, plan.short) if (number % 2 == 0) is long_first else (plan.short, plan.long)
+        for length in order:
             (shorts if length == plan.short else longs).append(server.generate(name, plan.prompt, length))
         seconds = median([a.seconds for a in longs]) - median([a.seconds for a in shorts])
     tokens = median([a.generated_tokens for a in longs]) - median([a.generated_tokens for a in shorts])

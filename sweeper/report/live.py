@@ -191,6 +191,11 @@ class PlainProgress:
         self._story.finalists(measurements)
         self._print(_finalists_line(measurements))
 
+    def undecided(self, measurements: int) -> None:
+        """That some are measured once more."""
+        self._story.finalists(measurements)
+        self._print(_undecided_line(measurements))
+
     def finished(self, record: SweepRecord) -> None:
         """Why it ended."""
         self._print(_end_line(record))
@@ -244,6 +249,12 @@ class LiveProgress:
         self._print(_finalists_line(measurements), "bold")
         self._show()
 
+    def undecided(self, measurements: int) -> None:
+        """Say that some are measured once more."""
+        self._story.finalists(measurements)
+        self._print(_undecided_line(measurements), "bold")
+        self._show()
+
     def finished(self, record: SweepRecord) -> None:
         """Take the live lines away; say why it ended."""
         self._live.update(Text(), refresh=True)
@@ -268,6 +279,10 @@ class LiveProgress:
 
 def _finalists_line(measurements: int) -> str:
     return f"search over: the best are measured again, {measurements} measurements"
+
+
+def _undecided_line(measurements: int) -> str:
+    return f"noise hides which to recommend: {measurements} more measurements where it matters"
 
 
 def _end_line(record: SweepRecord) -> str:

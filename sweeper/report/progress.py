@@ -27,7 +27,7 @@ class Progress(Protocol):
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """The ``number``-th of ``total`` begins, counted from 1; earlier trials of a resumed sweep count.
 
-        After :meth:`finalists` both count the measurements of that stage.
+        After :meth:`finalists` both count the measurements of that stage, those of :meth:`undecided` included.
         """
         ...
 
@@ -45,6 +45,10 @@ class Progress(Protocol):
 
     def finalists(self, measurements: int) -> None:
         """The search is over: the candidates are measured again, in so many measurements."""
+        ...
+
+    def undecided(self, measurements: int) -> None:
+        """Noise hides which finalist is to be recommended: so many further measurements of some follow."""
         ...
 
     def finished(self, record: SweepRecord) -> None:
@@ -68,6 +72,9 @@ class Silent:
         """Shown nowhere."""
 
     def finalists(self, measurements: int) -> None:
+        """Shown nowhere."""
+
+    def undecided(self, measurements: int) -> None:
         """Shown nowhere."""
 
     def finished(self, record: SweepRecord) -> None:

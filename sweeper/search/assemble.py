@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sweeper import pareto
@@ -11,6 +11,7 @@ from sweeper.measure import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_o
 from sweeper.power.plateau import CapPoint, find_plateau
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.study import SweepStudy, Visit
+from sweeper.stats import VisitNoise
 
 # A screening's speed is right within about this much; so many beside the pick may turn out to be it.
 NEAR_THE_LINE = 0.03
@@ -74,17 +75,35 @@ def with_finals(
     by_trial: dict[int, list[Visit]] = {}
     for visit in visits:
         by_trial.setdefault(visit.trial, []).append(visit)
+    noise = _noise_between_visits(by_trial, header)
     return tuple(
-        _with_final(trial, by_trial[trial.number], header) if trial.number in by_trial else trial
+        _with_final(trial, by_trial[trial.number], header, noise) if trial.number in by_trial else trial
         for trial in trials
     )
 
 
-def _with_final(trial: TrialRecord, visits: Sequence[Visit], header: SweepRecord) -> TrialRecord:
+def _noise_between_visits(
+    by_trial: Mapping[int, Sequence[Visit]], header: SweepRecord
+) -> dict[str, VisitNoise]:
+    """By metric, what visits to one finalist scatter by, as all finalists together say it."""
+    medians: dict[str, list[list[float]]] = {}
+    for visits in by_trial.values():
+        of_visits = [metrics_of(visit.windows, header.workload)[0] for visit in visits]
+        for metric in {name for found in of_visits for name in found}:
+            values = [found[metric].median for found in of_visits if metric in found]
+            medians.setdefault(metric, []).append(values)
+    found = {metric: VisitNoise.of(groups) for metric, groups in medians.items()}
+    return {metric: noise for metric, noise in found.items() if noise is not None}
+
+
+def _with_final(
+    trial: TrialRecord, visits: Sequence[Visit], header: SweepRecord, noise: Mapping[str, VisitNoise]
+) -> TrialRecord:
     """Only the final windows count: the screening's made the trial a finalist, so they flatter it."""
     windows = [window for visit in visits for window in visit.windows]
     found, missing = metrics_of(windows, header.workload)
-    metrics = dict(trial.metrics) | found
+    widened = {m: noise[m].widened(r, len(visits)) if m in noise else r for m, r in found.items()}
+    metrics = dict(trial.metrics) | widened
     for name in ("memory_mib", "vram_mib"):
         peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]
         if peaks:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import Pick, choose, dominates, parse_pick, price_in_words
+from sweeper.pareto import Pick, choose, dominates, parse_pick, price_in_words, undecided
 from sweeper.records import (
     Configuration,
     EngineRecord,
@@ -286,3 +286,49 @@ def test_no_energy_is_priced_where_there_is_none_to_price():
         objectives=memory,
     )
     assert choose(blind, "fastest").words == "+50 % speed, +50 % memory"
+
+
+# Who may yet be the pick
+
+
+def test_what_noise_alone_keeps_below_the_line_is_undecided_together_with_what_sets_it():
+    # 18.8 misses 95 % of 20 by 1 %, within its noise of 2 %, and saves half of the watts; 10 misses it clearly.
+    trials = (
+        trial(0, 20, 60, 0.02),
+        trial(1, 18.7, 30, 0.02),
+        trial(2, 19.5, 55, 0.02),
+        trial(3, 10, 20, 0.02),
+    )
+    assert choose(sweep(*trials)).trial.number == 2
+    assert undecided(sweep(*trials)) == (0, 1)
+
+
+def test_nothing_is_undecided_where_noise_is_small_or_nothing_is_to_be_gained():
+    clear = (trial(0, 20, 60, 0.001), trial(1, 18.7, 30, 0.001), trial(2, 19.5, 55, 0.001))
+    assert undecided(sweep(*clear)) == ()
+    no_gain = (trial(0, 20, 60, 0.02), trial(1, 18.7, 54.8, 0.02), trial(2, 19.5, 55, 0.02))
+    assert undecided(sweep(*no_gain)) == ()
+
+
+def test_a_bound_in_watts_is_undecided_for_the_faster_ones_just_above_it():
+    trials = (trial(0, 20, 60.5, 0.02), trial(1, 10, 30, 0.02))
+    record = dataclasses.replace(sweep(*trials), pick="at-most:60W")
+    assert choose(record, record.pick).trial.number == 1
+    assert undecided(record) == (0,)
+
+
+def test_where_no_trial_reaches_a_speed_those_that_may_are_undecided():
+    trials = (trial(0, 19.9, 60, 0.02), trial(1, 10, 30, 0.02))
+    assert undecided(dataclasses.replace(sweep(*trials), pick="at-least:20tok/s")) == (0,)
+
+
+@pytest.mark.parametrize("pick", ["fastest", "greenest", "knee"])
+def test_picks_without_a_line_are_never_undecided(pick):
+    assert undecided(dataclasses.replace(sweep(*FIVE), pick=pick)) == ()
+
+
+def test_what_was_measured_once_decides_nothing():
+    once = tuple(
+        dataclasses.replace(t, remeasured=False) for t in (trial(0, 20, 60, 0.1), trial(1, 18.7, 30, 0.1))
+    )
+    assert undecided(sweep(*once)) == ()

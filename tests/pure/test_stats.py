@@ -149,3 +149,47 @@ def test_a_ratio_finds_the_factor_and_holds_it(sample, factor):
 def test_a_ratio_over_nothing_is_refused(a, b):
     with pytest.raises(ValueError, match="value"):
         stats.ratio(a, b)
+
+
+# Visits
+
+
+def drawn_visits(rng, *, between, within, visits=3, windows=4):
+    """Windows of some visits to a configuration whose truth is 1."""
+    return [
+        [rng.gauss(1 + shift, within) for _ in range(windows)]
+        for shift in (rng.gauss(0, between) for _ in range(visits))
+    ]
+
+
+@pytest.mark.parametrize("between", [0.0, 0.02, 0.05])
+def test_with_visits_the_interval_holds_the_truth_where_windows_alone_do_not(between):
+    rng = random.Random(7)
+    alone = held = 0
+    stages, finalists = 60, 6
+    for _ in range(stages):
+        each = [drawn_visits(rng, between=between, within=0.01) for _ in range(finalists)]
+        noise = stats.VisitNoise.of([stats.median(v) for v in visits] for visits in each)
+        assert noise is not None
+        assert noise.freedom == finalists * 2
+        for visits in each:
+            reading = stats.reading([x for v in visits for x in v])
+            wide = noise.widened(reading, len(visits))
+            alone += reading.low <= 1 <= reading.high
+            held += wide.low <= 1 <= wide.high
+    assert held / (stages * finalists) >= 0.93
+    if between >= 0.02:
+        assert alone / (stages * finalists) < 0.8
+
+
+def test_a_widened_interval_is_never_narrower_and_never_below_nothing():
+    reading = stats.Reading(1.0, 0.5, 1.5, 12)
+    assert stats.VisitNoise(0.001, 10).widened(reading, 3) == reading
+    wide = stats.VisitNoise(1.0, 2).widened(reading, 3)
+    assert (wide.low, wide.median, wide.n) == (0.0, 1.0, 12)
+    assert wide.high > 3
+
+
+def test_visits_say_nothing_of_noise_where_none_was_repeated():
+    assert stats.VisitNoise.of([[1.0], [2.0]]) is None
+    assert stats.VisitNoise.of([]) is None
