@@ -13,7 +13,7 @@ from recorded_truth import smoothed, truth_of
 from sweeper.engine.base import Engine
 from sweeper.engine.replay import ReplayEngine, replay_meter
 from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration, true_metrics
-from sweeper.engine.simulated_machine import memory_mib
+from sweeper.engine.simulated_machine import SimulatedModel, memory_mib
 from sweeper.errors import OutOfMemory
 from sweeper.pareto import hypervolume, reference_point, undominated
 from sweeper.power.base import PowerMeter
@@ -107,9 +107,14 @@ class Landscape:
         return hypervolume(self.front, self.reference)
 
 
-def simulated(name: str) -> Landscape:
-    """A simulated machine with its space."""
+def simulated(name: str, model: SimulatedModel | None = None) -> Landscape:
+    """A simulated machine with its space, on ``model`` in place of its own."""
     machine = MACHINES[name]
+    spec = dict(SPACES[name])
+    if model is not None:
+        if "n_gpu_layers" in spec:
+            spec["n_gpu_layers"] = _for_layers(spec["n_gpu_layers"], machine.model.n_layer, model.n_layer)
+        machine = replace(machine, model=model)
     workload = Workload(depth=512)
     baseline = default_configuration(machine)
     traits = Traits(
@@ -118,7 +123,7 @@ def simulated(name: str) -> Landscape:
         prompt_tokens=workload.prompt_tokens,
         n_ctx_needed=workload.n_ctx_needed,
     )
-    space = build_space(SPACES[name], baseline, traits)
+    space = build_space(spec, baseline, traits)
     # The default as a point of the space: no quantisation is the base one, no cap is the highest.
     start = space.params_of(baseline) | {"quant": machine.model.base_quant}
     for limit in ("power_limit_watts", "clock_limit_mhz"):
@@ -143,6 +148,13 @@ def simulated(name: str) -> Landscape:
         return fits_host and (machine.gpu is None or FORECAST * device <= machine.gpu.memory_mib)
 
     return Landscape(f"simulated-{name}", space, space.configuration(start), workload, truth, rig, forecast)
+
+
+def _for_layers(wanted: Any, layers: int, now: int) -> Any:
+    """A range or choice of GPU layers, for a model with another number of them."""
+    if isinstance(wanted, dict):
+        return {**wanted, "high": now + 1}
+    return sorted({round(value * (now + 1) / (layers + 1)) for value in wanted})
 
 
 @functools.lru_cache

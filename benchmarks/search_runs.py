@@ -6,7 +6,7 @@ import itertools
 import random
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,7 +15,7 @@ from search_landscapes import Landscape
 
 from sweeper.errors import TrialFailed
 from sweeper.measure import Stage, measure
-from sweeper.pareto import choose, hypervolume
+from sweeper.pareto import DEFAULT_PICK, choose, hypervolume, line_of
 from sweeper.records import (
     Configuration,
     MachineRecord,
@@ -70,6 +70,11 @@ class Search:
     picked: Picked | None
 
 
+def objectives_of(landscape: Landscape) -> list[Objective]:
+    """A landscape's objectives as a sweep has them."""
+    return [Objective(m, "maximize" if sign > 0 else "minimize") for m, sign in landscape.objectives]
+
+
 class Rig:
     """Measures configurations of a landscape, and keeps what was measured.
 
@@ -85,7 +90,7 @@ class Rig:
         self.engine, self.meter, self.clock = landscape.rig(seed)
         self.metrics = [metric for metric, _ in landscape.objectives]
         self.stage = Stage.screening(landscape.workload, self.metrics if short else None)
-        self.objectives = [Objective(m, "maximize" if s > 0 else "minimize") for m, s in landscape.objectives]
+        self.objectives = objectives_of(landscape)
         self.early_stop = EarlyStop(self.objectives, ()) if short else None
         self.records: list[TrialRecord] = []  # of what ran
         self.took: dict[str, Any] = {}  # of the latest trial, as a sweep's record has it
@@ -144,7 +149,7 @@ class Rig:
         def so_far() -> SweepRecord:
             return conclude(replace(record, trials=with_finals(record.trials, visits, record)))
 
-        finalists = choose_finalists(conclude(smoothed(record, self.landscape.space)), FINALISTS)
+        finalists = choose_finalists(conclude(smoothed(record, self.landscape.space)), FINALISTS, record)
         for visit, order in rounds(finalists, (), so_far, seed):
             for number in order:
                 again = self.measured_at(configurations[number], stage)
@@ -195,22 +200,22 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
     elif sampler == "llama-optimus":
         llama_optimus(rig, seed, trials)
     else:
-        ask_and_tell(rig, sampler, seed, trials)
+        corners = initial_design(landscape.space, landscape.baseline, 6, seed) if "corners" in sampler else ()
+        ask_and_tell(rig, make_sampler(sampler, landscape, seed), corners, trials)
     return Search(landscape.name, name, seed, tuple(rig.steps), rig.pick(seed))
 
 
-def ask_and_tell(rig: Rig, name: str, seed: int, trials: int) -> None:
-    """The loop of a sweep around an Optuna sampler, with duplicates settled for free."""
+def ask_and_tell(rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials: int) -> None:
+    """The loop of a sweep around an Optuna sampler, with duplicates settled for free; ``firsts`` go first."""
     space = rig.landscape.space
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
         directions=["maximize" if s > 0 else "minimize" for _, s in rig.landscape.objectives],
-        sampler=make_sampler(name, rig.landscape, seed),
+        sampler=sampler,
     )
     distributions = space.distributions()
-    if name.endswith("+ corners"):
-        for first in initial_design(space, rig.landscape.baseline, 6, seed):
-            study.enqueue_trial(space.params_of(first))
+    for first in firsts:
+        study.enqueue_trial(space.params_of(first))
     in_vain = 0
     while len(rig.measured) < trials and in_vain < MOST_ASKS_IN_VAIN:
         began = time.perf_counter()
@@ -249,7 +254,11 @@ def make_sampler(name: str, landscape: Landscape, seed: int) -> Any:
     base = name.removesuffix(" + corners")
     made: dict[str, Callable[[], Any]] = {
         "gp_front": lambda: GpFrontSampler(
-            landscape.space, seed, baseline=landscape.baseline, allowed=landscape.forecast
+            landscape.space,
+            seed,
+            baseline=landscape.baseline,
+            allowed=landscape.forecast,
+            line=line_of(objectives_of(landscape), DEFAULT_PICK),
         ),
         "random": lambda: samplers.RandomSampler(seed=seed),
         "nsga2": lambda: samplers.NSGAIISampler(seed=seed),

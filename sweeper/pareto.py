@@ -367,6 +367,35 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     return ", ".join([*parts, f"{energy}{label}"] if energy else parts)
 
 
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a pick with a line asks of oriented objectives: one must reach the line, another be as good as can be.
+
+    ``bounded`` and ``improved`` are places among the objectives. The line is ``share`` of the best in the bounded
+    objective, else ``level``, oriented.
+    """
+
+    bounded: int
+    improved: int
+    share: float | None = None
+    level: float | None = None
+
+
+def line_of(objectives: Sequence[Objective], pick: str) -> Line | None:
+    """The line of ``pick``; None for picks without one, and where these objectives cannot answer it."""
+    rule = parse_pick(pick)
+    metrics = [o.metric for o in objectives]
+    speed, cost = _first(objectives, _SPEEDS, "maximize"), _first(objectives, _POWERS, "minimize")
+    if rule.amount is None or speed is None or cost is None:
+        return None
+    fast, cheap = metrics.index(speed), metrics.index(cost)
+    if rule.kind == "within":
+        return Line(fast, cheap, share=1 - rule.amount / 100)
+    if rule.kind == "at-least":
+        return Line(fast, cheap, level=rule.amount)
+    return Line(cheap, fast, level=-rule.amount)
+
+
 def _number(text: str) -> float | None:
     try:
         return float(text)
@@ -374,19 +403,19 @@ def _number(text: str) -> float | None:
         return None
 
 
-def _first(record: SweepRecord, preferred: Sequence[str], direction: str) -> str | None:
-    metrics = [o.metric for o in record.objectives if o.direction == direction]
+def _first(objectives: Sequence[Objective], preferred: Sequence[str], direction: str) -> str | None:
+    metrics = [o.metric for o in objectives if o.direction == direction]
     return next((m for m in metrics if m in preferred), metrics[0] if metrics else None)
 
 
 def speed_metric(record: SweepRecord) -> str | None:
     """The objective that picks call speed: the first in tok/s, else the first that is maximised."""
-    return _first(record, _SPEEDS, "maximize")
+    return _first(record.objectives, _SPEEDS, "maximize")
 
 
 def cost_metric(record: SweepRecord) -> str | None:
     """The objective that picks call cost: the first in W, else the first that is minimised."""
-    return _first(record, _POWERS, "minimize")
+    return _first(record.objectives, _POWERS, "minimize")
 
 
 def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:

@@ -299,8 +299,9 @@ class Sweep:
         record = assemble(self.study)
         visits = self.study.visits()
         # As the screening saw them: trials that came after an earlier run's finals count as well.
-        screened = conclude(smoothed(replace(record, trials=self.study.trials()), self.space))
-        chosen = choose_finalists(screened, self.plan.finalists)
+        screened = replace(record, trials=self.study.trials())
+        expected = conclude(smoothed(screened, self.space))
+        chosen = choose_finalists(expected, self.plan.finalists, conclude(screened))
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS

@@ -28,7 +28,7 @@ from sweeper.errors import (
 )
 from sweeper.gguf.obtain import Model, Wanted, obtain
 from sweeper.measure import Stage
-from sweeper.pareto import parse_pick
+from sweeper.pareto import line_of, parse_pick
 from sweeper.power.base import LimitControl, PowerMeter
 from sweeper.records import (
     Caveat,
@@ -46,7 +46,7 @@ from sweeper.report.progress import Progress
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
-from sweeper.search.transfer import from_earlier
+from sweeper.search.transfer import Earlier, from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace, Traits, build_space
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
@@ -117,11 +117,17 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         first = initial_design(
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
         )
-        first, learned = _with_earlier(first, name, settings, bench, space, root)
+        earlier = _earlier(name, settings, bench, space, root)
+        first, learned = _with_earlier(first, earlier)
         said = (*bench.notes, *notes, *learned)
         header = _header(name, settings, workload, composed, bench, space, said, first[0])
         sampler = make_sampler(
-            settings.search.sampler, space, settings.search.seed, lambda c: bench.forecast(c) is None
+            settings.search.sampler,
+            space,
+            settings.search.seed,
+            lambda c: bench.forecast(c) is None,
+            line_of(header.objectives, header.pick),
+            earlier.measured if earlier else (),
         )
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
@@ -579,23 +585,22 @@ def _plan(
     )
 
 
-def _with_earlier(
-    first: tuple[Configuration, ...],
-    name: str,
-    settings: Settings,
-    bench: Bench,
-    space: SearchSpace,
-    root: Path,
-) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
-    """What to ask first, after the baseline also what an earlier sweep found best, and a line that says so."""
+def _earlier(name: str, settings: Settings, bench: Bench, space: SearchSpace, root: Path) -> Earlier | None:
+    """What an earlier sweep on this machine leaves, where it may teach."""
     if not settings.search.transfer:
-        return first, ()
-    earlier = from_earlier(
+        return None
+    return from_earlier(
         root, bench.machine, bench.engine_record.simulated, settings.objective_records(), space, name
     )
+
+
+def _with_earlier(
+    first: tuple[Configuration, ...], earlier: Earlier | None
+) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
+    """What to ask first, after the baseline also what an earlier sweep found best, and a line that says so."""
     if earlier is None:
         return first, ()
-    note = f"starts from what the sweep {earlier.sweep} found best here; search.transfer=false starts anew"
+    note = f"starts from what the sweep {earlier.sweep} found here; search.transfer=false starts anew"
     return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
 
 

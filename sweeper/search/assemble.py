@@ -184,8 +184,16 @@ def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
     return trial.feasible and all(o.metric in trial.metrics for o in objectives)
 
 
-def choose_finalists(record: SweepRecord, most: int) -> tuple[int, ...]:
+def choose_finalists(
+    record: SweepRecord, most: int, as_measured: SweepRecord | None = None
+) -> tuple[int, ...]:
     """Which trials to measure again: the baseline, the ends of the front, the picks, then by volume.
+
+    Args:
+        record: the sweep, with what a model of all trials says of each (``smoothed``), or as it was measured.
+        most: how many, beside the baseline.
+        as_measured: the same sweep as it was measured. A model bends a kink, such as that of a power cap: who is
+            near the pick's line by either is looked at.
 
     Returns:
         Trial numbers, the baseline first (beyond ``most``), each once.
@@ -195,7 +203,7 @@ def choose_finalists(record: SweepRecord, most: int) -> tuple[int, ...]:
     if front:
         chosen.extend(_best_in(front, record.objectives, i) for i in range(len(record.objectives)))
         chosen += _picked(record, record.pick)
-        chosen += [trial.number for trial in _contenders(record, front)]
+        chosen += _contenders(record, as_measured or record)
         chosen += [*_picked(record, "knee"), *_picked(record, "greenest")]
     unique = list(dict.fromkeys(chosen))[:most]
     unique += _by_volume(front, record.objectives, unique, most - len(unique))
@@ -211,7 +219,7 @@ def _picked(record: SweepRecord, pick: str) -> list[int]:
         return []
 
 
-def _contenders(record: SweepRecord, front: Sequence[TrialRecord]) -> list[TrialRecord]:
+def _contenders(record: SweepRecord, other: SweepRecord) -> list[int]:
     """For the pick ``within:N%``: the cheapest that reach its speed, or miss it by no more than noise.
 
     Which side of the line they are on is what the final stage has to decide.
@@ -220,9 +228,12 @@ def _contenders(record: SweepRecord, front: Sequence[TrialRecord]) -> list[Trial
     speed, cost = pareto.speed_metric(record), pareto.cost_metric(record)
     if rule.kind != "within" or rule.amount is None or speed is None or cost is None:
         return []
+    front = [t for t in record.on_front() if _counts(t, record.objectives)]
     line = (1 - rule.amount / 100) * max(t.metrics[speed].median for t in front)
-    near = [t for t in front if t.metrics[speed].median >= (1 - NEAR_THE_LINE) * line]
-    return sorted(near, key=lambda t: t.metrics[cost].median)[:MOST_CONTENDERS]
+    both = [*front, *(t for t in other.on_front() if _counts(t, record.objectives))]
+    near = [t for t in both if t.metrics[speed].median >= (1 - NEAR_THE_LINE) * line]
+    cheapest = sorted(near, key=lambda t: t.metrics[cost].median)
+    return list(dict.fromkeys(t.number for t in cheapest))[:MOST_CONTENDERS]
 
 
 def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], index: int) -> int:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sweeper.pareto import hypervolume, reference_point, undominated
+from sweeper.pareto import Line, hypervolume, reference_point, undominated
 from sweeper.records import Configuration
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
 from sweeper.search.gaussian_process import GaussianProcess, correlation
@@ -42,16 +42,23 @@ class Outlook:
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveModel:
-    """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none."""
+    """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none.
+
+    With a ``prior`` the process is one of the difference to what that expects.
+    """
 
     process: GaussianProcess
     sign: float
+    prior: GaussianProcess | None = None
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and deviation of the objective itself (moments of the log-normal)."""
         import numpy as np
 
         mean, deviation = self.process.predict(features)
+        if self.prior is not None:
+            expected, unsure = self.prior.predict(features)
+            mean, deviation = mean + expected, np.hypot(deviation, unsure)
         if self.sign == 0:
             return mean, deviation
         deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
@@ -124,6 +131,7 @@ class FrontModel:
         # The front of the model's means: what one lucky repeat put there is taken back.
         self.front = [configurations[usable[i]] for i in best]
         self._points = [points[i] for i in best]
+        self._usable = np.array(points)
         self._reference = _reference(self._points, np.asarray(means)[usable])
         self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
 
@@ -146,6 +154,30 @@ class FrontModel:
         return expected_improvement(means, deviations, self._boxes) * self._feasibility(
             features, configurations
         )
+
+    def gains_of_pick(self, line: Line, features: Array, configurations: Sequence[Configuration]) -> Array:
+        """What each may be expected to improve the pick with this line by, as a share of what the pick gives now.
+
+        Expected improvement of what the pick improves, times the probabilities that the line is reached and that
+        the configuration counts. Where nothing reaches the line yet, that probability alone.
+        """
+        import numpy as np
+        from scipy.special import ndtr
+
+        means, deviations = self._predict(features)
+        bounded, improved = self._usable[:, line.bounded], self._usable[:, line.improved]
+        level = line.level if line.level is not None else (line.share or 0.0) * float(bounded.max())
+        reaches = ndtr((means[:, line.bounded] - level) / np.maximum(deviations[:, line.bounded], 1e-12))
+        counts: Array = reaches * self._feasibility(features, configurations)
+        there = improved[bounded >= level]
+        if not len(there):
+            return counts
+        best = float(there.max())
+        mean, deviation = means[:, line.improved], np.maximum(deviations[:, line.improved], 1e-12)
+        z = (mean - best) / deviation
+        better = (mean - best) * ndtr(z) + deviation * np.exp(-0.5 * z * z) / math.sqrt(2 * math.pi)
+        result: Array = counts * better / abs(best)
+        return result
 
     def _feasibility(self, features: Array, configurations: Sequence[Configuration]) -> Array:
         import numpy as np

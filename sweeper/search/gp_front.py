@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from sweeper.pareto import undominated
+from sweeper.pareto import Line, undominated
 from sweeper.records import Configuration, Reading
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
+from sweeper.search.one_thread import one_thread
+from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
+from sweeper.search.prior import Measured, Prior
 from sweeper.search.trial_cost import Cost, TrialCost
 from sweeper.search.warm_start import initial_design
 from sweeper.space import SearchSpace
@@ -45,6 +48,8 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 
 # Before there is this much to learn from, the initial design is followed.
 INITIAL_TRIALS = 7
+# An earlier sweep's model is believed where it explains the new trials by so much better (logarithm of a likelihood).
+LEAST_EVIDENCE = 2.0
 LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
 # What a trial's value scatters by where no repeats say it; and what it scatters by at least, whatever they say.
 EXPECTED_NOISE = 0.02
@@ -56,6 +61,11 @@ REFIT_EVERY = 6
 # Gains are divided by a trial's expected seconds to this power: 0 counts trials, 1 counts seconds. Half of each took
 # no more trials than 0 and less time than either (docs/decisions/0005).
 COST_POWER = 0.5
+# From so many measured trials on, every so many proposals ask what would make the recommendation better, rather than
+# the front: to the front's volume the point at the recommendation's line adds little.
+AIM_FROM = 12
+AIM_EVERY = 4
+LEAST_AIM = 0.005  # of what is recommended now; below, the front's own gain goes first
 # A model rests on at most this many trials, those nearest the front first: cost grows with the cube.
 MOST_DATA = 300
 
@@ -83,6 +93,8 @@ class GpFrontSampler(BaseSampler):
         baseline: the first configuration to ask for; the space's base by default.
         allowed: False for configurations that must not be asked for, such as by a forecast of memory. Asked
             only of what would be proposed next, at most `MOST_FORECASTS` times a proposal.
+        line: of the pick that will be recommended, where it has one; see `AIM_FROM`.
+        earlier: what an earlier sweep measured, as points of this space, with this study's objectives.
     """
 
     def __init__(
@@ -92,8 +104,13 @@ class GpFrontSampler(BaseSampler):
         *,
         baseline: Configuration | None = None,
         allowed: Callable[[Configuration], bool] | None = None,
+        line: Line | None = None,
+        earlier: Measured = (),
     ) -> None:
         self._space = space
+        self._earlier = earlier if len(earlier) >= LEAST_EARLIER else ()
+        self._prior: Prior | None = None
+        self._line = line
         self._encode = Encoder(space)
         self._candidates = Candidates(space, seed)
         self._allowed = allowed
@@ -119,7 +136,10 @@ class GpFrontSampler(BaseSampler):
         refused = [c for c, may_run in self._judged.items() if not may_run and c not in history.known]
         history.broken += refused
         history.short += refused
-        configuration = self._from_design(history) or self._from_model(history, study)
+        configuration = self._from_design(history)
+        if configuration is None:
+            with one_thread():
+                configuration = self._from_model(history, study)
         if configuration is None:
             return {}
         return self._space.params_of(configuration)
@@ -193,8 +213,14 @@ class GpFrontSampler(BaseSampler):
         gains = model.gains(features, candidates)
         cost = TrialCost(history.costs, self._encode([c.configuration for c in history.costs]))
         seconds = cost(candidates, features)
-        chosen, gains = self._best_that_may_run(candidates, gains, (seconds / seconds.mean()) ** COST_POWER)
+        costs = (seconds / seconds.mean()) ** COST_POWER
+        chosen, gains = self._best_that_may_run(candidates, gains, costs)
         self.outlook = model.outlook(features, gains, len(history.known))
+        count = len(history.measured)
+        if self._line is not None and count >= AIM_FROM and count % AIM_EVERY == 0:
+            aimed = model.gains_of_pick(self._line, features, candidates)
+            if aimed.max() >= LEAST_AIM:
+                chosen, _ = self._best_that_may_run(candidates, aimed, costs)
         return candidates[chosen]
 
     def _best_that_may_run(
@@ -229,8 +255,10 @@ class GpFrontSampler(BaseSampler):
         )
         if refit:
             self._fitted_at = len(history.measured)
+        if self._earlier and self._prior is None:
+            self._prior = Prior(self._encode, self._earlier, maximized)
         objectives = [
-            self._objective(f"objective {k}", features, oriented[kept, k], refit, _noise(history, k))
+            self._objective(k, features, oriented[kept, k], refit, _noise(history, k))
             for k in range(oriented.shape[1])
         ]
         constraints = [
@@ -244,16 +272,24 @@ class GpFrontSampler(BaseSampler):
         return FrontModel(objectives, constraints, broken, memory, configurations, features, feasible[kept])
 
     def _objective(
-        self, key: str, features: Array, values: Array, refit: bool, noise: float
+        self, index: int, features: Array, values: Array, refit: bool, noise: float
     ) -> ObjectiveModel:
         """The model of one oriented objective, in logarithms where all its values have one sign."""
         import numpy as np
 
+        key = f"objective {index}"
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
-        transformed = values if sign == 0 else sign * np.log(sign * values)
-        spread = float(transformed.std()) or 1.0
-        relative_noise = min(0.5, max(1e-3, noise / spread)) if sign else 0.05
-        return ObjectiveModel(self._fitted(key, features, transformed, relative_noise, refit), sign)
+        if sign == 0:
+            return ObjectiveModel(self._fitted(key, features, values, 0.05, refit), sign)
+        logarithms = sign * np.log(sign * values)
+        alone = self._fitted(key, features, logarithms, _relative(noise, logarithms), refit)
+        prior = self._prior.of(index) if self._prior else None
+        if prior is not None:
+            left = logarithms - prior.predict(features)[0]
+            beside = self._fitted(f"{key}, beside the prior", features, left, _relative(noise, left), refit)
+            if beside.log_likelihood > alone.log_likelihood + LEAST_EVIDENCE:
+                return ObjectiveModel(beside, sign, prior)
+        return ObjectiveModel(alone, sign)
 
     def _fitted(
         self, key: str, features: Array, values: Array, relative_noise: float, refit: bool
@@ -263,6 +299,11 @@ class GpFrontSampler(BaseSampler):
             hyper = fit(features, values, hyper, relative_noise)
             self._hyper[key] = hyper
         return GaussianProcess(features, values, hyper)
+
+
+def _relative(noise: float, values: Array) -> float:
+    """Noise of logarithms as a share of their spread, within reason."""
+    return min(0.5, max(1e-3, noise / (float(values.std()) or 1.0)))
 
 
 def _noise(history: _History, objective: int) -> float:

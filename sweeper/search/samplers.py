@@ -7,11 +7,14 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
+from sweeper.pareto import Line
 from sweeper.records import Configuration
 from sweeper.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler
+
+    from sweeper.search.prior import Measured
 
 
 def make_sampler(
@@ -19,6 +22,8 @@ def make_sampler(
     space: SearchSpace,
     seed: int,
     allowed: Callable[[Configuration], bool] | None = None,
+    line: Line | None = None,
+    earlier: Measured = (),
 ) -> BaseSampler:
     """The sampler of that name, seeded.
 
@@ -31,6 +36,8 @@ def make_sampler(
         space: what is searched.
         seed: of everything random.
         allowed: False for configurations that need not be asked for, such as by a memory forecast.
+        line: of the pick that will be recommended, where it has one.
+        earlier: what an earlier sweep measured, as points of this space.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -41,7 +48,7 @@ def make_sampler(
     if name in ("auto", "gp_front"):
         from sweeper.search.gp_front import GpFrontSampler
 
-        return GpFrontSampler(space, seed, baseline=space.base, allowed=allowed)
+        return GpFrontSampler(space, seed, baseline=space.base, allowed=allowed, line=line, earlier=earlier)
     if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)
     if name == "nsga2":

@@ -13,6 +13,7 @@ from dataclasses import replace
 from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.encoding import Encoder
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
+from sweeper.search.one_thread import one_thread
 from sweeper.space import SearchSpace
 from sweeper.stats import relative_noise
 
@@ -30,7 +31,8 @@ def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
     whole = [t for t in record.trials if t.state == "complete" and all(m in t.metrics for m in names)]
     if not LEAST_TRIALS <= len(whole) <= MOST_TRIALS:
         return record
-    means = {o.metric: _means(whole, o, space) for o in record.objectives}
+    with one_thread():
+        means = {o.metric: _means(whole, o, space) for o in record.objectives}
     changed = {
         trial.number: replace(trial, metrics=_with_means(trial, {m: v[i] for m, v in means.items()}))
         for i, trial in enumerate(whole)

@@ -1,7 +1,8 @@
 """What an earlier sweep on this machine found best, as points of a new sweep's space: where it may start from.
 
 Another model or driver moves every figure, and with it what is best by a little; which threads, caps and cache
-types pay on a machine moves less. So nothing is believed: the points are measured before anything else.
+types pay on a machine moves less. So nothing is believed: the best points are measured before anything else, and
+all of them are a first guess for the sampler's model (prior.py).
 """
 
 from __future__ import annotations
@@ -26,10 +27,13 @@ MOST_POINTS = 3
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """Points of the new space that an earlier sweep suggests."""
+    """What an earlier sweep leaves, as points of the new space."""
 
     sweep: str
-    configurations: tuple[Configuration, ...]
+    configurations: tuple[Configuration, ...]  # the best, to be measured first
+    measured: tuple[
+        tuple[Configuration, tuple[float, ...]], ...
+    ] = ()  # each with its objectives, as measured
 
 
 def from_earlier(
@@ -57,11 +61,23 @@ def from_earlier(
             and [o.metric for o in record.objectives] == [o.metric for o in objectives]
             and record.front
         ):
-            best = [moved(c, record.model.n_layer, space) for c in _best(record)]
-            runs = [c for c in dict.fromkeys(best) if not space.violations(c)]
-            if runs:
-                return Earlier(record.sweep, tuple(runs[:MOST_POINTS]))
+            earlier = handed_on(record, space)
+            if earlier.configurations:
+                return earlier
     return None
+
+
+def handed_on(record: SweepRecord, space: SearchSpace) -> Earlier:
+    """What ``record`` leaves for a sweep over ``space``."""
+    best = [moved(c, record.model.n_layer, space) for c in _best(record)]
+    runs = [c for c in dict.fromkeys(best) if not space.violations(c)]
+    names = [o.metric for o in record.objectives]
+    measured = tuple(
+        (moved(t.configuration, record.model.n_layer, space), tuple(t.metrics[m].median for m in names))
+        for t in record.trials
+        if t.state == "complete" and all(m in t.metrics for m in names)
+    )
+    return Earlier(record.sweep, tuple(runs[:MOST_POINTS]), measured)
 
 
 def moved(configuration: Configuration, n_layer: int, space: SearchSpace) -> Configuration:
