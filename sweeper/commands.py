@@ -193,6 +193,7 @@ def verify(options: argparse.Namespace) -> int:
     from sweeper.apply.verify import VerifyOptions
     from sweeper.apply.verify import verify as check
     from sweeper.apply.verify_text import render_verification, verification_to_plain
+    from sweeper.wiring import speeds_of_engine
 
     record = load_record(options.root, options.sweep, real=True)
     wanted = VerifyOptions(
@@ -209,6 +210,7 @@ def verify(options: argparse.Namespace) -> int:
             pick_of(options, record),
             wanted,
             meter=meter,
+            speeds_now=lambda trial: speeds_of_engine(record, trial),
             progress=lambda line: print(line, file=sys.stderr),
         )
     _answer(options, verification_to_plain(found), render_verification(found))

@@ -183,6 +183,29 @@ def measure(
     )
 
 
+def speeds_now(
+    engine: Engine, configuration: Configuration, workload: Workload, repeats: int = 5
+) -> dict[str, Reading]:
+    """Decode and prefill in tok/s, by metric, without watts: a short look, such as beside a server.
+
+    Raises:
+        TrialFailed: the engine failed.
+    """
+    load = engine.load(configuration)
+    depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
+    _warm_up(engine, workload, depth, workload.warmup_seconds)
+    stage = Stage.final(workload)
+    seconds = stage.window_seconds("decode", 0.0)
+    runs = [
+        (_run(phase, engine, workload, depth, seconds), phase) for _ in range(repeats) for phase in PHASES
+    ]
+    names: dict[Phase, str] = {"decode": "tokens_per_second", "prefill": "prompt_tokens_per_second"}
+    return {
+        name: stats.reading([run.tokens_per_second for run, of in runs if of == phase])
+        for phase, name in names.items()
+    }
+
+
 def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tuple[Caveat, ...]:
     found = caveats_of(windows, stage.update_periods)
     if not stopped_early:

@@ -27,7 +27,7 @@ from sweeper.errors import (
     SweepBusyError,
 )
 from sweeper.gguf.obtain import Model, Wanted, obtain
-from sweeper.measure import Stage
+from sweeper.measure import Stage, speeds_now
 from sweeper.pareto import line_of, parse_pick
 from sweeper.power.base import LimitControl, PowerMeter
 from sweeper.records import (
@@ -38,6 +38,7 @@ from sweeper.records import (
     ModelRecord,
     Reading,
     SweepRecord,
+    TrialRecord,
     Workload,
     to_plain,
 )
@@ -602,6 +603,17 @@ def _with_earlier(
         return first, ()
     note = f"starts from what the sweep {earlier.sweep} found here; search.transfer=false starts anew"
     return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
+
+
+def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Reading]:
+    """What sweeper's own engine gives for a trial of a finished sweep now, in tok/s. Raises TrialFailed."""
+    from sweeper.apply.fresh import model_file
+    from sweeper.apply.run import environment_of
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+
+    path = Path(model_file(record, trial).path).expanduser()
+    with LlamaCppEngine({trial.configuration.quant: path}, dict(environment_of(record))) as engine:
+        return speeds_now(engine, trial.configuration, record.workload)
 
 
 def finalist_measurements(plan: SearchPlan) -> int:

@@ -8,7 +8,7 @@ import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,11 +22,20 @@ from sweeper.apply.names import alias_for
 from sweeper.apply.processes import free_port, started
 from sweeper.apply.run import environment_of, resolve
 from sweeper.apply.servers import InForce, LlamaCppPythonServer, LlamaServer, Server, detect
-from sweeper.errors import EngineMissingError, ModelMissingError, SweeperError, UsageError, VerifyError
+from sweeper.errors import (
+    EngineMissingError,
+    ModelMissingError,
+    SweeperError,
+    TrialFailed,
+    UsageError,
+    VerifyError,
+)
 from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
 
 ServerKind = Literal["auto", "llama-server", "llama-cpp-python", "ollama"]
-Verdict = Literal["kept", "missed", "unclear", "unknown"]
+Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
+SpeedsNow = Callable[[TrialRecord], Mapping[str, Reading]]
+"""Measures sweeper's own engine once more: decode and prefill in tok/s, by metric."""
 
 SURPRISE = 0.3  # a server this much better than its promise shows that the promise was wrong
 TOLERANCE = 0.05  # a promise is kept where speed is at most this fraction below it, or power above it
@@ -94,6 +103,7 @@ class FigureCheck:
     own: Reading | None  # as the server says itself
     verdict: Verdict
     says: str = ""
+    now: Reading | None = None  # of sweeper's own engine, measured again where the promise seemed not kept
 
     @property
     def change(self) -> float | None:
@@ -144,6 +154,7 @@ def verify(
     options: VerifyOptions | None = None,
     *,
     meter: Meter | None = None,
+    speeds_now: SpeedsNow | None = None,
     progress: Callable[[str], None] = lambda _line: None,
 ) -> Verification:
     """Find or start a server, read its settings, measure it, and compare with the promise.
@@ -153,6 +164,8 @@ def verify(
         pick: A pick's words, a trial's number, or a trial.
         options: Which server.
         meter: An open meter; its watts are compared only where it is the sensor of the sweep.
+        speeds_now: Measures sweeper's own engine again. Asked where a speed is not as promised, once the server is
+            gone or needs no memory of a GPU: it tells a slow server from a machine that has changed.
         progress: Is told what goes on.
 
     Raises:
@@ -183,7 +196,7 @@ def verify(
             meter=meter,
             progress=progress,
         )
-        return Verification(
+        found = Verification(
             sweep=record.sweep,
             trial=trial.number,
             server=server.kind,
@@ -195,6 +208,34 @@ def verify(
             figures=_figures(record, trial, speed, meter, options.tolerance),
             notes=_notes(record, trial, speed, meter),
         )
+    on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
+    if speeds_now is None or not _too_slow(found) or (on_gpu and not ours):
+        return found
+    progress("slower than promised: measuring sweeper's own engine, to tell the server from the machine")
+    try:
+        now = speeds_now(trial)
+    except TrialFailed as failure:
+        return replace(found, notes=(*found.notes, f"sweeper's own engine could not be measured: {failure}"))
+    return replace(
+        found, figures=tuple(_beside_now(f, now.get(f.metric), found.tolerance) for f in found.figures)
+    )
+
+
+def _too_slow(found: Verification) -> bool:
+    return any(f.metric != "watts" and f.verdict in ("missed", "unclear") for f in found.figures)
+
+
+def _beside_now(check: FigureCheck, now: Reading | None, tolerance: float) -> FigureCheck:
+    """The check with what the engine itself gives now; ``drifted`` where the server gives that."""
+    if now is None or check.promised is None or check.found is None or check.verdict == "kept":
+        return check
+    moved = 100 * (now.median / check.promised.median - 1)
+    own = f"sweeper's own engine gives {now.median:.4g} tok/s now, {moved:+.1f} % against the sweep"
+    if judge(now, check.found, tolerance, more_is_better=True) == "kept":
+        return replace(
+            check, now=now, verdict="drifted", says=f"{check.says}; {own}: the machine, not the server"
+        )
+    return replace(check, now=now, says=f"{check.says}; {own}")
 
 
 def judge(promised: Reading, found: Reading, tolerance: float, *, more_is_better: bool) -> Verdict:

@@ -40,6 +40,8 @@ def verification_to_plain(verification: Verification) -> dict[str, Any]:
 def _verdict(v: Verification) -> str:
     if not v.kept:
         return "the promise is NOT kept"
+    if any(f.verdict == "drifted" for f in v.figures):
+        return "the server gives what this machine gives now, which is less than at the sweep: sweep again, or look why"
     if any(f.verdict == "unclear" for f in v.figures):
         return "unclear: too noisy to tell; close other programs and verify again"
     unknown = [s.name for s in v.settings if s.verdict == "unknown"]

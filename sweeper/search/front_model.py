@@ -12,6 +12,7 @@ from sweeper.records import Configuration
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
 from sweeper.search.gaussian_process import GaussianProcess, correlation
 from sweeper.search.memory_order import MemoryOrder
+from sweeper.search.prior import NOW, of_sweep
 
 if TYPE_CHECKING:
     import numpy as np
@@ -44,21 +45,18 @@ class Outlook:
 class ObjectiveModel:
     """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none.
 
-    With a ``prior`` the process is one of the difference to what that expects.
+    ``joined`` says that an earlier sweep's trials are in it, told apart by a last feature.
     """
 
     process: GaussianProcess
     sign: float
-    prior: GaussianProcess | None = None
+    joined: bool = False
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and deviation of the objective itself (moments of the log-normal)."""
         import numpy as np
 
-        mean, deviation = self.process.predict(features)
-        if self.prior is not None:
-            expected, unsure = self.prior.predict(features)
-            mean, deviation = mean + expected, np.hypot(deviation, unsure)
+        mean, deviation = self.process.predict(of_sweep(features, NOW) if self.joined else features)
         if self.sign == 0:
             return mean, deviation
         deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
@@ -202,7 +200,7 @@ class FrontModel:
 
         volume = hypervolume(self._points, self._reference)
         left, total = gains.copy(), 0.0
-        lengths = self._objectives[0].process.hyper.log_lengths
+        lengths = self._objectives[0].process.hyper.log_lengths[: features.shape[1]]
         for _ in range(trials):
             best = int(left.argmax())
             total += float(left[best])

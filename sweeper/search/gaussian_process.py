@@ -97,14 +97,7 @@ class GaussianProcess:
         covariance = self._covariance(features)
         covariance[np.diag_indices_from(covariance)] += math.exp(2 * hyper.log_noise) + JITTER
         self._factor: Any = cho_factor(covariance, lower=True, check_finite=False)
-        standardised = (values - self.mean) / self.scale
-        self._weights: Array = cho_solve(self._factor, standardised, check_finite=False)
-        # Of the values in their own unit, but for a constant: to tell which of two models explains them better.
-        self.log_likelihood = float(
-            -0.5 * standardised @ self._weights
-            - np.log(np.diag(self._factor[0])).sum()
-            - len(values) * math.log(self.scale)
-        )
+        self._weights: Array = cho_solve(self._factor, (values - self.mean) / self.scale, check_finite=False)
 
     def _covariance(self, features: Array) -> Array:
         local = self._signal * correlation(self.features, features, self.hyper.log_lengths)

@@ -48,8 +48,6 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 
 # Before there is this much to learn from, the initial design is followed.
 INITIAL_TRIALS = 7
-# An earlier sweep's model is believed where it explains the new trials by so much better (logarithm of a likelihood).
-LEAST_EVIDENCE = 2.0
 LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
 # What a trial's value scatters by where no repeats say it; and what it scatters by at least, whatever they say.
 EXPECTED_NOISE = 0.02
@@ -282,14 +280,13 @@ class GpFrontSampler(BaseSampler):
         if sign == 0:
             return ObjectiveModel(self._fitted(key, features, values, 0.05, refit), sign)
         logarithms = sign * np.log(sign * values)
-        alone = self._fitted(key, features, logarithms, _relative(noise, logarithms), refit)
-        prior = self._prior.of(index) if self._prior else None
-        if prior is not None:
-            left = logarithms - prior.predict(features)[0]
-            beside = self._fitted(f"{key}, beside the prior", features, left, _relative(noise, left), refit)
-            if beside.log_likelihood > alone.log_likelihood + LEAST_EVIDENCE:
-                return ObjectiveModel(beside, sign, prior)
-        return ObjectiveModel(alone, sign)
+        both = self._prior.joined(index, features, logarithms) if self._prior else None
+        if both is not None:
+            process = self._fitted(f"{key}, joined", *both, _relative(noise, both[1]), refit)
+            return ObjectiveModel(process, sign, joined=True)
+        return ObjectiveModel(
+            self._fitted(key, features, logarithms, _relative(noise, logarithms), refit), sign
+        )
 
     def _fitted(
         self, key: str, features: Array, values: Array, relative_noise: float, refit: bool

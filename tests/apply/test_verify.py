@@ -25,10 +25,18 @@ from sweeper import apply
 from sweeper.apply.in_force import from_llama_server_argv, from_ollama_parameters
 from sweeper.apply.json_http import get
 from sweeper.apply.processes import free_port, started
-from sweeper.errors import EngineMissingError, ModelMissingError, SweeperError, UsageError, VerifyError
+from sweeper.errors import (
+    EngineMissingError,
+    ModelMissingError,
+    SweeperError,
+    TrialFailed,
+    UsageError,
+    VerifyError,
+)
 from sweeper.gguf.shapes import ModelShape
 from sweeper.gguf.synthetic import write_synthetic
-from sweeper.records import Configuration, Reading, SweepRecord, Workload
+from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Workload
+from sweeper.wiring import speeds_of_engine
 
 pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
 
@@ -124,6 +132,63 @@ def test_a_promise_that_nobody_can_keep_ends_with_exit_code_5(model: Path, pytho
         found.demand()
     assert caught.value.exit_code == 5
     assert "NOT kept" in apply.render_verification(found)
+
+
+def test_where_the_engine_is_as_slow_now_the_machine_is_named_and_not_the_server(
+    model: Path, python_server: str
+) -> None:
+    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    asked = []
+
+    def as_slow(trial: TrialRecord) -> dict[str, Reading]:
+        asked.append(trial.number)
+        return dict.fromkeys(("tokens_per_second", "prompt_tokens_per_second"), SLOW)
+
+    found = apply.verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=as_slow)
+    assert asked == [3]
+    assert [figure.verdict for figure in found.figures] == ["drifted", "drifted"]
+    assert found.kept
+    found.demand()
+    assert found.figures[0].says.endswith(
+        "sweeper's own engine gives 0.1 tok/s now, -100.0 % against the sweep: the machine, not the server"
+    )
+    assert "the server gives what this machine gives now" in apply.render_verification(found)
+
+
+def test_where_the_engine_is_as_fast_as_promised_the_server_is_to_blame(
+    model: Path, python_server: str
+) -> None:
+    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    found = apply.verify(
+        sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=lambda _: {"tokens_per_second": IMPOSSIBLE}
+    )
+    assert [figure.verdict for figure in found.figures] == ["missed", "missed"]
+    assert "sweeper's own engine gives 1e+09 tok/s now, +0.0 % against the sweep" in found.figures[0].says
+
+
+def test_the_engine_is_not_measured_again_where_the_promise_is_kept(model: Path, python_server: str) -> None:
+    def never(trial: TrialRecord) -> dict[str, Reading]:
+        raise AssertionError(trial)
+
+    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    assert apply.verify(sweep_of(model), 3, options, speeds_now=never).kept
+
+
+def test_an_engine_that_fails_beside_the_server_is_a_note(model: Path, python_server: str) -> None:
+    def fails(trial: TrialRecord) -> dict[str, Reading]:
+        raise TrialFailed("no memory")
+
+    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    found = apply.verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=fails)
+    assert not found.kept
+    assert found.notes[-1] == "sweeper's own engine could not be measured: no memory"
+
+
+def test_sweepers_own_engine_is_measured_with_the_trials_settings(model: Path) -> None:
+    sweep = sweep_of(model)
+    found = speeds_of_engine(sweep, sweep.trials[0])
+    assert set(found) == {"tokens_per_second", "prompt_tokens_per_second"}
+    assert all(reading.median > 0 and reading.n == 5 for reading in found.values())
 
 
 def test_settings_that_differ_are_named(model: Path, python_server: str) -> None:

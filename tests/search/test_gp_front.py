@@ -10,11 +10,11 @@ import pytest
 
 from sweeper.engine.simulated import MACHINES, default_configuration, true_metrics
 from sweeper.errors import OutOfMemory
-from sweeper.pareto import hypervolume, reference_point, undominated
-from sweeper.records import Configuration, Workload
+from sweeper.pareto import Line, hypervolume, line_of, reference_point, undominated
+from sweeper.records import Configuration, Objective, Workload
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
-from sweeper.search.front_model import Outlook
+from sweeper.search.front_model import FrontModel, ObjectiveModel, Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.memory_order import MemoryOrder
@@ -342,4 +342,97 @@ def test_noise_raises_the_threshold_and_is_named():
     assert words == (
         "a further 20 trials would be expected to add less than 3 % to the front "
         "(about the noise of one measurement)"
+    )
+
+
+# What the recommendation asks for
+
+TWO = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
+
+
+@pytest.mark.parametrize(
+    ("pick", "line"),
+    [
+        ("within:5%", Line(0, 1, share=0.95)),
+        ("at-least:20tok/s", Line(0, 1, level=20)),
+        ("at-most:60W", Line(1, 0, level=-60)),
+        ("knee", None),
+        ("fastest", None),
+    ],
+)
+def test_only_picks_with_a_line_have_one(pick, line):
+    assert line_of(TWO, pick) == line
+    assert line_of(TWO[:1], pick) is None
+
+
+def line_model(xs):
+    """Speed 10 + 10 x and watts 20 + 40 x over one feature, exactly known at ``xs``."""
+    features = np.array(xs, dtype=float)[:, None]
+    hyper = Hyper(np.zeros(1), 0.0, np.log(0.01))
+    speed = ObjectiveModel(GaussianProcess(features, np.log(10 + 10 * features[:, 0]), hyper), 1.0)
+    watts = ObjectiveModel(GaussianProcess(features, -np.log(20 + 40 * features[:, 0]), hyper), -1.0)
+    configurations = [Configuration(n_threads=i + 1) for i in range(len(xs))]
+    return FrontModel([speed, watts], [], None, None, configurations, features, [True] * len(xs))
+
+
+def test_the_pick_gains_most_just_above_its_line_and_nothing_below_it_or_where_it_stands():
+    model = line_model([0.0, 0.25, 0.5, 1.0])
+    grid = np.linspace(0, 1, 101)[:, None]
+    ask = [Configuration(n_threads=i + 1) for i in range(101)]
+    gains = model.gains_of_pick(Line(0, 1, share=0.75), grid, ask)  # 15 tok/s: x = 0.5, which was measured
+    assert gains.max() < 0.02
+    gains = model.gains_of_pick(
+        Line(0, 1, share=0.85), grid, ask
+    )  # 17 tok/s: x = 0.7; measured is only x = 1
+    assert 0.65 <= grid[int(gains.argmax()), 0] <= 0.75
+    assert gains.max() > 0.1
+    assert gains[:50].max() < 0.01
+    assert gains[-1] < 0.02
+
+
+def test_where_nothing_reaches_the_line_the_likeliest_is_asked_for():
+    model = line_model([0.0, 0.25, 0.5])
+    grid = np.linspace(0, 1, 101)[:, None]
+    gains = model.gains_of_pick(
+        Line(0, 1, level=18.0), grid, [Configuration(n_threads=i + 1) for i in range(101)]
+    )
+    assert grid[int(gains.argmax()), 0] > 0.8
+
+
+# What an earlier sweep hands on
+
+
+def earlier(values_of, count=40, seed=3):
+    drawn = Candidates(gpu_space(), seed).random_points(count)
+    return [(c, values_of(c)) for c in drawn if c in everything()]
+
+
+def trials_to(share, asked):
+    return next((n for n in range(1, len(asked) + 1) if volume(asked[:n]) >= share), len(asked) + 1)
+
+
+def test_an_earlier_sweep_that_explains_the_new_trials_saves_some_of_them():
+    space = gpu_space()
+    anew, with_it = [], []
+    for seed in range(3):
+        alike = earlier(lambda c: (0.5 * everything()[c][0], -0.8 * everything()[c][1]), seed=seed)
+        anew.append(trials_to(0.95, search(GpFrontSampler(space, seed=seed), space, 30)[1]))
+        with_it.append(trials_to(0.95, search(GpFrontSampler(space, seed=seed, earlier=alike), space, 30)[1]))
+    assert sum(with_it) < sum(anew)
+
+
+def test_an_earlier_sweep_that_explains_nothing_is_not_believed():
+    space = gpu_space()
+    rng = np.random.default_rng(5)
+    nonsense = earlier(lambda c: (float(rng.uniform(1, 100)), float(rng.uniform(20, 400))))
+    _, asked = search(GpFrontSampler(space, seed=1, earlier=nonsense), space, 30)
+    assert volume(asked) > 0.93
+
+
+def test_too_few_earlier_trials_teach_nothing():
+    space = gpu_space()
+    few = earlier(lambda c: (1.0, 1.0), count=5)
+    assert (
+        search(GpFrontSampler(space, seed=4, earlier=few), space, 10)[1]
+        == (search(GpFrontSampler(space, seed=4), space, 10)[1])
     )
