@@ -54,6 +54,8 @@ COLUMNS = (
     "picked",
     "picked_tokens_per_second",
     "picked_watts",
+    "picked_speed_noise",
+    "picked_watts_noise",
     "visits",
     "sampler_seconds_per_trial",
     *(f"share_at_{n}" for n in CURVE_AT),
@@ -133,6 +135,8 @@ def _row_of_pick(picked: Picked | None) -> dict[str, object]:
         "picked": picked.configuration.digest,
         "picked_tokens_per_second": round(picked.tokens_per_second, 3),
         "picked_watts": round(picked.watts, 3),
+        "picked_speed_noise": round(picked.noise[0], 5),
+        "picked_watts_noise": round(picked.noise[1], 5),
         "visits": picked.visits,
     }
 
@@ -191,9 +195,21 @@ def _figures(rows: Sequence[dict[str, str]]) -> dict[str, object]:
     figures["seeds_within_2_percent"] = (
         f"{sum(r <= 0.02 for r in regrets)} of {len(regrets)}" if regrets else ""
     )
+    figures["seeds_with_one_winner"] = f"{one_winner(rows)} of {len(regrets)}" if regrets else ""
     times = [float(r["sampler_seconds_per_trial"]) for r in rows]
     figures["sampler_seconds_per_trial"] = f"{statistics.median(times):.3f}"
     return figures
+
+
+def one_winner(rows: Sequence[dict[str, str]]) -> int:
+    """How many seeds recommend one and the same thing, or what its own final figures could not tell from it."""
+    names = ("picked_tokens_per_second", "picked_speed_noise", "picked_watts", "picked_watts_noise")
+    picks = [[float(r[name] or 0.0) for name in names] for r in rows if r["regret"]]
+
+    def tied(a: Sequence[float], b: Sequence[float]) -> bool:
+        return all(abs(a[i] - b[i]) <= math.hypot(a[i + 1], b[i + 1]) * max(a[i], b[i]) for i in (0, 2))
+
+    return max((sum(tied(one, other) for other in picks) for one in picks), default=0)
 
 
 def show(summary: Sequence[dict[str, object]]) -> None:
@@ -201,7 +217,8 @@ def show(summary: Sequence[dict[str, object]]) -> None:
         print(
             f"{row['landscape']:20s} {row['sampler']:28s} n={row['seeds']:<3} "
             f"90: {row['trials_to_90']:22s} 95: {row['trials_to_95']:22s} 99: {row['trials_to_99']:22s} "
-            f"regret {row['regret_median']}; at most 2 % in {row['seeds_within_2_percent']}"
+            f"regret {row['regret_median']}; at most 2 % in {row['seeds_within_2_percent']}; "
+            f"one winner in {row['seeds_with_one_winner']}"
         )
 
 

@@ -35,6 +35,7 @@ from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5
 FULL = ", full trials"  # a sampler's name with it measures every window of every trial
+CAPS = " + caps"  # a sampler's name with it measures what it proposes at other power limits too
 MOST_ASKS_IN_VAIN = 300  # a sampler that repeats itself this often in a row has nothing new to say
 
 
@@ -57,6 +58,7 @@ class Picked:
     tokens_per_second: float
     watts: float
     regret: float  # in watts over the best possible, as a share
+    noise: tuple[float, float]  # half of its intervals of speed and watts, as shares
 
 
 @dataclass(frozen=True)
@@ -154,8 +156,11 @@ class Rig:
             for number in order:
                 again = self.measured_at(configurations[number], stage)
                 visits.append(visit_of(number, visit, again, 0.0))
-        chosen = choose(so_far(), record.pick).trial.configuration
-        return Picked(chosen, len(visits), *self._truth_of(chosen))
+        chosen = choose(so_far(), record.pick).trial
+        speed, watts = (chosen.metrics[m] for m in ("tokens_per_second", "watts"))
+        noise = tuple((r.high - r.low) / 2 / r.median for r in (speed, watts))
+        truth = self._truth_of(chosen.configuration)
+        return Picked(chosen.configuration, len(visits), *truth, (noise[0], noise[1]))
 
     def _truth_of(self, chosen: Configuration) -> tuple[float, float, float]:
         """What was picked truly gives, in tok/s and W, and its regret."""
@@ -201,12 +206,19 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
         llama_optimus(rig, seed, trials)
     else:
         corners = initial_design(landscape.space, landscape.baseline, 6, seed) if "corners" in sampler else ()
-        ask_and_tell(rig, make_sampler(sampler, landscape, seed), corners, trials)
+        ask_and_tell(
+            rig, make_sampler(sampler, landscape, seed), corners, trials, caps=sampler.endswith(CAPS)
+        )
     return Search(landscape.name, name, seed, tuple(rig.steps), rig.pick(seed))
 
 
-def ask_and_tell(rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials: int) -> None:
-    """The loop of a sweep around an Optuna sampler, with duplicates settled for free; ``firsts`` go first."""
+def ask_and_tell(
+    rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials: int, *, caps: bool = False
+) -> None:
+    """The loop of a sweep around an Optuna sampler, with duplicates settled for free; ``firsts`` go first.
+
+    With ``caps`` each proposal is also measured at the lowest and at the middle power limit while it is loaded.
+    """
     space = rig.landscape.space
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     study = optuna.create_study(
@@ -217,6 +229,7 @@ def ask_and_tell(rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials
     for first in firsts:
         study.enqueue_trial(space.params_of(first))
     in_vain = 0
+    asked: set[Configuration] = set()  # at other limits than they were proposed with
     while len(rig.measured) < trials and in_vain < MOST_ASKS_IN_VAIN:
         began = time.perf_counter()
         with warnings.catch_warnings():
@@ -244,6 +257,12 @@ def ask_and_tell(rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials
         if values:
             trial.set_user_attr("readings", rig.readings)
             study.tell(trial, list(values))
+            if caps and configuration not in asked:
+                limits = space.parameters["power_limit_watts"].values
+                for limit in (limits[0], limits[len(limits) // 2]):
+                    params = space.params_of(configuration) | {"power_limit_watts": limit}
+                    asked.add(space.configuration(params))
+                    study.enqueue_trial(params)
         else:
             study.tell(trial, state=optuna.trial.TrialState.PRUNED)
 
@@ -251,7 +270,7 @@ def ask_and_tell(rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials
 def make_sampler(name: str, landscape: Landscape, seed: int) -> Any:
     """An Optuna sampler by the name it has in the tables."""
     samplers = optuna.samplers
-    base = name.removesuffix(" + corners")
+    base = name.removesuffix(" + corners").removesuffix(CAPS)
     made: dict[str, Callable[[], Any]] = {
         "gp_front": lambda: GpFrontSampler(
             landscape.space,

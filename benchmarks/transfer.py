@@ -3,8 +3,8 @@
     python benchmarks/transfer.py --seeds 20
 
 On each simulated machine one model is swept, then another, with all the ways of starting side by side and the same
-noise: anew; from the first one's best points (measured after the default); from a model of all its trials
-(sweeper/search/prior.py); from both. Writes
+noise: anew; from the first one's best points (measured after the default); from those and a model that all its
+trials have joined (sweeper/search/prior.py). Writes
 ``results/transfer.csv``: trials and virtual seconds to 90, 95 and 99 % of the second front's hypervolume.
 """
 
@@ -33,7 +33,7 @@ SECOND = {
     "gpu_pc": SimulatedModel("simulated-8b", 8.0e9, 32, 4096, 32, 1024),
     "server": SimulatedModel("simulated-70b", 70.0e9, 80, 8192, 64, 1024),
 }
-WAYS = ("anew", "points", "model", "points and model")
+WAYS = ("anew", "points", "points and model")
 COLUMNS = (
     "machine",
     "way",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -102,7 +103,24 @@ def _sweep(arguments: list[str]) -> int:
     arguments = [word for word in arguments if word != "--json"]
     from sweeper.config import run_hydra
 
-    return run_hydra(arguments, lambda composed: _run_sweep(composed, as_json))
+    several = bool({"-m", "--multirun"} & set(arguments))
+    words = [_with_plain_path(word, several) for word in arguments]
+    return run_hydra(words, lambda composed: _run_sweep(composed, as_json))
+
+
+def _with_plain_path(word: str, several: bool) -> str:
+    """``model.path=~/my (1).gguf`` as Hydra reads it: with the home folder in it, and quoted.
+
+    Shells leave a ``~`` behind an equals sign as it is, and Hydra's own grammar knows neither it nor brackets. With
+    ``several`` commas separate paths.
+    """
+    key, equals, value = word.partition("=")
+    if not equals or not value.startswith(("~/", "/")):
+        return word
+    paths = [os.path.expanduser(path) for path in (value.split(",") if several else [value])]
+    # Backslashes count double before a quote only.
+    escaped = [re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), path) for path in paths]
+    return f"{key}=" + ",".join(f"'{path}'" for path in escaped)
 
 
 def _run_sweep(composed: Composed, as_json: bool) -> int:

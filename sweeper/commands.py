@@ -293,7 +293,7 @@ def _machine_findings() -> list[Finding]:
             "machine",
             "memory",
             "ok",
-            f"{here.memory_mib / 1024:.1f} GiB; large copies reach {bandwidth:.1f} GB/s (measured now): "
+            f"{here.memory_mib / 1024:.1f} GiB; reads at up to {bandwidth:.1f} GB/s (measured now): "
             "decode cannot read weights faster",
         ),
     ]

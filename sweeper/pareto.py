@@ -359,7 +359,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
         return "this is the engine's default configuration, the baseline"
-    if any(_unknown(t.metrics[m]) for t in (base, trial) for m in shown):
+    if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
         return f"{absolute}; too noisy to compare with the baseline"
     parts = [f"{_change(base, trial, m)}{label if _is_energy(m) else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
@@ -560,7 +560,7 @@ def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
     return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
 
 
-def _unknown(reading: Reading) -> bool:
+def too_noisy(reading: Reading) -> bool:
     """Whether noise leaves no more than the order of magnitude: a percentage of it would be made up."""
     return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
 

@@ -71,37 +71,56 @@ def pooled_cv(groups: Iterable[Sequence[float]]) -> float | None:
     return math.sqrt(squares / freedom) if freedom else None
 
 
+# What all finalists say of one's scatter counts as so many degrees of freedom beside its own visits: three visits know
+# little, and one noisy finalist must not make the others look so.
+PRIOR_FREEDOM = 4
+
+
 @dataclass(frozen=True, slots=True)
 class VisitNoise:
-    """What visits to one configuration scatter by: the relative deviation of one visit's median."""
+    """What visits to one configuration usually scatter by: the relative variance of one visit's median."""
 
-    relative: float
-    freedom: int  # degrees of freedom that it rests on
+    variance: float
+    freedom: int  # degrees of freedom that it counts as, beside a configuration's own
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[float]]) -> VisitNoise | None:
-        """From the visits' medians, a group a configuration; None where none was visited twice."""
-        kept = [group for group in groups if len(group) > 1]
-        relative = pooled_cv(kept)
-        return None if relative is None else cls(relative, sum(len(group) - 1 for group in kept))
+        """From the visits' medians, a group a configuration; None where none was visited twice.
 
-    def widened(self, reading: Reading, visits: int) -> Reading:
-        """``reading``, its interval no narrower than so many visits allow (Student's t).
+        The median of the groups' variances, so that a few noisy ones do not rule it, set right for its bias (a
+        variance of few repeats is most often too small; Wilson and Hilferty's approximation).
+        """
+        found = [v for group in groups if (v := _relative_variance(group)) is not None]
+        if not found:
+            return None
+        usual = statistics.median(variance / (1 - 2 / (9 * freedom)) ** 3 for variance, freedom in found)
+        return cls(usual, min(PRIOR_FREEDOM, sum(freedom for _, freedom in found)))
+
+    def widened(self, reading: Reading, visits: Sequence[float]) -> Reading:
+        """``reading``, its interval no narrower than its visits' medians allow (a moderated Student's t).
 
         The windows of one visit share its layout in memory, its heat and its minute, so that they agree better
         with each other than with those of the next visit, and their own interval is too narrow.
         """
         from scipy.special import stdtrit
 
-        t = float(stdtrit(self.freedom, (1 + CONFIDENCE) / 2))
-        half = t * self.relative / math.sqrt(visits) * abs(reading.median)
-        low = min(reading.low, reading.median - half)
+        own, freedom = _relative_variance(visits) or (0.0, 0)
+        together = self.freedom + freedom
+        variance = (self.freedom * self.variance + freedom * own) / together
+        half = float(stdtrit(together, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / len(visits))
+        low = min(reading.low, reading.median * (1 - half))
         return Reading(
             reading.median,
             max(low, 0.0) if reading.low >= 0 else low,
-            max(reading.high, reading.median + half),
+            max(reading.high, reading.median * (1 + half)),
             reading.n,
         )
+
+
+def _relative_variance(values: Sequence[float]) -> tuple[float, int] | None:
+    """Of one value, as a share of their mean squared, and its degrees of freedom."""
+    cv = coefficient_of_variation(values) if len(values) > 1 else None
+    return None if cv is None else (cv * cv, len(values) - 1)
 
 
 def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:

@@ -259,7 +259,9 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     return Bench(
         engine=engine,
         engine_record=engine_record,
-        machine=machine.examine(),
+        machine=replace(
+            machine.examine(), memory_bandwidth_gb_per_second=machine.measure_bandwidth_gb_per_second()
+        ),
         model=model.record,
         meter=meter,
         limits=limits,

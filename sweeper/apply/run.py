@@ -66,7 +66,7 @@ def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
     """The trial that a pick stands for: a word such as ``within:5%``, a trial's number, or the trial itself.
 
     Raises:
-        UsageError: a word that is no pick, or a number that is no finished trial.
+        UsageError: a word that is no pick, a bound that nothing keeps, or a number that is no finished trial.
         NoResultError: the sweep has nothing to pick from.
     """
     if isinstance(pick, TrialRecord):
@@ -74,7 +74,12 @@ def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
     if isinstance(pick, str):
         from sweeper.pareto import choose
 
-        return choose(record, pick).trial
+        found = choose(record, pick)
+        if found.nearest is not None:
+            raise UsageError(
+                f"--pick {pick}: {found.nearest}. Ask for less, or say --pick {found.trial.number}"
+            )
+        return found.trial
     try:
         trial = record.trial(pick)
     except KeyError:

@@ -38,6 +38,7 @@ SpeedsNow = Callable[[TrialRecord], Mapping[str, Reading]]
 """Measures sweeper's own engine once more: decode and prefill in tok/s, by metric."""
 
 SURPRISE = 0.3  # a server this much better than its promise shows that the promise was wrong
+TOO_WIDE = 0.25  # half an interval of more than this share of its median keeps and breaks no promise
 TOLERANCE = 0.05  # a promise is kept where speed is at most this fraction below it, or power above it
 
 # Where each kind listens when nobody says otherwise.
@@ -238,12 +239,20 @@ def _beside_now(check: FigureCheck, now: Reading | None, tolerance: float) -> Fi
     return replace(check, now=now, says=f"{check.says}; {own}")
 
 
+def _half(reading: Reading) -> float:
+    """The wider half of an interval, as a share of its median."""
+    return max(reading.high - reading.median, reading.median - reading.low) / abs(reading.median or 1.0)
+
+
 def judge(promised: Reading, found: Reading, tolerance: float, *, more_is_better: bool) -> Verdict:
     """Whether ``found`` keeps ``promised``.
 
     Kept: the medians are within the tolerance, or better. Missed: they are not, and the intervals stand
-    apart. Unclear: they are not, and the intervals touch, so that noise may be all of it.
+    apart. Unclear: they are not, and the intervals touch, so that noise may be all of it; or either interval is so
+    wide that medians which agree say nothing.
     """
+    if max(_half(promised), _half(found)) > TOO_WIDE:
+        return "unclear"
     sign = 1.0 if more_is_better else -1.0
     if sign * (found.median - promised.median) >= -tolerance * abs(promised.median):
         return "kept"
@@ -460,6 +469,10 @@ def _says(metric: str, promised: Reading, found: Reading, tolerance: float, verd
     if verdict == "kept":
         return f"{metric} is far better than promised: the sweep was disturbed, or measured once; sweep again"
     change = 100 * (found.median / promised.median - 1)
+    if max(_half(promised), _half(found)) > TOO_WIDE:
+        return (
+            f"{metric} scatters too much to tell: promised ±{_half(promised):.0%}, found ±{_half(found):.0%}"
+        )
     unit = "W" if metric == "watts" else "tok/s"
     return (
         f"{metric} is {found.median:.4g} {unit}, {change:+.1f} % against the promised {promised.median:.4g} "

@@ -139,7 +139,7 @@ class Story:
 
     def line(self, trial: TrialRecord) -> str:
         """One finished trial: figures, or why there are none, and its settings."""
-        place = f"{self._stage} {self._number}/{self._total}"
+        place = f"{self._stage} {self._number}/{self._total}  #{trial.number}"
         own = settings(trial.configuration, self._base or Configuration())
         if trial.state == "complete" and trial.metrics:
             outside = "" if trial.feasible else f"  {clean(why_lost(trial))}"

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sweeper.pareto import TOO_NOISY
+from sweeper.pareto import TOO_NOISY, too_noisy
 from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
 
 MISSING = "–"  # stands where a figure is not there; never a 0
@@ -111,9 +111,11 @@ def figures(trial: TrialRecord, metric: str) -> str:
 
 
 def change(reading: Reading | None, base: Reading | None) -> str:
-    """The difference to the baseline as ``+12 %`` or ``−28 %``."""
+    """The difference to the baseline as ``+12 %`` or ``−28 %``; ``?`` where noise leaves no more than its size."""
     if reading is None or base is None or base.median == 0:
         return ""
+    if too_noisy(reading) or too_noisy(base):
+        return "?"
     percent = round(100 * (reading.median / base.median - 1))
     sign = "+" if percent > 0 else "−" if percent < 0 else ""  # no ±: that is an interval's
     return f"{sign}{abs(percent)} %"
@@ -255,7 +257,7 @@ def disturbed(record: SweepRecord) -> str:
         return ""
     return (
         f"Do not trust this yet: something disturbed the machine while it was measured ({', '.join(wide)}). "
-        "Close other programs and run the sweep again under another name."
+        "Close other programs and run the sweep again under another name (name=NAME)."
     )
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sweeper import pareto
@@ -75,34 +75,46 @@ def with_finals(
     by_trial: dict[int, list[Visit]] = {}
     for visit in visits:
         by_trial.setdefault(visit.trial, []).append(visit)
-    noise = _noise_between_visits(by_trial, header)
+    medians = {number: _medians_of_visits(of, header) for number, of in by_trial.items()}
+    noise = _noise_between_visits(medians.values())
     return tuple(
-        _with_final(trial, by_trial[trial.number], header, noise) if trial.number in by_trial else trial
+        _with_final(trial, by_trial[trial.number], header, noise, medians[trial.number])
+        if trial.number in by_trial
+        else trial
         for trial in trials
     )
 
 
-def _noise_between_visits(
-    by_trial: Mapping[int, Sequence[Visit]], header: SweepRecord
-) -> dict[str, VisitNoise]:
-    """By metric, what visits to one finalist scatter by, as all finalists together say it."""
-    medians: dict[str, list[list[float]]] = {}
-    for visits in by_trial.values():
-        of_visits = [metrics_of(visit.windows, header.workload)[0] for visit in visits]
-        for metric in {name for found in of_visits for name in found}:
-            values = [found[metric].median for found in of_visits if metric in found]
-            medians.setdefault(metric, []).append(values)
-    found = {metric: VisitNoise.of(groups) for metric, groups in medians.items()}
+def _medians_of_visits(visits: Sequence[Visit], header: SweepRecord) -> dict[str, list[float]]:
+    """By metric, each visit's median."""
+    found: dict[str, list[float]] = {}
+    for visit in visits:
+        for metric, reading in metrics_of(visit.windows, header.workload)[0].items():
+            found.setdefault(metric, []).append(reading.median)
+    return found
+
+
+def _noise_between_visits(finalists: Iterable[Mapping[str, list[float]]]) -> dict[str, VisitNoise]:
+    """By metric, what visits to one finalist usually scatter by, as all finalists together say it."""
+    groups: dict[str, list[list[float]]] = {}
+    for medians in finalists:
+        for metric, values in medians.items():
+            groups.setdefault(metric, []).append(values)
+    found = {metric: VisitNoise.of(of) for metric, of in groups.items()}
     return {metric: noise for metric, noise in found.items() if noise is not None}
 
 
 def _with_final(
-    trial: TrialRecord, visits: Sequence[Visit], header: SweepRecord, noise: Mapping[str, VisitNoise]
+    trial: TrialRecord,
+    visits: Sequence[Visit],
+    header: SweepRecord,
+    noise: Mapping[str, VisitNoise],
+    medians: Mapping[str, Sequence[float]],
 ) -> TrialRecord:
     """Only the final windows count: the screening's made the trial a finalist, so they flatter it."""
     windows = [window for visit in visits for window in visit.windows]
     found, missing = metrics_of(windows, header.workload)
-    widened = {m: noise[m].widened(r, len(visits)) if m in noise else r for m, r in found.items()}
+    widened = {m: noise[m].widened(r, medians[m]) if m in noise else r for m, r in found.items()}
     metrics = dict(trial.metrics) | widened
     for name in ("memory_mib", "vram_mib"):
         peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]

@@ -48,6 +48,7 @@ SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes 
 
 # Before there is this much to learn from, the initial design is followed.
 INITIAL_TRIALS = 7
+INITIAL_TRIALS_WITH_EARLIER = 4
 LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
 # What a trial's value scatters by where no repeats say it; and what it scatters by at least, whatever they say.
 EXPECTED_NOISE = 0.02
@@ -181,7 +182,8 @@ class GpFrontSampler(BaseSampler):
     # -- proposals ----------------------------------------------------------------------------------------
 
     def _from_design(self, history: _History) -> Configuration | None:
-        if len(history.measured) >= INITIAL_TRIALS or len(history.known) >= 3 * INITIAL_TRIALS:
+        enough = INITIAL_TRIALS_WITH_EARLIER if self._earlier else INITIAL_TRIALS
+        if len(history.measured) >= enough or len(history.known) >= 3 * INITIAL_TRIALS:
             return None
         if self._design is None:
             self._design = initial_design(self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed)

@@ -246,3 +246,21 @@ def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord
     run(sweep, folder, "systemd")
     undone = apply.rollback(folder.parent / "root")
     assert "systemctl disable --now llama-server.service" in apply.render_undone(undone)
+
+
+@pytest.mark.parametrize("pick", ["at-least:100000tok/s", "at-most:0.5W"])
+def test_a_pick_that_nothing_keeps_is_not_applied_and_the_nearest_is_named(
+    sweep: SweepRecord, folder: Path, tmp_path: Path, pick: str
+) -> None:
+    with pytest.raises(UsageError, match=r"the nearest is trial 3 .* Ask for less, or say --pick 3"):
+        apply.run(
+            sweep,
+            pick,
+            "env",
+            apply.Options(folder=folder),
+            root=tmp_path / "root",
+            machine=MACHINE,
+            engine=ENGINE,
+            write=True,
+        )
+    assert not (folder / "llama-server.env").exists()

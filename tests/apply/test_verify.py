@@ -25,6 +25,7 @@ from sweeper import apply
 from sweeper.apply.in_force import from_llama_server_argv, from_ollama_parameters
 from sweeper.apply.json_http import get
 from sweeper.apply.processes import free_port, started
+from sweeper.apply.verify import judge
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -189,6 +190,16 @@ def test_sweepers_own_engine_is_measured_with_the_trials_settings(model: Path) -
     found = speeds_of_engine(sweep, sweep.trials[0])
     assert set(found) == {"tokens_per_second", "prompt_tokens_per_second"}
     assert all(reading.median > 0 and reading.n == 5 for reading in found.values())
+
+
+@pytest.mark.parametrize("wide", ["promised", "found"])
+def test_figures_that_scatter_too_much_keep_no_promise_and_break_none(wide: str) -> None:
+    quiet, noisy = Reading(100, 98, 102, 5), Reading(100, 40, 160, 5)
+    promised, found = (noisy, quiet) if wide == "promised" else (quiet, noisy)
+    assert judge(promised, found, 0.05, more_is_better=True) == "unclear"
+    assert judge(promised, Reading(1, 1, 1, 5), 0.05, more_is_better=True) == (
+        "unclear" if wide == "promised" else "missed"
+    )
 
 
 def test_settings_that_differ_are_named(model: Path, python_server: str) -> None:

@@ -162,30 +162,44 @@ def drawn_visits(rng, *, between, within, visits=3, windows=4):
     ]
 
 
+def held(rng, between, stages=60):
+    """Of final stages with a finalist for each of ``between``: how often windows alone and visits hold the truth."""
+    alone, known, widths = [], [], []
+    for _ in range(stages):
+        each = [drawn_visits(rng, between=b, within=0.01) for b in between]
+        medians = [[stats.median(v) for v in visits] for visits in each]
+        noise = stats.VisitNoise.of(medians)
+        assert noise is not None
+        for visits, own in zip(each, medians, strict=True):
+            reading = stats.reading([x for v in visits for x in v])
+            wide = noise.widened(reading, own)
+            alone.append(reading.low <= 1 <= reading.high)
+            known.append(wide.low <= 1 <= wide.high)
+            widths.append(wide.high - wide.low)
+    return statistics.fmean(alone), statistics.fmean(known), widths
+
+
 @pytest.mark.parametrize("between", [0.0, 0.02, 0.05])
 def test_with_visits_the_interval_holds_the_truth_where_windows_alone_do_not(between):
-    rng = random.Random(7)
-    alone = held = 0
-    stages, finalists = 60, 6
-    for _ in range(stages):
-        each = [drawn_visits(rng, between=between, within=0.01) for _ in range(finalists)]
-        noise = stats.VisitNoise.of([stats.median(v) for v in visits] for visits in each)
-        assert noise is not None
-        assert noise.freedom == finalists * 2
-        for visits in each:
-            reading = stats.reading([x for v in visits for x in v])
-            wide = noise.widened(reading, len(visits))
-            alone += reading.low <= 1 <= reading.high
-            held += wide.low <= 1 <= wide.high
-    assert held / (stages * finalists) >= 0.93
+    alone, known, _ = held(random.Random(7), [between] * 6)
+    assert known >= 0.93
     if between >= 0.02:
-        assert alone / (stages * finalists) < 0.8
+        assert alone < 0.8
+
+
+def test_one_noisy_finalist_does_not_make_the_others_look_so_and_is_wide_itself():
+    _, known, widths = held(random.Random(8), [0.01] * 5 + [0.5])
+    assert known >= 0.92
+    quiet = [w for place, w in enumerate(widths) if place % 6 < 5]
+    noisy = widths[5::6]
+    assert statistics.median(quiet) < 0.06
+    assert statistics.median(noisy) > 0.4
 
 
 def test_a_widened_interval_is_never_narrower_and_never_below_nothing():
     reading = stats.Reading(1.0, 0.5, 1.5, 12)
-    assert stats.VisitNoise(0.001, 10).widened(reading, 3) == reading
-    wide = stats.VisitNoise(1.0, 2).widened(reading, 3)
+    assert stats.VisitNoise(1e-6, 4).widened(reading, [1.0, 1.0, 1.0]) == reading
+    wide = stats.VisitNoise(1.0, 2).widened(reading, [1.0])
     assert (wide.low, wide.median, wide.n) == (0.0, 1.0, 12)
     assert wide.high > 3
 

@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from sweeper.cli import _with_plain_path
+from sweeper.config import compose
+
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
 
@@ -48,6 +51,27 @@ def test_wrong_words_and_values(
 ) -> None:
     _one_line(sweeper("sweep", "model=tiny_15m", f"model.path='{smallest_model}'", override)
               if override != "model=file" else sweeper("sweep", override), 2, *words)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "name", ["m.gguf", "my model (1).gguf", "it's.gguf", "50%, {a}.gguf", "back\\slash.gguf"]
+)
+def test_a_path_is_read_as_it_is_typed_with_the_home_folder_in_it(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for typed in (f"~/{name}", f"{tmp_path}/{name}"):
+        composed = compose([_with_plain_path(f"model.path={typed}", several=False)])
+        assert composed.settings.model.path == f"{tmp_path}/{name}"
+
+
+def test_several_paths_stay_several_and_other_words_stay_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert _with_plain_path("model.path=~/a,~/b", several=True) == f"model.path='{tmp_path}/a','{tmp_path}/b'"
+    for word in ("search.trials=3", "-m", "model.path='/q r.gguf'", "model.path=m.gguf", "space.quant=[a,b]"):
+        assert _with_plain_path(word, several=False) == word
 
 
 def test_no_such_model(sweeper: Run) -> None:
