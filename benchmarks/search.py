@@ -29,9 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 # Ours, then what others do: every window of every trial, as a benchmark run for each trial measures.
 SAMPLERS = (
     "gp_front",
-    "gp_front, full trials",
     "tpe multivariate + corners",
-    "tpe",
     "tpe, full trials",
     "nsga2, full trials",
     "random, full trials",

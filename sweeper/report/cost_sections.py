@@ -86,7 +86,8 @@ def money_section(record: SweepRecord) -> str:
         )
     if not entries:
         return ""
-    said = f"At {prices.per_kwh:g} {prices.currency} per kWh (prices.per_kwh), for what this sensor sees."
+    said = f"At {prices.per_kwh:g} {prices.currency} per kWh (prices.per_kwh), for what this sensor sees. "
+    said += "Here each runs for the same hours; what a pick saves, above, is for the same tokens."
     return section("costs", "What it costs", paragraph(said, "soft") + facts(entries))
 
 

@@ -72,7 +72,9 @@ def test_a_failed_trial_says_why() -> None:
     record = sweep()
     lost = next(t for t in record.trials if t.state == "out_of_memory")
     moved = replace(record, trials=(record.trials[0], lost, *record.trials[1:]))
-    assert f"trial 2/9  #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(moved)
+    assert f"trial 2/9  #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(
+        moved
+    )
 
 
 def test_a_trial_outside_a_constraint_says_so() -> None:
