@@ -6,7 +6,7 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import choose, cost_metric, parse_pick, speed_metric
+from sweeper.pareto import choose, cost_metric, parse_pick, speed_metric, ties
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, figure, label
 
@@ -22,6 +22,7 @@ class Picked:
     words: str
     recommended: bool
     apply_command: str
+    nearest: bool = False  # no trial does what the pick asks, and this is the nearest
 
 
 def picks(record: SweepRecord) -> tuple[Picked, ...]:
@@ -81,10 +82,11 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
             (f"sweeper sweep name={name}", "with the settings it began with: goes on where it stopped"),
             ("sweeper doctor", "what this machine lacks"),
         )
+    own = f" --pick {best.trial.number}" if best.nearest else ""
     return (
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "puts it into force"),
-        (f"sweeper verify {name}", "measures it against this promise"),
+        (f"sweeper verify {name}{own}", "measures it against this promise"),
     )
 
 
@@ -100,9 +102,29 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
         # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
         return None
     words = ", ".join([choice.words, *_beside(record, choice.trial)])
-    if choice.nearest is not None:
-        words = f"{choice.nearest}; {words}"
-    return Picked(pick, choice.trial, words, False, apply_command(record, pick))
+    words = "; ".join([words, *_tied(record, choice.trial)])
+    if choice.nearest is None:
+        return Picked(pick, choice.trial, words, False, apply_command(record, pick))
+    # `apply` takes no pick that nothing keeps: it is given the trial.
+    command = apply_command(record, str(choice.trial.number))
+    return Picked(pick, choice.trial, f"{choice.nearest}; {words}", False, command, nearest=True)
+
+
+def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
+    """With whom noise makes it a tie, and which of them is clearly the fastest with prompts, where none decided."""
+    numbers = tuple(dict.fromkeys((trial.number, *record.front)))
+    others = ties(record.trials, record.objectives, numbers).get(trial.number, ())
+    if not others:
+        return []
+    said = f"a tie within noise with {', '.join(f'#{number}' for number in others)}"
+    prompts = "prompt_tokens_per_second"
+    known = [t for number in others if prompts in (t := record.trial(number)).metrics]
+    if known and prompts in trial.metrics and prompts not in {o.metric for o in record.objectives}:
+        best, own = max(known, key=lambda t: t.metrics[prompts].median), trial.metrics[prompts]
+        times = best.metrics[prompts].median / own.median
+        if best.metrics[prompts].low > own.high:
+            said += f", of which #{best.number} reads prompts {times:.1f} times as fast"
+    return [said]
 
 
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
