@@ -38,7 +38,9 @@ SpeedsNow = Callable[[TrialRecord], Mapping[str, Reading]]
 """Measures sweeper's own engine once more: decode and prefill in tok/s, by metric."""
 
 SURPRISE = 0.3  # a server this much better than its promise shows that the promise was wrong
-TOO_WIDE = 0.25  # half an interval of more than this share of its median keeps and breaks no promise
+TOO_WIDE = (
+    0.25  # half an interval of more than this share of its median lets nothing be said of medians that agree
+)
 TOLERANCE = 0.05  # a promise is kept where speed is at most this fraction below it, or power above it
 
 # Where each kind listens when nobody says otherwise.
@@ -244,18 +246,21 @@ def _half(reading: Reading) -> float:
     return max(reading.high - reading.median, reading.median - reading.low) / abs(reading.median or 1.0)
 
 
+def _too_wide(*readings: Reading) -> bool:
+    return max(map(_half, readings)) > TOO_WIDE
+
+
 def judge(promised: Reading, found: Reading, tolerance: float, *, more_is_better: bool) -> Verdict:
     """Whether ``found`` keeps ``promised``.
 
     Kept: the medians are within the tolerance, or better. Missed: they are not, and the intervals stand
-    apart. Unclear: they are not, and the intervals touch, so that noise may be all of it; or either interval is so
-    wide that medians which agree say nothing.
+    apart. Unclear: they are not, and the intervals touch, so that noise may be all of it; or they are, and either
+    interval is so wide that this says nothing.
     """
-    if max(_half(promised), _half(found)) > TOO_WIDE:
-        return "unclear"
     sign = 1.0 if more_is_better else -1.0
     if sign * (found.median - promised.median) >= -tolerance * abs(promised.median):
-        return "kept"
+        better = sign * (found.median - promised.median) > SURPRISE * abs(promised.median)
+        return "kept" if better or not _too_wide(promised, found) else "unclear"
     apart = found.high < promised.low if more_is_better else found.low > promised.high
     return "missed" if apart else "unclear"
 
@@ -469,7 +474,7 @@ def _says(metric: str, promised: Reading, found: Reading, tolerance: float, verd
     if verdict == "kept":
         return f"{metric} is far better than promised: the sweep was disturbed, or measured once; sweep again"
     change = 100 * (found.median / promised.median - 1)
-    if max(_half(promised), _half(found)) > TOO_WIDE:
+    if verdict == "unclear" and _too_wide(promised, found):
         return (
             f"{metric} scatters too much to tell: promised ±{_half(promised):.0%}, found ±{_half(found):.0%}"
         )
