@@ -291,7 +291,8 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     that by less than 1 % and less than its own noise;
     ``at-least`` the least in cost that reaches a speed, ``at-most`` the best in speed under a power;
     ``greenest`` the fewest joules per token; ``knee`` the point that lies farthest beyond the straight
-    line between the ends of the front. Speed is the first objective in tok/s, else the first that is
+    line between the ends of the front. Who costs more by less than 1 % and less than noise costs the same, and of
+    those the fastest is taken. Speed is the first objective in tok/s, else the first that is
     maximised; cost the first in W, else the first that is minimised. Medians decide, and the faster of
     two equals. Eligible are feasible trials that were measured twice, with ``allow_screening`` all.
 
@@ -474,6 +475,10 @@ def _apply_rule(
     def best(among: Sequence[TrialRecord], *keys: Callable[[TrialRecord], float]) -> TrialRecord:
         return max(among, key=lambda trial: (*(key(trial) for key in keys), -trial.number))
 
+    def cheapest(among: Sequence[TrialRecord]) -> TrialRecord:
+        least = best(among, cheap, fast)
+        return best([t for t in among if cost is None or _costs_alike(least, t, cost)], fast, cheap)
+
     amount = rule.amount or 0.0
     if rule.kind == "fastest":
         return best(trials, fast), None
@@ -488,7 +493,7 @@ def _apply_rule(
             high = trial.metrics[speed].high if speed else 0.0
             return fast(trial) >= least or (high >= least and fast(trial) >= (1 - LEAST_TOLD_APART) * least)
 
-        return best([t for t in trials if reaches(t)], cheap, fast), None
+        return cheapest([t for t in trials if reaches(t)]), None
     if rule.kind == "at-least":
         fitting, order = [t for t in trials if fast(t) >= amount], (cheap, fast)
         nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"
@@ -496,12 +501,19 @@ def _apply_rule(
         fitting, order = [t for t in trials if -cheap(t) <= amount], (fast, cheap)
         nearest, metric, verb = best(trials, cheap, fast), cost, "stays under"
     if fitting:
-        return best(fitting, *order), None
+        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, *order), None
     bound = str(rule).partition(":")[2]
     return nearest, (
         f"no configuration that was measured {verb} {bound}: "
         f"the nearest is trial {nearest.number} with {_amount(nearest, metric or '')}"
     )
+
+
+def _costs_alike(least: TrialRecord, trial: TrialRecord, cost: str) -> bool:
+    """Whether ``trial`` costs more than ``least`` by too little to count: under 1 %, and under the noise of both."""
+    less, here, there = Objective(cost, "minimize"), trial.metrics[cost], least.metrics[cost]
+    alike = not _clearly_better(_orient(there, less), _orient(here, less))
+    return alike and here.median <= (1 + LEAST_TOLD_APART) * there.median
 
 
 def _knee(

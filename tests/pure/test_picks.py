@@ -288,6 +288,14 @@ def test_no_energy_is_priced_where_there_is_none_to_price():
     assert choose(blind, "fastest").words == "+50 % speed, +50 % memory"
 
 
+def test_of_those_that_cost_the_same_within_noise_and_a_percent_the_fastest_is_taken():
+    trials = (trial(0, 20, 50.2, 0.01), trial(1, 19.6, 50, 0.01), trial(2, 19.8, 51, 0.05))
+    assert choose(sweep(*trials), "within:5%").trial.number == 0
+    assert choose(sweep(*trials), "at-least:19tok/s").trial.number == 0
+    exact = (trial(0, 20, 50.2), trial(1, 19.6, 50))  # without noise 0.2 W are 0.2 W
+    assert choose(sweep(*exact), "within:5%").trial.number == 1
+
+
 # Who may yet be the pick
 
 
