@@ -104,7 +104,8 @@ def ceiling_section(record: SweepRecord) -> str:
     for names, trial in rows:
         found = ceiling(record, trial)
         if isinstance(found, Ceiling):
-            note = ": more than can be true" if found.share > 1 else ""
+            at_it = ": at the limit, as far as both were measured" if found.share > 1 else ""
+            note = ": more than can be true" if found.cannot_be_true else at_it
             entries.append((names, f"{found.share:.0%} of {figure(found.tokens_per_second)} tok/s{note}"))
         else:
             reasons.append(found)

@@ -100,6 +100,13 @@ def test_the_ceiling_is_bandwidth_over_the_files_size() -> None:
     assert found.share == pytest.approx(trial.metrics["tokens_per_second"].median / found.tokens_per_second)
 
 
+@pytest.mark.parametrize(
+    ("speed", "cannot"), [(Reading(104, 92, 116, 12), False), (Reading(150, 140, 160, 12), True)]
+)
+def test_only_what_lies_above_the_ceiling_beyond_noise_cannot_be_true(speed: Reading, cannot: bool) -> None:
+    assert Ceiling(100.0, speed.median / 100, speed.low / 100).cannot_be_true is cannot
+
+
 def test_a_ceiling_that_is_not_known_says_why() -> None:
     on_gpu = sweep(kind="measured", gpu=True)
     assert "GPU" in str(ceiling(on_gpu, on_gpu.trial(0)))
