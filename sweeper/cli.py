@@ -115,7 +115,7 @@ def _with_plain_path(word: str, several: bool) -> str:
     ``several`` commas separate paths.
     """
     key, equals, value = word.partition("=")
-    if not equals or not value.startswith(("~/", "/")):
+    if key.startswith("-") or not equals or not value.startswith(("~/", "/")):  # flags are no overrides
         return word
     paths = [os.path.expanduser(path) for path in (value.split(",") if several else [value])]
     # Backslashes count double before a quote only.

@@ -65,14 +65,14 @@ def measure_bandwidth_gb_per_second() -> float:
 
     Copies count bytes read and written. Reading is what decode does, and is the faster of the two on most machines:
     a copy also reads what it is about to overwrite. The best of three rounds each: a ceiling is what the memory can
-    do, not what it does beside other work. Takes about a second and 512 MiB.
+    do, not what it does beside other work. Takes about a second and 512 MiB, or a quarter of what is free.
     """
     from concurrent.futures import ThreadPoolExecutor
 
     import numpy as np
 
     threads = max(1, psutil.cpu_count(logical=False) or 1)
-    part = _BANDWIDTH_BYTES // threads // 8
+    part = min(_BANDWIDTH_BYTES, psutil.virtual_memory().available // 8) // threads // 8
     sources = [np.ones(part) for _ in range(threads)]
     targets = [np.zeros(part) for _ in range(threads)]
     best = 0.0

@@ -307,41 +307,6 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     return Recommendation(trial, str(rule), price_in_words(record, trial), nearest)
 
 
-def undecided(record: SweepRecord) -> tuple[int, ...]:
-    """Trials that noise alone keeps from being the record's own pick: more repeats of them decide something.
-
-    Each is clearly better than the pick in what the pick minimises (for ``at-most``, maximises), and misses the
-    pick's line by less than its own interval. For ``within:N%`` the fastest is among them, since it sets the line.
-    Empty where nothing is open, where nothing was measured twice, and for picks without a line.
-    """
-    rule = parse_pick(record.pick)
-    if rule.amount is None:
-        return ()
-    try:
-        speed, cost = _pick_metrics(record, rule)
-        trials = _eligible(record, [m for m in (speed, cost) if m], False)
-    except (ConfigError, NoResultError):
-        return ()
-    assert speed is not None
-    assert cost is not None  # picks with an amount rest on both
-    chosen, nearest = _apply_rule(rule, trials, speed, cost)
-    fastest = max(trials, key=lambda t: t.metrics[speed].median)
-    more, less = Objective(speed, "maximize"), Objective(cost, "minimize")
-    bound, gain = (less, more) if rule.kind == "at-most" else (more, less)
-    share = (1 - rule.amount / 100) * fastest.metrics[speed].median
-    line = share if rule.kind == "within" else -rule.amount if rule.kind == "at-most" else rule.amount
-
-    def open_to(trial: TrialRecord) -> bool:
-        side = _orient(trial.metrics[bound.metric], bound)
-        better = _clearly_better(
-            _orient(trial.metrics[gain.metric], gain), _orient(chosen.metrics[gain.metric], gain)
-        )
-        return side.value < line <= side.value + side.up and (better or nearest is not None)
-
-    found = [trial.number for trial in trials if open_to(trial)]
-    return tuple(dict.fromkeys([fastest.number, *found] if found and rule.kind == "within" else found))
-
-
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """What ``trial`` gives and costs against the sweep's baseline, in words.
 
@@ -395,6 +360,37 @@ def line_of(objectives: Sequence[Objective], pick: str) -> Line | None:
     if rule.kind == "at-least":
         return Line(fast, cheap, level=rule.amount)
     return Line(cheap, fast, level=-rule.amount)
+
+
+def undecided(record: SweepRecord) -> tuple[int, ...]:
+    """Trials that noise alone keeps from being the record's own pick: more repeats of them decide something.
+
+    Each is clearly better than the pick in what the pick minimises (for ``at-most``, maximises), and misses the
+    pick's line by less than its own interval. For ``within:N%`` the fastest is among them, since it sets the line.
+    Empty where nothing is open, where nothing was measured twice, and for picks without a line.
+    """
+    line = line_of(record.objectives, record.pick)
+    if line is None:
+        return ()
+    bounded, improved = record.objectives[line.bounded], record.objectives[line.improved]
+    try:
+        trials = _eligible(record, [bounded.metric, improved.metric], False)
+        recommended = choose(record, record.pick)
+    except (ConfigError, NoResultError):
+        return ()
+    sides = {t.number: _orient(t.metrics[bounded.metric], bounded) for t in trials}
+    gains = {t.number: _orient(t.metrics[improved.metric], improved) for t in trials}
+    best = max(sides, key=lambda number: sides[number].value)
+    level = line.level if line.level is not None else (line.share or 0.0) * sides[best].value
+    own = gains[recommended.trial.number]
+
+    def open_to(number: int) -> bool:
+        side = sides[number]
+        reaches = side.value < level <= side.value + side.up
+        return reaches and (recommended.nearest is not None or _clearly_better(gains[number], own))
+
+    found = [number for number in sides if open_to(number)]
+    return tuple(dict.fromkeys([best, *found] if found and line.share is not None else found))
 
 
 def _number(text: str) -> float | None:

@@ -229,12 +229,13 @@ def _too_slow(found: Verification) -> bool:
 
 
 def _beside_now(check: FigureCheck, now: Reading | None, tolerance: float) -> FigureCheck:
-    """The check with what the engine itself gives now; ``drifted`` where the server gives that."""
+    """The check with what the engine itself gives now; ``drifted`` where that is less and the server gives it."""
     if now is None or check.promised is None or check.found is None or check.verdict == "kept":
         return check
     moved = 100 * (now.median / check.promised.median - 1)
     own = f"sweeper's own engine gives {now.median:.4g} tok/s now, {moved:+.1f} % against the sweep"
-    if judge(now, check.found, tolerance, more_is_better=True) == "kept":
+    slower = now.median < (1 - tolerance) * check.promised.median
+    if slower and judge(now, check.found, tolerance, more_is_better=True) == "kept":
         return replace(
             check, now=now, verdict="drifted", says=f"{check.says}; {own}: the machine, not the server"
         )

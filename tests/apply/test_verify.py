@@ -25,7 +25,7 @@ from sweeper import apply
 from sweeper.apply.in_force import from_llama_server_argv, from_ollama_parameters
 from sweeper.apply.json_http import get
 from sweeper.apply.processes import free_port, started
-from sweeper.apply.verify import judge
+from sweeper.apply.verify import FigureCheck, _beside_now, judge
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -200,6 +200,14 @@ def test_medians_that_agree_say_nothing_where_figures_scatter_too_much(wide: str
     # What is clearly better or clearly worse needs no narrow interval.
     assert judge(promised, Reading(1, 1, 1, 5), 0.05, more_is_better=True) == "missed"
     assert judge(promised, Reading(900, 500, 1300, 5), 0.05, more_is_better=True) == "kept"
+
+
+def test_an_engine_as_fast_as_promised_shows_no_drift_where_the_promise_alone_scattered() -> None:
+    promised, quiet = Reading(100, 40, 160, 5), Reading(99, 98, 100, 5)
+    check = FigureCheck("tokens_per_second", promised, quiet, None, "unclear", "scatters")
+    found = _beside_now(check, quiet, 0.05)
+    assert found.verdict == "unclear"
+    assert "sweeper's own engine gives 99 tok/s now, -1.0 % against the sweep" in found.says
 
 
 def test_settings_that_differ_are_named(model: Path, python_server: str) -> None:

@@ -70,7 +70,14 @@ def test_several_paths_stay_several_and_other_words_stay_as_they_are(
 ) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
     assert _with_plain_path("model.path=~/a,~/b", several=True) == f"model.path='{tmp_path}/a','{tmp_path}/b'"
-    for word in ("search.trials=3", "-m", "model.path='/q r.gguf'", "model.path=m.gguf", "space.quant=[a,b]"):
+    for word in (
+        "search.trials=3",
+        "-m",
+        "model.path='/q r.gguf'",
+        "model.path=m.gguf",
+        "--config-dir=/tmp/x",
+        "space.quant=[a,b]",
+    ):
         assert _with_plain_path(word, several=False) == word
 
 
