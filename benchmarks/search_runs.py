@@ -35,6 +35,9 @@ from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5
 FULL = ", full trials"  # a sampler's name with it measures every window of every trial
+TOLD = (
+    " told"  # ... learns the figures of what was measured before, and of what is ruled out that it is worst
+)
 CAPS = " + caps"  # a sampler's name with it measures what it proposes at other power limits too
 MOST_ASKS_IN_VAIN = 300  # a sampler that repeats itself this often in a row has nothing new to say
 
@@ -198,6 +201,7 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
     """One search of at most ``trials`` measured configurations."""
     rig, name = Rig(landscape, seed, short=not sampler.endswith(FULL)), sampler
     sampler = sampler.removesuffix(FULL)
+    told = sampler.endswith(TOLD)
     if sampler == "grid order":
         grid = (c for c in landscape.space.grid() if landscape.forecast(c))
         for configuration in itertools.islice(grid, trials):
@@ -206,18 +210,25 @@ def run(landscape: Landscape, sampler: str, seed: int, trials: int) -> Search:
         llama_optimus(rig, seed, trials)
     else:
         corners = initial_design(landscape.space, landscape.baseline, 6, seed) if "corners" in sampler else ()
-        ask_and_tell(
-            rig, make_sampler(sampler, landscape, seed), corners, trials, caps=sampler.endswith(CAPS)
-        )
+        made = make_sampler(sampler.removesuffix(TOLD), landscape, seed)
+        ask_and_tell(rig, made, corners, trials, caps=sampler.endswith(CAPS), told=told)
     return Search(landscape.name, name, seed, tuple(rig.steps), rig.pick(seed))
 
 
 def ask_and_tell(
-    rig: Rig, sampler: Any, firsts: Sequence[Configuration], trials: int, *, caps: bool = False
+    rig: Rig,
+    sampler: Any,
+    firsts: Sequence[Configuration],
+    trials: int,
+    *,
+    caps: bool = False,
+    told: bool = False,
 ) -> None:
     """The loop of a sweep around an Optuna sampler, with duplicates settled for free; ``firsts`` go first.
 
     With ``caps`` each proposal is also measured at the lowest and at the middle power limit while it is loaded.
+    With ``told`` nothing is told as pruned, which Optuna's GP does not look at: what is known again with its
+    figures, what did not run with the worst figures so far.
     """
     space = rig.landscape.space
     optuna.logging.set_verbosity(optuna.logging.ERROR)
@@ -246,7 +257,7 @@ def ask_and_tell(
             else:
                 trial.set_user_attr("state", "infeasible")
             trial.set_constraint("runs", 0.0 if rig.measured.get(configuration) else 1.0)
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            settle(study, trial, rig, rig.measured.get(configuration), told)
             continue
         in_vain = 0
         values = rig.trial(configuration, took)
@@ -264,7 +275,22 @@ def ask_and_tell(
                     asked.add(space.configuration(params))
                     study.enqueue_trial(params)
         else:
-            study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+            settle(study, trial, rig, None, told)
+
+
+def settle(
+    study: optuna.Study, trial: optuna.Trial, rig: Rig, values: Sequence[float] | None, told: bool
+) -> None:
+    """Tell a trial that cost nothing or did not run: pruned, or with ``told`` its figures or the worst so far."""
+    ran = [v for v in rig.measured.values() if v]
+    if not told or not ran:
+        study.tell(trial, state=optuna.trial.TrialState.PRUNED)
+        return
+    signs = [sign for _, sign in rig.landscape.objectives]
+    worst = [
+        (min if sign > 0 else max)(column) for sign, column in zip(signs, zip(*ran, strict=True), strict=True)
+    ]
+    study.tell(trial, list(values or worst))
 
 
 def make_sampler(name: str, landscape: Landscape, seed: int) -> Any:
@@ -278,6 +304,7 @@ def make_sampler(name: str, landscape: Landscape, seed: int) -> Any:
             baseline=landscape.baseline,
             allowed=landscape.forecast,
             line=line_of(objectives_of(landscape), DEFAULT_PICK),
+            metrics=[metric for metric, _ in landscape.objectives],
         ),
         "random": lambda: samplers.RandomSampler(seed=seed),
         "nsga2": lambda: samplers.NSGAIISampler(seed=seed),

@@ -73,6 +73,7 @@ def sampler(landscape: Landscape, seed: int, earlier: Earlier | None = None) -> 
         baseline=landscape.baseline,
         allowed=landscape.forecast,
         line=line_of(objectives_of(landscape), DEFAULT_PICK),
+        metrics=[metric for metric, _ in landscape.objectives],
         earlier=earlier.measured if earlier else (),
     )
 

@@ -33,6 +33,10 @@ FINAL_UPDATE_PERIODS = 100
 RECORDING_UPDATE_PERIODS = 10
 # Prefill gets this share of decode's time: a round is hundreds of tokens, so its speed settles sooner.
 PREFILL_SHARE = 0.5
+# A prompt that takes longer than all of decode's windows settles in fewer windows than decode does.
+LEAST_DECIDING_PREFILL = 2
+# Of the prompt that warms up and tells what a whole one will take.
+WARMUP_PROMPT_TOKENS = 64
 # A warm-up step is long enough for a few tokens on a slow machine and short against any window.
 WARMUP_STEP_SECONDS = 0.15
 WARMUP_STEPS_COMPARED = 3
@@ -47,8 +51,13 @@ RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+_OF_REQUEST = ("time_to_first_token_seconds", "request_seconds")
 # Metrics that rest on prefill windows start or are named so.
-_OF_PREFILL = ("prompt_", "time_to_first_token_seconds", "request_seconds")
+_OF_PREFILL = ("prompt_", *_OF_REQUEST)
+NO_PREFILL = (
+    "a prompt takes longer here than the rest of a trial, and nothing in objectives rests on it: "
+    "only finalists have it measured"
+)
 
 PhaseListener = Callable[[str, float | None, float | None], None]
 """Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
@@ -64,6 +73,7 @@ class Stage:
     warmup_seconds: float
     resident_seconds: float = 0.0  # of a window with the model loaded and nothing running; 0: none
     prefill_repeats: int | None = None  # None: as many as of decode
+    least_prefill: int | None = None  # windows of prefill that are measured however long they take; None: all
 
     @classmethod
     def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
@@ -72,15 +82,19 @@ class Stage:
         Args:
             workload: what is run.
             decides: the metrics that objectives and constraints name. Where none of them rests on prefill, one
-                window of it is enough: on a slow machine a prompt takes longer than all the rest of a trial.
+                window of it is enough, and none where a prompt would take longer than all the rest of a trial, as
+                on a slow machine. Where one does, two windows are enough if they are that long. None: all windows,
+                however long.
         """
         needed = decides is None or any(rests_on_prefill(metric) for metric in decides)
+        least = LEAST_DECIDING_PREFILL if needed else 0
         return cls(
             workload.screening_seconds,
             workload.screening_repeats,
             SCREENING_UPDATE_PERIODS,
             workload.warmup_seconds,
             prefill_repeats=None if needed else 1,
+            least_prefill=None if decides is None else least,
         )
 
     @classmethod
@@ -97,11 +111,31 @@ class Stage:
             FINAL_UPDATE_PERIODS,
             workload.warmup_seconds,
             RESIDENT_SECONDS,
+            least_prefill=1,
         )
 
     def repeats_of(self, phase: Phase) -> int:
         """Windows of ``phase``."""
         return self.repeats if phase == "decode" or self.prefill_repeats is None else self.prefill_repeats
+
+    def allows_prefill(
+        self, repeat: int, spent_seconds: float, next_seconds: float, update_period_seconds: float
+    ) -> bool:
+        """Whether a further window of prefill is measured.
+
+        Args:
+            repeat: its number, from 0.
+            spent_seconds: what the ones before took.
+            next_seconds: what one prompt is expected to take.
+            update_period_seconds: of the sensor.
+        """
+        if repeat >= self.repeats_of("prefill"):
+            return False
+        if self.least_prefill is None or repeat < self.least_prefill:
+            return True
+        next_seconds = max(next_seconds, self.window_seconds("prefill", update_period_seconds))
+        most = MOST_OVERRUN * self.repeats * self.window_seconds("decode", update_period_seconds)
+        return spent_seconds + next_seconds <= most
 
     def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
         """Seconds of one window of ``phase`` on a sensor with this update period."""
@@ -148,14 +182,20 @@ def measure(
     depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
     resident = _at_rest(meter, stage, clock, sleep)
     tell("warm-up", None, None)
-    warmup_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
+    warmup = _warm_up(engine, workload, depth, stage.warmup_seconds)
     windows: list[Window] = []
     stopped_early = False
+    prompts = _Prompts(stage, meter.update_period_seconds, warmup.prompt_seconds)
+    if load.reloaded and not prompts.allowed(0):
+        # The first prompt after a load reads the weights from disk: a second one tells what prompts take.
+        prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0).prompt_seconds
     for repeat in range(stage.repeats):
         for phase in PHASES:
-            if repeat < stage.repeats_of(phase):
+            if phase == "decode" or prompts.allowed(repeat):
                 tell(phase, _latest_speed(windows, phase), meter.watts_now())
                 windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
+                if phase == "prefill":
+                    prompts.took(windows[-1])
         more = repeat + 1 < stage.repeats
         if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
             stopped_early = True
@@ -178,7 +218,7 @@ def measure(
         windows=tuple(windows),
         caveats=_caveats(windows, stage, stopped_early),
         load_seconds=load.load_seconds,
-        warmup_seconds=warmup_seconds,
+        warmup_seconds=warmup.seconds,
         reloaded=load.reloaded,
     )
 
@@ -253,9 +293,19 @@ def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: 
     return engine.decode(workload.generated_tokens, depth, seconds, seconds * MOST_OVERRUN)
 
 
-def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> float:
-    """Run until decode is steady, at most ``most_seconds``; the seconds it took."""
-    run = engine.prefill(min(workload.prompt_tokens, 64), depth, 0.0, WARMUP_STEP_SECONDS)
+@dataclass(frozen=True, slots=True)
+class _Warmup:
+    """What warming up took, and what a whole prompt may be expected to take after it, in s."""
+
+    seconds: float
+    prompt_seconds: float
+
+
+def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> _Warmup:
+    """Run until decode is steady, at most ``most_seconds``."""
+    tokens = min(workload.prompt_tokens, WARMUP_PROMPT_TOKENS)
+    run = engine.prefill(tokens, depth, 0.0, WARMUP_STEP_SECONDS)
+    prompt_seconds = run.seconds / run.tokens * workload.prompt_tokens
     took, speeds = run.ended - run.started, []
     while took < most_seconds:
         run = engine.decode(workload.generated_tokens, depth, WARMUP_STEP_SECONDS, WARMUP_STEP_SECONDS)
@@ -264,7 +314,28 @@ def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float
         cv = stats.coefficient_of_variation(speeds[-WARMUP_STEPS_COMPARED:])
         if len(speeds) >= WARMUP_STEPS_COMPARED and cv is not None and cv < stats.STEADY_CV:
             break
-    return took
+    return _Warmup(took, prompt_seconds)
+
+
+@dataclass(slots=True)
+class _Prompts:
+    """How many windows of prefill a trial has time for."""
+
+    stage: Stage
+    update_period_seconds: float
+    expected_seconds: float  # of one prompt
+    spent_seconds: float = 0.0
+
+    def allowed(self, repeat: int) -> bool:
+        """Whether window ``repeat`` is measured."""
+        return self.stage.allows_prefill(
+            repeat, self.spent_seconds, self.expected_seconds, self.update_period_seconds
+        )
+
+    def took(self, window: Window) -> None:
+        """Learn from a window."""
+        self.spent_seconds += window.energy.seconds
+        self.expected_seconds = window.energy.seconds
 
 
 def wait_for_temperature(
@@ -292,6 +363,10 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
     missing: dict[str, str] = {}
     for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
         of_phase = [w for w in windows if w.phase == phase]
+        if not of_phase:
+            names = [f"{prefix}{name}" for name in ("tokens_per_second", "watts", "joules_per_token")]
+            missing.update(dict.fromkeys([*names, *_OF_REQUEST], NO_PREFILL))
+            return metrics, missing
         metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
         _derive_energy(prefix, of_phase, metrics, missing)
     _derive_request(windows, workload, metrics)
@@ -346,8 +421,8 @@ def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, 
     found: set[Caveat] = set()
     for phase in PHASES:
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
-        # One window of prefill is by intent: its interval says that its spread is unknown.
-        found |= set() if phase == "prefill" and len(speeds) == 1 else _caveats_of_speeds(speeds)
+        # One window of prefill or none is by intent: its interval says that its spread is unknown.
+        found |= set() if phase == "prefill" and len(speeds) <= 1 else _caveats_of_speeds(speeds)
     for window in windows:
         found |= _caveats_of_energy(window.energy)
     period = windows[0].energy.source.update_period_seconds

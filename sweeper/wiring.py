@@ -129,6 +129,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             lambda c: bench.forecast(c) is None,
             line_of(header.objectives, header.pick),
             earlier.measured if earlier else (),
+            [o.metric for o in header.objectives],
         )
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
@@ -241,6 +242,7 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
             settings.engine.environment,
             settings.engine.window_grace_seconds,
             settings.engine.load_timeout_seconds,
+            keep_in=root,
         )
     )
     engine_record = engine.record

@@ -42,6 +42,10 @@ class Run:
         return self.tokens / self.seconds
 
 
+# A context that took this long to fill to its depth is kept, and restored into later ones of its layout.
+KEPT_FROM_SECONDS = 1.0
+
+
 class Engine(Protocol):
     """Loads a configuration and runs prefill and decode. A failure is a ``TrialFailed``, never a crash.
 

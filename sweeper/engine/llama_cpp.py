@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import IO, Any, Self
 
-from sweeper.engine.base import LoadReport, Run
+from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
 from sweeper.errors import EngineMissingError, EngineRefused, TrialFailed
 from sweeper.records import CONTEXT_KEYS, MODEL_KEYS, Configuration, EngineRecord
 from sweeper.worker_process import WorkerProcess
@@ -27,6 +29,9 @@ class LlamaCppEngine:
         environment: variables set for the worker only, for example ``OMP_WAIT_POLICY``.
         window_grace_seconds: a window is a hang when it lasts this much longer than its limit.
         load_timeout_seconds: the same of a load.
+        keep_in: a folder on a disk, for contexts that took long to fill (nameless files, gone with this process);
+            None keeps none, and each new context is filled.
+        keep_from_seconds: a context that took less long to fill is not kept.
     """
 
     def __init__(
@@ -35,11 +40,15 @@ class LlamaCppEngine:
         environment: Mapping[str, str] | None = None,
         window_grace_seconds: float = WINDOW_GRACE_SECONDS,
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
+        keep_in: Path | None = None,
+        keep_from_seconds: float = KEPT_FROM_SECONDS,
     ) -> None:
         self._files: dict[str | None, Path] = dict(model_files)
         self._window_grace_seconds = window_grace_seconds
         self._load_timeout_seconds = load_timeout_seconds
         self._worker = WorkerProcess("sweeper.engine.worker", environment)
+        self._keep_in, self._keep_from_seconds = keep_in, keep_from_seconds
+        self._kept: dict[tuple[object, ...], IO[bytes]] = {}
         self._loaded: Configuration | None = None
         self._held_mib = (0.0, 0.0)
         self._hello: dict[str, Any] | None = None
@@ -113,6 +122,8 @@ class LlamaCppEngine:
     def close(self) -> None:
         """End the worker. May be called twice."""
         self._forget()
+        while self._kept:
+            self._kept.popitem()[1].close()
 
     def __enter__(self) -> Self:
         return self
@@ -132,9 +143,26 @@ class LlamaCppEngine:
             depth=depth,
             min_seconds=min_seconds,
             max_seconds=max_seconds,
+            kept=self._kept_for(self._loaded) if depth else None,
+            keep_from_seconds=self._keep_from_seconds,
         )
         rounds = tuple(reply["round_seconds"])
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)
+
+    def _kept_for(self, configuration: Configuration) -> str | None:
+        """Path of the file for contexts of this configuration's model and cache layout, None where there is none.
+
+        It has no name and is open here, so that it outlives workers and nothing is left of it, whatever ends us.
+        """
+        if self._keep_in is None or not os.path.isdir("/proc/self/fd"):
+            return None
+        layout = tuple(getattr(configuration, key) for key in ("quant", "type_k", "type_v", "flash_attn"))
+        if layout not in self._kept:
+            try:
+                self._kept[layout] = tempfile.TemporaryFile(dir=self._keep_in)  # noqa: SIM115 - closed by close
+            except OSError:
+                return None  # it only saves time
+        return f"/proc/{os.getpid()}/fd/{self._kept[layout].fileno()}"
 
     def _ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
         try:

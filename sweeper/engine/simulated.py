@@ -12,7 +12,7 @@ from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Any, Self
 
-from sweeper.engine.base import LoadReport, Run
+from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
 from sweeper.engine.simulated_machine import (
     KL_DIVERGENCE,
     Outcome,
@@ -134,6 +134,8 @@ class SimulatedEngine:
         self._memory: tuple[float | None, float | None] = (None, None)
         self._load_factor = 1.0
         self._warm_seconds = 0.0
+        self._depth = 0  # tokens in the context
+        self._kept: dict[tuple[object, ...], int] = {}  # tokens of a filled context that can be restored
 
     @property
     def record(self) -> EngineRecord:
@@ -152,10 +154,12 @@ class SimulatedEngine:
         self._loaded, self._memory = configuration, (truth.memory_mib, truth.vram_mib)
         self._load_factor = self._random.gauss(1.0, self._noise.load)
         self._warm_seconds = 0.0 if reload else self._warm_seconds
+        self._depth = 0
         return LoadReport(configuration.to_dict(), seconds, reload, *self._memory)
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Rounds of ``tokens`` until ``min_seconds`` are over."""
+        self._go_to_depth(depth)
         truth = self._truth(self._in_force(), tokens, 1, depth)
         return self._run(
             tokens, truth.prompt_tokens_per_second, truth.prompt_watts, min_seconds, max_seconds, cut=False
@@ -163,6 +167,7 @@ class SimulatedEngine:
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Rounds of ``tokens`` until ``min_seconds`` are over, cut at ``max_seconds``."""
+        self._go_to_depth(depth)
         truth = self._truth(self._in_force(), 1, tokens, depth)
         return self._run(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
 
@@ -186,6 +191,23 @@ class SimulatedEngine:
         if self._loaded is None:
             raise EngineRefused("no configuration is loaded")
         return self._loaded
+
+    def _go_to_depth(self, depth: int) -> None:
+        """Fill a new context, or restore what was kept of one like it: in the seconds that the worker would take."""
+        c, missing = self._in_force(), depth - self._depth
+        if missing > 0:
+            layout = (c.quant, c.type_k, c.type_v, c.flash_attn)
+            truth = self._truth(c, missing, 1, self._depth)
+            seconds = missing / truth.prompt_tokens_per_second
+            if self._kept.get(layout) == depth:
+                size = self.machine.model.cache_bytes_per_token(c.type_k, c.type_v) * depth / 1e6
+                seconds = min(seconds, size / self.machine.disk_mb_per_second)
+            elif seconds >= KEPT_FROM_SECONDS:
+                self._kept[layout] = depth
+            started = self.clock()
+            self.clock.advance(seconds)
+            self.trace.add(started, self.clock(), truth.prompt_watts)
+        self._depth = depth
 
     def _truth(self, c: Configuration, prompt: int, generated: int, depth: int) -> Outcome:
         workload = Workload(prompt_tokens=prompt, generated_tokens=generated, depth=depth)

@@ -8,6 +8,7 @@ synchronised before each clock reading, the context cleared back to its depth be
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
 import os
@@ -25,6 +26,7 @@ from sweeper.serving import Refused, serve
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
+MOST_OF_FREE_DISK = 0.1  # a kept context takes no more
 _SEED = 42  # the same tokens for every configuration: experts are then chosen alike
 
 
@@ -44,6 +46,7 @@ class Worker:
         self.context: Any = None
         self.memory_handle: Any = None
         self.depth = 0
+        self.kept: str | None = None
         self.context_params: dict[str, Any] = {}
         self.tokens = random.Random(_SEED)
         self.vram_at_start = self._vram_used_mib()
@@ -85,9 +88,17 @@ class Worker:
         self._note_vram()
         return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
 
-    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
-        """Rounds of ``tokens`` prompt tokens on top of ``depth``."""
-        self._go_to_depth(depth)
+    def prefill(
+        self,
+        tokens: int,
+        depth: int,
+        min_seconds: float,
+        max_seconds: float,
+        kept: str | None = None,
+        keep_from_seconds: float = 0.0,
+    ) -> dict[str, Any]:
+        """Rounds of ``tokens`` prompt tokens on top of ``depth``; for the last two see `_go_to_depth`."""
+        self._go_to_depth(depth, kept, keep_from_seconds)
 
         def one_round() -> int:
             self._process([self._any_token() for _ in range(tokens)])
@@ -95,9 +106,17 @@ class Worker:
 
         return self._rounds(one_round, depth, min_seconds)
 
-    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
-        """Rounds of ``tokens`` generated one by one on top of ``depth``."""
-        self._go_to_depth(depth)
+    def decode(
+        self,
+        tokens: int,
+        depth: int,
+        min_seconds: float,
+        max_seconds: float,
+        kept: str | None = None,
+        keep_from_seconds: float = 0.0,
+    ) -> dict[str, Any]:
+        """Rounds of ``tokens`` generated one by one on top of ``depth``; for the last two see `_go_to_depth`."""
+        self._go_to_depth(depth, kept, keep_from_seconds)
         deadline = time.monotonic() + max_seconds
         decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
 
@@ -185,22 +204,62 @@ class Worker:
                 raise Refused(f"llama_decode answered {status} on a prompt of {len(tokens)} tokens")
         self.api.llama_synchronize(self.context)
 
-    def _go_to_depth(self, depth: int) -> None:
-        """Fill the context to ``depth`` tokens, keeping what is there already."""
-        if depth > self.depth:
-            self._back_to(self.depth)
-            self._process([self._any_token() for _ in range(depth - self.depth)])
-        else:
+    def _go_to_depth(self, depth: int, kept: str | None = None, keep_from_seconds: float = 0.0) -> None:
+        """Fill the context to ``depth`` tokens, keeping what is there already.
+
+        On a slow machine that takes longer than all the rest of a trial, and speed does not depend on which tokens
+        they are. So what took ``keep_from_seconds`` or longer is kept in the file ``kept``, which belongs to this
+        model and layout of the cache, and the next new context is restored from it.
+        """
+        self.kept = kept
+        if depth <= self.depth:
             self._back_to(depth)
+        elif self.depth or not self._restored(depth):
+            self._back_to(self.depth)
+            began = time.perf_counter()
+            self._process([self._any_token() for _ in range(depth - self.depth)])
+            if time.perf_counter() - began >= keep_from_seconds:
+                self._keep(depth)
         self.depth = depth
 
     def _back_to(self, depth: int) -> None:
         if depth == 0:
             self.api.llama_memory_clear(self.memory_handle, False)
-        elif not self.api.llama_memory_seq_rm(self.memory_handle, 0, depth, -1):
+        elif not self.api.llama_memory_seq_rm(self.memory_handle, 0, depth, -1) and not self._restored(depth):
             # Recurrent models cannot forget a part: fill the context anew.
             self.api.llama_memory_clear(self.memory_handle, False)
             self._process([self._any_token() for _ in range(depth)])
+            self._keep(depth)
+
+    def _keep(self, depth: int) -> None:
+        """Keep the context's first sequence, unless that would take much of the disk. Failing is no matter."""
+        if self.kept is None:
+            return
+        with contextlib.suppress(OSError):
+            disk = os.statvfs(self.kept)
+            size = self.api.llama_state_seq_get_size(self.context, 0)
+            if size > MOST_OF_FREE_DISK * disk.f_bavail * disk.f_frsize:
+                return
+            tokens = (ctypes.c_int32 * depth)()
+            if not self.api.llama_state_seq_save_file(self.context, os.fsencode(self.kept), 0, tokens, depth):
+                os.truncate(self.kept, 0)
+
+    def _restored(self, depth: int) -> bool:
+        """Whether the context now has ``depth`` tokens from the file; if not it is empty."""
+        try:
+            if self.kept is None or os.stat(self.kept).st_size == 0:
+                return False
+        except OSError:
+            return False
+        self.api.llama_memory_clear(self.memory_handle, False)
+        tokens, count = (ctypes.c_int32 * depth)(), ctypes.c_size_t()
+        path = os.fsencode(self.kept)
+        read = self.api.llama_state_seq_load_file(self.context, path, 0, tokens, depth, ctypes.byref(count))
+        if read and count.value == depth:
+            self.api.llama_synchronize(self.context)
+            return True
+        self.api.llama_memory_clear(self.memory_handle, False)
+        return False
 
     def _rounds(self, one_round: Callable[[], int], depth: int, min_seconds: float) -> dict[str, Any]:
         total, seconds = 0, []

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper.pareto import Line, hypervolume, reference_point, undominated
 from sweeper.records import Configuration
+from sweeper.search.encoding import weighted
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
 from sweeper.search.gaussian_process import GaussianProcess, correlation
 from sweeper.search.memory_order import MemoryOrder
@@ -45,18 +46,21 @@ class Outlook:
 class ObjectiveModel:
     """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none.
 
-    ``joined`` says that an earlier sweep's trials are in it, told apart by a last feature.
+    ``joined`` says that an earlier sweep's trials are in it, told apart by a last feature. ``weights`` (d,) are
+    of the features, see `Encoder.weights`.
     """
 
     process: GaussianProcess
     sign: float
+    weights: Array
     joined: bool = False
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and deviation of the objective itself (moments of the log-normal)."""
         import numpy as np
 
-        mean, deviation = self.process.predict(of_sweep(features, NOW) if self.joined else features)
+        seen = weighted(features, self.weights)
+        mean, deviation = self.process.predict(of_sweep(seen, NOW) if self.joined else seen)
         if self.sign == 0:
             return mean, deviation
         deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
@@ -200,11 +204,15 @@ class FrontModel:
 
         volume = hypervolume(self._points, self._reference)
         left, total = gains.copy(), 0.0
-        lengths = self._objectives[0].process.hyper.log_lengths[: features.shape[1]]
+        first = self._objectives[0]
+        lengths, seen = (
+            first.process.hyper.log_lengths[: features.shape[1]],
+            weighted(features, first.weights),
+        )
         for _ in range(trials):
             best = int(left.argmax())
             total += float(left[best])
-            near = correlation(features, features[best : best + 1], lengths)[:, 0]
+            near = correlation(seen, seen[best : best + 1], lengths)[:, 0]
             left = left * (1.0 - near**2)
         noise = max(o.process.noise if o.sign else 0.0 for o in self._objectives)
         return Outlook(trials, total / volume if volume > 0 else math.inf, float(np.expm1(noise)), finished)

@@ -18,7 +18,7 @@ from optuna.trial import TrialState
 from sweeper.pareto import Line, undominated
 from sweeper.records import Configuration, Reading
 from sweeper.search.candidates import Candidates
-from sweeper.search.encoding import Encoder
+from sweeper.search.encoding import Encoder, weighted
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
@@ -94,6 +94,7 @@ class GpFrontSampler(BaseSampler):
             only of what would be proposed next, at most `MOST_FORECASTS` times a proposal.
         line: of the pick that will be recommended, where it has one; see `AIM_FROM`.
         earlier: what an earlier sweep measured, as points of this space, with this study's objectives.
+        metrics: names of the objectives, for what is known of which parameters touch them.
     """
 
     def __init__(
@@ -105,8 +106,10 @@ class GpFrontSampler(BaseSampler):
         allowed: Callable[[Configuration], bool] | None = None,
         line: Line | None = None,
         earlier: Measured = (),
+        metrics: Sequence[str] = (),
     ) -> None:
         self._space = space
+        self._metrics = tuple(metrics)
         self._earlier = earlier if len(earlier) >= LEAST_EARLIER else ()
         self._prior: Prior | None = None
         self._line = line
@@ -279,16 +282,17 @@ class GpFrontSampler(BaseSampler):
 
         key = f"objective {index}"
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
+        weights = self._encode.weights(self._metrics[index] if self._metrics else None)
+        seen = weighted(features, weights)
         if sign == 0:
-            return ObjectiveModel(self._fitted(key, features, values, 0.05, refit), sign)
+            return ObjectiveModel(self._fitted(key, seen, values, 0.05, refit), sign, weights)
         logarithms = sign * np.log(sign * values)
         both = self._prior.joined(index, features, logarithms) if self._prior else None
         if both is not None:
-            process = self._fitted(f"{key}, joined", *both, _relative(noise, both[1]), refit)
-            return ObjectiveModel(process, sign, joined=True)
-        return ObjectiveModel(
-            self._fitted(key, features, logarithms, _relative(noise, logarithms), refit), sign
-        )
+            seen, logarithms = weighted(both[0], np.append(weights, 1.0)), both[1]
+            key = f"{key}, joined"
+        process = self._fitted(key, seen, logarithms, _relative(noise, logarithms), refit)
+        return ObjectiveModel(process, sign, weights, joined=both is not None)
 
     def _fitted(
         self, key: str, features: Array, values: Array, relative_noise: float, refit: bool

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
@@ -24,6 +24,7 @@ def make_sampler(
     allowed: Callable[[Configuration], bool] | None = None,
     line: Line | None = None,
     earlier: Measured = (),
+    metrics: Sequence[str] = (),
 ) -> BaseSampler:
     """The sampler of that name, seeded.
 
@@ -38,6 +39,7 @@ def make_sampler(
         allowed: False for configurations that need not be asked for, such as by a memory forecast.
         line: of the pick that will be recommended, where it has one.
         earlier: what an earlier sweep measured, as points of this space.
+        metrics: names of the objectives.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -48,7 +50,15 @@ def make_sampler(
     if name in ("auto", "gp_front"):
         from sweeper.search.gp_front import GpFrontSampler
 
-        return GpFrontSampler(space, seed, baseline=space.base, allowed=allowed, line=line, earlier=earlier)
+        return GpFrontSampler(
+            space,
+            seed,
+            baseline=space.base,
+            allowed=allowed,
+            line=line,
+            earlier=earlier,
+            metrics=metrics,
+        )
     if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)
     if name == "nsga2":

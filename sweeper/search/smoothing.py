@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
-from sweeper.search.encoding import Encoder
+from sweeper.search.encoding import Encoder, weighted
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
 from sweeper.search.one_thread import one_thread
 from sweeper.space import SearchSpace
@@ -48,7 +48,8 @@ def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpa
     if min(raw) <= 0 or max(raw) <= min(raw):
         return raw
     values = np.log(np.array(raw))
-    features = Encoder(space)([trial.configuration for trial in trials])
+    encode = Encoder(space)
+    features = weighted(encode([trial.configuration for trial in trials]), encode.weights(objective.metric))
     known = relative_noise(t.metrics[objective.metric] for t in trials)
     noise = min(0.5, max(known or 0.0, LEAST_NOISE) / float(values.std()))
     hyper = fit(features, values, starting_hyper(features.shape[1], noise), noise)

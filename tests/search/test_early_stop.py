@@ -9,6 +9,7 @@ from sweeper.measure import Stage, measure
 from sweeper.power.simulated import SimulatedMeter
 from sweeper.records import Caveat, Configuration, Constraint, Objective, Reading, TrialRecord, Workload
 from sweeper.search.early_stop import LEAST_TRIALS, EarlyStop
+from sweeper.search.finals import visit_stage
 from sweeper.stats import deviation_of, reading
 from sweeper.virtual_time import VirtualClock
 
@@ -141,3 +142,75 @@ def test_prefill_is_repeated_only_where_something_rests_on_it(decides, prefills)
     assert found.metrics["prompt_tokens_per_second"].n == prefills
     assert found.metrics["request_seconds"].n == 4
     assert Caveat.SPREAD_UNKNOWN not in found.caveats
+
+
+class SlowRig(Rig):
+    """A mini PC under its lowest cap, on which a prompt takes a minute and more."""
+
+    def __init__(self):
+        machine = MACHINES["minipc"]
+        self.base = default_configuration(machine).with_(power_limit_watts=15)
+        self.engine = SimulatedEngine(machine, VirtualClock())
+        self.meter = SimulatedMeter(self.engine.trace, self.engine.clock)
+
+
+@pytest.mark.parametrize(
+    ("stage", "prefills"),
+    [
+        (Stage.screening(WORKLOAD, ("tokens_per_second", "watts")), 0),
+        (Stage.screening(WORKLOAD, ("tokens_per_second", "time_to_first_token_seconds")), 2),
+        (Stage.screening(WORKLOAD), 4),
+        (visit_stage(WORKLOAD), 1),
+        (Stage.recording(WORKLOAD), 4),
+    ],
+)
+def test_of_prompts_that_take_longer_than_the_rest_only_so_many_are_measured_as_are_needed(stage, prefills):
+    found = SlowRig().measure(stage)
+    assert [w.phase for w in found.windows].count("prefill") == prefills
+    assert [w.phase for w in found.windows].count("decode") == stage.repeats
+    assert Caveat.SPREAD_UNKNOWN not in found.caveats
+
+
+def test_what_no_prompt_was_measured_for_is_missing_with_its_reason():
+    found = SlowRig().measure(Stage.screening(WORKLOAD, ("tokens_per_second", "watts")))
+    of_prefill = {
+        "prompt_tokens_per_second",
+        "prompt_watts",
+        "prompt_joules_per_token",
+        "time_to_first_token_seconds",
+        "request_seconds",
+    }
+    assert of_prefill <= set(found.missing)
+    assert not of_prefill & set(found.metrics)
+    assert all("only finalists" in found.missing[name] for name in of_prefill)
+    assert {"tokens_per_second", "watts", "joules_per_token"} <= set(found.metrics)
+
+
+def test_a_first_prompt_that_reads_the_weights_from_disk_does_not_pass_for_a_slow_machine():
+    rig = Rig()
+    asked, prefill = [], rig.engine.prefill
+
+    def cold(tokens, depth, low, high):
+        asked.append(tokens)
+        run = prefill(tokens, depth, low, high)
+        return replace(run, seconds=run.seconds * 1000) if len(asked) == 1 else run
+
+    rig.engine.prefill = cold
+    found = rig.measure(Stage.screening(WORKLOAD, ("tokens_per_second", "watts")))
+    assert asked == [64, 64, 512]
+    assert [w.phase for w in found.windows].count("prefill") == 1
+
+
+def test_a_context_is_filled_once_on_the_simulated_machine_and_restored_after():
+    rig = SlowRig()
+
+    def seconds(**changes):
+        rig.engine.load(rig.base.with_(**changes))
+        began = rig.engine.clock()
+        rig.engine.decode(1, 512, 0.0, 1e-9)
+        return rig.engine.clock() - began
+
+    assert seconds() > 30
+    assert seconds(n_ubatch=64) < 2
+    assert seconds(type_k="q8_0") > 30
+    assert seconds(type_k="q8_0", use_mmap=False) < 2

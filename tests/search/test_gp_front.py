@@ -369,8 +369,12 @@ def line_model(xs):
     """Speed 10 + 10 x and watts 20 + 40 x over one feature, exactly known at ``xs``."""
     features = np.array(xs, dtype=float)[:, None]
     hyper = Hyper(np.zeros(1), 0.0, np.log(0.01))
-    speed = ObjectiveModel(GaussianProcess(features, np.log(10 + 10 * features[:, 0]), hyper), 1.0)
-    watts = ObjectiveModel(GaussianProcess(features, -np.log(20 + 40 * features[:, 0]), hyper), -1.0)
+    speed = ObjectiveModel(
+        GaussianProcess(features, np.log(10 + 10 * features[:, 0]), hyper), 1.0, np.ones(1)
+    )
+    watts = ObjectiveModel(
+        GaussianProcess(features, -np.log(20 + 40 * features[:, 0]), hyper), -1.0, np.ones(1)
+    )
     configurations = [Configuration(n_threads=i + 1) for i in range(len(xs))]
     return FrontModel([speed, watts], [], None, None, configurations, features, [True] * len(xs))
 
