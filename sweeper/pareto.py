@@ -30,6 +30,7 @@ DAYS_PER_YEAR = 365
 GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
 DEFAULT_PICK = "within:5%"
 
+PROMPTS = "prompt_tokens_per_second"
 _SPEEDS = ("tokens_per_second", "prompt_tokens_per_second")
 _POWERS = ("watts", "prompt_watts")
 _IN_WORDS = {
@@ -294,7 +295,9 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     line between the ends of the front. Who costs more by less than 1 % and less than noise costs the same, and of
     those the fastest is taken. Speed is the first objective in tok/s, else the first that is
     maximised; cost the first in W, else the first that is minimised. Medians decide, and the faster of
-    two equals. Eligible are feasible trials that were measured twice, with ``allow_screening`` all.
+    two equals. Then of what noise cannot tell from that trial, the one that reads prompts fastest, where it does
+    so beyond noise and no objective weighs prompts. Eligible are feasible trials that were measured twice, with
+    ``allow_screening`` all.
 
     Raises:
         ConfigError: ``pick`` is not in the grammar, or this sweep's objectives cannot answer it.
@@ -303,7 +306,9 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     rule = parse_pick(pick)
     metrics = _pick_metrics(record, rule)
     trials = _eligible(record, [m for m in metrics if m], allow_screening)
-    trial, nearest = _apply_rule(rule, trials, *metrics)
+    trial, fitting, nearest = _apply_rule(rule, trials, *metrics)
+    if nearest is None and PROMPTS not in {o.metric for o in record.objectives}:
+        trial = _best_with_prompts(trial, fitting, *metrics)
     return Recommendation(trial, str(rule), price_in_words(record, trial), nearest)
 
 
@@ -461,7 +466,9 @@ def _apply_rule(
     trials: Sequence[TrialRecord],
     speed: str | None,
     cost: str | None,
-) -> tuple[TrialRecord, str | None]:
+) -> tuple[TrialRecord, Sequence[TrialRecord], str | None]:
+    """The trial that the rule picks, those that do what it asks, and where none does, that, in words."""
+
     def fast(trial: TrialRecord) -> float:
         return trial.metrics[speed].median if speed else 0.0
 
@@ -477,11 +484,11 @@ def _apply_rule(
 
     amount = rule.amount or 0.0
     if rule.kind == "fastest":
-        return best(trials, fast), None
+        return best(trials, fast), trials, None
     if rule.kind == "greenest":
-        return best(trials, cheap), None
+        return best(trials, cheap), trials, None
     if rule.kind == "knee":
-        return _knee(trials, fast, cheap), None
+        return _knee(trials, fast, cheap), trials, None
     if rule.kind == "within":
         least = (1 - amount / 100) * fast(best(trials, fast))
 
@@ -489,7 +496,8 @@ def _apply_rule(
             high = trial.metrics[speed].high if speed else 0.0
             return fast(trial) >= least or (high >= least and fast(trial) >= (1 - LEAST_TOLD_APART) * least)
 
-        return cheapest([t for t in trials if reaches(t)]), None
+        reaching = [t for t in trials if reaches(t)]
+        return cheapest(reaching), reaching, None
     if rule.kind == "at-least":
         fitting, order = [t for t in trials if fast(t) >= amount], (cheap, fast)
         nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"
@@ -497,12 +505,26 @@ def _apply_rule(
         fitting, order = [t for t in trials if -cheap(t) <= amount], (fast, cheap)
         nearest, metric, verb = best(trials, cheap, fast), cost, "stays under"
     if fitting:
-        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, *order), None
+        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, *order), fitting, None
     bound = str(rule).partition(":")[2]
-    return nearest, (
-        f"no configuration that was measured {verb} {bound}: "
-        f"the nearest is trial {nearest.number} with {_amount(nearest, metric or '')}"
-    )
+    said = f"the nearest is trial {nearest.number} with {_amount(nearest, metric or '')}"
+    return nearest, (), f"no configuration that was measured {verb} {bound}: {said}"
+
+
+def _best_with_prompts(
+    chosen: TrialRecord, fitting: Sequence[TrialRecord], speed: str | None, cost: str | None
+) -> TrialRecord:
+    """``chosen``, or of what is as good within noise and costs no percent more, the fastest with prompts."""
+    own = chosen.metrics.get(PROMPTS)
+    if own is None:
+        return chosen
+
+    def alike(trial: TrialRecord) -> bool:
+        told_apart = speed is not None and not _within_noise(chosen.metrics[speed], trial.metrics[speed])
+        return not told_apart and (cost is None or _costs_alike(chosen, trial, cost))
+
+    better = [t for t in fitting if PROMPTS in t.metrics and t.metrics[PROMPTS].low > own.high and alike(t)]
+    return max(better, key=lambda t: (t.metrics[PROMPTS].median, -t.number), default=chosen)
 
 
 def _costs_alike(least: TrialRecord, trial: TrialRecord, cost: str) -> bool:

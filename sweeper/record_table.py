@@ -127,12 +127,13 @@ def header_of(
     stage: Stage,
     **more: Any,
 ) -> TableHeader:
-    """The header of a table over ``space``; ``more`` are its optional fields."""
+    """The header of a table over ``space``; ``more`` are its optional fields. Of paths it keeps the files' names."""
+    files = {quant: replace(file, path=Path(file.path).name) for quant, file in model.files.items()}
     return TableHeader(
         name=name,
         machine=machine,
         engine=engine,
-        model=model,
+        model=replace(model, files=files),  # a table is handed on, a folder says nothing there
         workload=workload,
         power=power,
         base=space.base,

@@ -204,7 +204,7 @@ class Sweep:
             return replace(base, seconds=self.clock() - began), None
         try:
             hopeless = self._early_stop.hopeless if self._early_stop else None
-            measurement = self._measure(configuration, _screening(header), quality, hopeless)
+            measurement = self._measure(configuration, self._screening(header), quality, hopeless)
             _demand_objectives(measurement, header)
         except TrialFailed as failure:
             return replace(
@@ -266,6 +266,12 @@ class Sweep:
             load_seconds=measurement.load_seconds if measurement.reloaded else None,
         )
 
+    def _screening(self, header: SweepRecord) -> Stage:
+        decides = [*(o.metric for o in header.objectives), *(c.metric for c in header.constraints)]
+        stage = Stage.screening(header.workload, decides)
+        # Who wants every trial measured whole has each prompt as well, however long it takes.
+        return stage if self.plan.early_stop else replace(stage, least_prefill=stage.repeats_of("prefill"))
+
     def _constraints_of(self, record: TrialRecord, header: SweepRecord) -> dict[str, float]:
         """The same keys on every trial: Optuna's GP refuses a study where they differ."""
         known = dict.fromkeys((str(c) for c in header.constraints), 0.0) | dict(record.violations)
@@ -281,7 +287,7 @@ class Sweep:
         baseline = header.trial(header.baseline)
         began = self.clock()
         try:
-            again = self._measure(baseline.configuration, _screening(header), None)
+            again = self._measure(baseline.configuration, self._screening(header), None)
         except TrialFailed as failure:
             self.progress.note(f"the control measurement failed: {failure}")
             return
@@ -363,11 +369,6 @@ class Sweep:
 def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:
     """Who the finalists were when an earlier run began its final stage."""
     return tuple(dict.fromkeys(visit.trial for visit in visits))
-
-
-def _screening(header: SweepRecord) -> Stage:
-    decides = [*(o.metric for o in header.objectives), *(c.metric for c in header.constraints)]
-    return Stage.screening(header.workload, decides)
 
 
 def _demand_objectives(measurement: Measurement, header: SweepRecord) -> None:

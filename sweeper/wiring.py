@@ -130,6 +130,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             line_of(header.objectives, header.pick),
             earlier.measured if earlier else (),
             [o.metric for o in header.objectives],
+            [c.metric for c in header.constraints],
         )
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)

@@ -31,7 +31,7 @@ OWN_DISTANCE = 0.5
 IDLE_WEIGHT = 0.2
 IDLE_IN_DECODE = ("n_batch", "n_ubatch", "n_threads_batch", "n_ctx")
 IDLE_IN_PREFILL = ("n_threads",)
-DECODE_METRICS = ("tokens_per_second", "watts", "joules_per_token")
+DECODE_METRICS = ("tokens_per_second", "watts", "joules_per_token", "kl_divergence")
 
 
 class Encoder:
@@ -45,11 +45,7 @@ class Encoder:
         """How much of each feature's range (d,) counts for models of ``metric``: 1, or `IDLE_WEIGHT`."""
         import numpy as np
 
-        idle: tuple[str, ...] = ()
-        if metric in DECODE_METRICS:
-            idle = IDLE_IN_DECODE
-        elif metric is not None and metric.startswith("prompt_"):
-            idle = IDLE_IN_PREFILL
+        idle = idle_for(metric)
         each = [
             IDLE_WEIGHT if name in idle else 1.0
             for name, column in self._columns
@@ -66,6 +62,13 @@ class Encoder:
             for c in configurations
         ]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self.dimensions)
+
+
+def idle_for(metric: str | None) -> tuple[str, ...]:
+    """Parameters that llama.cpp does not look at where ``metric`` is measured; none for metrics of both phases."""
+    if metric in DECODE_METRICS:
+        return IDLE_IN_DECODE
+    return IDLE_IN_PREFILL if metric is not None and metric.startswith("prompt_") else ()
 
 
 def weighted(features: Array, weights: Array) -> Array:

@@ -8,6 +8,7 @@ Nothing is measured twice: the model's mean, not a repeat, takes the noise out.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,7 @@ from optuna.trial import TrialState
 from sweeper.pareto import Line, undominated
 from sweeper.records import Configuration, Reading
 from sweeper.search.candidates import Candidates
-from sweeper.search.encoding import Encoder, weighted
+from sweeper.search.encoding import Encoder, idle_for, weighted
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
 from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
@@ -26,7 +27,7 @@ from sweeper.search.one_thread import one_thread
 from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
 from sweeper.search.prior import Measured, Prior
 from sweeper.search.trial_cost import Cost, TrialCost
-from sweeper.search.warm_start import initial_design
+from sweeper.search.warm_start import initial_design, nearest
 from sweeper.space import SearchSpace
 from sweeper.stats import relative_noise
 
@@ -65,6 +66,9 @@ COST_POWER = 0.5
 AIM_FROM = 12
 AIM_EVERY = 4
 LEAST_AIM = 0.005  # of what is recommended now; below, the front's own gain goes first
+# Of a proposal's gain, with what is idle left as the baseline has it.
+CALM_ENOUGH = 0.8
+TAKES_NO_MEMORY = frozenset({"n_threads_batch"})  # of what may be idle
 # A model rests on at most this many trials, those nearest the front first: cost grows with the cube.
 MOST_DATA = 300
 
@@ -95,6 +99,7 @@ class GpFrontSampler(BaseSampler):
         line: of the pick that will be recommended, where it has one; see `AIM_FROM`.
         earlier: what an earlier sweep measured, as points of this space, with this study's objectives.
         metrics: names of the objectives, for what is known of which parameters touch them.
+        constrained: names of the metrics that constraints bound.
     """
 
     def __init__(
@@ -107,9 +112,13 @@ class GpFrontSampler(BaseSampler):
         line: Line | None = None,
         earlier: Measured = (),
         metrics: Sequence[str] = (),
+        constrained: Sequence[str] = (),
     ) -> None:
         self._space = space
         self._metrics = tuple(metrics)
+        self._idle = set(space.parameters) if metrics else set()
+        for metric in (*metrics, *constrained):
+            self._idle &= set(idle_for(metric))
         self._earlier = earlier if len(earlier) >= LEAST_EARLIER else ()
         self._prior: Prior | None = None
         self._line = line
@@ -219,12 +228,34 @@ class GpFrontSampler(BaseSampler):
         costs = (seconds / seconds.mean()) ** COST_POWER
         chosen, gains = self._best_that_may_run(candidates, gains, costs)
         self.outlook = model.outlook(features, gains, len(history.known))
-        count = len(history.measured)
+        count, judge = len(history.measured), model.gains
         if self._line is not None and count >= AIM_FROM and count % AIM_EVERY == 0:
             aimed = model.gains_of_pick(self._line, features, candidates)
             if aimed.max() >= LEAST_AIM:
                 chosen, _ = self._best_that_may_run(candidates, aimed, costs)
-        return candidates[chosen]
+                judge = functools.partial(model.gains_of_pick, self._line)
+        return self._calmed(candidates[chosen], history, judge)
+
+    def _calmed(
+        self,
+        configuration: Configuration,
+        history: _History,
+        judge: Callable[[Array, Sequence[Configuration]], Array],
+    ) -> Configuration:
+        """What is idle for everything that decides is left as the baseline has it, where that promises as much.
+
+        Else it would be anything: a recommendation with the fastest answers might read prompts on one thread.
+        """
+        baseline, params = self._space.params_of(self._baseline), self._space.params_of(configuration)
+        for names in (self._idle, self._idle & TAKES_NO_MEMORY):
+            idle = {n: nearest(self._space.parameters[n].values, baseline[n]) for n in sorted(names)}
+            calm = self._space.configuration(params | idle)
+            if calm in history.known or self._space.violations(calm) or not self._may_run(calm):
+                continue
+            gain, calm_gain = judge(self._encode([configuration, calm]), [configuration, calm])
+            if calm_gain >= CALM_ENOUGH * gain:
+                return calm
+        return configuration
 
     def _best_that_may_run(
         self, candidates: Sequence[Configuration], gains: Array, costs: Array

@@ -25,6 +25,7 @@ def make_sampler(
     line: Line | None = None,
     earlier: Measured = (),
     metrics: Sequence[str] = (),
+    constrained: Sequence[str] = (),
 ) -> BaseSampler:
     """The sampler of that name, seeded.
 
@@ -40,6 +41,7 @@ def make_sampler(
         line: of the pick that will be recommended, where it has one.
         earlier: what an earlier sweep measured, as points of this space.
         metrics: names of the objectives.
+        constrained: names of the metrics that constraints bound.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -58,6 +60,7 @@ def make_sampler(
             line=line,
             earlier=earlier,
             metrics=metrics,
+            constrained=constrained,
         )
     if name in ("random", "grid"):
         return samplers.RandomSampler(seed=seed)

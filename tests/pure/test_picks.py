@@ -340,3 +340,54 @@ def test_what_was_measured_once_decides_nothing():
         dataclasses.replace(t, remeasured=False) for t in (trial(0, 20, 60, 0.1), trial(1, 18.7, 30, 0.1))
     )
     assert undecided(sweep(*once)) == ()
+
+
+# Ties, and prompts
+
+PROMPTS = "prompt_tokens_per_second"
+
+
+def reads(number, speed, watts, prompts, noise=0.02):
+    return trial(number, speed, watts, noise=noise, metrics={PROMPTS: prompts})
+
+
+@pytest.mark.parametrize("pick", ["fastest", "within:5%", "at-least:19tok/s", "at-most:45W"])
+def test_of_what_noise_cannot_tell_apart_the_one_that_reads_prompts_fastest_is_picked(pick):
+    record = sweep(
+        reads(0, 10, 40, 5), reads(1, 20, 40, 10), reads(2, 19.8, 40.1, 50), reads(3, 19.7, 40.2, 30)
+    )
+    assert choose(record, pick).trial.number == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [
+        reads(2, 18, 40, 50),  # slower beyond noise
+        reads(2, 19.8, 40.7, 50),  # within noise, but more than a percent dearer
+        reads(2, 19.8, 40, 10.3),  # prompts within noise
+        trial(2, 19.8, 40, noise=0.02),  # prompts not measured
+    ],
+)
+def test_prompts_decide_nothing_but_ties(other):
+    record = sweep(reads(0, 10, 40, 5), reads(1, 20, 40, 10), other)
+    assert choose(record, "within:20%").trial.number == 1
+
+
+def test_what_does_not_do_what_the_pick_asks_is_not_picked_for_its_prompts():
+    # 19.05 tok/s and 18.9 tok/s are one within noise, but the line is at 19.
+    record = sweep(reads(0, 20, 80, 5), reads(1, 19.05, 40, 10), reads(2, 18.9, 40, 50))
+    assert choose(record, "at-least:19tok/s").trial.number == 1
+    assert choose(record, "at-least:18tok/s").trial.number == 2
+
+
+def test_where_prompts_are_weighed_already_they_break_no_ties():
+    three = (*TWO, Objective(PROMPTS, "maximize"))
+    record = sweep(reads(0, 10, 40, 5), reads(1, 20, 40, 10), reads(2, 19.8, 40, 50), objectives=three)
+    assert choose(record, "fastest").trial.number == 1
+
+
+def test_a_nearest_that_misses_the_bound_stays_the_nearest():
+    record = sweep(reads(0, 10, 40, 5), reads(1, 20, 40, 10), reads(2, 19.8, 40, 50))
+    found = choose(record, "at-least:30tok/s")
+    assert found.trial.number == 1
+    assert found.nearest is not None

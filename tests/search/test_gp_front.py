@@ -440,3 +440,49 @@ def test_too_few_earlier_trials_teach_nothing():
         search(GpFrontSampler(space, seed=4, earlier=few), space, 10)[1]
         == (search(GpFrontSampler(space, seed=4), space, 10)[1])
     )
+
+
+# What is idle for all that decides
+
+IDLE_SPEC = {
+    "quant": ["Q8_0", "Q6_K", "Q4_K_M"],
+    "n_gpu_layers": {"low": 0, "high": 49, "step": 7},
+    "n_threads": [1, 4, 16],
+    "n_threads_batch": [1, 2, 4, 8, 16],
+    "n_ubatch": [32, 64, 128, 256, 512],
+    "power_limit_watts": {"low": 100, "high": 175, "step": 15},
+}
+DECIDING = ("tokens_per_second", "watts")
+
+
+def from_model(**more):
+    """What is proposed after the design, and the baseline."""
+    space = gpu_space(IDLE_SPEC)
+    _, asked = search(GpFrontSampler(space, seed=0, **more), space, 22)
+    return asked[8:], space.base
+
+
+def as_the_baseline(asked, base):
+    return sum(c.n_threads_batch == base.n_threads_batch for c in asked)
+
+
+def test_what_is_idle_is_left_as_the_baseline_has_it():
+    asked, base = from_model(metrics=DECIDING, constrained=["kl_divergence"])
+    assert as_the_baseline(asked, base) >= 0.8 * len(asked)
+    # Batches take memory: they give way where that lets more layers onto the card.
+    assert {c.n_ubatch for c in asked} > {base.n_ubatch}
+    assert len({(c.quant, c.n_gpu_layers, c.n_threads, c.power_limit_watts) for c in asked}) > 8
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        {},
+        {"metrics": DECIDING, "constrained": ["prompt_tokens_per_second"]},
+        {"metrics": DECIDING, "constrained": ["memory_mib"]},
+        {"metrics": (*DECIDING[:1], "request_seconds")},
+    ],
+)
+def test_it_is_not_where_a_constraint_or_an_objective_may_rest_on_it(more):
+    asked, base = from_model(**more)
+    assert as_the_baseline(asked, base) < 0.5 * len(asked)

@@ -313,3 +313,18 @@ def test_a_visit_that_failed_is_told_of_and_costs_the_others_nothing():
     )
     assert row.reason == "1 of 3 visits failed: signal 11"
     assert merged([bad, bad]) == bad
+
+
+def test_a_table_names_the_models_files_without_their_folders():
+    rig = Rig()
+    model = rig.header.model
+    somewhere = replace(
+        model, files={q: replace(f, path=f"/home/me/{q}.gguf") for q, f in model.files.items()}
+    )
+    header = header_of(
+        "t", rig.space, rig.header.machine, rig.engine.record, somewhere, WORKLOAD, rig.meter.source, STAGE
+    )
+    assert {q: f.path for q, f in header.model.files.items()} == {
+        "Q8_0": "Q8_0.gguf",
+        "Q4_K_M": "Q4_K_M.gguf",
+    }
