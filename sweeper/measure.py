@@ -55,8 +55,8 @@ _OF_REQUEST = ("time_to_first_token_seconds", "request_seconds")
 # Metrics that rest on prefill windows start or are named so.
 _OF_PREFILL = ("prompt_", *_OF_REQUEST)
 NO_PREFILL = (
-    "a prompt takes longer here than the rest of a trial, and nothing in objectives rests on it: "
-    "only finalists have it measured"
+    "a prompt takes longer here than the rest of a trial, and no objective or constraint rests on it: only finalists "
+    "have it measured (objectives=speed_prompt_watts lets it decide)"
 )
 
 PhaseListener = Callable[[str, float | None, float | None], None]

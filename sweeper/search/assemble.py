@@ -16,6 +16,8 @@ from sweeper.stats import VisitNoise
 # A screening's speed is right within about this much; so many beside the pick may turn out to be it.
 NEAR_THE_LINE = 0.03
 MOST_CONTENDERS = 3
+# Judged from a handful of windows in a visit, so that chance says it of one visit in twenty.
+OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
 
 
 def assemble(study: SweepStudy) -> SweepRecord:
@@ -125,9 +127,7 @@ def _with_final(
         metrics["resident_watts"] = Reading(
             sorted(resident)[len(resident) // 2], min(resident), max(resident), len(resident)
         )
-    caveats = set(caveats_of(windows, FINAL_UPDATE_PERIODS)) | {
-        Caveat[c.upper()] for v in visits for c in v.caveats
-    }
+    caveats = set(caveats_of(windows, FINAL_UPDATE_PERIODS)) - {Caveat.SLOW_FIRST_RUN} | _of_visits(visits)
     caveats |= set(trial.caveats) & {Caveat.SYNTHETIC_QUALITY, Caveat.ABOVE_CEILING}
     return replace(
         trial,
@@ -137,6 +137,12 @@ def _with_final(
         caveats=tuple(c for c in Caveat if c in caveats),
         remeasured=True,
     )
+
+
+def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
+    """What was said of any visit; of its few windows' spread, what was said of half of the visits at least."""
+    said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
+    return {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
 
 
 def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:

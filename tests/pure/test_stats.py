@@ -128,6 +128,14 @@ def test_a_slow_first_run_is_told_from_a_slow_other_and_from_noise():
     assert not stats.slow_first_run([50, 100])
 
 
+def test_of_three_two_that_agree_by_chance_make_no_outlier_of_the_third():
+    assert stats.outliers([100, 100.1, 95]) == ()
+    assert not stats.slow_first_run([95, 100, 100.1])
+    assert stats.outliers([100, 100.1, 93]) == (2,)
+    # Of many the same distance is one.
+    assert stats.outliers([100, 100.1, 99.9, 100, 100.1, 99.9, 95]) == (6,)
+
+
 @settings(max_examples=25, deadline=None)
 @given(st.lists(positive, min_size=1, max_size=4))
 def test_pooling_is_a_reading_of_all_values(groups):

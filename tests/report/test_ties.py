@@ -8,7 +8,9 @@ from sweeper.records import Reading, SweepRecord
 from sweeper.report.picks import next_commands, recommended
 
 
-def with_twin(prompt_factor: float, noise: float) -> tuple[SweepRecord, int, int]:
+def with_twin(
+    prompt_factor: float, noise: float, watts_factor: float = 1.0001
+) -> tuple[SweepRecord, int, int]:
     """A sweep whose recommended trial has a twin on the front that differs by less than noise, but in prompts."""
     record = sweep()
     best = recommended(record)
@@ -19,7 +21,7 @@ def with_twin(prompt_factor: float, noise: float) -> tuple[SweepRecord, int, int
         median = reading.median * factor
         return Reading(median, median * (1 - noise), median * (1 + noise), 12)
 
-    factors = {"prompt_tokens_per_second": prompt_factor, "watts": 1.0001}  # a little worse: it is not picked
+    factors = {"prompt_tokens_per_second": prompt_factor, "watts": watts_factor}  # a little worse
     twin = replace(
         own,
         number=number,
@@ -30,10 +32,19 @@ def with_twin(prompt_factor: float, noise: float) -> tuple[SweepRecord, int, int
     return replace(record, trials=trials, front=(*record.front, number)), own.number, number
 
 
-def test_a_twin_is_named_with_the_speed_that_the_objectives_do_not_see() -> None:
-    record, _, twin = with_twin(3.0, noise=0.001)
+def test_a_twin_that_reads_prompts_faster_is_picked() -> None:
+    record, own, twin = with_twin(3.0, noise=0.001)
     best = recommended(record)
     assert best is not None
+    assert best.trial.number == twin
+    assert best.words.endswith(f"a tie within noise with #{own}")
+
+
+def test_a_dearer_twin_is_named_with_the_speed_that_the_objectives_do_not_see() -> None:
+    record, own, twin = with_twin(3.0, noise=0.02, watts_factor=1.015)
+    best = recommended(record)
+    assert best is not None
+    assert best.trial.number == own
     assert f"a tie within noise with #{twin}, of which #{twin} reads prompts 3.0 times as fast" in best.words
 
 

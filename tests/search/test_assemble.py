@@ -4,19 +4,25 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from sweeper.engine.simulated import MACHINES, machine_record, model_record
 from sweeper.records import (
+    Caveat,
     Configuration,
     Constraint,
+    EnergyReading,
     EngineRecord,
     Objective,
     PowerSource,
     Reading,
     SweepRecord,
     TrialRecord,
+    Window,
     Workload,
 )
-from sweeper.search.assemble import conclude
+from sweeper.search.assemble import conclude, with_finals
+from sweeper.search.study import Visit
 
 TRIAL = TrialRecord(
     0, "complete", Configuration(), {"tokens_per_second": Reading(9, 8, 10, 3), "watts": Reading(5, 4, 6, 3)}
@@ -51,3 +57,49 @@ def test_a_constraint_without_its_metric_is_said_not_to_have_been_judged() -> No
 
 def test_a_constraint_that_was_judged_is_not_spoken_of() -> None:
     assert conclude(record(Constraint("watts", "<=", 100))).notes == ()
+
+
+SOURCE = PowerSource("rapl", "energy_uj", "package", "measured", update_period_seconds=0.001)
+
+
+def visit(number: int, *said: str, slow: float = 1.0) -> Visit:
+    """A visit of four windows of each phase, 1 s each, the first prompt ``slow`` times as fast."""
+
+    def window(phase, repeat: int, tokens: int) -> Window:
+        return Window(phase, repeat, tokens, 1.0, EnergyReading(SOURCE, 1.0, 10.0), 0, "")
+
+    windows = [
+        w
+        for i in range(4)
+        for w in (
+            window("prefill", i, round((200 + i) * (slow if i == 0 else 1))),
+            window("decode", i, 100 + i),
+        )
+    ]
+    return Visit(0, number, tuple(windows), said, None, None)
+
+
+@pytest.mark.parametrize(
+    ("said", "expected"),
+    [
+        ([(), (), ()], False),
+        ([("slow_first_run",), (), ()], False),
+        ([("slow_first_run",), ("slow_first_run",), ()], True),
+        ([("slow_first_run", "slow_first_run"), (), ()], False),  # both phases of one visit are one visit
+        ([("slow_first_run",)], True),
+    ],
+)
+def test_what_few_windows_say_of_their_spread_counts_where_half_of_the_visits_say_it(said, expected) -> None:
+    (found,) = with_finals((TRIAL,), [visit(i, *names) for i, names in enumerate(said)], record())
+    assert (Caveat.SLOW_FIRST_RUN in found.caveats) == expected
+
+
+def test_what_one_visit_says_of_the_machine_counts() -> None:
+    (found,) = with_finals((TRIAL,), [visit(0, "thermally_throttled"), visit(1), visit(2)], record())
+    assert Caveat.THERMALLY_THROTTLED in found.caveats
+
+
+def test_the_first_visits_first_window_is_no_slow_first_run_of_the_trial() -> None:
+    """Windows of several visits stand beside each other: each visit begins anew."""
+    (found,) = with_finals((TRIAL,), [visit(0, slow=0.5), visit(1), visit(2)], record())
+    assert Caveat.SLOW_FIRST_RUN not in found.caveats
