@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from sweeper.ceiling import Ceiling, ceiling
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.costs import Ceiling, ceiling, kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.picks import marks, recommended
 from sweeper.report.pieces import Cell, facts, paragraph, section, table
 from sweeper.report.words import MISSING, figure, figures, is_doubtful, label
@@ -97,6 +98,9 @@ def _around_the_clock(record: SweepRecord, watts: float) -> str:
     return f"{figure(watts)} W; around the clock {kwh:.0f} kWh and {price} a year"
 
 
+AT_THE_LIMIT = "at the limit, as far as both were measured"
+
+
 def ceiling_section(record: SweepRecord) -> str:
     """How near decode comes to what the memory can deliver."""
     rows = compared(record)
@@ -104,7 +108,8 @@ def ceiling_section(record: SweepRecord) -> str:
     for names, trial in rows:
         found = ceiling(record, trial)
         if isinstance(found, Ceiling):
-            at_it = ": at the limit, as far as both were measured" if found.share > 1 else ""
+            why = "so small a model may stay in the processor's caches" if found.cached else AT_THE_LIMIT
+            at_it = f": {why}" if found.share > 1 else ""
             note = ": more than can be true" if found.cannot_be_true else at_it
             entries.append((names, f"{found.share:.0%} of {figure(found.tokens_per_second)} tok/s{note}"))
         else:

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from sweeper import pareto
+from sweeper.ceiling import with_ceiling_caveats
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.measure import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
 from sweeper.power.plateau import CapPoint, find_plateau
@@ -36,6 +37,7 @@ def _baseline(trials: Sequence[TrialRecord], header: SweepRecord) -> int | None:
 def conclude(record: SweepRecord) -> SweepRecord:
     """The record with its front, hypervolume and default pick worked out from its trials."""
     record = replace(record, trials=with_cap_caveats(record.trials))
+    record = replace(record, trials=with_ceiling_caveats(record))
     remeasured = any(t.remeasured and t.feasible for t in record.trials)
     front = pareto.front(record.trials, record.objectives, remeasured_only=remeasured)
     concluded = replace(
@@ -128,7 +130,7 @@ def _with_final(
             sorted(resident)[len(resident) // 2], min(resident), max(resident), len(resident)
         )
     caveats = set(caveats_of(windows, FINAL_UPDATE_PERIODS)) - {Caveat.SLOW_FIRST_RUN} | _of_visits(visits)
-    caveats |= set(trial.caveats) & {Caveat.SYNTHETIC_QUALITY, Caveat.ABOVE_CEILING}
+    caveats |= set(trial.caveats) & {Caveat.SYNTHETIC_QUALITY}
     return replace(
         trial,
         metrics=metrics,

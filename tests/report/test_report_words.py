@@ -1,13 +1,15 @@
 import math
 import unicodedata
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from made_sweeps import sweep
 
-from sweeper.records import Configuration, Prices, Reading
-from sweeper.report.costs import Ceiling, ceiling, kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.ceiling import Ceiling, ceiling, with_ceiling_caveats
+from sweeper.records import Caveat, Configuration, Prices, Reading
+from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.words import (
     MISSING,
     change,
@@ -105,6 +107,41 @@ def test_the_ceiling_is_bandwidth_over_the_files_size() -> None:
 )
 def test_only_what_lies_above_the_ceiling_beyond_noise_cannot_be_true(speed: Reading, cannot: bool) -> None:
     assert Ceiling(100.0, speed.median / 100, speed.low / 100).cannot_be_true is cannot
+
+
+def test_a_model_that_caches_may_hold_is_not_called_untrue() -> None:
+    assert not Ceiling(100.0, 1.5, 1.4, cached=True).cannot_be_true
+    record = sweep()
+    (file,) = [f for q, f in record.model.files.items() if q == record.trial(0).configuration.quant]
+    for size, cached in ((100 * 2**20, True), (600 * 2**20, False)):
+        files = {**record.model.files, file.quant: replace(file, size_bytes=size)}
+        found = ceiling(replace(record, model=replace(record.model, files=files)), record.trial(0))
+        assert isinstance(found, Ceiling)
+        assert found.cached is cached
+
+
+def test_a_speed_that_cannot_be_true_is_marked_on_its_trial_and_on_no_other() -> None:
+    record = sweep()
+    files = {q: replace(f, size_bytes=2**30) for q, f in record.model.files.items()}  # 51 tok/s at most
+    record = replace(record, model=replace(record.model, files=files))
+    limit = 55e9 / 2**30
+    too_fast, wrongly = record.trials[0], record.trials[1]
+
+    def at(speed: float) -> dict[str, Reading]:
+        return {"tokens_per_second": Reading(speed, speed * 0.99, speed * 1.01, 12)}
+
+    fast = replace(too_fast, metrics={**too_fast.metrics, **at(2 * limit)})
+    slow = replace(
+        wrongly,
+        metrics={**wrongly.metrics, **at(limit / 2)},
+        caveats=(*wrongly.caveats, Caveat.ABOVE_CEILING),
+    )
+    marked = with_ceiling_caveats(replace(record, trials=(fast, slow)))
+    assert [Caveat.ABOVE_CEILING in t.caveats for t in marked] == [True, False]
+    assert [{*t.caveats} - {Caveat.ABOVE_CEILING} for t in marked] == [
+        {*too_fast.caveats},
+        {*wrongly.caveats},
+    ]
 
 
 def test_a_ceiling_that_is_not_known_says_why() -> None:
