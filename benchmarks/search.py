@@ -35,7 +35,7 @@ SAMPLERS = (
     "random, full trials",
     "grid order, full trials",
     "llama-optimus, full trials",
-    "gp, full trials",
+    "gp told, full trials",
 )
 SHARES = (0.90, 0.95, 0.99)
 CURVE_AT = (5, 10, 15, 20, 25, 30, 40, 50, 60, 80, 100, 120)
@@ -87,7 +87,7 @@ def run_all(arguments: argparse.Namespace) -> None:
     samplers = [
         s
         for s in arguments.sampler or SAMPLERS
-        if not s.startswith("gp,") or importlib.util.find_spec("torch")
+        if not s.startswith(("gp ", "gp,")) or importlib.util.find_spec("torch")
     ]
     if len(samplers) < len(arguments.sampler or SAMPLERS):
         print("gp (Optuna's own) is left out: it needs torch, which is not installed")

@@ -30,7 +30,7 @@ def make_sampler(
     """The sampler of that name, seeded.
 
     ``auto`` is ours: on every simulated machine and recorded table it took the fewest trials to 95 % of the front,
-    or one more than the fewest (``docs/decisions/0005-trials-that-cost-less.md``). ``grid`` is asked in order by the
+    or as few as any (``docs/decisions/0009-slow-machines-measure-less.md``). ``grid`` is asked in order by the
     sweep itself, which knows what is one point.
 
     Args:
