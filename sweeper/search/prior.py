@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     Array = npt.NDArray[np.float64]
 
 # What the earlier sweep leads to expect of the new trials must go with them at least so well.
-LEAST_CORRELATION = 0.6
+LEAST_CORRELATION = 0.9
 EARLIER, NOW = 0.25, 0.75
 
 Measured = Sequence[tuple[Configuration, tuple[float, ...]]]
