@@ -99,6 +99,8 @@ class LlamaCppEngine:
             model_path=str(self.path_of(configuration)) if reload else None,
             model={k: wanted[k] for k in MODEL_KEYS if k != "quant"},
             context={k: wanted[k] for k in CONTEXT_KEYS},
+            kept=self._kept_for(configuration),
+            keep_from_seconds=self._keep_from_seconds,
         )
         self._loaded = configuration
         memory_mib, vram_mib = self.memory()
@@ -143,8 +145,6 @@ class LlamaCppEngine:
             depth=depth,
             min_seconds=min_seconds,
             max_seconds=max_seconds,
-            kept=self._kept_for(self._loaded) if depth else None,
-            keep_from_seconds=self._keep_from_seconds,
         )
         rounds = tuple(reply["round_seconds"])
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)

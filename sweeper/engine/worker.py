@@ -47,6 +47,7 @@ class Worker:
         self.memory_handle: Any = None
         self.depth = 0
         self.kept: str | None = None
+        self.keep_from_seconds = 0.0
         self.context_params: dict[str, Any] = {}
         self.tokens = random.Random(_SEED)
         self.vram_at_start = self._vram_used_mib()
@@ -73,10 +74,20 @@ class Worker:
         }
 
     def load(
-        self, model_path: str | None, model: Mapping[str, Any], context: Mapping[str, Any]
+        self,
+        model_path: str | None,
+        model: Mapping[str, Any],
+        context: Mapping[str, Any],
+        kept: str | None = None,
+        keep_from_seconds: float = 0.0,
     ) -> dict[str, Any]:
-        """Load a model (None: keep the loaded one) and make a context on it."""
+        """Load a model (None: keep the loaded one) and make a context on it.
+
+        ``kept`` is a file for contexts of this model and layout of the cache: what took ``keep_from_seconds`` or longer
+        to fill is kept there, and the next new context is restored from it.
+        """
         began = time.perf_counter()
+        self.kept, self.keep_from_seconds = kept, keep_from_seconds
         if model_path is not None:
             self._load_model(model_path, model)
         if self._only_threads_change(context):
@@ -88,17 +99,9 @@ class Worker:
         self._note_vram()
         return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
 
-    def prefill(
-        self,
-        tokens: int,
-        depth: int,
-        min_seconds: float,
-        max_seconds: float,
-        kept: str | None = None,
-        keep_from_seconds: float = 0.0,
-    ) -> dict[str, Any]:
-        """Rounds of ``tokens`` prompt tokens on top of ``depth``; for the last two see `_go_to_depth`."""
-        self._go_to_depth(depth, kept, keep_from_seconds)
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
+        """Rounds of ``tokens`` prompt tokens on top of ``depth``."""
+        self._go_to_depth(depth)
 
         def one_round() -> int:
             self._process([self._any_token() for _ in range(tokens)])
@@ -106,17 +109,9 @@ class Worker:
 
         return self._rounds(one_round, depth, min_seconds)
 
-    def decode(
-        self,
-        tokens: int,
-        depth: int,
-        min_seconds: float,
-        max_seconds: float,
-        kept: str | None = None,
-        keep_from_seconds: float = 0.0,
-    ) -> dict[str, Any]:
-        """Rounds of ``tokens`` generated one by one on top of ``depth``; for the last two see `_go_to_depth`."""
-        self._go_to_depth(depth, kept, keep_from_seconds)
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
+        """Rounds of ``tokens`` generated one by one on top of ``depth``."""
+        self._go_to_depth(depth)
         deadline = time.monotonic() + max_seconds
         decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
 
@@ -204,21 +199,19 @@ class Worker:
                 raise Refused(f"llama_decode answered {status} on a prompt of {len(tokens)} tokens")
         self.api.llama_synchronize(self.context)
 
-    def _go_to_depth(self, depth: int, kept: str | None = None, keep_from_seconds: float = 0.0) -> None:
-        """Fill the context to ``depth`` tokens, keeping what is there already.
+    def _go_to_depth(self, depth: int) -> None:
+        """Fill the context to ``depth`` tokens, keeping what is there already, or restore what was kept.
 
-        On a slow machine that takes longer than all the rest of a trial, and speed does not depend on which tokens
-        they are. So what took ``keep_from_seconds`` or longer is kept in the file ``kept``, which belongs to this
-        model and layout of the cache, and the next new context is restored from it.
+        On a slow machine filling takes longer than all the rest of a trial, and speed does not depend on which tokens
+        they are.
         """
-        self.kept = kept
         if depth <= self.depth:
             self._back_to(depth)
         elif self.depth or not self._restored(depth):
             self._back_to(self.depth)
             began = time.perf_counter()
             self._process([self._any_token() for _ in range(depth - self.depth)])
-            if time.perf_counter() - began >= keep_from_seconds:
+            if time.perf_counter() - began >= self.keep_from_seconds:
                 self._keep(depth)
         self.depth = depth
 

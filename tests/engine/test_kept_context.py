@@ -21,19 +21,29 @@ def worker() -> Worker:
     return Worker()
 
 
-def load(worker: Worker, model: Path, configuration: Configuration = GOOD, *, anew: bool = False) -> None:
+def load(
+    worker: Worker,
+    model: Path,
+    kept: Path | None = None,
+    configuration: Configuration = GOOD,
+    *,
+    anew: bool = False,
+    keep_from_seconds: float = 0.0,
+) -> None:
     wanted = configuration.to_dict()
     worker.load(
         str(model) if anew or worker.model is None else None,
         {k: wanted[k] for k in MODEL_KEYS if k != "quant"},
         {k: wanted[k] for k in CONTEXT_KEYS},
+        None if kept is None else str(kept),
+        keep_from_seconds,
     )
 
 
-def new_context(worker: Worker, model: Path, **changes) -> None:
+def new_context(worker: Worker, model: Path, kept: Path | None, **changes) -> None:
     """A context that shares nothing with the one before."""
     worker.context_params = {}
-    load(worker, model, GOOD.with_(**changes))
+    load(worker, model, kept, GOOD.with_(**changes))
 
 
 def tokens_seen(worker: Worker) -> list[list[int]]:
@@ -61,32 +71,32 @@ def own_process(worker: Worker):
 def test_a_restored_context_is_the_one_that_was_filled(worker, smallest_model, tmp_path):
     kept = tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
-    worker._go_to_depth(DEPTH, str(kept))
+    load(worker, smallest_model, kept, anew=True)
+    worker._go_to_depth(DEPTH)
     assert kept.stat().st_size > 0
     filled = logits_of_next(worker)
-    new_context(worker, smallest_model, n_ubatch=32, n_ctx=1024)
+    new_context(worker, smallest_model, kept, n_ubatch=32, n_ctx=1024)
     seen = tokens_seen(worker)
-    worker._go_to_depth(DEPTH, str(kept))
+    worker._go_to_depth(DEPTH)
     assert seen == []
     restored = logits_of_next(worker)
     assert restored == pytest.approx(filled, abs=1e-4)
     assert max(filled) - min(filled) > 0.1  # else anything would be equal
     # On top of another context the same token means something else.
-    new_context(worker, smallest_model)
-    worker._go_to_depth(DEPTH, None)
+    new_context(worker, smallest_model, None)
+    worker._go_to_depth(DEPTH)
     assert logits_of_next(worker) != pytest.approx(filled, abs=1e-4)
 
 
 def test_windows_run_on_a_restored_context_and_leave_it_at_its_depth(worker, smallest_model, tmp_path):
     kept = tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
-    worker.decode(8, DEPTH, 0.0, 1.0, str(kept))
-    new_context(worker, smallest_model)
+    load(worker, smallest_model, kept, anew=True)
+    worker.decode(8, DEPTH, 0.0, 1.0)
+    new_context(worker, smallest_model, kept)
     seen = tokens_seen(worker)
-    assert worker.prefill(16, DEPTH, 0.0, 1.0, str(kept))["tokens"] == 16
-    assert worker.decode(8, DEPTH, 0.0, 1.0, str(kept))["tokens"] == 8
+    assert worker.prefill(16, DEPTH, 0.0, 1.0)["tokens"] == 16
+    assert worker.decode(8, DEPTH, 0.0, 1.0)["tokens"] == 8
     assert seen == [16]
     assert worker.api.llama_memory_seq_pos_max(worker.memory_handle, 0) == DEPTH - 1
 
@@ -95,11 +105,11 @@ def test_windows_run_on_a_restored_context_and_leave_it_at_its_depth(worker, sma
 def test_another_depth_is_filled_anew(worker, smallest_model, tmp_path, depth):
     kept = tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
-    worker._go_to_depth(DEPTH, str(kept))
-    new_context(worker, smallest_model)
+    load(worker, smallest_model, kept, anew=True)
+    worker._go_to_depth(DEPTH)
+    new_context(worker, smallest_model, kept)
     seen = tokens_seen(worker)
-    worker._go_to_depth(depth, str(kept))
+    worker._go_to_depth(depth)
     assert seen == [depth]
     assert worker.api.llama_memory_seq_pos_max(worker.memory_handle, 0) == depth - 1
 
@@ -108,12 +118,12 @@ def test_another_depth_is_filled_anew(worker, smallest_model, tmp_path, depth):
 def test_what_is_no_kept_context_is_filled_anew_and_written_over(worker, smallest_model, tmp_path, content):
     kept = tmp_path / "kept"
     kept.write_bytes(content)
-    load(worker, smallest_model, anew=True)
+    load(worker, smallest_model, kept, anew=True)
     seen = tokens_seen(worker)
-    worker._go_to_depth(DEPTH, str(kept))
+    worker._go_to_depth(DEPTH)
     assert seen == [DEPTH]
-    new_context(worker, smallest_model)
-    worker._go_to_depth(DEPTH, str(kept))
+    new_context(worker, smallest_model, kept)
+    worker._go_to_depth(DEPTH)
     assert seen == [DEPTH]
 
 
@@ -122,11 +132,11 @@ def test_a_context_of_another_layout_is_refused_by_llama_cpp_and_filled_anew(
 ):
     kept = tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
-    worker._go_to_depth(DEPTH, str(kept))
-    new_context(worker, smallest_model, type_k="q8_0")
+    load(worker, smallest_model, kept, anew=True)
+    worker._go_to_depth(DEPTH)
+    new_context(worker, smallest_model, kept, type_k="q8_0")
     seen = tokens_seen(worker)
-    worker._go_to_depth(DEPTH, str(kept))
+    worker._go_to_depth(DEPTH)
     assert seen == [DEPTH]
     assert worker.api.llama_memory_seq_pos_max(worker.memory_handle, 0) == DEPTH - 1
 
@@ -136,18 +146,18 @@ def test_what_filled_quickly_and_what_would_fill_the_disk_is_not_kept(
 ):
     kept = tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
-    worker._go_to_depth(DEPTH, str(kept), keep_from_seconds=60.0)
+    load(worker, smallest_model, kept, anew=True, keep_from_seconds=60.0)
+    worker._go_to_depth(DEPTH)
     assert kept.stat().st_size == 0
     monkeypatch.setattr("sweeper.engine.worker.MOST_OF_FREE_DISK", 0.0)
-    new_context(worker, smallest_model)
-    worker._go_to_depth(DEPTH, str(kept))
+    new_context(worker, smallest_model, kept)
+    worker._go_to_depth(DEPTH)
     assert kept.stat().st_size == 0
 
 
 def test_a_file_that_cannot_be_used_costs_nothing_but_time(worker, smallest_model, tmp_path):
-    load(worker, smallest_model, anew=True)
-    assert worker.decode(8, DEPTH, 0.0, 1.0, str(tmp_path / "none" / "kept"))["tokens"] == 8
+    load(worker, smallest_model, tmp_path / "none" / "kept", anew=True)
+    assert worker.decode(8, DEPTH, 0.0, 1.0)["tokens"] == 8
 
 
 def test_a_model_that_cannot_forget_a_part_is_restored_between_rounds(worker, smallest_model, tmp_path):
@@ -159,12 +169,12 @@ def test_a_model_that_cannot_forget_a_part_is_restored_between_rounds(worker, sm
 
     api, kept = worker.api, tmp_path / "kept"
     kept.touch()
-    load(worker, smallest_model, anew=True)
+    load(worker, smallest_model, kept, anew=True)
     worker.api = Recurrent()
     try:
         seen = tokens_seen(worker)
-        worker.decode(4, DEPTH, 0.0, 1.0, str(kept))
-        worker.decode(4, DEPTH, 0.0, 1.0, str(kept))
+        worker.decode(4, DEPTH, 0.0, 1.0)
+        worker.decode(4, DEPTH, 0.0, 1.0)
         assert seen == [DEPTH]
         assert worker.api.llama_memory_seq_pos_max(worker.memory_handle, 0) == DEPTH - 1
     finally:
@@ -192,4 +202,4 @@ def test_without_a_folder_or_at_depth_0_nothing_is_kept(smallest_model, tmp_path
         with LlamaCppEngine({None: smallest_model}, keep_in=keep_in, keep_from_seconds=0.0) as engine:
             engine.load(GOOD)
             assert engine.decode(4, depth, 0.0, 1.0).tokens == 4
-            assert engine._kept == {}
+            assert sum(os.fstat(f.fileno()).st_size for f in engine._kept.values()) == 0
