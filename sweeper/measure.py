@@ -55,8 +55,8 @@ _OF_REQUEST = ("time_to_first_token_seconds", "request_seconds")
 # Metrics that rest on prefill windows start or are named so.
 _OF_PREFILL = ("prompt_", *_OF_REQUEST)
 NO_PREFILL = (
-    "a prompt takes longer here than the rest of a trial, and no objective or constraint rests on it: only finalists "
-    "have it measured (objectives=speed_prompt_watts lets it decide)"
+    "a prompt would take longer here than the rest of a trial, and no objective or constraint rests on it: only "
+    "finalists have it measured (objectives=speed_prompt_watts lets it decide)"
 )
 
 PhaseListener = Callable[[str, float | None, float | None], None]
@@ -179,16 +179,17 @@ def measure(
     tell = listener or _nobody
     tell("load", None, None)
     load = engine.load(configuration)
-    depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
+    n_ctx = float(load.in_force.get("n_ctx", configuration.n_ctx))
+    depth = workload.depth_at(int(n_ctx))
     resident = _at_rest(meter, stage, clock, sleep)
     tell("warm-up", None, None)
     warmup = _warm_up(engine, workload, depth, stage.warmup_seconds)
-    windows: list[Window] = []
-    stopped_early = False
     prompts = _Prompts(stage, meter.update_period_seconds, warmup.prompt_seconds)
     if load.reloaded and not prompts.allowed(0):
         # The first prompt after a load reads the weights from disk: a second one tells what prompts take.
         prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0).prompt_seconds
+    windows: list[Window] = []
+    stopped_early = False
     for repeat in range(stage.repeats):
         for phase in PHASES:
             if phase == "decode" or prompts.allowed(repeat):
@@ -204,12 +205,8 @@ def measure(
     metrics.update(known or {})
     if resident is not None:
         metrics["resident_watts"] = resident
-    metrics["n_ctx"] = exactly(float(load.in_force.get("n_ctx", configuration.n_ctx)))
-    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
-        if value is None:
-            missing[name] = "the engine cannot read it here"
-        else:
-            metrics[name] = exactly(value)
+    metrics["n_ctx"] = exactly(n_ctx)
+    _add_memory(engine, metrics, missing)
     return Measurement(
         configuration=configuration,
         in_force=load.in_force,
@@ -221,6 +218,14 @@ def measure(
         warmup_seconds=warmup.seconds,
         reloaded=load.reloaded,
     )
+
+
+def _add_memory(engine: Engine, metrics: dict[str, Reading], missing: dict[str, str]) -> None:
+    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
+        if value is None:
+            missing[name] = "the engine cannot read it here"
+        else:
+            metrics[name] = exactly(value)
 
 
 def speeds_now(
@@ -363,7 +368,7 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
     missing: dict[str, str] = {}
     for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
         of_phase = [w for w in windows if w.phase == phase]
-        if not of_phase:
+        if phase == "prefill" and not of_phase:
             names = [f"{prefix}{name}" for name in ("tokens_per_second", "watts", "joules_per_token")]
             missing.update(dict.fromkeys([*names, *_OF_REQUEST], NO_PREFILL))
             return metrics, missing

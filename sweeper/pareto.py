@@ -515,16 +515,19 @@ def _best_with_prompts(
     chosen: TrialRecord, fitting: Sequence[TrialRecord], speed: str | None, cost: str | None
 ) -> TrialRecord:
     """``chosen``, or of what is as good within noise and costs no percent more, the fastest with prompts."""
-    own = chosen.metrics.get(PROMPTS)
-    if own is None:
-        return chosen
 
     def alike(trial: TrialRecord) -> bool:
         told_apart = speed is not None and not _within_noise(chosen.metrics[speed], trial.metrics[speed])
         return not told_apart and (cost is None or _costs_alike(chosen, trial, cost))
 
-    better = [t for t in fitting if PROMPTS in t.metrics and t.metrics[PROMPTS].low > own.high and alike(t)]
+    better = [t for t in fitting if reads_prompts_faster(t, chosen) and alike(t)]
     return max(better, key=lambda t: (t.metrics[PROMPTS].median, -t.number), default=chosen)
+
+
+def reads_prompts_faster(a: TrialRecord, b: TrialRecord) -> bool:
+    """Whether ``a`` is faster with prompts beyond noise; False where either was measured once or not at all."""
+    here, there = a.metrics.get(PROMPTS), b.metrics.get(PROMPTS)
+    return here is not None and there is not None and min(here.n, there.n) > 1 and here.low > there.high
 
 
 def _costs_alike(least: TrialRecord, trial: TrialRecord, cost: str) -> bool:

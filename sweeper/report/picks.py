@@ -6,7 +6,15 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import choose, cost_metric, parse_pick, speed_metric, ties
+from sweeper.pareto import (
+    PROMPTS,
+    choose,
+    cost_metric,
+    parse_pick,
+    reads_prompts_faster,
+    speed_metric,
+    ties,
+)
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, figure, label
 
@@ -117,13 +125,11 @@ def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
     if not others:
         return []
     said = f"a tie within noise with {', '.join(f'#{number}' for number in others)}"
-    prompts = "prompt_tokens_per_second"
-    known = [t for number in others if prompts in (t := record.trial(number)).metrics]
-    if known and prompts in trial.metrics and prompts not in {o.metric for o in record.objectives}:
-        best, own = max(known, key=lambda t: t.metrics[prompts].median), trial.metrics[prompts]
-        times = best.metrics[prompts].median / own.median
-        if best.metrics[prompts].low > own.high:
-            said += f", of which #{best.number} reads prompts {times:.1f} times as fast"
+    faster = [t for number in others if reads_prompts_faster(t := record.trial(number), trial)]
+    if faster and PROMPTS not in {o.metric for o in record.objectives}:
+        best = max(faster, key=lambda t: t.metrics[PROMPTS].median)
+        times = best.metrics[PROMPTS].median / trial.metrics[PROMPTS].median
+        said += f", of which #{best.number} reads prompts {times:.1f} times as fast"
     return [said]
 
 

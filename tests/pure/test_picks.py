@@ -391,3 +391,13 @@ def test_a_nearest_that_misses_the_bound_stays_the_nearest():
     found = choose(record, "at-least:30tok/s")
     assert found.trial.number == 1
     assert found.nearest is not None
+
+
+def test_prompts_that_were_measured_once_break_no_tie():
+    def once(one):
+        own = one.metrics[PROMPTS].median
+        return dataclasses.replace(one, metrics={**one.metrics, PROMPTS: Reading(own, own, own, 1)})
+
+    slow, quick = reads(1, 20, 40, 10), reads(2, 19.8, 40.1, 50)
+    for a, b in ((once(slow), once(quick)), (slow, once(quick)), (once(slow), quick)):
+        assert choose(sweep(reads(0, 10, 40, 5), a, b), "within:5%").trial.number == 1
