@@ -35,9 +35,8 @@ from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5
 FULL = ", full trials"  # a sampler's name with it measures every window of every trial
-TOLD = (
-    " told"  # ... learns the figures of what was measured before, and of what is ruled out that it is worst
-)
+# ... learns the figures of what was measured before, and of what is ruled out that it is worst
+TOLD = " told"
 CAPS = " + caps"  # a sampler's name with it measures what it proposes at other power limits too
 MOST_ASKS_IN_VAIN = 300  # a sampler that repeats itself this often in a row has nothing new to say
 
