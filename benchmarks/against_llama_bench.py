@@ -18,7 +18,7 @@ from statistics import median
 
 from sweeper import stats
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.gguf.obtain import Wanted, obtain
+from sweeper.model.obtain import Wanted, obtain
 from sweeper.records import Configuration
 
 

@@ -17,10 +17,10 @@ from bisect import bisect_right
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
-from sweeper.power.base import Sample
-from sweeper.power.integrate import CounterTrack, integrate
-from sweeper.power.meter import MOST_BUSY_SHARE, look_seconds
-from sweeper.power.nvml import AVERAGE_SETTLING_SECONDS
+from sweeper.meter.base import Sample
+from sweeper.meter.integrate import CounterTrack, integrate
+from sweeper.meter.sampling import MOST_BUSY_SHARE, look_seconds
+from sweeper.meter.sensors.nvml import AVERAGE_SETTLING_SECONDS
 
 HZ = 10.0  # the default of power.sample_hz
 # Processor time of one look at NVML on a busy machine (sampler_cost.py): the budget may slow the looks down.

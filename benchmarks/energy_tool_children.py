@@ -29,8 +29,8 @@ def await_word(word: str) -> None:
 
 
 def sweeper(gpu: bool) -> None:
-    from sweeper.power.discover import find_meter
-    from sweeper.power.settings import PowerSettings
+    from sweeper.meter.choose import find_meter
+    from sweeper.power_settings import PowerSettings
 
     settings = PowerSettings(source="nvml" if gpu else "rapl")
     with tempfile.TemporaryDirectory() as root:

@@ -15,10 +15,10 @@ from gpu_plan import DATA_SHEET_GB_PER_SECOND, Plan
 from sweeper import machine
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.errors import EngineMissingError, UsageError
-from sweeper.power.base import PowerMeter
-from sweeper.power.discover import find_meter, measure_idle
-from sweeper.power.nvml import visible_devices
-from sweeper.power.settings import PowerSettings
+from sweeper.meter.base import PowerMeter
+from sweeper.meter.choose import find_meter, measure_idle
+from sweeper.meter.sensors.nvml import visible_devices
+from sweeper.power_settings import PowerSettings
 from sweeper.records import EngineRecord, GpuRecord, MachineRecord, Reading
 
 # The fake driver of tests/fake_nvml gives its GPUs UUIDs that begin like this.

@@ -13,8 +13,8 @@ from typing import Any
 from gpu_plan import Plan
 
 from sweeper.errors import ModelMissingError, SweeperError
-from sweeper.gguf.shapes import ModelShape
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 
 _LOOK_SECONDS = 0.1
 

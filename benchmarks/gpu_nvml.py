@@ -13,10 +13,10 @@ from gpu_smi import NvidiaSmi
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.errors import SweeperError
-from sweeper.power.discover import measure_idle
-from sweeper.power.meter import SampledMeter
-from sweeper.power.nvml import NvmlSensor
-from sweeper.power.trust import Trust, examine_sensor
+from sweeper.meter.choose import measure_idle
+from sweeper.meter.sampling import SampledMeter
+from sweeper.meter.sensors.nvml import NvmlSensor
+from sweeper.meter.trust import Trust, examine_sensor
 from sweeper.records import EnergyReading, Window, to_plain
 
 GOAL = 0.02  # how far apart the readings may be

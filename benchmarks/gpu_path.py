@@ -11,11 +11,11 @@ from gpu_bench import Bench, Ceiling, threads
 from gpu_record import Deadline, StepFile
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.gguf.forecast import weights_by_device
-from sweeper.gguf.header import GgufHeader, read_header
-from sweeper.measure import measure
+from sweeper.measure.trial import measure
+from sweeper.model.forecast import weights_by_device
+from sweeper.model.header import GgufHeader, read_header
+from sweeper.processes import WorkerProcess
 from sweeper.records import Configuration, Measurement, Window, to_plain
-from sweeper.worker_process import WorkerProcess
 
 # A guess of what a row takes beside its windows: loading 13 GiB, and a slow round on the CPU.
 ROW_SECONDS = 10.0
@@ -81,7 +81,7 @@ def planned_on(path: Path, header: GgufHeader, configuration: Configuration) -> 
 
     That is the read-back there is: llama.cpp has no question for it. The worker has ended on return.
     """
-    with WorkerProcess("sweeper.gguf.forecast_worker") as worker:
+    with WorkerProcess("sweeper.model.forecast_worker") as worker:
         answer = worker.ask(
             "forecast",
             _PLAN_SECONDS,

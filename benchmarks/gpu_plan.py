@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sweeper.gguf.shapes import ModelShape
-from sweeper.measure import Stage
+from sweeper.measure.trial import Stage
+from sweeper.model.shapes import ModelShape
 from sweeper.records import Workload
 
 # TinyLlama 1.1B's and Llama 2 7B's shapes, as in conf/model.

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import SweeperError, UsageError
-from sweeper.gguf.digest import write_atomically
+from sweeper.model.digest import write_atomically
 
 
 class OutOfTime(Exception):

@@ -9,8 +9,8 @@ from datetime import datetime
 from types import TracebackType
 from typing import Any, Self
 
-from sweeper.power.base import Sample
-from sweeper.power.integrate import integrate
+from sweeper.meter.base import Sample
+from sweeper.meter.integrate import integrate
 
 FIELDS = ("power.draw", "power.draw.instant", "power.draw.average")
 LOOP_MILLISECONDS = 100

@@ -60,7 +60,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
 
 def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     from sweeper.config import compose
-    from sweeper.power.limits import NoLimits
+    from sweeper.limits.control import NoLimits
     from sweeper.report.progress import Silent
     from sweeper.wiring import prepared
 
@@ -83,7 +83,7 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     # settings, whatever the configuration says.
     nothing = NoLimits(dict.fromkeys(("power_limit_watts", "clock_limit_mhz"), "gpu.py sets nothing"))
     with (
-        mock.patch("sweeper.power.limits.find_limits", return_value=nothing),
+        mock.patch("sweeper.limits.control.find_limits", return_value=nothing),
         prepared(compose(overrides), lambda *_: Silent(), lambda line: print(f"sweep: {line}")) as sweep,
     ):
         conclude = threading.Timer(deadline.left_seconds, lambda: setattr(sweep.stop, "set_by_hand", True))

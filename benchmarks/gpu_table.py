@@ -11,10 +11,10 @@ from gpu_bench import Bench, shortened, threads
 from gpu_record import Deadline, OutOfTime, StepFile
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.gguf.header import read_header, sha256_of
-from sweeper.record_table import TableHeader, TableRow, header_of, record_table
+from sweeper.lab.tables import TableHeader, TableRow, header_of, record_table
+from sweeper.model.header import read_header, sha256_of
 from sweeper.records import Configuration, ModelFile, ModelRecord
-from sweeper.space import SearchSpace, Traits, build_space
+from sweeper.space.space import SearchSpace, Traits, build_space
 
 TOLD_EVERY = 20
 

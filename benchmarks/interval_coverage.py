@@ -4,7 +4,7 @@
     python benchmarks/interval_coverage.py --real           # llama.cpp here: quiet machine, about 10 minutes
 
 A final stage visits a few configurations three times each, in random order. `windows alone` is the interval of all
-of a trial's windows as if they were independent; `with visits` is what a sweep says (sweeper/search/assemble.py).
+of a trial's windows as if they were independent; `with visits` is what a sweep says (sweeper/results/assemble.py).
 On the simulated machines the truth is known. Here it is not: each configuration is visited many times, three of the
 visits are taken for a final stage, and the median of all the others stands for the truth.
 """
@@ -25,13 +25,12 @@ from search_runs import Rig
 from verify_keeps_promise import write_model
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.measure import measure, metrics_of
-from sweeper.power.simulated import SimulatedMeter
-from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Workload
-from sweeper.search.assemble import with_finals
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.measure.trial import measure, metrics_of
+from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Visit, Workload
+from sweeper.results.assemble import with_finals
 from sweeper.search.finals import FINAL_VISITS, visit_of, visit_stage
-from sweeper.search.study import Visit
-from sweeper.virtual_time import PowerTrace, VirtualClock
 
 FINALISTS = 6
 METRICS = ("tokens_per_second", "watts", "prompt_tokens_per_second")

@@ -32,11 +32,11 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "fake_nvml")]
 import psutil  # noqa: E402
 from fake_nvml import RTX_4090, FakeNvml, build  # noqa: E402
 
-from sweeper.power.guardian import read_log  # noqa: E402
-from sweeper.power.limits import DeviceLimits, find_limits  # noqa: E402
-from sweeper.power.restore import Action, restore  # noqa: E402
-from sweeper.power.rights import MeansSettings  # noqa: E402
-from sweeper.power.settings import PowerSettings  # noqa: E402
+from sweeper.limits.control import DeviceLimits, find_limits  # noqa: E402
+from sweeper.limits.guardian import read_log  # noqa: E402
+from sweeper.limits.restore import Action, restore  # noqa: E402
+from sweeper.limits.rights import MeansSettings  # noqa: E402
+from sweeper.power_settings import PowerSettings  # noqa: E402
 
 # Sweeps are forked from a server that has imported everything: real processes, without half a second each.
 FORKS = multiprocessing.get_context("forkserver")
@@ -108,7 +108,7 @@ def _raise(*_: object) -> None:
 
 def _die_between_journal_and_set(limits: DeviceLimits, at: int) -> None:
     """The power goes: nothing that runs survives, and the last journal line was not followed by its set."""
-    from sweeper.power.nvml_limits import ClockKnob, PowerKnob
+    from sweeper.limits.nvml import ClockKnob, PowerKnob
 
     left = [at]
     for kind in (PowerKnob, ClockKnob):
@@ -207,7 +207,7 @@ class Scene:
         found = []
         for child in psutil.Process(self.pid).children():
             with contextlib.suppress(psutil.NoSuchProcess):
-                if any("sweeper.power.guardian" in word for word in child.cmdline()):
+                if any("sweeper.limits.guardian" in word for word in child.cmdline()):
                     found.append(child.pid)
         return found
 

@@ -13,8 +13,8 @@ from statistics import median
 from sweeper import stats
 from sweeper.config import compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.gguf.obtain import Wanted, obtain
-from sweeper.power.discover import find_meter
+from sweeper.meter.choose import find_meter
+from sweeper.model.obtain import Wanted, obtain
 from sweeper.records import Configuration, TrialRecord
 from sweeper.search.study import SweepStudy
 

@@ -19,7 +19,7 @@ import numpy as np
 import numpy.typing as npt
 import scipy.stats
 
-from sweeper.record_table import Table, TableRow
+from sweeper.lab.tables import Table, TableRow
 from sweeper.records import Configuration
 
 Array = npt.NDArray[np.float64]

@@ -24,16 +24,16 @@ from fake_nvml import RTX_4090, FakeNvml  # noqa: E402 (helpers of the tests, fo
 from fake_plugs import FakePlug, serving  # noqa: E402
 from sysfs_trees import plant  # noqa: E402
 
-from sweeper.power.base import Sensor  # noqa: E402
-from sweeper.power.composite import TrustedSensor  # noqa: E402
-from sweeper.power.estimate import EstimateSensor  # noqa: E402
-from sweeper.power.hwmon import HwmonSensor  # noqa: E402
-from sweeper.power.meter import SampledMeter  # noqa: E402
-from sweeper.power.nvml import NvmlSensor  # noqa: E402
-from sweeper.power.plug import PlugSensor  # noqa: E402
-from sweeper.power.rapl import RaplSensor  # noqa: E402
-from sweeper.power.settings import PlugSettings  # noqa: E402
-from sweeper.power.trust import Trust  # noqa: E402
+from sweeper.meter.base import Sensor  # noqa: E402
+from sweeper.meter.composite import TrustedSensor  # noqa: E402
+from sweeper.meter.sampling import SampledMeter  # noqa: E402
+from sweeper.meter.sensors.estimate import EstimateSensor  # noqa: E402
+from sweeper.meter.sensors.hwmon import HwmonSensor  # noqa: E402
+from sweeper.meter.sensors.nvml import NvmlSensor  # noqa: E402
+from sweeper.meter.sensors.plug import PlugSensor  # noqa: E402
+from sweeper.meter.sensors.rapl import RaplSensor  # noqa: E402
+from sweeper.meter.trust import Trust  # noqa: E402
+from sweeper.power_settings import PlugSettings  # noqa: E402
 
 
 def gpu_counter(period: float) -> Sensor:

@@ -26,12 +26,12 @@ from search_landscapes import OBJECTIVES, Landscape, recorded
 from sweeper.config import Composed, compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.errors import TrialFailed
-from sweeper.gguf.obtain import Wanted, obtain
-from sweeper.gguf.quantise import quantised
-from sweeper.measure import Stage, measure
-from sweeper.pareto import hypervolume
-from sweeper.power.discover import find_meter
+from sweeper.measure.trial import Stage, measure
+from sweeper.meter.choose import find_meter
+from sweeper.model.obtain import Wanted, obtain
+from sweeper.model.quantise import quantised
 from sweeper.records import Configuration
+from sweeper.results.front import hypervolume
 from sweeper.search.study import SweepStudy
 
 COLUMNS = ("round", "method", "seconds", "trials", "share", "trials_to_95", "seconds_to_95")

@@ -11,18 +11,18 @@ from typing import Any
 from recorded_truth import smoothed, truth_of
 
 from sweeper.engine.base import Engine
-from sweeper.engine.replay import ReplayEngine, replay_meter
-from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration, true_metrics
-from sweeper.engine.simulated_machine import SimulatedModel, memory_mib
 from sweeper.errors import OutOfMemory
-from sweeper.pareto import hypervolume, reference_point, undominated
-from sweeper.power.base import PowerMeter
-from sweeper.power.simulated import SimulatedMeter
-from sweeper.record_table import Table, read_table
+from sweeper.lab.replay import ReplayEngine, replay_meter
+from sweeper.lab.simulated_machine import SimulatedModel, memory_mib
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration, true_metrics
+from sweeper.lab.tables import Table, read_table
+from sweeper.lab.virtual_time import VirtualClock
+from sweeper.meter.base import PowerMeter
 from sweeper.records import Configuration, Workload
+from sweeper.results.front import hypervolume, reference_point, undominated
 from sweeper.search.warm_start import nearest
-from sweeper.space import SearchSpace, Traits, build_space
-from sweeper.virtual_time import VirtualClock
+from sweeper.space.space import SearchSpace, Traits, build_space
 
 TABLES = Path(__file__).parent / "tables"
 Objectives = tuple[tuple[str, float], ...]

@@ -14,8 +14,7 @@ import optuna
 from search_landscapes import Landscape
 
 from sweeper.errors import TrialFailed
-from sweeper.measure import Stage, measure
-from sweeper.pareto import DEFAULT_PICK, choose, hypervolume, line_of
+from sweeper.measure.trial import Stage, measure
 from sweeper.records import (
     Configuration,
     MachineRecord,
@@ -24,13 +23,15 @@ from sweeper.records import (
     Objective,
     SweepRecord,
     TrialRecord,
+    Visit,
 )
-from sweeper.search.assemble import choose_finalists, conclude, with_finals
+from sweeper.results.assemble import choose_finalists, conclude, with_finals
+from sweeper.results.front import hypervolume
+from sweeper.results.picks import DEFAULT_PICK, choose, line_of
 from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import rounds, visit_of, visit_stage
 from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.smoothing import smoothed
-from sweeper.search.study import Visit
 from sweeper.search.warm_start import initial_design
 
 FINALISTS = 5

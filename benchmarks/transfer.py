@@ -19,10 +19,10 @@ from search import RESULTS, SHARES, quartiles
 from search_landscapes import Landscape, simulated
 from search_runs import Rig, ask_and_tell, objectives_of
 
-from sweeper.engine.simulated_machine import SimulatedModel
-from sweeper.pareto import DEFAULT_PICK, line_of
+from sweeper.lab.simulated_machine import SimulatedModel
 from sweeper.records import Configuration
-from sweeper.search.assemble import conclude
+from sweeper.results.assemble import conclude
+from sweeper.results.picks import DEFAULT_PICK, line_of
 from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.transfer import Earlier, handed_on
 from sweeper.search.warm_start import initial_design

@@ -19,8 +19,8 @@ import yaml
 
 from sweeper import apply
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.gguf.shapes import ModelShape
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 from sweeper.records import (
     Configuration,
     EngineRecord,

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sweeper.records import SweepRecord
     from sweeper.sweep import StopFlag
 
-# The names of `sweeper.apply.registry`, which would cost `--help` half a second; a test holds them equal.
+# The names of `sweeper.apply.targets.registry`, which would cost `--help` half a second; a test holds them equal.
 TARGETS = (
     "llama-server",
     "llama-cpp-python",

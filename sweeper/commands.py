@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import sys
 from contextlib import ExitStack
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeper.apply.journal import PowerLimit
-    from sweeper.power.doctor import Finding
+    from sweeper.doctor import Finding
     from sweeper.records import EngineRecord, MachineRecord, SweepRecord
 
 CPU_BUILD = "this build of llama.cpp runs on the CPU alone"
@@ -28,7 +29,7 @@ def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRe
     Raises SweepMissingError or StoreError.
     """
     from sweeper.errors import SweepMissingError
-    from sweeper.search.assemble import assemble
+    from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy, sweep_names
 
     if sweep is None:
@@ -131,7 +132,7 @@ def _card(options: argparse.Namespace, record: SweepRecord) -> Any:
 
 def ui(options: argparse.Namespace) -> int:
     """`sweeper ui`."""
-    from sweeper.ui import MlflowUi
+    from sweeper.tracking.ui import MlflowUi
 
     print("starting MLflow's pages, which takes about 15 s …", file=sys.stderr)
     with MlflowUi(options.uri, options.root, options.port) as pages:
@@ -176,7 +177,7 @@ def rollback(options: argparse.Namespace) -> int:
     """`sweeper rollback`."""
     from sweeper.apply import journal
     from sweeper.apply.text import render_undone, undone_to_plain
-    from sweeper.power.standing_limit import own_bench, standing_limit
+    from sweeper.limits.standing_limit import own_bench, standing_limit
 
     last = journal.last_to_undo(options.root)
     with own_bench() as bench:
@@ -190,9 +191,9 @@ def rollback(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """`sweeper verify`. The table first, then VerifyError where the promise is not kept."""
-    from sweeper.apply.verify import VerifyOptions
-    from sweeper.apply.verify import verify as check
-    from sweeper.apply.verify_text import render_verification, verification_to_plain
+    from sweeper.apply.verify.check import VerifyOptions
+    from sweeper.apply.verify.check import verify as check
+    from sweeper.apply.verify.text import render_verification, verification_to_plain
     from sweeper.wiring import speeds_of_engine
 
     record = load_record(options.root, options.sweep, real=True)
@@ -227,7 +228,7 @@ def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:
 def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
     """A meter as the sweep's own settings say it: the same sensor, and so the same scope."""
     from sweeper.config import power_settings
-    from sweeper.power.discover import find_meter
+    from sweeper.meter.choose import find_meter
 
     kept = record.config.get("power", {})
     meter, notes = find_meter(power_settings(kept), root, record.engine.gpu_offload)
@@ -237,7 +238,7 @@ def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
 
 
 def _limit(record: SweepRecord, held: ExitStack) -> PowerLimit:
-    from sweeper.power.standing_limit import own_bench, standing_limit
+    from sweeper.limits.standing_limit import own_bench, standing_limit
 
     device = record.power.device or (record.machine.gpus[0].uuid if record.machine.gpus else "package")
     return standing_limit(held.enter_context(own_bench()), device)
@@ -265,8 +266,8 @@ def _engine_record() -> EngineRecord:
 def doctor(options: argparse.Namespace) -> int:
     """`sweeper doctor`."""
     from sweeper.config import compose
-    from sweeper.power.doctor import examine
-    from sweeper.power.limits import find_limits
+    from sweeper.doctor import examine
+    from sweeper.limits.control import find_limits
 
     print("looking at sensors for some seconds each …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
@@ -280,7 +281,7 @@ def doctor(options: argparse.Namespace) -> int:
 
 def _machine_findings() -> list[Finding]:
     from sweeper import machine
-    from sweeper.power.doctor import Finding
+    from sweeper.doctor import Finding
 
     here = machine.examine()
     cores = f"{here.physical_cores} cores, {here.logical_cores} threads"
@@ -305,8 +306,8 @@ def _machine_findings() -> list[Finding]:
 
 def _engine_findings() -> list[Finding]:
     from sweeper import machine
+    from sweeper.doctor import Finding
     from sweeper.errors import EngineMissingError
-    from sweeper.power.doctor import Finding
 
     try:
         engine = _engine_record()
@@ -333,9 +334,9 @@ def gpu_line() -> str:
 
 def restore(options: argparse.Namespace) -> int:
     """`sweeper restore`."""
-    from sweeper.power.guardian import read_log
-    from sweeper.power.restore import Action
-    from sweeper.power.restore import restore as give_back
+    from sweeper.limits.guardian import read_log
+    from sweeper.limits.restore import Action
+    from sweeper.limits.restore import restore as give_back
     from sweeper.records import to_plain
 
     outcomes = give_back(options.root)
@@ -352,14 +353,14 @@ def restore(options: argparse.Namespace) -> int:
 def record(options: argparse.Namespace) -> int:
     """`sweeper record`."""
     from sweeper.config import compose
-    from sweeper.wiring import record_grid
 
     if not options.file.name.endswith(".csv.gz"):
         raise UsageError(f"{options.file}: a table's name ends in .csv.gz")
     overrides = [f"root='{options.root}'", *options.overrides]
     if options.passes < 1:
         raise UsageError(f"--passes {options.passes}: at least 1")
-    table = record_grid(
+    lab = importlib.import_module("sweeper.lab.rigs")  # the lab is named, never imported by the product
+    table = lab.record_grid(
         compose(overrides), options.file, options.passes, lambda line: print(line, file=sys.stderr)
     )
     print(f"{len(table.rows)} configurations in {options.file}")

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import ConfigError
-from sweeper.power.settings import PowerSettings, check_settings
+from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Constraint, Objective, Prices, Workload
 
 if TYPE_CHECKING:
@@ -520,7 +520,7 @@ def _near_key(key: str) -> str:
 
 
 def _known_keys() -> dict[str, tuple[str, ...]]:
-    from sweeper.space import PARAMETER_NAMES
+    from sweeper.space.space import PARAMETER_NAMES
 
     groups: dict[str, type] = {
         "model": ModelConfig,

@@ -243,6 +243,21 @@ class Measurement:
 
 
 @dataclass(frozen=True, slots=True)
+class Visit:
+    """One visit of the final stage to one finalist: its raw windows and what the engine said."""
+
+    trial: int
+    visit: int
+    windows: tuple[Window, ...]
+    caveats: tuple[str, ...]
+    memory_mib: float | None
+    vram_mib: float | None
+    resident_watts: float | None = None
+    seconds: float = 0.0  # the whole visit
+    measured_seconds: float = 0.0  # load, warm-up and windows of it
+
+
+@dataclass(frozen=True, slots=True)
 class ModelFile:
     """One GGUF file of the model at one quantisation."""
 

@@ -17,8 +17,9 @@ from typing import Any
 
 from sweeper.engine.base import Engine
 from sweeper.errors import NoResultError, StoreError, TrialFailed
-from sweeper.measure import Hopeless, Stage, measure, wait_for_temperature
-from sweeper.power.base import LimitControl, PowerMeter
+from sweeper.limits.base import LimitControl
+from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
+from sweeper.meter.base import PowerMeter
 from sweeper.records import (
     LIMIT_KEYS,
     Caveat,
@@ -27,14 +28,15 @@ from sweeper.records import (
     Reading,
     SweepRecord,
     TrialRecord,
+    Visit,
 )
 from sweeper.report.progress import Progress
-from sweeper.search.assemble import assemble, choose_finalists, conclude, violations_of
+from sweeper.results.assemble import assemble, choose_finalists, conclude, violations_of
 from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
 from sweeper.search.smoothing import smoothed
-from sweeper.search.study import Proposal, SweepStudy, Visit, configurations_of
-from sweeper.space import SearchSpace
+from sweeper.search.study import Proposal, SweepStudy, configurations_of
+from sweeper.space.space import SearchSpace
 from sweeper.tracking import Tracker
 
 # A sampler that proposes this many known points in a row has run dry here: another point is chosen for it.

@@ -4,38 +4,30 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import importlib
 import json
 import os
-import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, machine
-from sweeper.auto_space import Facts, default_configuration, fill_auto, unsettable
 from sweeper.config import Composed, Settings
-from sweeper.engine.base import Engine
 from sweeper.errors import (
-    ConfigError,
     EngineCrashed,
     EngineRefused,
     EngineTimeout,
     StoreError,
     SweepBusyError,
 )
-from sweeper.gguf.obtain import Model, Wanted, obtain
-from sweeper.measure import Stage, speeds_now
-from sweeper.pareto import line_of, parse_pick
-from sweeper.power.base import LimitControl, PowerMeter
+from sweeper.measure.trial import speeds_now
+from sweeper.model.obtain import Model, Wanted, obtain
 from sweeper.records import (
     Caveat,
     Configuration,
-    EngineRecord,
-    MachineRecord,
-    ModelRecord,
     Reading,
     SweepRecord,
     TrialRecord,
@@ -44,20 +36,22 @@ from sweeper.records import (
 )
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
+from sweeper.results.picks import line_of, parse_pick
+from sweeper.rig import Rig
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.transfer import Earlier, from_earlier
 from sweeper.search.warm_start import initial_design
-from sweeper.space import SearchSpace, Traits, build_space
+from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
+from sweeper.space.space import SearchSpace, Traits, build_space
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
 
 if TYPE_CHECKING:
     from sweeper.engine.llama_cpp import LlamaCppEngine
-    from sweeper.gguf.forecast import Forecaster
-    from sweeper.gguf.quality import QualityMeter
-    from sweeper.record_table import Table, TableRow
+    from sweeper.model.forecast import Forecaster
+    from sweeper.model.quality import QualityMeter
 
 # Long enough for a mean of the power at rest, on sensors that refresh once a second too.
 IDLE_SECONDS = 2.0
@@ -66,31 +60,16 @@ MOST_COUNTED = 20_000
 
 # The default and the corners that lie near the front on most machines; see search/warm_start.py.
 CORNERS = 6
-# Configurations between two lines of `sweeper record`.
-TOLD_EVERY = 20
+
+# Where the rig of each engine is opened: called with the settings, the root, an ExitStack and `say`. The lab's
+# engines are named and not imported, so that nothing in the product depends on the lab.
+RIGS = {
+    "llama_cpp": "sweeper.wiring:llama_rig",
+    "simulated": "sweeper.lab.rigs:simulated_rig",
+    "replay": "sweeper.lab.rigs:replay_rig",
+}
 
 OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
-
-
-@dataclass(frozen=True, slots=True)
-class Bench:
-    """What trials run on: an engine and its meter and limits, with what they say of themselves."""
-
-    engine: Engine
-    engine_record: EngineRecord
-    machine: MachineRecord
-    model: ModelRecord
-    meter: PowerMeter
-    limits: LimitControl
-    notes: tuple[str, ...]
-    quality: Callable[[Configuration], Reading | None]
-    forecast: Callable[[Configuration], str | None]
-    standing_caveats: tuple[Caveat, ...] = ()
-    clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
-    sleep: Callable[[float], None] = time.sleep
-    use_files: Callable[[Mapping[str, Path]], None] | None = None  # told of quantisations made later
-    space: SearchSpace | None = None  # of a recorded table, which can answer no other
-    workload: Workload | None = None
 
 
 @contextmanager
@@ -109,24 +88,24 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
     root = Path(settings.root)
     parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
     with ExitStack() as held:
-        bench, space, notes = _opened(composed, held, say)
-        workload = bench.workload or settings.workload_record()
-        name = sweep_name(settings, space, workload, bench, root)
+        rig, space, notes = open_rig(composed, held, say)
+        workload = rig.workload or settings.workload_record()
+        name = sweep_name(settings, space, workload, rig, root)
         held.enter_context(_alone(root, name))
         tracker = Tracker.open(settings.tracking.uri, root)  # before the first trial: no store, no sweep
-        bench = _with_quality(bench, space, settings, root, held, say)
+        rig = with_quality(rig, space, settings, root, held, say)
         first = initial_design(
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
         )
-        earlier = _earlier(name, settings, bench, space, root)
+        earlier = _earlier(name, settings, rig, space, root)
         first, learned = _with_earlier(first, earlier)
-        said = (*bench.notes, *notes, *learned)
-        header = _header(name, settings, workload, composed, bench, space, said, first[0])
+        said = (*rig.notes, *notes, *learned)
+        header = _header(name, settings, workload, composed, rig, space, said, first[0])
         sampler = make_sampler(
             settings.search.sampler,
             space,
             settings.search.seed,
-            lambda c: bench.forecast(c) is None,
+            lambda c: rig.forecast(c) is None,
             line_of(header.objectives, header.pick),
             earlier.measured if earlier else (),
             [o.metric for o in header.objectives],
@@ -138,101 +117,60 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         yield Sweep(
             study=study,
             space=space,
-            engine=bench.engine,
-            meter=bench.meter,
-            limits=bench.limits,
+            engine=rig.engine,
+            meter=rig.meter,
+            limits=rig.limits,
             tracker=tracker,
             progress=open_progress(kept, plan),
             plan=plan,
             report_folder=root / "reports" / name,
             write_report=write_report,
-            quality=bench.quality,
-            forecast=bench.forecast,
-            standing_caveats=bench.standing_caveats,
+            quality=rig.quality,
+            forecast=rig.forecast,
+            standing_caveats=rig.standing_caveats,
             stop=StopFlag(),
-            clock=bench.clock,
-            sleep=bench.sleep,
+            clock=rig.clock,
+            sleep=rig.sleep,
         )
 
 
-def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str], None]) -> Table:
-    """Measure every configuration of a space and keep it as a table that the replay engine answers from.
-
-    It is gone over ``passes`` times. Goes on where it was cut short. Raises what `prepared` raises.
-    """
-    from sweeper.record_table import header_of, record_table
-
-    settings = composed.settings
-    with ExitStack() as held:
-        bench, space, notes = _opened(composed, held, say)
-        for note in (*bench.notes, *notes):
-            say(note)
-        bench = _with_quality(bench, space, settings, Path(settings.root), held, say)
-        workload = settings.workload_record()
-        stage = Stage.recording(workload)
-        idle = _idle(bench)
-        header = header_of(
-            path.name.removesuffix(".csv.gz"),
-            space,
-            bench.machine,
-            bench.engine_record,
-            bench.model,
-            workload,
-            bench.meter.source,
-            stage,
-            recorded_utc=datetime.now(UTC).isoformat(timespec="seconds"),
-            idle_watts=idle.median if idle else None,
-            passes=passes,
-        )
-        began = bench.clock()
-
-        def tell(done: int, total: int, row: TableRow) -> None:
-            if done % TOLD_EVERY == 0 or done == total:
-                say(f"{done} of {total} visits, {bench.clock() - began:.0f} s")
-
-        return record_table(
-            path, header, bench.engine, bench.meter, stage, limits=bench.limits, progress=tell
-        )
-
-
-def _opened(
+def open_rig(
     composed: Composed, held: ExitStack, say: Callable[[str], None]
-) -> tuple[Bench, SearchSpace, tuple[str, ...]]:
-    """The bench with every quantisation at hand, the space, and what to say about the space."""
+) -> tuple[Rig, SearchSpace, tuple[str, ...]]:
+    """The rig with every quantisation at hand, the space, and what to say about the space."""
     root = Path(composed.settings.root)
     _make_folder(root)
-    bench = _bench(composed.settings, root, held, say)
-    if bench.space is not None:
-        return bench, bench.space, ()
+    rig = _rig(composed.settings, root, held, say)
+    if rig.space is not None:
+        return rig, rig.space, ()
     facts = Facts(
-        bench.machine,
-        bench.model,
+        rig.machine,
+        rig.model,
         composed.settings.workload_record(),
-        bench.engine_record.gpu_offload,
-        bench.limits.ranges(),
-        bench.limits.reasons(),
+        rig.engine_record.gpu_offload,
+        rig.limits.ranges(),
+        rig.limits.reasons(),
     )
     space, notes = _space(composed, facts)
-    return _with_quantisations(bench, space, root, say), space, notes
+    return _with_quantisations(rig, space, root, say), space, notes
 
 
-# -- the bench ----------------------------------------------------------------------------------------------
+# -- the rig ----------------------------------------------------------------------------------------------
 
 
-def _bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Bench:
-    if settings.engine.name == "simulated":
-        return _simulated_bench(settings)
-    if settings.engine.name == "replay":
-        return _replay_bench(settings)
-    return _llama_bench(settings, root, held, say)
+def _rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
+    module, name = RIGS[settings.engine.name].split(":")
+    opened: Rig = getattr(importlib.import_module(module), name)(settings, root, held, say)
+    return opened
 
 
-def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Bench:
+def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
+    """llama.cpp in a worker process, with this machine's meter and limits."""
     from sweeper.engine.llama_cpp import LlamaCppEngine
-    from sweeper.gguf.forecast import Forecaster
-    from sweeper.power.discover import find_meter
-    from sweeper.power.limits import find_limits
-    from sweeper.power.rights import MeansSettings
+    from sweeper.limits.control import find_limits
+    from sweeper.limits.rights import MeansSettings
+    from sweeper.meter.choose import find_meter
+    from sweeper.model.forecast import Forecaster
 
     model = obtain_model(settings, root, say)
     files: dict[str | None, Path] = {None: model.path}
@@ -259,7 +197,7 @@ def _llama_bench(settings: Settings, root: Path, held: ExitStack, say: Callable[
     held.enter_context(limits)
     forecaster = held.enter_context(Forecaster())
     synthetic = model.record.source == "synthetic"
-    return Bench(
+    return Rig(
         engine=engine,
         engine_record=engine_record,
         machine=replace(
@@ -283,7 +221,7 @@ def _why_it_does_not_fit(
 
     Where the plan itself fails the trial is left to find out: it names the failure.
     """
-    from sweeper.gguf.forecast import HOST
+    from sweeper.model.forecast import HOST
 
     try:
         plan = forecaster.forecast(engine.path_of(configuration), configuration)
@@ -296,74 +234,6 @@ def _why_it_does_not_fit(
     # Of several devices nobody says which holds how much of the loaded model: an even share.
     share = {device: device_mib / len(devices) for device in devices}
     return plan.fits({HOST: host_mib} | share)
-
-
-def _simulated_bench(settings: Settings) -> Bench:
-    from sweeper.engine import simulated
-    from sweeper.engine.simulated_machine import KL_DIVERGENCE
-    from sweeper.measure import exactly
-    from sweeper.power.simulated import SimulatedLimits, SimulatedMeter
-    from sweeper.virtual_time import VirtualClock
-
-    name = settings.engine.machine
-    if name not in simulated.MACHINES:
-        raise ConfigError(f"engine.machine: {name!r} is not one of {', '.join(simulated.MACHINES)}")
-    kind = simulated.MACHINES[name]
-    clock = VirtualClock()
-    noise = simulated.Noise(settings.engine.noise, settings.engine.noise / 2, settings.engine.noise / 2)
-    engine = simulated.SimulatedEngine(kind, clock, noise, settings.search.seed)
-    return Bench(
-        engine=engine,
-        engine_record=engine.record,
-        machine=simulated.machine_record(kind),
-        model=simulated.model_record(kind),
-        meter=SimulatedMeter(engine.trace, clock),
-        limits=SimulatedLimits(simulated.limit_ranges(kind)),
-        notes=("everything here is simulated: no figure was measured",),
-        quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
-        forecast=lambda _: None,
-        clock=clock,
-        sleep=clock.advance,
-    )
-
-
-def _replay_bench(settings: Settings) -> Bench:
-    from sweeper.engine.replay import ReplayEngine, replay_meter
-    from sweeper.measure import exactly
-    from sweeper.power.simulated import SimulatedLimits
-    from sweeper.record_table import read_table
-    from sweeper.virtual_time import VirtualClock
-
-    if not settings.engine.table:
-        raise ConfigError(
-            "engine.table: name a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
-        )
-    table = read_table(Path(settings.engine.table))
-    clock = VirtualClock()
-    engine = ReplayEngine(table, clock, settings.search.seed)
-    divergence = {quant: file.kl_divergence for quant, file in table.header.model.files.items()}
-
-    def quality(configuration: Configuration) -> Reading | None:
-        known = divergence.get(configuration.quant or table.header.model.base_quant)
-        return None if known is None else exactly(known)
-
-    return Bench(
-        engine=engine,
-        engine_record=engine.record,
-        machine=table.header.machine,
-        model=table.header.model,
-        meter=replay_meter(engine),
-        limits=SimulatedLimits({}),
-        notes=(
-            f"replayed from {table.header.name}, of {table.header.recorded_utc}: nothing is measured now",
-        ),
-        quality=quality,
-        forecast=lambda _: None,
-        clock=clock,
-        sleep=clock.advance,
-        space=table.header.space,
-        workload=table.header.workload,
-    )
 
 
 def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
@@ -402,14 +272,14 @@ def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ..
     return build_space(spec, default_configuration(facts), traits), notes
 
 
-def _with_quantisations(bench: Bench, space: SearchSpace, root: Path, say: Callable[[str], None]) -> Bench:
-    """The bench with every quantisation of the space at hand."""
-    if bench.use_files is None:
-        return bench
-    from sweeper.gguf.quantise import quantised
+def _with_quantisations(rig: Rig, space: SearchSpace, root: Path, say: Callable[[str], None]) -> Rig:
+    """The rig with every quantisation of the space at hand."""
+    if rig.use_files is None:
+        return rig
+    from sweeper.model.quantise import quantised
 
-    files, notes = dict(bench.model.files), list(bench.notes)
-    base = Path(bench.model.files[bench.model.base_quant].path)
+    files, notes = dict(rig.model.files), list(rig.notes)
+    base = Path(rig.model.files[rig.model.base_quant].path)
     for quant in _quants(space):
         if quant in files:
             continue
@@ -418,8 +288,8 @@ def _with_quantisations(bench: Bench, space: SearchSpace, root: Path, say: Calla
             say(f"made {quant} with llama.cpp's quantiser in {made.seconds:.1f} s")
         notes += [f"{quant}: {warning}" for warning in made.warnings]
         files[quant] = replace(made.file, path=str(Path(made.file.path).resolve()))
-    bench.use_files({quant: Path(file.path) for quant, file in files.items()})
-    return replace(bench, model=replace(bench.model, files=files), notes=tuple(notes))
+    rig.use_files({quant: Path(file.path) for quant, file in files.items()})
+    return replace(rig, model=replace(rig.model, files=files), notes=tuple(notes))
 
 
 def _quants(space: SearchSpace) -> tuple[str, ...]:
@@ -427,43 +297,43 @@ def _quants(space: SearchSpace) -> tuple[str, ...]:
     return tuple(str(quant) for quant in searched if quant is not None)
 
 
-def _with_quality(
-    bench: Bench,
+def with_quality(
+    rig: Rig,
     space: SearchSpace,
     settings: Settings,
     root: Path,
     held: ExitStack,
     say: Callable[[str], None],
-) -> Bench:
-    """The bench that knows what each quantisation and cache type costs in quality, measured once and kept.
+) -> Rig:
+    """The rig that knows what each quantisation and cache type costs in quality, measured once and kept.
 
     Where nothing that changes quality is searched there is nothing to judge, and nothing is measured.
     """
-    if bench.use_files is None or not {"quant", "type_k", "type_v"} & set(space.parameters):
-        return bench
-    from sweeper.gguf.quality import QualityMeter
-    from sweeper.measure import exactly
+    if rig.use_files is None or not {"quant", "type_k", "type_v"} & set(space.parameters):
+        return rig
+    from sweeper.measure.trial import exactly
+    from sweeper.model.quality import QualityMeter
 
-    best = max(bench.model.files.values(), key=lambda file: file.size_bytes)
-    layers = bench.model.n_layer + 1 if bench.engine_record.gpu_offload else 0
+    best = max(rig.model.files.values(), key=lambda file: file.size_bytes)
+    layers = rig.model.n_layer + 1 if rig.engine_record.gpu_offload else 0
     text = Path(settings.model.text) if settings.model.text else None
     meter: QualityMeter = held.enter_context(QualityMeter(Path(best.path), root, text, n_gpu_layers=layers))
 
     def quality(configuration: Configuration) -> Reading | None:
-        file = bench.model.file(configuration.quant)
+        file = rig.model.file(configuration.quant)
         found = meter.divergence(Path(file.path), configuration.type_k, configuration.type_v)
         if found.mean == 0:
             return exactly(0.0)
         half = 1.96 * found.standard_error
         return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.tokens)
 
-    files = dict(bench.model.files)
+    files = dict(rig.model.files)
     for quant in _quants(space):
         divergence = meter.divergence(Path(files[quant].path)).mean
         files[quant] = replace(files[quant], kl_divergence=divergence)
     figures = ", ".join(f"{quant} {files[quant].kl_divergence:.4f}" for quant in _quants(space))
     say(f"quality: {figures} nats/token from {best.quant}")
-    return replace(bench, model=replace(bench.model, files=files), quality=quality)
+    return replace(rig, model=replace(rig.model, files=files), quality=quality)
 
 
 # -- the sweep's own records --------------------------------------------------------------------------------
@@ -474,7 +344,7 @@ def _header(
     settings: Settings,
     workload: Workload,
     composed: Composed,
-    bench: Bench,
+    rig: Rig,
     space: SearchSpace,
     notes: tuple[str, ...],
     baseline: Configuration,
@@ -483,13 +353,13 @@ def _header(
     return SweepRecord(
         sweep=name,
         state="running",
-        machine=bench.machine,
-        engine=bench.engine_record,
-        model=bench.model,
+        machine=rig.machine,
+        engine=rig.engine_record,
+        model=rig.model,
         workload=workload,
         objectives=settings.objective_records(),
         constraints=settings.constraint_records(),
-        power=bench.meter.source,
+        power=rig.meter.source,
         space=space.describe(),
         trials=(),
         front=(),
@@ -498,8 +368,8 @@ def _header(
         pick=settings.search.pick,
         prices=settings.prices_record(),
         notes=notes,
-        caveats=bench.standing_caveats,
-        idle_watts=_idle(bench),
+        caveats=rig.standing_caveats,
+        idle_watts=idle_power(rig),
         started_utc=now,
         updated_utc=now,
         sweeper_version=__version__,
@@ -524,19 +394,19 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
     return fresh
 
 
-def _idle(bench: Bench) -> Reading | None:
+def idle_power(rig: Rig) -> Reading | None:
     """Power of the machine at rest, before anything is loaded; None where the meter gave nothing."""
-    from sweeper.measure import exactly
+    from sweeper.measure.trial import exactly
 
-    with bench.meter.window() as window:
-        started = bench.clock()
-        bench.sleep(max(IDLE_SECONDS, 10 * bench.meter.update_period_seconds))
-        ended = bench.clock()
+    with rig.meter.window() as window:
+        started = rig.clock()
+        rig.sleep(max(IDLE_SECONDS, 10 * rig.meter.update_period_seconds))
+        ended = rig.clock()
     watts = window.reading(started, ended).watts
     return None if watts is None else exactly(watts)
 
 
-def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, bench: Bench, root: Path) -> str:
+def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: Rig, root: Path) -> str:
     """The sweep's name: the user's, or one made of model and settings.
 
     A name that was made goes on with an unfinished sweep of the same settings, and is numbered where that
@@ -544,18 +414,18 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, bench
     """
     if settings.name:
         return settings.name
-    model = bench.model
+    model = rig.model
     decides = {
         "space": space.describe(),
         "fixed": space.fixed,
         "objectives": [to_plain(o) for o in settings.objective_records()],
         "constraints": [to_plain(c) for c in settings.constraint_records()],
         "workload": to_plain(workload),
-        "engine": [bench.engine_record.name, settings.engine.environment],
+        "engine": [rig.engine_record.name, settings.engine.environment],
         "model": model.files[model.base_quant].sha256,
         "sampler": settings.search.sampler,
         "power": settings.power.source,
-        "machine": bench.machine.fingerprint,
+        "machine": rig.machine.fingerprint,
     }
     text = json.dumps(decides, sort_keys=True, default=str)
     base = f"{model.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
@@ -591,12 +461,12 @@ def _plan(
     )
 
 
-def _earlier(name: str, settings: Settings, bench: Bench, space: SearchSpace, root: Path) -> Earlier | None:
+def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path) -> Earlier | None:
     """What an earlier sweep on this machine leaves, where it may teach."""
     if not settings.search.transfer:
         return None
     return from_earlier(
-        root, bench.machine, bench.engine_record.simulated, settings.objective_records(), space, name
+        root, rig.machine, rig.engine_record.simulated, settings.objective_records(), space, name
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from sweeper.gguf.shapes import ModelShape
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 
 # Machines are shared and slow at times: a deadline would fail tests for what is not their fault.
 settings.register_profile("sweeper", deadline=None)

@@ -6,11 +6,11 @@
 from sweeper.apply.base import Command, Draft, FileChange, Request, Target
 from sweeper.apply.fresh import differences, require_fresh
 from sweeper.apply.journal import Entry, PowerLimit, Undone, entries, last_to_undo, rollback
-from sweeper.apply.registry import target, target_names, targets
 from sweeper.apply.run import ApplyPlan, Options, Outcome, plan, resolve, run, write_plan
+from sweeper.apply.targets.registry import target, target_names, targets
 from sweeper.apply.text import outcome_to_plain, render_outcome, render_undone, undone_to_plain
-from sweeper.apply.verify import Verification, VerifyOptions, judge, verify
-from sweeper.apply.verify_text import render_verification, verification_to_plain
+from sweeper.apply.verify.check import Verification, VerifyOptions, judge, verify
+from sweeper.apply.verify.text import render_verification, verification_to_plain
 
 __all__ = [
     "ApplyPlan",

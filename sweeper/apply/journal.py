@@ -25,7 +25,8 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from sweeper.apply.base import FileChange
-from sweeper.apply.files import (
+from sweeper.errors import SweepBusyError, SweeperError, UsageError
+from sweeper.files import (
     Step,
     cannot_write,
     no_step,
@@ -34,7 +35,6 @@ from sweeper.apply.files import (
     temporary_of,
     write_atomically,
 )
-from sweeper.errors import SweepBusyError, SweeperError, UsageError
 
 SCHEMA = 1
 _LIMIT_TOLERANCE_WATTS = 0.13  # processors count in units of 1/8 W, rounded down; GPUs in mW

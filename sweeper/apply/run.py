@@ -8,12 +8,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from sweeper.apply.base import Command, FileChange, Request
-from sweeper.apply.files import Step, no_step
 from sweeper.apply.fresh import model_file, require_fresh, sha256_of
 from sweeper.apply.journal import Entry, PowerLimit, commit, journal_folder
 from sweeper.apply.names import alias_for, check_text
-from sweeper.apply.registry import target as target_named
+from sweeper.apply.targets.registry import target as target_named
 from sweeper.errors import UsageError
+from sweeper.files import Step, no_step
 from sweeper.records import Configuration, EngineRecord, MachineRecord, SweepRecord, TrialRecord
 
 
@@ -72,7 +72,7 @@ def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
     if isinstance(pick, TrialRecord):
         return pick
     if isinstance(pick, str):
-        from sweeper.pareto import choose
+        from sweeper.results.picks import choose
 
         found = choose(record, pick)
         if found.nearest is not None:

@@ -1,4 +1,4 @@
-"""What an inference engine must do for a trial. Every engine passes ``sweeper.testing.EngineContract``."""
+"""What an inference engine must do for a trial. Every engine passes ``sweeper.lab.contracts.EngineContract``."""
 
 from __future__ import annotations
 

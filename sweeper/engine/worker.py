@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweeper.gguf.ggml_types import CACHE_TYPE_NUMBERS
+from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
 from sweeper.serving import Refused, serve
 
 _SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}

@@ -8,9 +8,9 @@ from itertools import pairwise
 
 from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
-from sweeper.report.costs import DAYS_PER_YEAR, JOULES_PER_KWH, money, per_hour, per_million_tokens
 from sweeper.report.picks import recommended
 from sweeper.report.words import clean, figure, machine_name, power_line
+from sweeper.results.price import DAYS_PER_YEAR, JOULES_PER_KWH, money, per_hour, per_million_tokens
 
 UNRANKED = (
     "Sweeps in different groups are not ranked against each other: their sensors see different parts of the "

@@ -15,11 +15,11 @@ from sweeper.errors import UsageError
 from sweeper.records import SCHEMA, to_plain
 from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
 from sweeper.report.compare import Comparison, Group, Row
-from sweeper.report.costs import money
 from sweeper.report.formats import FORMATS, cell, reading_cells
 from sweeper.report.markdown import escape, markdown_table
 from sweeper.report.terminal import NARROWEST, WIDTH
 from sweeper.report.words import MISSING, clean, figure, spread
+from sweeper.results.price import money
 
 LONGEST_NAME = 28  # of a model or machine in a table; the rest is cut, the differences below have it whole
 

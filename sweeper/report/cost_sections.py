@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from sweeper.ceiling import Ceiling, ceiling
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.picks import marks, recommended
 from sweeper.report.pieces import Cell, facts, paragraph, section, table
 from sweeper.report.words import MISSING, figure, figures, is_doubtful, label
+from sweeper.results.ceiling import Ceiling, ceiling
+from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),

@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from sweeper.pareto import undominated
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.planes import Plane
 from sweeper.report.words import outcome
+from sweeper.results.front import undominated
 
 # What lies off the front: some point beats it, or it was measured once and looked no better than the finalists.
 REST = "beaten, or measured once"

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Sequence
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines, failures
-from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.picks import marks, meaning, next_commands, picks, recommended
 from sweeper.report.words import (
     SCOPES,
@@ -27,6 +26,7 @@ from sweeper.report.words import (
     tally,
     unfinished,
 )
+from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
 
 # What markdown would read as its own signs; `<` and `&` keep HTML out of MLflow's rendered description.
 _MEANT = str.maketrans(

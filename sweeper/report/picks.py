@@ -6,17 +6,11 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import (
-    PROMPTS,
-    choose,
-    cost_metric,
-    parse_pick,
-    reads_prompts_faster,
-    speed_metric,
-    ties,
-)
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, figure, label
+from sweeper.results.front import ties
+from sweeper.results.objectives import cost_metric, speed_metric
+from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
 
 NAMED = ("fastest", "knee", "greenest")
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
-from sweeper.pareto import TOO_NOISY, too_noisy
 from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.results.front import TOO_NOISY, too_noisy
 
 MISSING = "–"  # stands where a figure is not there; never a 0
 MOST_DECIMALS = 4

@@ -8,7 +8,7 @@ from itertools import islice
 from typing import Any
 
 from sweeper.records import Configuration
-from sweeper.space import SearchSpace
+from sweeper.space.space import SearchSpace
 
 # Up to here every point is looked at each time; above, RANDOM and MUTATIONS of them are.
 WHOLE_GRID_UP_TO = 3500

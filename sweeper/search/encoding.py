@@ -9,9 +9,9 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
+from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
-from sweeper.space import Parameter, SearchSpace
+from sweeper.space.space import Parameter, SearchSpace
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,7 +7,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeper.pareto import undominated
+from sweeper.results.front import undominated
 
 if TYPE_CHECKING:
     import numpy as np

@@ -10,10 +10,9 @@ import random
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
-from sweeper import pareto
-from sweeper.measure import Stage
-from sweeper.records import Caveat, Measurement, SweepRecord, Workload
-from sweeper.search.study import Visit
+from sweeper.measure.trial import Stage
+from sweeper.records import Caveat, Measurement, SweepRecord, Visit, Workload
+from sweeper.results import picks
 
 # Each finalist is visited this often, in random order, so that a drift of the machine hits all alike.
 FINAL_VISITS = 3
@@ -47,7 +46,7 @@ def rounds(
         seed: of the order.
     """
     for visit in range(FINAL_VISITS + DECIDING_VISITS):
-        order = list(finalists) if visit < FINAL_VISITS else list(pareto.undecided(so_far()))
+        order = list(finalists) if visit < FINAL_VISITS else list(picks.undecided(so_far()))
         if not order:
             return
         random.Random(f"{seed}/{visit}").shuffle(order)

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from sweeper.pareto import Line, hypervolume, reference_point, undominated
 from sweeper.records import Configuration
+from sweeper.results.front import hypervolume, reference_point, undominated
+from sweeper.results.picks import Line
 from sweeper.search.encoding import weighted
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
 from sweeper.search.gaussian_process import GaussianProcess, correlation

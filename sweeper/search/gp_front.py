@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
-from sweeper.pareto import Line, undominated
 from sweeper.records import Configuration, Reading
+from sweeper.results.front import undominated
+from sweeper.results.picks import Line
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder, idle_for, weighted
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
@@ -28,7 +29,7 @@ from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
 from sweeper.search.prior import Measured, Prior
 from sweeper.search.trial_cost import Cost, TrialCost
 from sweeper.search.warm_start import initial_design, nearest
-from sweeper.space import SearchSpace
+from sweeper.space.space import SearchSpace
 from sweeper.stats import relative_noise
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from sweeper.gguf.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
+from sweeper.model.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 
 if TYPE_CHECKING:

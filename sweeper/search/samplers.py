@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.errors import EngineMissingError
-from sweeper.pareto import Line
 from sweeper.records import Configuration
-from sweeper.space import SearchSpace
+from sweeper.results.picks import Line
+from sweeper.space.space import SearchSpace
 
 if TYPE_CHECKING:
     from optuna.samplers import BaseSampler

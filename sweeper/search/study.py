@@ -23,6 +23,7 @@ from sweeper.records import (
     Objective,
     SweepRecord,
     TrialRecord,
+    Visit,
     Window,
     from_plain,
     to_plain,
@@ -60,21 +61,6 @@ class Proposal:
     number: int
     params: Mapping[str, Any]
     trial: Any  # optuna.Trial
-
-
-@dataclass(frozen=True, slots=True)
-class Visit:
-    """One visit of the final stage to one finalist: its raw windows and what the engine said."""
-
-    trial: int
-    visit: int
-    windows: tuple[Window, ...]
-    caveats: tuple[str, ...]
-    memory_mib: float | None
-    vram_mib: float | None
-    resident_watts: float | None = None
-    seconds: float = 0.0  # the whole visit
-    measured_seconds: float = 0.0  # load, warm-up and windows of it
 
 
 class SweepStudy:

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import StoreError
-from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
+from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration, MachineRecord, Objective, SweepRecord
-from sweeper.search.assemble import assemble
+from sweeper.results.assemble import assemble
 from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.warm_start import nearest
-from sweeper.space import SearchSpace
+from sweeper.space.space import SearchSpace
 
 # The pick and the ends of the front: more would be measured in place of what the new model asks for.
 MOST_POINTS = 3

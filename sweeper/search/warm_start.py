@@ -6,10 +6,10 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from sweeper.gguf.ggml_types import FILE_BITS_PER_WEIGHT
+from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
-from sweeper.space import SearchSpace
+from sweeper.space.space import SearchSpace
 
 # Of this many random points the one farthest from all that is known is taken.
 SPREAD_OVER = 200

@@ -10,9 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.apply.client_speed import measure_speed
-from sweeper.apply.servers import Generation
-from sweeper.apply.verify import judge
+from sweeper.apply.verify.check import judge
+from sweeper.apply.verify.client_speed import measure_speed
+from sweeper.apply.verify.servers import Generation
 from sweeper.errors import VerifyError
 from sweeper.records import EnergyReading, PowerSource, Reading, Workload
 

@@ -188,7 +188,7 @@ def test_llama_swap_refuses_a_name_that_it_would_replace() -> None:
 @QUICK
 @given(names, names)
 def test_textgen_key_matches_this_file_alone(name: str, other: str) -> None:
-    from sweeper.apply.textgen import pattern_of
+    from sweeper.apply.targets.textgen import pattern_of
 
     pattern = pattern_of(name)
     # text-generation-webui's own test, modules/models_settings.py
@@ -200,7 +200,7 @@ def test_textgen_key_matches_this_file_alone(name: str, other: str) -> None:
 @QUICK
 @given(names)
 def test_textgen_settings(name: str) -> None:
-    from sweeper.apply.textgen import pattern_of, settings
+    from sweeper.apply.targets.textgen import pattern_of, settings
     from sweeper.apply.yaml_text import with_entry
 
     text = with_entry("", (), pattern_of(name), settings(C), "config-user.yaml")
@@ -223,7 +223,7 @@ def test_textgen_settings(name: str) -> None:
 
 
 def test_textgen_uses_its_own_cache_type_where_it_has_one() -> None:
-    from sweeper.apply.textgen import settings
+    from sweeper.apply.targets.textgen import settings
 
     same = settings(C.with_(type_k="q8_0", type_v="q8_0"))
     assert same["cache_type"] == "q8_0"

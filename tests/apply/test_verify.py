@@ -22,10 +22,9 @@ from apply_sweep import ENGINE, MACHINE, make_sweep
 from hostile import NAMES
 
 from sweeper import apply
-from sweeper.apply.in_force import from_llama_server_argv, from_ollama_parameters
-from sweeper.apply.json_http import get
-from sweeper.apply.processes import free_port, started
-from sweeper.apply.verify import FigureCheck, _beside_now, judge
+from sweeper.apply.verify.check import FigureCheck, _beside_now, judge
+from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
+from sweeper.apply.verify.processes import free_port, started
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -34,8 +33,9 @@ from sweeper.errors import (
     UsageError,
     VerifyError,
 )
-from sweeper.gguf.shapes import ModelShape
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.http import get
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Workload
 from sweeper.wiring import speeds_of_engine
 
@@ -242,7 +242,7 @@ def test_a_python_server_of_our_own_is_read_from_its_log_and_ended(model: Path) 
 
 def test_a_server_ends_with_us_even_when_we_are_killed(tmp_path: Path) -> None:
     code = (
-        "import os, signal, sys; from pathlib import Path; from sweeper.apply.processes import started\n"
+        "import os, signal, sys; from pathlib import Path; from sweeper.apply.verify.processes import started\n"
         "with started(('sleep', '600'), {}, Path(sys.argv[1]), lambda: True, 5) as pid:\n"
         "    print(pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
     )

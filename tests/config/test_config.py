@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.auto_space import Facts, default_configuration, fill_auto
 from sweeper.config import compose, conf_folder, run_hydra
 from sweeper.errors import ConfigError, SpaceError
-from sweeper.power.base import LimitRange
+from sweeper.limits.base import LimitRange
 from sweeper.records import MachineRecord, ModelFile, ModelRecord, Workload
-from sweeper.space import Traits, build_space
+from sweeper.space.auto import Facts, default_configuration, fill_auto
+from sweeper.space.space import Traits, build_space
 
 CHOICES = sorted(
     (folder.name, file.stem)

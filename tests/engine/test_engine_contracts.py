@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration
+from sweeper.lab.contracts import EngineContract
+from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
+from sweeper.lab.virtual_time import VirtualClock
 from sweeper.records import Configuration
-from sweeper.testing import EngineContract
-from sweeper.virtual_time import VirtualClock
 
 
 class TestLlamaCppEngine(EngineContract):

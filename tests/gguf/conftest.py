@@ -3,7 +3,7 @@
 import pytest
 from nano_models import NANO, NANO_MOE
 
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model.synthetic import write_synthetic
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,6 @@
 """The smallest shapes that all of llama.cpp's quantisations take."""
 
-from sweeper.gguf.shapes import ModelShape
+from sweeper.model.shapes import ModelShape
 
 # Two layers of the least width that all of llama.cpp's quantisations take: F16 in 3 MiB.
 NANO = ModelShape(

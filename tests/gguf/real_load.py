@@ -10,8 +10,8 @@ import sys
 
 import llama_cpp
 
-from sweeper.gguf.ggml_types import CACHE_TYPES
-from sweeper.gguf.llama_log import capture_log
+from sweeper.model.ggml_types import CACHE_TYPES
+from sweeper.model.llama_log import capture_log
 
 
 def generate(paths):

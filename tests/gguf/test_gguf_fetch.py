@@ -6,8 +6,8 @@ import pytest
 from hub_server import COMMIT, Hub, hub_serving
 
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
-from sweeper.gguf.fetch import fetch
-from sweeper.gguf.header import read_header
+from sweeper.model.header import read_header
+from sweeper.model.hub import fetch
 
 MODEL = raw.whole(tensors=(raw.tensor("t", (8,)),), data=bytes(32))
 

@@ -9,11 +9,11 @@ import pytest
 from nano_models import NANO
 
 from sweeper.errors import EngineRefused, ModelFileError, ModelMissingError
-from sweeper.gguf.available_memory import host_available_mib
-from sweeper.gguf.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
-from sweeper.gguf.forecast_worker import compute_by_device, kv_by_device, layer_devices
-from sweeper.gguf.header import read_header
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model.available_memory import host_available_mib
+from sweeper.model.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
+from sweeper.model.forecast_worker import compute_by_device, kv_by_device, layer_devices
+from sweeper.model.header import read_header
+from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration
 
 CONFIGURATIONS = (

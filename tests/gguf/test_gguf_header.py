@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from nano_models import NANO, NANO_MOE
 
 from sweeper.errors import ModelFileError, ModelMissingError
-from sweeper.gguf.digest import sha256_of
-from sweeper.gguf.ggml_types import FILE_TYPES, TYPE_BY_NUMBER
-from sweeper.gguf.header import read_header, split_names
+from sweeper.model.digest import sha256_of
+from sweeper.model.ggml_types import FILE_TYPES, TYPE_BY_NUMBER
+from sweeper.model.header import read_header, split_names
 
 
 def write(folder, content, name="bad.gguf"):

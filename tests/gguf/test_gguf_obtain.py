@@ -9,7 +9,7 @@ from hub_server import COMMIT, Hub, hub_serving
 from nano_models import NANO
 
 from sweeper.errors import ConfigError, ModelMissingError
-from sweeper.gguf.obtain import Wanted, obtain
+from sweeper.model.obtain import Wanted, obtain
 
 SHAPE = asdict(NANO)
 
@@ -39,7 +39,7 @@ def test_a_path_goes_before_repository_and_shape(tmp_path, nano):
 
 def test_a_repository_goes_before_a_shape_and_the_hubs_variables_are_heard(tmp_path, nano):
     code = (
-        "import json, sys; from pathlib import Path; from sweeper.gguf.obtain import Wanted, obtain\n"
+        "import json, sys; from pathlib import Path; from sweeper.model.obtain import Wanted, obtain\n"
         "shape = json.loads(sys.argv[2])\n"
         "wanted = Wanted(repo='owner/model', file='nano.gguf', revision='v1', shape=shape)\n"
         "record = obtain(wanted, Path(sys.argv[1])).record\n"

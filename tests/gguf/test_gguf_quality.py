@@ -12,11 +12,11 @@ from nano_models import NANO
 from scipy.special import log_softmax
 
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError, StoreError
-from sweeper.gguf import quality
-from sweeper.gguf.quality import BUNDLED_TEXT, QualityMeter
-from sweeper.gguf.quality_worker import divergence_of
-from sweeper.gguf.quantise import quantised
-from sweeper.gguf.synthetic import write_synthetic
+from sweeper.model import quality
+from sweeper.model.quality import BUNDLED_TEXT, QualityMeter
+from sweeper.model.quality_worker import divergence_of
+from sweeper.model.quantise import quantised
+from sweeper.model.synthetic import write_synthetic
 
 logits = arrays(np.float32, (3, 17), elements=st.floats(-30, 30, width=32))
 

@@ -8,13 +8,13 @@ import pytest
 from nano_models import NANO
 
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError, UsageError
-from sweeper.gguf import quantise
-from sweeper.gguf.digest import sha256_of
-from sweeper.gguf.ggml_types import FILE_TYPE_BY_NAME
-from sweeper.gguf.header import read_header
-from sweeper.gguf.quantise import LEVELS, LEVELS_NEEDING_IMPORTANCE, quantised
-from sweeper.gguf.synthetic import write_synthetic
-from sweeper.worker_process import WorkerProcess
+from sweeper.model import quantise
+from sweeper.model.digest import sha256_of
+from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
+from sweeper.model.header import read_header
+from sweeper.model.quantise import LEVELS, LEVELS_NEEDING_IMPORTANCE, quantised
+from sweeper.model.synthetic import write_synthetic
+from sweeper.processes import WorkerProcess
 
 
 def test_a_level_is_made_once_and_kept_by_the_sources_digest(nano, tmp_path):
@@ -46,7 +46,7 @@ def test_a_level_is_what_it_says(nano, root, level):
 
 def test_the_table_says_which_levels_need_an_importance_matrix(nano, nano_moe, tmp_path):
     needing = set()
-    with WorkerProcess("sweeper.gguf.quantise_worker") as worker:
+    with WorkerProcess("sweeper.model.quantise_worker") as worker:
         for source in (nano, nano_moe):
             for level in (*LEVELS, *LEVELS_NEEDING_IMPORTANCE):
                 job = {"source": str(source), "target": str(tmp_path / "t"), "threads": 1}
@@ -90,7 +90,7 @@ def test_tensors_that_fell_back_are_told_of_each_time(tmp_path):
 
 def test_two_processes_at_once_make_it_once(nano, tmp_path):
     code = (
-        "import sys; from pathlib import Path; from sweeper.gguf.quantise import quantised\n"
+        "import sys; from pathlib import Path; from sweeper.model.quantise import quantised\n"
         "print(quantised(Path(sys.argv[1]), 'Q6_K', Path(sys.argv[2])).made)"
     )
     command = [sys.executable, "-c", code, str(nano), str(tmp_path)]

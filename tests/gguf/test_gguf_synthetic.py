@@ -17,15 +17,15 @@ from hypothesis import strategies as st
 from nano_models import NANO, NANO_MOE
 
 from sweeper.errors import ConfigError, StoreError
-from sweeper.gguf import synthetic
-from sweeper.gguf.ggml_types import FILE_TYPE_BY_NAME, TYPE_BY_NAME
-from sweeper.gguf.header import read_header
-from sweeper.gguf.shapes import ModelShape, TensorShape
-from sweeper.gguf.synthetic import synthetic_bytes, write_synthetic
-from sweeper.gguf.tensor_mix import BASE_TYPES
-from sweeper.gguf.vocabulary import vocabulary
-from sweeper.gguf.weights import _BLOCKS, pieces
-from sweeper.worker_process import WorkerProcess
+from sweeper.model import synthetic
+from sweeper.model.ggml_types import FILE_TYPE_BY_NAME, TYPE_BY_NAME
+from sweeper.model.header import read_header
+from sweeper.model.shapes import ModelShape, TensorShape
+from sweeper.model.synthetic import synthetic_bytes, write_synthetic
+from sweeper.model.tensor_mix import BASE_TYPES
+from sweeper.model.vocabulary import vocabulary
+from sweeper.model.weights import _BLOCKS, pieces
+from sweeper.processes import WorkerProcess
 
 CATALOGUE = sorted((Path(__file__).parents[2] / "conf" / "model").glob("*.yaml"))
 
@@ -47,7 +47,7 @@ def test_what_a_killed_run_left_is_overwritten(tmp_path, nano):
 def test_two_writers_at_once_leave_one_whole_model(tmp_path, nano):
     code = (
         "import sys; from pathlib import Path; from nano_models import NANO\n"
-        "from sweeper.gguf.synthetic import write_synthetic\n"
+        "from sweeper.model.synthetic import write_synthetic\n"
         "write_synthetic(NANO, Path(sys.argv[1]), 'F16', seed=1)"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parent)}
@@ -92,7 +92,7 @@ def test_a_large_tensor_is_never_whole_in_memory():
 
 @pytest.fixture(scope="module")
 def quantiser():
-    with WorkerProcess("sweeper.gguf.quantise_worker") as running:
+    with WorkerProcess("sweeper.model.quantise_worker") as running:
         yield running
 
 

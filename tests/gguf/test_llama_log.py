@@ -3,7 +3,7 @@ from collections import deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.gguf.llama_log import LogCapture
+from sweeper.model.llama_log import LogCapture
 
 INFO, WARN, ERROR, CONTINUE = 2, 3, 4, 5
 

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
-from sweeper.worker_process import WorkerProcess
+from sweeper.processes import WorkerProcess
 
 
 @pytest.fixture

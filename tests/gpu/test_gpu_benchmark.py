@@ -18,13 +18,13 @@ from gpu_path import planned_on
 from gpu_record import Deadline, OutOfTime, StepFile
 
 from sweeper.errors import SweeperError, TrialFailed, UsageError
-from sweeper.gguf.header import read_header
-from sweeper.record_table import read_table
+from sweeper.lab.tables import read_table
+from sweeper.model.header import read_header
 from sweeper.records import Configuration
 
 HERE = Path(__file__).resolve().parent
 PROGRAM = HERE.parents[1] / "benchmarks" / "gpu.py"
-WITHOUT_SWEEP = ("mlflow", "optuna", "hydra", "omegaconf", "sweeper.power.limits")
+WITHOUT_SWEEP = ("mlflow", "optuna", "hydra", "omegaconf", "sweeper.limits.control")
 
 
 @dataclass(frozen=True)

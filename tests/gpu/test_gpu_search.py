@@ -7,14 +7,14 @@ from typing import Any
 
 import pytest
 
-from sweeper.auto_space import GPU_KEYS, Facts, default_configuration, fill_auto
 from sweeper.config import compose
-from sweeper.engine.simulated import MACHINES, machine_record, model_record
+from sweeper.lab.simulator import MACHINES, machine_record, model_record
 from sweeper.records import SweepRecord, Workload
 from sweeper.report.progress import Silent
 from sweeper.search.gp_front import INITIAL_TRIALS
 from sweeper.search.memory_order import MemoryOrder
-from sweeper.space import SearchSpace, Traits, build_space
+from sweeper.space.auto import GPU_KEYS, Facts, default_configuration, fill_auto
+from sweeper.space.space import SearchSpace, Traits, build_space
 from sweeper.wiring import prepared
 
 ASKED = {

@@ -13,11 +13,11 @@ import pytest
 from fake_nvml import H100_MIG, LAPTOP_4060, RTX_3060, RTX_4090, UNKNOWN, FakeNvml
 
 from sweeper.errors import LimitRefused, SweepBusyError, UsageError
-from sweeper.power.guardian import read_log
-from sweeper.power.limits import DeviceLimits, NoLimits, find_limits
-from sweeper.power.restore import Action, restore
-from sweeper.power.rights import MeansSettings
-from sweeper.power.settings import PowerSettings
+from sweeper.limits.control import DeviceLimits, NoLimits, find_limits
+from sweeper.limits.guardian import read_log
+from sweeper.limits.restore import Action, restore
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 
 DIRECT = MeansSettings(means="direct")
 
@@ -25,8 +25,8 @@ DIRECT = MeansSettings(means="direct")
 @pytest.fixture(autouse=True)
 def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake driver answers at once."""
-    monkeypatch.setattr("sweeper.power.device_lock.WAIT_SECONDS", 0.3)
-    monkeypatch.setattr("sweeper.power.knob.READ_BACK_SECONDS", 0.2)
+    monkeypatch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.3)
+    monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.2)
 
 
 class Bed:
@@ -355,9 +355,9 @@ def left_behind(here: Bed, root: Path, program: str = "") -> None:
     code = f"""
 import os, signal
 from pathlib import Path
-from sweeper.power.limits import find_limits
-from sweeper.power.rights import MeansSettings
-from sweeper.power.settings import PowerSettings
+from sweeper.limits.control import find_limits
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 limits = find_limits(Path({str(root)!r}), PowerSettings(sysfs_root={str(here.sysfs)!r}),
                      MeansSettings(means="direct"), Path({str(here.locks)!r}), environ={{}})
 with limits:
@@ -442,7 +442,7 @@ def test_restore_leaves_a_running_sweep_to_itself(bed: Callable[..., Bed]) -> No
         left_behind(here, here.root)
         (path,) = here.journals()
         first, *rest = path.read_text().splitlines()
-        from sweeper.power.journal import process_start_ticks
+        from sweeper.limits.journal import process_start_ticks
 
         header = json.loads(first) | {"pid": other.pid, "pid_start_ticks": process_start_ticks(other.pid)}
         path.write_text("\n".join([json.dumps(header), *rest]) + "\n")

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import StoreError, SweepBusyError
-from sweeper.power.device_lock import DeviceLocks, lock_folder
-from sweeper.power.journal import (
+from sweeper.limits.device_lock import DeviceLocks, lock_folder
+from sweeper.limits.journal import (
     Entry,
     Journal,
     boot_id,
@@ -21,7 +21,7 @@ from sweeper.power.journal import (
     process_start_ticks,
     read_journal,
 )
-from sweeper.power.knob import KnobId
+from sweeper.limits.knob import KnobId
 
 POWER = KnobId("nvml_power", "GPU-1")
 CLOCK = KnobId("nvml_clock", "GPU-1")
@@ -98,7 +98,7 @@ def test_a_process_is_known_by_pid_and_start(tmp_path: Path) -> None:
 def test_locks_exclude_another_process(tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
-from sweeper.power.device_lock import DeviceLocks
+from sweeper.limits.device_lock import DeviceLocks
 with DeviceLocks(["GPU-1"], Path({str(tmp_path)!r})) as locks:
     locks.note(Path("/a/journal"))
     print("held", flush=True)
@@ -111,7 +111,7 @@ with DeviceLocks(["GPU-1"], Path({str(tmp_path)!r})) as locks:
         assert other.stdout.readline() == b"held\n"
         both = DeviceLocks(["GPU-0", "GPU-1"], tmp_path)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sweeper.power.device_lock.WAIT_SECONDS", 0.1)
+            patch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.1)
             with pytest.raises(SweepBusyError, match=rf"GPU-1 \(process {other.pid}\)"):
                 both.acquire()
         assert both.descriptors == ()  # GPU-0 was let go again
@@ -129,7 +129,7 @@ def test_a_lock_outlives_its_taker_while_a_child_holds_it(tmp_path: Path) -> Non
     with subprocess.Popen(["sleep", "60"], pass_fds=locks.descriptors) as child:
         locks.release()
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr("sweeper.power.device_lock.WAIT_SECONDS", 0.1)
+            patch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.1)
             with pytest.raises(SweepBusyError):
                 locks.acquire()
         child.kill()

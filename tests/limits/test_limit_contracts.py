@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 from fake_nvml import RTX_4090, FakeNvml
 
-from sweeper.power.base import LimitControl, LimitRange
-from sweeper.power.limits import find_limits
-from sweeper.power.rights import MeansSettings
-from sweeper.power.settings import PowerSettings
-from sweeper.power.simulated import SimulatedLimits
-from sweeper.testing import LimitControlContract, LimitedDevice
+from sweeper.lab.contracts import LimitControlContract, LimitedDevice
+from sweeper.lab.simulated_power import SimulatedLimits
+from sweeper.limits.base import LimitControl, LimitRange
+from sweeper.limits.control import find_limits
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 
 CLOCK = "clock_limit_mhz"
 POWER = "power_limit_watts"

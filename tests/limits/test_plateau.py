@@ -5,8 +5,8 @@ import random
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from sweeper.power.plateau import CapPoint, find_plateau, held_by_cap
 from sweeper.records import Caveat, Reading
+from sweeper.results.plateau import CapPoint, find_plateau, held_by_cap
 
 
 def reading(median: float, spread: float = 0.005) -> Reading:

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 
 from sweeper.errors import LimitRefused
-from sweeper.power.base import LimitControl
-from sweeper.power.limits import DeviceLimits, NoLimits, find_limits
-from sweeper.power.rapl_limits import packages
-from sweeper.power.restore import Action
-from sweeper.power.rights import MeansSettings
-from sweeper.power.settings import PowerSettings
+from sweeper.limits.base import LimitControl
+from sweeper.limits.control import DeviceLimits, NoLimits, find_limits
+from sweeper.limits.rapl import packages
+from sweeper.limits.restore import Action
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 
 
 def zone(sysfs: Path, number: int | str, name: str, limits: dict[str, int], **files: str) -> Path:
@@ -102,8 +102,8 @@ def test_a_kernel_that_keeps_the_old_value_is_seen(
     tmp_path: Path, find: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = zone(tmp_path / "sys", 0, "package-0", {"constraint_0": 44_000_000})
-    monkeypatch.setattr("sweeper.power.knob.READ_BACK_SECONDS", 0.05)
-    monkeypatch.setattr("sweeper.power.rapl_limits._write_at_once", lambda path, raw: None)
+    monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.05)
+    monkeypatch.setattr("sweeper.limits.rapl._write_at_once", lambda path, raw: None)
     with find() as limits, pytest.raises(LimitRefused, match="did not become 20 W: it reads back 44 W"):
         limits.set("power_limit_watts", 20)
     assert limits_of(folder) == [44_000_000]
@@ -117,7 +117,7 @@ def test_rounding_to_the_processors_own_unit_is_no_refusal(
     def eighths(path: Path, raw: int) -> None:
         path.write_text(f"{raw // 125_000 * 125_000 - 1}\n")
 
-    monkeypatch.setattr("sweeper.power.rapl_limits._write_at_once", eighths)
+    monkeypatch.setattr("sweeper.limits.rapl._write_at_once", eighths)
     with find() as limits:
         assert limits.set("power_limit_watts", 20).enforced == 20
     assert limits_of(folder) == [43_999_999]
@@ -131,7 +131,7 @@ def test_firmware_that_locks_limits_is_named(
     def denied(path: Path, raw: int) -> None:
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("sweeper.power.rapl_limits._write_at_once", denied)
+    monkeypatch.setattr("sweeper.limits.rapl._write_at_once", denied)
     with find() as limits, pytest.raises(LimitRefused, match="locked by the firmware"):
         limits.set("power_limit_watts", 20)
 
@@ -140,7 +140,7 @@ def test_without_the_right_the_reason_says_how_to_grant_it(
     tmp_path: Path, find: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     zone(tmp_path / "sys", 0, "package-0", {"constraint_0": 44_000_000})
-    monkeypatch.setattr("sweeper.power.rapl_limits.PackageKnob.writable", False)
+    monkeypatch.setattr("sweeper.limits.rapl.PackageKnob.writable", False)
     limits = find(means="auto")
     assert limits.ranges() == {}
     reason = limits.reasons()["power_limit_watts"]

@@ -18,10 +18,10 @@ import pytest
 from fake_nvml import RTX_4090, FakeNvml
 
 from sweeper.errors import LimitRefused
-from sweeper.power.base import LimitControl
-from sweeper.power.limits import find_limits
-from sweeper.power.restore import Action, restore
-from sweeper.power.rights import (
+from sweeper.limits.base import LimitControl
+from sweeper.limits.control import find_limits
+from sweeper.limits.restore import Action, restore
+from sweeper.limits.rights import (
     HELPER_PATH,
     Helper,
     MeansSettings,
@@ -31,9 +31,9 @@ from sweeper.power.rights import (
     has_admin_right,
     zeusd_socket,
 )
-from sweeper.power.settings import PowerSettings
+from sweeper.power_settings import PowerSettings
 
-HELPER_SOURCE = Path(__file__).parents[2] / "sweeper/power/set_limit_helper.py"
+HELPER_SOURCE = Path(__file__).parents[2] / "sweeper/limits/set_limit_helper.py"
 
 
 @pytest.fixture
@@ -94,9 +94,9 @@ def test_the_guardian_uses_the_helper_too(
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {str(Path(__file__).parent)!r})
-from sweeper.power.limits import find_limits
-from sweeper.power.rights import MeansSettings
-from sweeper.power.settings import PowerSettings
+from sweeper.limits.control import find_limits
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 with find_limits(Path({str(tmp_path / "mlruns")!r}), PowerSettings(sysfs_root={str(tmp_path)!r}),
                  MeansSettings("helper", {helper!r}), Path({str(tmp_path)!r}), environ={{}}) as limits:
     limits.set("power_limit_watts", 200)
@@ -388,8 +388,8 @@ def test_steps_name_the_files_that_there_are() -> None:
 def test_restore_takes_its_means_from_its_user_and_never_from_the_journal(
     unprivileged: FakeNvml, helper: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from sweeper.power.journal import Journal
-    from sweeper.power.knob import KnobId
+    from sweeper.limits.journal import Journal
+    from sweeper.limits.knob import KnobId
 
     gpu = unprivileged.gpus[0]
     journal = Journal.create(tmp_path / "mlruns", {KnobId("nvml_power", gpu.uuid): 450_000})

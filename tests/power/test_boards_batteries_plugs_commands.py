@@ -10,11 +10,11 @@ from fake_plugs import FakePlug, serving
 from sysfs_trees import plant, write
 
 from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.power.battery import BatterySensor
-from sweeper.power.command import CommandSensor
-from sweeper.power.hwmon import HwmonSensor, find_devices
-from sweeper.power.plug import PlugSensor
-from sweeper.power.settings import CommandSettings, PlugSettings
+from sweeper.meter.sensors.battery import BatterySensor
+from sweeper.meter.sensors.command import CommandSensor
+from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
+from sweeper.meter.sensors.plug import PlugSensor
+from sweeper.power_settings import CommandSettings, PlugSettings
 from sweeper.records import Caveat
 
 

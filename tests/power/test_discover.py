@@ -13,11 +13,12 @@ from fake_plugs import FakePlug, serving
 from omegaconf import OmegaConf
 from sysfs_trees import MACHINES, plant, running
 
+from sweeper.doctor import Finding, examine
 from sweeper.errors import ConfigError, SensorMissingError
-from sweeper.power.base import LimitControl, LimitInForce, LimitRange, PowerMeter
-from sweeper.power.discover import find_meter
-from sweeper.power.doctor import Finding, examine
-from sweeper.power.settings import SOURCES, CommandSettings, PlugSettings, PowerSettings, check_settings
+from sweeper.limits.base import LimitControl, LimitInForce, LimitRange
+from sweeper.meter.base import PowerMeter
+from sweeper.meter.choose import find_meter
+from sweeper.power_settings import SOURCES, CommandSettings, PlugSettings, PowerSettings, check_settings
 from sweeper.records import Caveat, EnergyReading
 
 QUICK = 0.1

@@ -11,10 +11,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.power.base import Sample
-from sweeper.power.counter_edges import edges_of
-from sweeper.power.integrate import CounterTrack, Integral, integrate
-from sweeper.power.meter import MOST_BUSY_SHARE, look_seconds
+from sweeper.meter.base import Sample
+from sweeper.meter.counter_edges import edges_of
+from sweeper.meter.integrate import CounterTrack, Integral, integrate
+from sweeper.meter.sampling import MOST_BUSY_SHARE, look_seconds
 
 Power = Callable[[float], float]
 LOOK_COST_SECONDS = 0.00026  # as measured by benchmarks/sampler_cost.py on a busy machine

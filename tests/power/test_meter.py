@@ -13,13 +13,13 @@ from hypothesis import strategies as st
 from sysfs_trees import plant, running
 
 from sweeper.errors import ConfigError, ReadingFailed, SensorMissingError
-from sweeper.power.base import DeviceState, Sample
-from sweeper.power.discover import measure_idle
-from sweeper.power.estimate import EstimateSensor
-from sweeper.power.meter import SampledMeter, look_seconds
-from sweeper.power.plug import PlugSensor
-from sweeper.power.rapl import RaplSensor
-from sweeper.power.settings import EstimateSettings, PlugSettings
+from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.choose import measure_idle
+from sweeper.meter.sampling import SampledMeter, look_seconds
+from sweeper.meter.sensors.estimate import EstimateSensor
+from sweeper.meter.sensors.plug import PlugSensor
+from sweeper.meter.sensors.rapl import RaplSensor
+from sweeper.power_settings import EstimateSettings, PlugSettings
 from sweeper.records import Caveat, EnergyReading, PowerSource, from_plain, to_plain
 
 

@@ -12,12 +12,12 @@ import pytest
 from fake_nvml import GPU_IS_LOST, H100_MIG, H200, LAPTOP_4060, NO_PERMISSION, RTX_4090, FakeGpu, FakeNvml
 
 from sweeper.errors import ConfigError, ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.power.composite import SumSensor, TrustedSensor
-from sweeper.power.meter import SampledMeter
-from sweeper.power.nvml import NvmlSensor, gpu_sensor, visible_devices
-from sweeper.power.plug import PlugSensor
-from sweeper.power.settings import PlugSettings
-from sweeper.power.trust import Trust
+from sweeper.meter.composite import SumSensor, TrustedSensor
+from sweeper.meter.sampling import SampledMeter
+from sweeper.meter.sensors.nvml import NvmlSensor, gpu_sensor, visible_devices
+from sweeper.meter.sensors.plug import PlugSensor
+from sweeper.meter.trust import Trust
+from sweeper.power_settings import PlugSettings
 from sweeper.records import Caveat
 
 MakeNvml = Callable[..., FakeNvml]
@@ -299,7 +299,7 @@ def test_a_failed_reading_names_nvmls_words(fake_nvml: FakeNvml) -> None:
 
 def test_the_loader_finds_it_in_a_process_of_its_own(fake_nvml: FakeNvml) -> None:
     program = (
-        "from sweeper.power.nvml import gpu_sensor\n"
+        "from sweeper.meter.sensors.nvml import gpu_sensor\n"
         "sensor = gpu_sensor(None); sensor.open(); sample = sensor.read()\n"
         "print(sensor.source.device, sample.energy_joules is not None); sensor.close()"
     )

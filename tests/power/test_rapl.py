@@ -12,8 +12,8 @@ import pytest
 from sysfs_trees import plant, write
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.power.integrate import integrate
-from sweeper.power.rapl import RaplSensor, find_zones, packages, without_mirrors
+from sweeper.meter.integrate import integrate
+from sweeper.meter.sensors.rapl import RaplSensor, find_zones, packages, without_mirrors
 
 POWERCAP = "class/powercap"
 NOBODY = 65534
@@ -140,7 +140,7 @@ def test_explains_the_right_to_a_plain_user(open_folder: Path) -> None:
     root = plant("intel_desktop", open_folder / "sys")
     (root / POWERCAP / "intel-rapl:0" / "energy_uj").chmod(0o000)
     program = (
-        "import os, sys; from pathlib import Path; from sweeper.power.rapl import RaplSensor\n"
+        "import os, sys; from pathlib import Path; from sweeper.meter.sensors.rapl import RaplSensor\n"
         f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
         "try: RaplSensor(Path(sys.argv[1])).open()\n"
         "except Exception as error: print(type(error).__name__, error)"

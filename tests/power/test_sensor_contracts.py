@@ -12,17 +12,17 @@ from fake_nvml import H200, LAPTOP_4060, RTX_4090, FakeNvml
 from fake_plugs import FakePlug, serving
 from sysfs_trees import plant, running
 
-from sweeper.power.battery import BatterySensor
-from sweeper.power.command import CommandSensor
-from sweeper.power.composite import SumSensor, TrustedSensor
-from sweeper.power.estimate import EstimateSensor
-from sweeper.power.hwmon import HwmonSensor
-from sweeper.power.nvml import NvmlSensor
-from sweeper.power.plug import PlugSensor
-from sweeper.power.rapl import RaplSensor
-from sweeper.power.settings import CommandSettings, EstimateSettings, PlugSettings
-from sweeper.power.trust import Trust
-from sweeper.testing import AbsentSensorContract, SensorContract
+from sweeper.lab.contracts import AbsentSensorContract, SensorContract
+from sweeper.meter.composite import SumSensor, TrustedSensor
+from sweeper.meter.sensors.battery import BatterySensor
+from sweeper.meter.sensors.command import CommandSensor
+from sweeper.meter.sensors.estimate import EstimateSensor
+from sweeper.meter.sensors.hwmon import HwmonSensor
+from sweeper.meter.sensors.nvml import NvmlSensor
+from sweeper.meter.sensors.plug import PlugSensor
+from sweeper.meter.sensors.rapl import RaplSensor
+from sweeper.meter.trust import Trust
+from sweeper.power_settings import CommandSettings, EstimateSettings, PlugSettings
 
 RAPL = "class/powercap/intel-rapl"
 

@@ -12,10 +12,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import ReadingFailed
-from sweeper.power.base import DeviceState, Sample
-from sweeper.power.composite import SumSensor, TrustedSensor
-from sweeper.power.nvml import NvmlSensor
-from sweeper.power.trust import Trust, cache_path, examine_sensor, judge, known_or_examined
+from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.composite import SumSensor, TrustedSensor
+from sweeper.meter.sensors.nvml import NvmlSensor
+from sweeper.meter.trust import Trust, cache_path, examine_sensor, judge, known_or_examined
 from sweeper.records import Caveat, PowerSource
 
 

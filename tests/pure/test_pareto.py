@@ -6,8 +6,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.pareto import dominates, front, hypervolume, oriented, reference_point, tied, ties, undominated
 from sweeper.records import Configuration, Objective, Reading, TrialRecord
+from sweeper.results.front import (
+    dominates,
+    front,
+    hypervolume,
+    oriented,
+    reference_point,
+    tied,
+    ties,
+    undominated,
+)
 
 SPEED_AND_WATTS = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
 

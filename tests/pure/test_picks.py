@@ -8,7 +8,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.pareto import Pick, choose, dominates, parse_pick, price_in_words, undecided
 from sweeper.records import (
     Configuration,
     EngineRecord,
@@ -22,6 +21,9 @@ from sweeper.records import (
     TrialRecord,
     Workload,
 )
+from sweeper.results.front import dominates
+from sweeper.results.picks import Pick, choose, parse_pick, undecided
+from sweeper.results.price import price_in_words
 
 TWO = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from sweeper.errors import SpaceError
 from sweeper.records import Configuration
-from sweeper.space import SearchSpace, Traits, build_space, effective
+from sweeper.space.space import SearchSpace, Traits, build_space, effective
 
 BATCHES = st.lists(
     st.sampled_from([32, 64, 128, 256, 512, 1024, 2048, 4096]), min_size=1, max_size=5, unique=True

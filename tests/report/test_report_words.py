@@ -7,9 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_sweeps import sweep
 
-from sweeper.ceiling import Ceiling, ceiling, with_ceiling_caveats
 from sweeper.records import Caveat, Configuration, Prices, Reading
-from sweeper.report.costs import kwh_per_year, money, per_hour, per_million_tokens
 from sweeper.report.words import (
     MISSING,
     change,
@@ -22,6 +20,8 @@ from sweeper.report.words import (
     spread,
     tally,
 )
+from sweeper.results.ceiling import Ceiling, ceiling, with_ceiling_caveats
+from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
 
 
 @given(st.floats(min_value=0.01, max_value=1e6))

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from sweeper.engine.simulated import MACHINES, machine_record, model_record
+from sweeper.lab.simulator import MACHINES, machine_record, model_record
 from sweeper.records import (
     Caveat,
     Configuration,
@@ -18,11 +18,11 @@ from sweeper.records import (
     Reading,
     SweepRecord,
     TrialRecord,
+    Visit,
     Window,
     Workload,
 )
-from sweeper.search.assemble import conclude, with_finals
-from sweeper.search.study import Visit
+from sweeper.results.assemble import conclude, with_finals
 
 TRIAL = TrialRecord(
     0, "complete", Configuration(), {"tokens_per_second": Reading(9, 8, 10, 3), "watts": Reading(5, 4, 6, 3)}

@@ -4,14 +4,14 @@ from dataclasses import replace
 
 import pytest
 
-from sweeper.engine.simulated import MACHINES, SimulatedEngine, default_configuration
-from sweeper.measure import Stage, measure
-from sweeper.power.simulated import SimulatedMeter
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
+from sweeper.lab.virtual_time import VirtualClock
+from sweeper.measure.trial import Stage, measure
 from sweeper.records import Caveat, Configuration, Constraint, Objective, Reading, TrialRecord, Workload
 from sweeper.search.early_stop import LEAST_TRIALS, EarlyStop
 from sweeper.search.finals import visit_stage
 from sweeper.stats import deviation_of, reading
-from sweeper.virtual_time import VirtualClock
 
 OBJECTIVES = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
 

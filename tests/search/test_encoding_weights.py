@@ -8,7 +8,7 @@ import pytest
 from sweeper.records import Configuration
 from sweeper.search.encoding import IDLE_WEIGHT, Encoder, weighted
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
-from sweeper.space import Traits, build_space
+from sweeper.space.space import Traits, build_space
 
 SPACE = build_space(
     {

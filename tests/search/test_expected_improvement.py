@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sweeper.pareto import hypervolume
+from sweeper.results.front import hypervolume
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
 
 unit = st.floats(0.0, 1.0).map(lambda x: round(x, 2))

@@ -8,10 +8,11 @@ import numpy as np
 import optuna
 import pytest
 
-from sweeper.engine.simulated import MACHINES, default_configuration, true_metrics
 from sweeper.errors import OutOfMemory
-from sweeper.pareto import Line, hypervolume, line_of, reference_point, undominated
+from sweeper.lab.simulator import MACHINES, default_configuration, true_metrics
 from sweeper.records import Configuration, Objective, Workload
+from sweeper.results.front import hypervolume, reference_point, undominated
+from sweeper.results.picks import Line, line_of
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder
 from sweeper.search.front_model import FrontModel, ObjectiveModel, Outlook
@@ -20,7 +21,7 @@ from sweeper.search.gp_front import GpFrontSampler
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.stopping import IN_A_ROW, StoppingRule
 from sweeper.search.warm_start import initial_design
-from sweeper.space import Traits, build_space
+from sweeper.space.space import Traits, build_space
 
 WORKLOAD = Workload(depth=512)
 # Small enough to know it whole.

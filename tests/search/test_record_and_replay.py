@@ -6,8 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from sweeper.engine.replay import ReplayEngine, replay_meter, replay_source, true_metrics
-from sweeper.engine.simulated import (
+from sweeper.errors import ConfigError, EngineRefused, OutOfMemory
+from sweeper.lab.replay import ReplayEngine, replay_meter, replay_source, true_metrics
+from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
+from sweeper.lab.simulator import (
     MACHINES,
     SimulatedEngine,
     default_configuration,
@@ -15,13 +17,11 @@ from sweeper.engine.simulated import (
     machine_record,
     model_record,
 )
-from sweeper.errors import ConfigError, EngineRefused, OutOfMemory
-from sweeper.measure import Stage, measure
-from sweeper.power.simulated import SimulatedLimits, SimulatedMeter
-from sweeper.record_table import TableRow, cheapest_order, header_of, merged, read_table, record_table
+from sweeper.lab.tables import TableRow, cheapest_order, header_of, merged, read_table, record_table
+from sweeper.lab.virtual_time import VirtualClock
+from sweeper.measure.trial import Stage, measure
 from sweeper.records import MODEL_KEYS, Caveat, Configuration, Workload
-from sweeper.space import Traits, build_space
-from sweeper.virtual_time import VirtualClock
+from sweeper.space.space import Traits, build_space
 
 WORKLOAD = Workload(screening_repeats=4)
 STAGE = Stage.screening(WORKLOAD)

@@ -5,7 +5,9 @@ import statistics
 
 import pytest
 
-from sweeper.engine.simulated import (
+from sweeper.errors import EngineRefused, LimitRefused, OutOfMemory
+from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
+from sweeper.lab.simulator import (
     MACHINES,
     QUIET,
     Noise,
@@ -17,13 +19,11 @@ from sweeper.engine.simulated import (
     true_front,
     true_metrics,
 )
-from sweeper.errors import EngineRefused, LimitRefused, OutOfMemory
-from sweeper.measure import Stage, measure
-from sweeper.pareto import dominates, oriented
-from sweeper.power.simulated import SimulatedLimits, SimulatedMeter
+from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.measure.trial import Stage, measure
 from sweeper.records import Caveat, Objective, Reading, TrialRecord, Workload
-from sweeper.space import Traits, build_space
-from sweeper.virtual_time import PowerTrace, VirtualClock
+from sweeper.results.front import dominates, oriented
+from sweeper.space.space import Traits, build_space
 
 OBJECTIVES = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
 WORKLOAD = Workload(depth=1024)

@@ -7,13 +7,13 @@ from dataclasses import replace
 
 import pytest
 
-from sweeper.engine.simulated import MACHINES, SimulatedEngine, machine_record, model_record
-from sweeper.power.simulated import SimulatedMeter
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.simulator import MACHINES, SimulatedEngine, machine_record, model_record
+from sweeper.lab.virtual_time import VirtualClock
 from sweeper.records import Configuration, Objective, SweepRecord, TrialRecord, Workload
 from sweeper.search.smoothing import LEAST_TRIALS, smoothed
-from sweeper.space import Traits, build_space
+from sweeper.space.space import Traits, build_space
 from sweeper.stats import reading, relative_noise
-from sweeper.virtual_time import VirtualClock
 
 SPACE = build_space(
     {

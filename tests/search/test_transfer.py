@@ -14,7 +14,7 @@ from sweeper.records import Configuration, SweepRecord
 from sweeper.report.progress import Silent
 from sweeper.search.study import SweepStudy
 from sweeper.search.transfer import from_earlier, moved
-from sweeper.space import Traits, build_space
+from sweeper.space.space import Traits, build_space
 from sweeper.wiring import prepared
 
 

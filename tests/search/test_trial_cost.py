@@ -6,7 +6,7 @@ import pytest
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
 from sweeper.search.trial_cost import LEAST_TRIALS, Cost, TrialCost
-from sweeper.space import Traits, build_space
+from sweeper.space.space import Traits, build_space
 
 SPACE = build_space(
     {"quant": ["F16", "Q8_0", "Q4_K_M"], "n_threads": [1, 2, 4, 8], "flash_attn": [True, False]},

@@ -50,7 +50,7 @@ def test_front_and_recommendation_are_whole(swept: Path) -> None:
 
 
 def test_every_trial_stands_once_in_optuna_and_in_mlflow(swept: Path) -> None:
-    from sweeper.search.assemble import assemble
+    from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy
 
     record = assemble(SweepStudy.load(swept / "mlruns", "first"))

@@ -99,7 +99,7 @@ def test_the_baseline_is_found_again_when_its_own_trial_was_in_flight(
 ) -> None:
     import optuna
 
-    from sweeper.search.assemble import assemble
+    from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy
 
     slow = ["workload.screening_seconds=60", "search.trials=2"]

@@ -14,7 +14,7 @@ from process_groups import group_ends
 from tracked_sweep import record
 
 from sweeper.tracking import Tracker
-from sweeper.ui import free_port
+from sweeper.tracking.ui import free_port
 
 FIRST_OPEN = """
 import sys
@@ -57,7 +57,7 @@ REPORT = "<h1>The whole report</h1>"
 SERVE = """
 import sys
 from pathlib import Path
-from sweeper.ui import MlflowUi
+from sweeper.tracking.ui import MlflowUi
 with MlflowUi(None, Path(sys.argv[1]), int(sys.argv[2])) as ui:
     print(ui.pages().home.partition("/#")[0], ui._process.pid, flush=True)
     ui.wait()

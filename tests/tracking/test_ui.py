@@ -13,9 +13,9 @@ import pytest
 from headless_page import CHROMIUM, Page
 from process_groups import group_ends
 
-from sweeper import ui as ui_module
 from sweeper.errors import StoreError, SweepMissingError
-from sweeper.ui import MlflowUi, free_port
+from sweeper.tracking import ui as ui_module
+from sweeper.tracking.ui import MlflowUi, free_port
 
 
 @pytest.fixture

@@ -1,0 +1,120 @@
+"""The server of llama-cpp-python: ``python -m llama_cpp.server --config_file FILE``.
+
+Its settings read the environment for every key that the file leaves out (``N_CTX``, ``MODEL``, …), and its
+defaults are not llama.cpp's, so every key is written.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, read_text
+from sweeper.errors import UsageError
+from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
+from sweeper.records import Configuration
+
+SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama.h, enum llama_split_mode
+
+
+def ggml_type(name: str) -> int:
+    """Ggml's integer of a cache type.
+
+    Raises:
+        UsageError: where llama.cpp keeps no cache in that type.
+    """
+    try:
+        return CACHE_TYPE_NUMBERS[name]
+    except KeyError:
+        raise UsageError(
+            f"no cache type is called {name!r}: one of {', '.join(CACHE_TYPE_NUMBERS)}"
+        ) from None
+
+
+def model_settings(configuration: Configuration, model_path: str, name: str) -> dict[str, Any]:
+    """Every key of ``ModelSettings`` that decides speed or watts."""
+    c = configuration
+    return {
+        "model": model_path,
+        "model_alias": name,
+        "n_gpu_layers": c.n_gpu_layers,
+        "split_mode": SPLIT_MODES[c.split_mode],
+        "main_gpu": c.main_gpu,
+        "use_mmap": c.use_mmap,
+        "use_mlock": c.use_mlock,
+        "n_ctx": c.n_ctx,
+        "n_batch": c.n_batch,
+        "n_ubatch": c.n_ubatch,
+        "n_threads": c.n_threads,
+        "n_threads_batch": c.n_threads_batch,
+        "flash_attn": c.flash_attn,
+        "offload_kqv": c.offload_kqv,
+        "type_k": ggml_type(c.type_k),
+        "type_v": ggml_type(c.type_v),
+        "logits_all": False,  # the server's default keeps the logits of every prompt token
+        "embedding": False,
+        "cache": False,
+        "verbose": False,
+    }
+
+
+@dataclass(frozen=True, slots=True)
+class LlamaCppPython:
+    """JSON configuration of ``python -m llama_cpp.server``."""
+
+    name: str = "llama-cpp-python"
+    summary: str = "JSON file for `python -m llama_cpp.server --config_file`"
+    default_port: int = 8000
+    default_folder: Path = Path()
+
+    def draft(self, request: Request) -> Draft:
+        """The file with our model first, since the server loads its first model; others stay in it."""
+        path = request.target_file("llama-cpp-python.json")
+        ours = model_settings(request.configuration, request.model_path, request.name)
+        existing = _existing(path)
+        models: list[dict[str, Any]] = existing.get("models", [])
+        others = [m for m in models if m.get("model_alias") != request.name]
+        before = next((m for m in models if m.get("model_alias") == request.name), {})
+        settings = {
+            **existing,
+            "host": LOOPBACK,
+            "port": request.port,
+            "models": [{**before, **ours}, *others],
+        }
+        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+        argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
+        return Draft(
+            files=(change(path, text, _says(existing, others)),),
+            commands=(Command("start the server", argv, request.environment),),
+            notes=("HOST, PORT and CONFIG_FILE in the server's environment go before this file",),
+        )
+
+
+def _existing(path: Path) -> dict[str, Any]:
+    text = read_text(path)
+    if text is None or not text.strip():
+        return {}
+    try:
+        data = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise UsageError(
+            f"{path} is not JSON (line {error.lineno}: {error.msg}): mend it, or name another file"
+        ) from error
+    models = data.get("models", []) if isinstance(data, dict) else None
+    if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
+        raise UsageError(
+            f"{path} is not a configuration of llama_cpp.server (no list `models`): name another file"
+        )
+    return dict(data)
+
+
+def _says(existing: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    if not existing:
+        return "a new file"
+    if not others:
+        return "changes this model and keeps every key that sweeper does not set"
+    names = ", ".join(str(m.get("model_alias") or m.get("model")) for m in others)
+    return f"puts this model first and keeps {names}; the file is laid out anew"

@@ -1,0 +1,120 @@
+"""Ollama: a Modelfile for what a model decides, and a systemd drop-in for what the whole server decides.
+
+A Modelfile knows no escapes: a value runs to the end of its line, and characters that Go does not print are
+dropped (``parser/parser.go`` of Ollama). What Ollama has no setting for is said, one note each.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change
+from sweeper.apply.names import slug
+from sweeper.apply.targets.systemd import quoted
+from sweeper.errors import UsageError
+from sweeper.records import Configuration
+
+CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
+
+
+@dataclass(frozen=True, slots=True)
+class Ollama:
+    """Modelfile, drop-in, and the steps."""
+
+    name: str = "ollama"
+    summary: str = "a Modelfile, a systemd drop-in for the server's variables, and the steps"
+    default_port: int = 11434
+    default_folder: Path = Path()
+
+    def draft(self, request: Request) -> Draft:
+        """Both files beside each other; only the steps touch Ollama itself."""
+        path = request.target_file("Modelfile")
+        conf = path.with_name(path.name + ".ollama-service.conf")
+        name = slug(request.name)
+        place = "/etc/systemd/system/ollama.service.d/sweeper.conf"
+        return Draft(
+            files=(
+                change(path, modelfile(request), "the model"),
+                change(conf, drop_in(request), "for the whole server"),
+            ),
+            commands=(
+                Command(
+                    "give the server its variables", ("sudo", "install", "-D", "-m", "0644", str(conf), place)
+                ),
+                Command("make systemd read them", ("sudo", "systemctl", "daemon-reload")),
+                Command("restart Ollama", ("sudo", "systemctl", "restart", "ollama")),
+                Command("make the model", ("ollama", "create", name, "-f", str(path))),
+                Command("run it", ("ollama", "run", name)),
+            ),
+            notes=_cannot(request.configuration),
+            undo=(f"Ollama keeps what it was given: ollama rm {name}; sudo rm {place}; restart it",),
+        )
+
+
+def modelfile(request: Request) -> str:
+    """``FROM`` and every ``PARAMETER`` that the configuration decides."""
+    c = request.configuration
+    odd = next((x for x in request.model_path if not x.isprintable()), None)
+    if odd is not None:
+        raise UsageError(
+            f"the model's path {request.model_path!r} holds {odd!r}, which Ollama drops: rename it"
+        )
+    if request.model_path != request.model_path.strip():
+        raise UsageError(
+            f"the model's path {request.model_path!r} ends with a space, which Ollama drops: rename it"
+        )
+    parameters = {
+        "num_ctx": c.n_ctx,
+        "num_batch": c.n_batch,
+        "num_gpu": c.n_gpu_layers,
+        "main_gpu": c.main_gpu,
+        "num_thread": c.n_threads,
+        "use_mmap": str(c.use_mmap).lower(),
+    }
+    lines = [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    return "\n".join([f"FROM {request.model_path}", *lines]) + "\n"
+
+
+def server_variables(request: Request) -> dict[str, str]:
+    """What Ollama decides for all models at once. One request at a time, as it was measured."""
+    c = request.configuration
+    cache = c.type_k if c.type_k in CACHE_TYPES else "f16"
+    return {
+        **request.environment,
+        "OLLAMA_FLASH_ATTENTION": "1" if c.flash_attn else "0",
+        "OLLAMA_KV_CACHE_TYPE": cache,
+        "OLLAMA_NUM_PARALLEL": "1",
+        "OLLAMA_HOST": f"{LOOPBACK}:{request.port}",
+    }
+
+
+def drop_in(request: Request) -> str:
+    """A drop-in for ``ollama.service``."""
+    lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in server_variables(request).items()]
+    if request.configuration.use_mlock:
+        lines.append("LimitMEMLOCK=infinity")
+    return "\n".join(["[Service]", *lines]) + "\n"
+
+
+def _cannot(configuration: Configuration) -> tuple[str, ...]:
+    c = configuration
+    notes = ["the drop-in holds for every model of this Ollama server"]
+    if c.n_ubatch != c.n_batch:
+        notes.append(f"Ollama sets n_ubatch to num_batch ({c.n_batch}); {c.n_ubatch} was measured")
+    if c.n_threads_batch != c.n_threads:
+        notes.append(f"Ollama has one number of threads; prompts were measured with {c.n_threads_batch}")
+    if c.type_k != c.type_v or c.type_k not in CACHE_TYPES:
+        notes.append(
+            f"Ollama has one cache type of {', '.join(CACHE_TYPES)}; {c.type_k}/{c.type_v} was measured"
+        )
+    if not c.offload_kqv:
+        notes.append("Ollama cannot keep the cache off the GPU, as it was measured")
+    if c.use_mlock:
+        notes.append("Ollama no longer locks models in memory, as it was measured")
+    if c.split_mode != "layer":
+        notes.append(f"Ollama splits by layer; split_mode={c.split_mode} was measured")
+    notes.append(
+        "Ollama brings a llama.cpp of its own, not the build that was measured: check with `sweeper verify`"
+    )
+    return tuple(notes)

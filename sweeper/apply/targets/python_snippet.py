@@ -1,0 +1,48 @@
+"""Python: a snippet that loads the model with llama-cpp-python as it was measured."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.apply.base import Draft, Request, change
+from sweeper.apply.targets.llama_cpp_python import model_settings
+
+# Keys of the server's settings that the class `Llama` does not have.
+_SERVER_ONLY = ("model", "model_alias", "cache")
+
+
+@dataclass(frozen=True, slots=True)
+class PythonSnippet:
+    """Code to paste, or a file where one is named."""
+
+    name: str = "python"
+    summary: str = "Python code that loads the model with llama-cpp-python"
+    default_port: int = 8000
+    default_folder: Path = Path()
+
+    def draft(self, request: Request) -> Draft:
+        """The code; written only where the user named a file."""
+        text = snippet(request)
+        if request.file is None:
+            return Draft(snippet=text)
+        return Draft(files=(change(request.target_file(""), text, "the whole file"),))
+
+
+def snippet(request: Request) -> str:
+    """The code. Environment variables are set before the import, since OpenMP reads them once."""
+    settings = model_settings(request.configuration, request.model_path, request.name)
+    arguments = {"model_path": request.model_path} | {
+        k: v for k, v in settings.items() if k not in _SERVER_ONLY
+    }
+    lines = []
+    if request.environment:
+        lines += [
+            "import os",
+            "",
+            *(f"os.environ[{k!r}] = {v!r}" for k, v in request.environment.items()),
+            "",
+        ]
+    lines += ["from llama_cpp import Llama", "", "llm = Llama("]
+    lines += [f"    {name}={value!r}," for name, value in arguments.items()]
+    return "\n".join([*lines, ")"]) + "\n"

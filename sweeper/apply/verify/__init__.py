@@ -1,0 +1,1 @@
+"""Measuring a running server against what was promised."""

@@ -1,0 +1,292 @@
+"""The servers that `verify` can ask: what they offer, what they say is in force, and one timed generation.
+
+None of them tells everything: a setting that a server does not say is left out, never guessed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import quote, urlsplit
+
+from sweeper.apply.verify.in_force import (
+    from_llama_cpp_python,
+    from_llama_server_argv,
+    from_log,
+    from_ollama_parameters,
+)
+from sweeper.apply.verify.processes import command_line_of_port
+from sweeper.errors import EngineMissingError, VerifyError
+from sweeper.http import NoSuchPageError, get, post
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One answer, as its client saw it. ``own_…`` is what the server says of itself, in tok/s."""
+
+    prompt_tokens: int
+    generated_tokens: int
+    seconds: float
+    own_tokens_per_second: float | None = None
+    own_prompt_tokens_per_second: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """A setting as the server has it, and where that was read."""
+
+    value: Any
+    read_from: str
+
+
+class Server(Protocol):
+    """A running server."""
+
+    @property
+    def kind(self) -> str:
+        """``llama-server``, ``llama-cpp-python`` or ``ollama``."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Without a slash at its end."""
+        ...
+
+    def offered(self) -> Mapping[str, str | None]:
+        """The models' names, with their files where the server says them."""
+        ...
+
+    def in_force(self, name: str) -> Mapping[str, InForce]:
+        """The settings of a loaded model by sweeper's names, as far as they can be read."""
+        ...
+
+    def generate(self, name: str, prompt: str, tokens: int) -> Generation:
+        """Generate exactly ``tokens``, whatever the model would like; Ollama may end before."""
+        ...
+
+
+Clock = Callable[[], float]
+
+
+@dataclass(slots=True)
+class LlamaServer:
+    """llama.cpp's own server, alone or as a router."""
+
+    url: str
+    kind: str = "llama-server"
+    clock: Clock = time.perf_counter
+    pid: int | None = None  # where we started it
+
+    def offered(self) -> Mapping[str, str | None]:
+        """Router: every preset. Alone: its alias."""
+        found: dict[str, str | None] = {}
+        for model in get(f"{self.url}/models")["data"]:
+            argv = (model.get("status") or {}).get("args")
+            found[model["id"]] = from_llama_server_argv(argv).get("model") if argv else None
+        if len(found) == 1 and None in found.values():
+            found = dict.fromkeys(found, get(f"{self.url}/props").get("model_path"))
+        return found
+
+    def in_force(self, name: str) -> Mapping[str, InForce]:
+        """The router's list of arguments, else the process's command line; the context from ``/props``."""
+        settings: dict[str, InForce] = {}
+        argv, source = self._argv(name)
+        for key, value in from_llama_server_argv(argv).items():
+            settings[key] = InForce(value, source)
+        props = get(f"{self.url}/props?model={quote(name, safe='')}")
+        context = (props.get("default_generation_settings") or {}).get("n_ctx")
+        if context:
+            settings["n_ctx"] = InForce(int(context), "/props")
+        if props.get("model_path"):
+            settings["model"] = InForce(props["model_path"], "/props")
+        return settings
+
+    def _argv(self, name: str) -> tuple[list[str], str]:
+        for model in get(f"{self.url}/models")["data"]:
+            if model["id"] == name and (model.get("status") or {}).get("args"):
+                return model["status"]["args"], "/models"
+        return command_line_of_port(_port(self.url), self.pid), "its command line"
+
+    def generate(self, name: str, prompt: str, tokens: int) -> Generation:
+        """``ignore_eos`` keeps a model from ending early; greedy, so that sampling costs least."""
+        body = {"model": name, "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
+        started = self.clock()
+        answer = post(f"{self.url}/completion", body)
+        seconds = self.clock() - started
+        timings = answer.get("timings") or {}
+        return Generation(
+            prompt_tokens=int(answer["tokens_evaluated"]),
+            generated_tokens=int(answer["tokens_predicted"]),
+            seconds=seconds,
+            own_tokens_per_second=timings.get("predicted_per_second"),
+            own_prompt_tokens_per_second=timings.get("prompt_per_second"),
+        )
+
+
+@dataclass(slots=True)
+class LlamaCppPythonServer:
+    """``python -m llama_cpp.server``, which says nothing of its settings and gives no timings."""
+
+    url: str
+    kind: str = "llama-cpp-python"
+    clock: Clock = time.perf_counter
+    pid: int | None = None
+    log: Path | None = None  # where we started it, verbose
+    _hold: bool = field(default=False, init=False)  # whether the model ended early without being held
+
+    def offered(self) -> Mapping[str, str | None]:
+        """The aliases; the files from the process's own configuration."""
+        files = {m.get("model_alias") or m["model"]: m["model"] for m in self._models()}
+        return {model["id"]: files.get(model["id"]) for model in get(f"{self.url}/v1/models")["data"]}
+
+    def in_force(self, name: str) -> Mapping[str, InForce]:
+        """What llama.cpp printed when it loaded, where we started it; else the process's configuration."""
+        settings: dict[str, InForce] = {}
+        for model in self._models():
+            if (model.get("model_alias") or model["model"]) == name:
+                values = from_llama_cpp_python(model)
+                settings = {key: InForce(value, "its configuration") for key, value in values.items()}
+        if self.log is not None:
+            printed = from_log(self.log.read_text("utf-8", "replace"))
+            settings |= {key: InForce(value, "its log") for key, value in printed.items()}
+        return settings
+
+    def _models(self) -> list[dict[str, Any]]:
+        argv = command_line_of_port(_port(self.url), self.pid)
+        options = _options(argv)
+        file = options.get("config_file")
+        if file is None:
+            return [options] if "model" in options else []
+        try:
+            data = json.loads(Path(file).read_text("utf-8"))
+        except (OSError, ValueError):
+            return []  # gone or YAML: then the server's settings are not known
+        models = data.get("models") if isinstance(data, dict) else None
+        return [m for m in models if isinstance(m, dict) and "model" in m] if isinstance(models, list) else []
+
+    def generate(self, name: str, prompt: str, tokens: int) -> Generation:
+        """Asks again with ``min_tokens`` where the model ended early; that costs time, so not before."""
+        answer = self._ask(name, prompt, tokens)
+        if answer.generated_tokens < tokens and not self._hold:
+            self._hold = True
+            answer = self._ask(name, prompt, tokens)
+        if answer.generated_tokens < tokens:
+            raise VerifyError(
+                f"{self.url} ends after {answer.generated_tokens} of {tokens} tokens, so its speed cannot be "
+                "measured: ask for fewer with workload.generated_tokens"
+            )
+        return answer
+
+    def _ask(self, name: str, prompt: str, tokens: int) -> Generation:
+        body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        if self._hold:
+            body["min_tokens"] = tokens
+        started = self.clock()
+        answer = post(f"{self.url}/v1/completions", body)
+        seconds = self.clock() - started
+        usage = answer["usage"]
+        return Generation(int(usage["prompt_tokens"]), int(usage["completion_tokens"]), seconds)
+
+
+@dataclass(slots=True)
+class OllamaServer:
+    """Ollama. It has no way to keep a model from ending early, so what it generated is counted."""
+
+    url: str
+    kind: str = "ollama"
+    clock: Clock = time.perf_counter
+
+    def offered(self) -> Mapping[str, str | None]:
+        """Every model it has, with and without the tag ``latest``."""
+        names = [model["name"] for model in get(f"{self.url}/api/tags")["models"]]
+        return dict.fromkeys([*names, *(n.removesuffix(":latest") for n in names)])
+
+    def in_force(self, name: str) -> Mapping[str, InForce]:
+        """Parameters from ``/api/show``; context and layers from ``/api/ps``, where the model is loaded."""
+        shown = post(f"{self.url}/api/show", {"model": name}, 30.0)
+        values = from_ollama_parameters(shown.get("parameters") or "")
+        settings = {key: InForce(value, "/api/show") for key, value in values.items()}
+        blob = re.search(r"^FROM\s+\S*sha256[-:]([0-9a-f]{64})", shown.get("modelfile") or "", re.MULTILINE)
+        if blob:
+            settings["sha256"] = InForce(blob.group(1), "/api/show")
+        for model in get(f"{self.url}/api/ps").get("models", []):
+            if model.get("name", "").removesuffix(":latest") == name.removesuffix(":latest"):
+                if model.get("context_length"):
+                    settings["n_ctx"] = InForce(int(model["context_length"]), "/api/ps")
+                if model.get("size_vram") == 0:
+                    settings["n_gpu_layers"] = InForce(0, "/api/ps")
+        return settings
+
+    def generate(self, name: str, prompt: str, tokens: int) -> Generation:
+        """Raw, so that no template lengthens the prompt."""
+        options = {"num_predict": tokens, "temperature": 0}
+        body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
+        started = self.clock()
+        answer = post(f"{self.url}/api/generate", body)
+        seconds = self.clock() - started
+        return Generation(
+            prompt_tokens=int(answer.get("prompt_eval_count") or 0),
+            generated_tokens=int(answer.get("eval_count") or 0),
+            seconds=seconds,
+            own_tokens_per_second=_rate(answer.get("eval_count"), answer.get("eval_duration")),
+            own_prompt_tokens_per_second=_rate(
+                answer.get("prompt_eval_count"), answer.get("prompt_eval_duration")
+            ),
+        )
+
+
+KINDS: Mapping[str, Callable[[str], Server]] = {
+    "llama-server": LlamaServer,
+    "llama-cpp-python": LlamaCppPythonServer,
+    "ollama": OllamaServer,
+}
+
+
+def detect(url: str) -> Server:
+    """The server at ``url``, told apart by pages that only its kind has.
+
+    Raises:
+        EngineMissingError: nobody listens there, or something that is none of the three.
+    """
+    url = url.rstrip("/")
+    try:
+        if "models" in get(f"{url}/api/tags"):  # llama-swap has /api/version too, and not this
+            return OllamaServer(url)
+    except NoSuchPageError:
+        pass
+    try:
+        get(f"{url}/props")
+        return LlamaServer(url)
+    except NoSuchPageError:
+        pass
+    try:
+        get(f"{url}/v1/models")
+        return LlamaCppPythonServer(url)
+    except NoSuchPageError:
+        raise EngineMissingError(
+            f"what answers at {url} is none of {', '.join(KINDS)}: give the address of one with --url"
+        ) from None
+
+
+def _options(argv: list[str]) -> dict[str, Any]:
+    """``--key value`` and ``--key=value`` of a llama_cpp.server's command line."""
+    found: dict[str, Any] = {}
+    for i, word in enumerate(argv):
+        if word.startswith("--"):
+            key, equals, value = word[2:].partition("=")
+            found[key] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
+    return found
+
+
+def _port(url: str) -> int:
+    parts = urlsplit(url)
+    return parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def _rate(tokens: Any, nanoseconds: Any) -> float | None:
+    return tokens / (nanoseconds / 1e9) if tokens and nanoseconds else None

@@ -1,0 +1,227 @@
+"""What this machine can measure and set, how far to trust it, and the line that mends what is missing."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+from sweeper.errors import ConfigError, MissingError, ReadingFailed, RightMissingError, SweeperError
+from sweeper.limits.base import LimitControl
+from sweeper.meter.base import Sensor
+from sweeper.meter.choose import TRUST_CHECKED, make_sensor
+from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
+from sweeper.meter.sensors.nvml import NvmlSensor, visible_devices
+from sweeper.meter.sensors.rapl import RaplSensor, find_zones
+from sweeper.meter.trust import FULL_SECONDS, MOST_CONFLICT, Trust, known_or_examined
+from sweeper.power_settings import PowerSettings
+from sweeper.records import to_plain
+
+Status = Literal["ok", "missing", "no_right", "unusable"]
+
+# The doctor reads a sensor that it cannot poll a few times over this long, to show what it gives.
+LOOK_SECONDS = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Finding:
+    """One thing that was looked for. ``mend`` is the one line that brings it, None where nothing is amiss."""
+
+    area: str  # sensor, limit, or what a caller adds
+    name: str
+    status: Status
+    detail: str
+    mend: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """All findings, in the order in which they are shown."""
+
+    findings: tuple[Finding, ...]
+
+    def of(self, area: str) -> tuple[Finding, ...]:
+        """The findings of one area."""
+        return tuple(finding for finding in self.findings if finding.area == area)
+
+    def plus(self, more: Iterable[Finding]) -> Diagnosis:
+        """With findings of other parts: machine, engines."""
+        return Diagnosis((*self.findings, *more))
+
+    def to_plain(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        return {"findings": [to_plain(finding) for finding in self.findings]}
+
+    def to_text(self) -> str:
+        """Plain lines for a terminal, with the mending line under each thing that wants one."""
+        width = max((len(finding.name) for finding in self.findings), default=0)
+        lines = []
+        for area in dict.fromkeys(finding.area for finding in self.findings):
+            lines.append(f"{area}s")
+            for finding in self.of(area):
+                lines.append(f"  {_MARKS[finding.status]} {finding.name:<{width}}  {finding.detail}")
+                if finding.mend:
+                    lines.append(f"    {'':<{width}}  → {finding.mend}")
+        return "\n".join(lines)
+
+
+_MARKS: dict[Status, str] = {"ok": "✓", "missing": "–", "no_right": "✗", "unusable": "!"}
+
+
+def examine(
+    root: Path,
+    settings: PowerSettings | None = None,
+    limits: LimitControl | None = None,
+    seconds: float = FULL_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Diagnosis:
+    """Look for every sensor and every limit.
+
+    Args:
+        root: where the trust of sensors is kept; a fresh check is made where an older one was shorter.
+        settings: where sysfs and procfs are, and which plug or command there is; None for the defaults.
+        limits: asked for its ranges and reasons; None leaves limits out.
+        seconds: how long to poll each sensor that has not been polled for as long before.
+        clock: stamps samples.
+        sleep: blocks.
+    """
+    settings = settings or PowerSettings()
+    found = [
+        *(_of_sensor(name, make, root, seconds, clock, sleep) for name, make in _sensors(settings, clock)),
+        *_of_unset(settings),
+        *(_of_limits(limits) if limits is not None else ()),
+    ]
+    return Diagnosis(tuple(found))
+
+
+def _sensors(
+    settings: PowerSettings, clock: Callable[[], float]
+) -> Iterator[tuple[str, Callable[[], Sensor]]]:
+    """Each sensor to look for, by name; GPUs one by one, and psys only where it stands."""
+    sysfs = Path(settings.sysfs_root)
+    named = partial(make_sensor, settings=settings, gpu_used=False, clock=clock)
+    try:
+        for uuid in visible_devices():
+            yield f"nvml {uuid[:12]}", partial(NvmlSensor, uuid, clock)
+    except MissingError:
+        yield "nvml", partial(named, "nvml")
+    yield "rapl", partial(RaplSensor, sysfs, clock=clock)
+    if any(zone.name == "psys" for zone in find_zones(sysfs)):
+        yield "rapl psys", partial(RaplSensor, sysfs, platform=True, clock=clock)
+    for device in find_devices(sysfs):
+        wanted = device.chip if device.kind == "rails" else device.address
+        yield f"hwmon {wanted}", partial(HwmonSensor, sysfs, wanted, clock)
+    names = [] if find_devices(sysfs) else ["hwmon"]
+    names += ["battery"]
+    names += ["plug"] if settings.plug.url else []
+    names += ["command"] if settings.command.argv else []
+    for name in (*names, "estimate"):
+        yield name, partial(named, name)
+
+
+def _of_sensor(
+    name: str,
+    make: Callable[[], Sensor],
+    root: Path,
+    seconds: float,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+) -> Finding:
+    try:
+        sensor = make()
+        sensor.open()
+    except RightMissingError as error:
+        return _ill(name, "no_right", str(error))
+    except (MissingError, ConfigError) as error:
+        return _ill(name, "missing", str(error))
+    try:
+        sensor.read()
+        if sensor.source.name in TRUST_CHECKED:
+            return _of_trust(name, sensor, known_or_examined(sensor, root, seconds, clock, sleep))
+        sleep(min(LOOK_SECONDS, seconds))
+        watts = sensor.read().power_watts
+        shown = "" if watts is None else f", {watts:.1f} W now"
+        note = f"; {sensor.source.note}" if sensor.source.note else ""
+        return Finding("sensor", name, "ok", f"{_described(sensor)}{shown}{note}")
+    except ReadingFailed as error:
+        return _ill(name, "unusable", str(error))
+    finally:
+        sensor.close()
+
+
+def _of_trust(name: str, sensor: Sensor, trust: Trust) -> Finding:
+    period = trust.period_seconds
+    words = [_described(sensor)]
+    words.append("update period not seen" if period is None else f"refreshes every {period * 1000:.0f} ms")
+    if trust.conflict_fraction is not None:
+        words.append(f"counter and power are {trust.conflict_fraction:.1%} apart")
+    if sensor.source.note:
+        words.append(sensor.source.note)
+    detail = ", ".join(words)
+    if trust.counter_stands_still and trust.power_period_seconds is None:
+        return Finding("sensor", name, "unusable", f"{detail}; its counter stands still", "choose power=plug")
+    if trust.counter_stands_still:
+        detail += "; its counter stands still, so power is read instead"
+    if trust.in_conflict:
+        return Finding(
+            "sensor",
+            name,
+            "ok",
+            detail,
+            f"more than {MOST_CONFLICT:.0%} apart: compare with a wall meter (power.beside=[plug])",
+        )
+    return Finding("sensor", name, "ok", detail)
+
+
+def _described(sensor: Sensor) -> str:
+    source = sensor.source
+    return f"{source.kind}, scope {source.scope}, {source.interface}"
+
+
+def _of_unset(settings: PowerSettings) -> Iterator[Finding]:
+    if not settings.plug.url:
+        yield Finding(
+            "sensor",
+            "plug",
+            "missing",
+            "no network plug is set",
+            "power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
+        )
+    if not settings.command.argv:
+        yield Finding(
+            "sensor",
+            "command",
+            "missing",
+            "no command is set",
+            "power=command power.command.argv=[/path/to/meter]",
+        )
+
+
+def _of_limits(limits: LimitControl) -> Iterator[Finding]:
+    try:
+        ranges, reasons = limits.ranges(), limits.reasons()
+    except SweeperError as error:
+        yield Finding("limit", "limits", "unusable", str(error))
+        return
+    for name, span in ranges.items():
+        if name not in reasons:
+            found = "not set" if span.found is None else f"{span.found}"
+            yield Finding(
+                "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, found at {found}"
+            )
+    for name, reason in reasons.items():
+        what, _, mend = reason.rpartition(": ")
+        if "`" in mend:  # a reason that ends in a command is a right that can be granted
+            yield Finding("limit", name, "no_right", what, mend)
+        else:
+            yield Finding("limit", name, "missing", reason)
+
+
+def _ill(name: str, status: Status, message: str) -> Finding:
+    """Our messages read «what is wrong: how to mend it»."""
+    what, _, mend = message.partition(": ")
+    return Finding("sensor", name, status, what, mend or None)

@@ -1,1 +1,0 @@
-"""GGUF files: reading headers, model shapes, synthetic models, quantisation, memory forecast, quality."""

@@ -1,0 +1,1 @@
+"""Simulated machines, recorded tables and contract suites; nothing in the product imports this package."""

@@ -1,0 +1,163 @@
+"""The `replay` engine: answers trials from a recorded table, in virtual time.
+
+Each window draws one of the recorded repeats (speed and watts of the same one), so the noise is the
+recorded noise; loads cost what they cost when they were recorded. Searches are compared on it, on real
+data, in seconds.
+"""
+
+from __future__ import annotations
+
+import random
+import statistics
+from dataclasses import replace
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper import stats
+from sweeper.engine.base import LoadReport, Run
+from sweeper.errors import EngineRefused, OutOfMemory
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.simulator import run_in_virtual_time
+from sweeper.lab.tables import Table, TableRow
+from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.records import MODEL_KEYS, Configuration, EngineRecord, PowerSource
+
+# Where a table has too few loads of a kind to know what they cost.
+CONTEXT_SECONDS = 0.05
+LOAD_SECONDS = 1.0
+
+
+class ReplayEngine:
+    """An `Engine` over a recorded table.
+
+    Args:
+        table: what was measured.
+        clock: virtual time, moved on by every load and window.
+        seed: of the choice among the recorded repeats.
+    """
+
+    def __init__(self, table: Table, clock: VirtualClock, seed: int = 0) -> None:
+        self.table = table
+        self.clock = clock
+        self.trace = PowerTrace(table.header.idle_watts or 0.0)
+        self._rows = {row.configuration.digest: row for row in table.rows}
+        self._random = random.Random(seed)
+        self._costs = _LoadCosts(table)
+        self._configuration: Configuration | None = None
+        self._row: TableRow | None = None
+
+    @property
+    def record(self) -> EngineRecord:
+        """Says replay, and whose record it is."""
+        of = self.table.header
+        build = f"replay of {of.name} ({of.engine.name} {of.engine.version} on {of.machine.cpu})"
+        return EngineRecord("replay", "1", build, gpu_offload=of.engine.gpu_offload, simulated=True)
+
+    def load(self, configuration: Configuration) -> LoadReport:
+        """Load from the table; what failed when it was recorded fails again, after the same time."""
+        had, self._configuration, self._row = self._configuration, None, None
+        row = self._rows.get(configuration.digest)
+        if row is None:
+            raise EngineRefused(f"the table {self.table.header.name} has no such configuration")
+        reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
+        seconds = self._costs.of(configuration, reload)
+        self.clock.advance(seconds)
+        if row.state == "out_of_memory":
+            raise OutOfMemory(row.reason or "out of memory")
+        if row.state != "complete":
+            raise EngineRefused(row.reason or "failed when it was recorded")
+        self._configuration, self._row = configuration, row
+        return LoadReport(configuration.to_dict(), seconds, reload, row.memory_mib, row.vram_mib)
+
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """A window like one of the recorded; ``depth`` is the recorded one whatever is asked."""
+        row = self._in_force()
+        speed, watts = self._draw(row.prompt_tokens_per_second, row.prompt_watts)
+        return run_in_virtual_time(
+            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=False
+        )
+
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """A window like one of the recorded; ``depth`` is the recorded one whatever is asked."""
+        row = self._in_force()
+        speed, watts = self._draw(row.tokens_per_second, row.watts)
+        return run_in_virtual_time(
+            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=True
+        )
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """Host and device memory as recorded, in MiB."""
+        return (self._row.memory_mib, self._row.vram_mib) if self._row else (None, None)
+
+    def close(self) -> None:
+        """Forget what is loaded."""
+        self._configuration = self._row = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _in_force(self) -> TableRow:
+        if self._row is None:
+            raise EngineRefused("no configuration is loaded")
+        return self._row
+
+    def _draw(self, speeds: tuple[float, ...], watts: tuple[float, ...] | None) -> tuple[float, float]:
+        repeat = self._random.randrange(len(speeds))
+        return speeds[repeat], watts[repeat] if watts else self.trace.idle_watts
+
+
+class _LoadCosts:
+    """What loading a model and making a context cost when the table was recorded, in s."""
+
+    def __init__(self, table: Table) -> None:
+        loads: dict[tuple[Any, ...], list[float]] = {}
+        contexts: list[float] = []
+        for row in table.rows:
+            if row.state == "complete" and row.reloaded:
+                loads.setdefault(_model_of(row.configuration), []).append(row.load_seconds)
+            elif row.state == "complete":
+                contexts.append(row.load_seconds)
+        self._loads = {model: statistics.median(seconds) for model, seconds in loads.items()}
+        self._load = statistics.median(self._loads.values()) if self._loads else LOAD_SECONDS
+        self._context = statistics.median(contexts) if contexts else CONTEXT_SECONDS
+
+    def of(self, configuration: Configuration, reload: bool) -> float:
+        return self._loads.get(_model_of(configuration), self._load) if reload else self._context
+
+
+def _model_of(configuration: Configuration) -> tuple[Any, ...]:
+    return tuple(getattr(configuration, key) for key in MODEL_KEYS)
+
+
+def replay_meter(engine: ReplayEngine) -> SimulatedMeter:
+    """The meter of a replay: the recorded watts, which say that they are replayed."""
+    return SimulatedMeter(engine.trace, engine.clock, replay_source(engine.table))
+
+
+def replay_source(table: Table) -> PowerSource:
+    """The recorded source, marked as replayed: nothing is measured now."""
+    recorded = table.header.power
+    note = f"replayed from {table.header.name}, recorded with {recorded.name} ({recorded.kind})"
+    return replace(
+        recorded, name=f"replay of {recorded.name}", kind="simulated", note=note, update_period_seconds=0.01
+    )
+
+
+def true_metrics(row: TableRow) -> dict[str, float]:
+    """A row's medians by metric name, the best guess at its truth; raises OutOfMemory where it has none."""
+    if row.state != "complete":
+        raise OutOfMemory(row.reason or row.state)
+    metrics = {
+        "tokens_per_second": stats.median(row.tokens_per_second),
+        "prompt_tokens_per_second": stats.median(row.prompt_tokens_per_second),
+    }
+    if row.watts is not None and row.prompt_watts is not None:
+        metrics["watts"] = stats.median(row.watts)
+        metrics["prompt_watts"] = stats.median(row.prompt_watts)
+        metrics["joules_per_token"] = metrics["watts"] / metrics["tokens_per_second"]
+    return metrics

@@ -1,0 +1,130 @@
+"""The rigs of the simulated machine and of recorded tables, and `sweeper record`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeper.errors import ConfigError
+from sweeper.measure.trial import Stage
+from sweeper.records import Configuration, Reading
+from sweeper.rig import Rig
+from sweeper.wiring import idle_power, open_rig, with_quality
+
+if TYPE_CHECKING:
+    from sweeper.config import Composed, Settings
+    from sweeper.lab.tables import Table, TableRow
+
+# Visits between two lines of `sweeper record`.
+TOLD_EVERY = 20
+
+
+def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
+    """A simulated machine in virtual time. Raises ConfigError for an unknown ``engine.machine``."""
+    from sweeper.lab import simulator as simulated
+    from sweeper.lab.simulated_machine import KL_DIVERGENCE
+    from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
+    from sweeper.lab.virtual_time import VirtualClock
+    from sweeper.measure.trial import exactly
+
+    name = settings.engine.machine
+    if name not in simulated.MACHINES:
+        raise ConfigError(f"engine.machine: {name!r} is not one of {', '.join(simulated.MACHINES)}")
+    kind = simulated.MACHINES[name]
+    clock = VirtualClock()
+    noise = simulated.Noise(settings.engine.noise, settings.engine.noise / 2, settings.engine.noise / 2)
+    engine = simulated.SimulatedEngine(kind, clock, noise, settings.search.seed)
+    return Rig(
+        engine=engine,
+        engine_record=engine.record,
+        machine=simulated.machine_record(kind),
+        model=simulated.model_record(kind),
+        meter=SimulatedMeter(engine.trace, clock),
+        limits=SimulatedLimits(simulated.limit_ranges(kind)),
+        notes=("everything here is simulated: no figure was measured",),
+        quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
+        forecast=lambda _: None,
+        clock=clock,
+        sleep=clock.advance,
+    )
+
+
+def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
+    """A recorded table, in virtual time. Raises ConfigError without ``engine.table``."""
+    from sweeper.lab.replay import ReplayEngine, replay_meter
+    from sweeper.lab.simulated_power import SimulatedLimits
+    from sweeper.lab.tables import read_table
+    from sweeper.lab.virtual_time import VirtualClock
+    from sweeper.measure.trial import exactly
+
+    if not settings.engine.table:
+        raise ConfigError(
+            "engine.table: name a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
+        )
+    table = read_table(Path(settings.engine.table))
+    clock = VirtualClock()
+    engine = ReplayEngine(table, clock, settings.search.seed)
+    divergence = {quant: file.kl_divergence for quant, file in table.header.model.files.items()}
+
+    def quality(configuration: Configuration) -> Reading | None:
+        known = divergence.get(configuration.quant or table.header.model.base_quant)
+        return None if known is None else exactly(known)
+
+    return Rig(
+        engine=engine,
+        engine_record=engine.record,
+        machine=table.header.machine,
+        model=table.header.model,
+        meter=replay_meter(engine),
+        limits=SimulatedLimits({}),
+        notes=(
+            f"replayed from {table.header.name}, of {table.header.recorded_utc}: nothing is measured now",
+        ),
+        quality=quality,
+        forecast=lambda _: None,
+        clock=clock,
+        sleep=clock.advance,
+        space=table.header.space,
+        workload=table.header.workload,
+    )
+
+
+def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str], None]) -> Table:
+    """Measure every configuration of a space and keep it as a table that the replay engine answers from.
+
+    It is gone over ``passes`` times. Goes on where it was cut short. Raises what `prepared` raises.
+    """
+    from sweeper.lab.tables import header_of, record_table
+
+    settings = composed.settings
+    with ExitStack() as held:
+        rig, space, notes = open_rig(composed, held, say)
+        for note in (*rig.notes, *notes):
+            say(note)
+        rig = with_quality(rig, space, settings, Path(settings.root), held, say)
+        workload = settings.workload_record()
+        stage = Stage.recording(workload)
+        idle = idle_power(rig)
+        header = header_of(
+            path.name.removesuffix(".csv.gz"),
+            space,
+            rig.machine,
+            rig.engine_record,
+            rig.model,
+            workload,
+            rig.meter.source,
+            stage,
+            recorded_utc=datetime.now(UTC).isoformat(timespec="seconds"),
+            idle_watts=idle.median if idle else None,
+            passes=passes,
+        )
+        began = rig.clock()
+
+        def tell(done: int, total: int, row: TableRow) -> None:
+            if done % TOLD_EVERY == 0 or done == total:
+                say(f"{done} of {total} visits, {rig.clock() - began:.0f} s")
+
+        return record_table(path, header, rig.engine, rig.meter, stage, limits=rig.limits, progress=tell)

@@ -1,0 +1,366 @@
+"""The `simulated` engine: analytic machines in virtual time, with noise, warm-up and out-of-memory.
+
+It exists for tests, demonstrations and benchmarks of the search, and says `simulated` wherever it appears.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
+from sweeper.errors import EngineRefused, OutOfMemory
+from sweeper.lab.simulated_machine import (
+    KL_DIVERGENCE,
+    Outcome,
+    SimulatedGpu,
+    SimulatedMachine,
+    SimulatedModel,
+    outcome,
+)
+from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.limits.base import LimitRange
+from sweeper.records import (
+    MODEL_KEYS,
+    Configuration,
+    EngineRecord,
+    GpuRecord,
+    MachineRecord,
+    ModelFile,
+    ModelRecord,
+    Objective,
+    Workload,
+)
+from sweeper.results.front import undominated
+
+_SEVEN = SimulatedModel("simulated-7b", 6.74e9, 32, 4096, 32, 4096)
+_FOURTEEN = SimulatedModel("simulated-14b", 14.8e9, 48, 5120, 40, 1024)
+_THIRTY_FOUR = SimulatedModel("simulated-34b", 33.7e9, 48, 8192, 64, 1024)
+
+MACHINES = {
+    # A mini PC without GPU: efficiency cores that gain little, shared memory bandwidth, a package limit.
+    "minipc": SimulatedMachine(
+        name="minipc",
+        cpu="simulated 8-core mini PC",
+        physical_cores=8,
+        logical_cores=16,
+        memory_mib=12_000,
+        gb_per_second=62.0,
+        core_gb_per_second=14.0,
+        core_gigaflops=38.0,
+        idle_watts=11.0,
+        core_watts=5.2,
+        ram_watts=6.0,
+        model=_SEVEN,
+        package_cap_watts=(15, 45),
+    ),
+    # A PC whose 12 GB card holds the model only in its smaller quantisations.
+    "gpu_pc": SimulatedMachine(
+        name="gpu_pc",
+        cpu="simulated 8-core desktop",
+        physical_cores=8,
+        logical_cores=16,
+        memory_mib=30_000,
+        gb_per_second=48.0,
+        core_gb_per_second=16.0,
+        core_gigaflops=70.0,
+        idle_watts=42.0,
+        core_watts=9.0,
+        ram_watts=7.0,
+        model=_FOURTEEN,
+        gpu=SimulatedGpu("simulated 12 GB card", 12_000, 360.0, 38.0, 14.0, 175.0, 100, 1900),
+    ),
+    # A server whose card holds everything; decode never comes near its cap, so clocks are the lever.
+    "server": SimulatedMachine(
+        name="server",
+        cpu="simulated 32-core server",
+        physical_cores=32,
+        logical_cores=64,
+        memory_mib=500_000,
+        gb_per_second=280.0,
+        core_gb_per_second=12.0,
+        core_gigaflops=60.0,
+        idle_watts=180.0,
+        core_watts=4.5,
+        ram_watts=25.0,
+        model=_THIRTY_FOUR,
+        gpu=SimulatedGpu("simulated 80 GB card", 80_000, 3350.0, 550.0, 70.0, 700.0, 200, 1980, 5.0, 0.35),
+        disk_mb_per_second=3000.0,
+    ),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Noise:
+    """Multiplicative noise as standard deviations, as a share of the true value.
+
+    ``load`` is drawn once a load and hits all its windows alike, as the layout of memory does.
+    """
+
+    speed: float = 0.015
+    watts: float = 0.008
+    load: float = 0.008
+
+
+QUIET = Noise(0.0, 0.0, 0.0)
+# After a load, speed begins this much below its steady value and comes up with this time constant.
+COLD_LOSS = 0.25
+WARM_SECONDS = 0.2
+
+
+class SimulatedEngine:
+    """An `Engine` on an analytic machine. Runs in virtual time: nothing is computed and nothing sleeps.
+
+    Args:
+        machine: which machine; see `MACHINES`.
+        clock: virtual time, moved on by every load and window.
+        noise: how figures scatter.
+        seed: of the noise.
+    """
+
+    def __init__(
+        self, machine: SimulatedMachine, clock: VirtualClock, noise: Noise | None = None, seed: int = 0
+    ) -> None:
+        self.machine = machine
+        self.clock = clock
+        self.trace = PowerTrace(idle_watts(machine))
+        self._noise = noise or Noise()
+        self._random = random.Random(seed)
+        self._loaded: Configuration | None = None
+        self._memory: tuple[float | None, float | None] = (None, None)
+        self._load_factor = 1.0
+        self._warm_seconds = 0.0
+        self._depth = 0  # tokens in the context
+        self._kept: dict[tuple[object, ...], int] = {}  # tokens of a filled context that can be restored
+
+    @property
+    def record(self) -> EngineRecord:
+        """Says simulated, in name and in build."""
+        has_gpu = self.machine.gpu is not None
+        build = f"analytic machine {self.machine.name!r}"
+        return EngineRecord("simulated", "1", build, gpu_offload=has_gpu, simulated=True)
+
+    def load(self, configuration: Configuration) -> LoadReport:
+        """Load in virtual time; raises OutOfMemory after as long as the load would have taken."""
+        had, self._loaded = self._loaded, None
+        reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
+        seconds = self._load_seconds(configuration) if reload else self.machine.context_seconds
+        self.clock.advance(seconds)
+        truth = self._truth(configuration, 1, 1, 0)
+        self._loaded, self._memory = configuration, (truth.memory_mib, truth.vram_mib)
+        self._load_factor = self._random.gauss(1.0, self._noise.load)
+        self._warm_seconds = 0.0 if reload else self._warm_seconds
+        self._depth = 0
+        return LoadReport(configuration.to_dict(), seconds, reload, *self._memory)
+
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """Rounds of ``tokens`` until ``min_seconds`` are over."""
+        self._go_to_depth(depth)
+        truth = self._truth(self._in_force(), tokens, 1, depth)
+        return self._run(
+            tokens, truth.prompt_tokens_per_second, truth.prompt_watts, min_seconds, max_seconds, cut=False
+        )
+
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """Rounds of ``tokens`` until ``min_seconds`` are over, cut at ``max_seconds``."""
+        self._go_to_depth(depth)
+        truth = self._truth(self._in_force(), 1, tokens, depth)
+        return self._run(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """Host and device memory of what is loaded, in MiB."""
+        return self._memory
+
+    def close(self) -> None:
+        """Forget what is loaded."""
+        self._loaded = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _in_force(self) -> Configuration:
+        if self._loaded is None:
+            raise EngineRefused("no configuration is loaded")
+        return self._loaded
+
+    def _go_to_depth(self, depth: int) -> None:
+        """Fill a new context, or restore what was kept of one like it: in the seconds that the worker would take."""
+        c, missing = self._in_force(), depth - self._depth
+        if missing > 0:
+            layout = (c.quant, c.type_k, c.type_v, c.flash_attn)
+            truth = self._truth(c, missing, 1, self._depth)
+            seconds = missing / truth.prompt_tokens_per_second
+            if self._kept.get(layout) == depth:
+                size = self.machine.model.cache_bytes_per_token(c.type_k, c.type_v) * depth / 1e6
+                seconds = min(seconds, size / self.machine.disk_mb_per_second)
+            elif seconds >= KEPT_FROM_SECONDS:
+                self._kept[layout] = depth
+            started = self.clock()
+            self.clock.advance(seconds)
+            self.trace.add(started, self.clock(), truth.prompt_watts)
+        self._depth = depth
+
+    def _truth(self, c: Configuration, prompt: int, generated: int, depth: int) -> Outcome:
+        workload = Workload(prompt_tokens=prompt, generated_tokens=generated, depth=depth)
+        return outcome(self.machine, c, workload)
+
+    def _load_seconds(self, configuration: Configuration) -> float:
+        size = self.machine.model.weight_bytes(configuration.quant) / 1e6
+        return self.machine.start_seconds + size / self.machine.disk_mb_per_second
+
+    def _run(
+        self, tokens: int, speed: float, watts: float, min_seconds: float, max_seconds: float, *, cut: bool
+    ) -> Run:
+        speed *= self._load_factor * self._warmth() * max(0.1, self._random.gauss(1.0, self._noise.speed))
+        watts *= max(0.1, self._random.gauss(1.0, self._noise.watts))
+        run = run_in_virtual_time(
+            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=cut
+        )
+        self._warm_seconds += run.seconds
+        return run
+
+    def _warmth(self) -> float:
+        return 1 - COLD_LOSS * math.exp(-self._warm_seconds / WARM_SECONDS)
+
+
+def run_in_virtual_time(
+    clock: VirtualClock,
+    trace: PowerTrace,
+    tokens: int,
+    speed: float,
+    watts: float,
+    min_seconds: float,
+    max_seconds: float,
+    *,
+    cut: bool,
+) -> Run:
+    """A run at ``speed`` tok/s: whole rounds of ``tokens``, with ``cut`` ended at ``max_seconds``."""
+    rounds = max(1, math.ceil(min_seconds * speed / tokens))
+    done = rounds * tokens
+    if cut and done / speed > max_seconds:
+        done = max(1, int(max_seconds * speed))
+        rounds = math.ceil(done / tokens)
+    seconds, started = done / speed, clock()
+    clock.advance(seconds)
+    trace.add(started, clock(), watts)
+    return Run(done, seconds, started, clock(), rounds, tuple([seconds / rounds] * rounds))
+
+
+def idle_watts(machine: SimulatedMachine) -> float:
+    """What the machine draws at rest, in W."""
+    return machine.idle_watts + (machine.gpu.idle_watts if machine.gpu else 0.0)
+
+
+def machine_record(machine: SimulatedMachine) -> MachineRecord:
+    """The machine's fingerprint, which no real machine has."""
+    gpus: tuple[GpuRecord, ...] = ()
+    if machine.gpu is not None:
+        gpu = machine.gpu
+        gpus = (
+            GpuRecord(
+                gpu.name,
+                f"GPU-simulated-{machine.name}",
+                "simulated",
+                memory_mib=gpu.memory_mib,
+                power_min_watts=gpu.cap_low_watts,
+                power_max_watts=gpu.peak_watts,
+                power_default_watts=gpu.peak_watts,
+                power_limit_watts=gpu.peak_watts,
+            ),
+        )
+    return MachineRecord(
+        fingerprint=f"simulated-{machine.name}",
+        cpu=machine.cpu,
+        physical_cores=machine.physical_cores,
+        logical_cores=machine.logical_cores,
+        memory_mib=machine.memory_mib,
+        kernel="simulated",
+        gpus=gpus,
+        memory_bandwidth_gb_per_second=machine.gb_per_second,
+    )
+
+
+def model_record(machine: SimulatedMachine, quants: Iterable[str] | None = None) -> ModelRecord:
+    """The model that the machine runs, with a size and a KL divergence for each quantisation."""
+    model = machine.model
+    files = {
+        quant: ModelFile(quant, "", "", int(model.weight_bytes(quant)), KL_DIVERGENCE[quant])
+        for quant in (quants or KL_DIVERGENCE)
+    }
+    return ModelRecord(
+        name=model.name,
+        architecture="llama",
+        parameters=int(model.parameters),
+        n_layer=model.n_layer,
+        n_ctx_train=model.n_ctx_train,
+        source="simulated",
+        base_quant=model.base_quant,
+        files=files,
+    )
+
+
+def limit_ranges(machine: SimulatedMachine) -> dict[str, LimitRange]:
+    """What can be limited on this machine."""
+    if machine.gpu is not None:
+        gpu, device = machine.gpu, f"GPU-simulated-{machine.name}"
+        cap = LimitRange(
+            "power_limit_watts", device, gpu.cap_low_watts, int(gpu.peak_watts), int(gpu.peak_watts)
+        )
+        clock = LimitRange("clock_limit_mhz", device, gpu.clock_mhz // 4, gpu.clock_mhz, None)
+        return {cap.name: cap, clock.name: clock}
+    if machine.package_cap_watts is not None:
+        low, found = machine.package_cap_watts
+        return {"power_limit_watts": LimitRange("power_limit_watts", "package-0", low, found, found)}
+    return {}
+
+
+def true_front(
+    machine: SimulatedMachine,
+    configurations: Iterable[Configuration],
+    workload: Workload,
+    objectives: Sequence[Objective],
+) -> tuple[tuple[Configuration, dict[str, float]], ...]:
+    """The front without noise among ``configurations`` (say, ``space.grid()``), best in the first first."""
+    known: list[tuple[Configuration, dict[str, float]]] = []
+    points: list[tuple[float, ...]] = []
+    for configuration in configurations:
+        try:
+            metrics = true_metrics(machine, configuration, workload)
+        except OutOfMemory:
+            continue
+        known.append((configuration, metrics))
+        points.append(tuple(metrics[o.metric] * (1 if o.direction == "maximize" else -1) for o in objectives))
+    best = sorted(undominated(points), key=lambda index: points[index], reverse=True)
+    return tuple(known[index] for index in best)
+
+
+def true_metrics(
+    machine: SimulatedMachine, configuration: Configuration, workload: Workload
+) -> dict[str, float]:
+    """Every metric without noise. Raises OutOfMemory where the configuration does not fit."""
+    truth = outcome(machine, configuration, workload)
+    prompt = workload.prompt_tokens / truth.prompt_tokens_per_second
+    quant = configuration.quant or machine.model.base_quant
+    derived: dict[str, Any] = {
+        "time_to_first_token_seconds": prompt,
+        "request_seconds": prompt + workload.generated_tokens / truth.tokens_per_second,
+        "n_ctx": float(configuration.n_ctx),
+        "kl_divergence": KL_DIVERGENCE[quant],
+    }
+    return {**truth.metrics, **derived}
+
+
+def default_configuration(machine: SimulatedMachine) -> Configuration:
+    """What llama.cpp would choose by itself on this machine."""
+    threads = machine.physical_cores
+    layers = machine.model.n_layer + 1 if machine.gpu is not None else 0
+    return replace(Configuration(), n_threads=threads, n_threads_batch=threads, n_gpu_layers=layers)

@@ -1,0 +1,415 @@
+"""Recorded tables: a whole grid, measured through the same `measure` as a sweep, kept raw and compact.
+
+While it is being recorded a table is a journal of JSON lines beside its file (one row each, flushed to
+disk), so that a killed recording goes on where it stopped. When it is whole it becomes one gzipped CSV: a
+first line ``# {JSON header}`` with the machine's fingerprint, the model, the workload and the power source,
+then one row a configuration with every repeat. The `replay` engine answers trials from it.
+"""
+
+from __future__ import annotations
+
+import csv
+import functools
+import gzip
+import io
+import json
+import os
+import random
+import time
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import cattrs
+
+from sweeper.engine.base import Engine
+from sweeper.errors import ConfigError, TrialFailed
+from sweeper.limits.base import LimitControl
+from sweeper.measure.trial import Stage, measure
+from sweeper.meter.base import PowerMeter
+from sweeper.records import (
+    CONTEXT_KEYS,
+    LIMIT_KEYS,
+    MODEL_KEYS,
+    Configuration,
+    EngineRecord,
+    MachineRecord,
+    Measurement,
+    ModelRecord,
+    Phase,
+    PowerSource,
+    Workload,
+    from_plain,
+    to_plain,
+)
+from sweeper.space.space import Parameter, SearchSpace, Traits
+
+TABLE_SCHEMA = 1
+DIGITS = 5  # significant digits kept of a figure: finer than any noise seen
+JOURNAL_ENDING = ".journal"
+_LISTS = ("prompt_tokens_per_second", "prompt_watts", "tokens_per_second", "watts")
+
+
+@dataclass(frozen=True, slots=True)
+class TableHeader:
+    """What a table was measured on, and what it covers."""
+
+    name: str
+    machine: MachineRecord
+    engine: EngineRecord
+    model: ModelRecord
+    workload: Workload
+    power: PowerSource
+    base: Configuration
+    parameters: Mapping[str, tuple[Any, ...]]
+    ordinal: tuple[str, ...]
+    range_steps: Mapping[str, int]  # of evenly spaced ranges
+    traits: Traits = field(default_factory=Traits)
+    stage_seconds: float = 0.0
+    repeats: int = 0  # of each pass
+    passes: int = 1
+    recorded_utc: str = ""
+    idle_watts: float | None = None
+    note: str = ""
+    schema: int = TABLE_SCHEMA
+
+    @property
+    def space(self) -> SearchSpace:
+        """The space that the table covers."""
+        return SearchSpace(
+            {
+                name: Parameter(name, values, name in self.ordinal, self.range_steps.get(name))
+                for name, values in self.parameters.items()
+            },
+            self.base,
+            self.traits,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class TableRow:
+    """One configuration as measured: a value for each repeat, in tok/s and W; watts None where unread."""
+
+    configuration: Configuration
+    state: Literal["complete", "failed", "out_of_memory"]
+    reason: str | None = None
+    reloaded: bool = False
+    load_seconds: float = 0.0
+    warmup_seconds: float = 0.0
+    memory_mib: float | None = None
+    vram_mib: float | None = None
+    prompt_tokens_per_second: tuple[float, ...] = ()
+    prompt_watts: tuple[float, ...] | None = None
+    tokens_per_second: tuple[float, ...] = ()
+    watts: tuple[float, ...] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A recorded grid."""
+
+    header: TableHeader
+    rows: tuple[TableRow, ...]
+
+
+# Recording
+
+
+def header_of(
+    name: str,
+    space: SearchSpace,
+    machine: MachineRecord,
+    engine: EngineRecord,
+    model: ModelRecord,
+    workload: Workload,
+    power: PowerSource,
+    stage: Stage,
+    **more: Any,
+) -> TableHeader:
+    """The header of a table over ``space``; ``more`` are its optional fields. Of paths it keeps the files' names."""
+    files = {quant: replace(file, path=Path(file.path).name) for quant, file in model.files.items()}
+    return TableHeader(
+        name=name,
+        machine=machine,
+        engine=engine,
+        model=replace(model, files=files),  # a table is handed on, a folder says nothing there
+        workload=workload,
+        power=power,
+        base=space.base,
+        parameters={p.name: tuple(p.values) for p in space.parameters.values()},
+        ordinal=tuple(p.name for p in space.parameters.values() if p.ordinal),
+        range_steps={p.name: p.range_step for p in space.parameters.values() if p.range_step},
+        traits=space.traits,
+        stage_seconds=stage.seconds,
+        repeats=stage.repeats,
+        **more,
+    )
+
+
+def cheapest_order(configurations: Iterable[Configuration], seed: int = 0) -> tuple[Configuration, ...]:
+    """An order in which each model is loaded once and each context made once, limits innermost.
+
+    Within that, order is shuffled (seeded), so that a drift of the machine spreads over all values of a
+    parameter and is not taken for its effect.
+    """
+    rng = random.Random(seed)
+    models: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Configuration]]] = {}
+    for c in configurations:
+        model = tuple(getattr(c, key) for key in MODEL_KEYS)
+        context = tuple(getattr(c, key) for key in CONTEXT_KEYS)
+        models.setdefault(model, {}).setdefault(context, []).append(c)
+    ordered: list[Configuration] = []
+    for contexts in _shuffled(list(models.values()), rng):
+        for limits in _shuffled(list(contexts.values()), rng):
+            ordered += _shuffled(limits, rng)
+    return tuple(ordered)
+
+
+def record_table(
+    path: Path,
+    header: TableHeader,
+    engine: Engine,
+    meter: PowerMeter,
+    stage: Stage,
+    *,
+    limits: LimitControl | None = None,
+    configurations: Iterable[Configuration] | None = None,
+    progress: Callable[[int, int, TableRow], None] | None = None,
+    seed: int = 0,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Table:
+    """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
+
+    The grid is gone over ``header.passes`` times, each time in another order, so that the repeats of a
+    configuration lie far apart in time: a machine that is slower for some minutes shows as noise, not as a
+    worse configuration.
+
+    Goes on where an earlier call stopped: what is already in the journal is not measured again. A trial that
+    fails is a row with its state and reason. What raises otherwise (Ctrl-C) leaves the journal in place.
+
+    Args:
+        path: the table; its journal stands beside it until the table is whole.
+        header: what is measured, on what.
+        engine: runs inference.
+        meter: measures energy; it is open.
+        stage: windows and repeats of each configuration.
+        limits: sets the limits that configurations name; None where none does.
+        configurations: other than the whole grid of the space.
+        progress: told (visits done, visits in all, the row just measured).
+        seed: of the order.
+        clock: the clock that the meter stamps its samples with.
+        sleep: waits on that clock.
+
+    Raises:
+        ConfigError: a journal of another space, model, machine or workload is in the way.
+    """
+    grid = tuple(header.space.grid()) if configurations is None else tuple(configurations)
+    visits = [c for number in range(header.passes) for c in cheapest_order(grid, seed + number)]
+    journal = path.with_name(path.name + JOURNAL_ENDING)
+    done: dict[str, list[TableRow]] = {}
+    for row in _open_journal(journal, header):
+        done.setdefault(row.configuration.digest, []).append(row)
+    left = Counter({digest: len(rows) for digest, rows in done.items()})
+    measured = functools.partial(
+        measure,
+        engine=engine,
+        meter=meter,
+        workload=header.workload,
+        stage=stage,
+        clock=clock,
+        sleep=sleep,
+    )
+    with journal.open("a", encoding="utf-8") as file:
+        for number, configuration in enumerate(visits, 1):
+            if left[configuration.digest] > 0:  # by an earlier call
+                left[configuration.digest] -= 1
+                continue
+            row = _row(configuration, measured, limits, header)
+            done.setdefault(configuration.digest, []).append(row)
+            _append(file, to_plain(row))
+            if progress is not None:
+                progress(number, len(visits), row)
+    table = Table(header, tuple(merged(done[c.digest]) for c in cheapest_order(grid, seed)))
+    write_table(table, path)
+    journal.unlink()
+    return table
+
+
+def merged(visits: Sequence[TableRow]) -> TableRow:
+    """The visits of one configuration as one row, with the load of the first that was complete.
+
+    Where only some visits were complete the row is complete, and its reason says what became of the others.
+    """
+    complete = [row for row in visits if row.state == "complete"]
+    if not complete:
+        return visits[0]
+
+    def joined(lists: Sequence[tuple[float, ...] | None]) -> tuple[float, ...] | None:
+        return None if None in lists else tuple(value for values in lists for value in values or ())
+
+    failed = [row for row in visits if row.state != "complete"]
+    return replace(
+        complete[0],
+        reason=f"{len(failed)} of {len(visits)} visits failed: {failed[0].reason}" if failed else None,
+        prompt_tokens_per_second=joined([row.prompt_tokens_per_second for row in complete]) or (),
+        prompt_watts=joined([row.prompt_watts for row in complete]),
+        tokens_per_second=joined([row.tokens_per_second for row in complete]) or (),
+        watts=joined([row.watts for row in complete]),
+    )
+
+
+def _row(
+    configuration: Configuration,
+    measured: Callable[[Configuration], Measurement],
+    limits: LimitControl | None,
+    header: TableHeader,
+) -> TableRow:
+    try:
+        for name in LIMIT_KEYS if limits is not None else ():
+            value = getattr(configuration, name)
+            if name in header.parameters or value is not None:
+                assert limits is not None
+                limits.set(name, value)  # None gives back what was found
+        return row_of(measured(configuration))
+    except TrialFailed as failure:
+        state: Any = "out_of_memory" if failure.state == "out_of_memory" else "failed"
+        return TableRow(configuration, state, str(failure))
+
+
+def row_of(measurement: Measurement) -> TableRow:
+    """A measurement as a row: the raw repeats, rounded to what can be told apart."""
+    m = measurement
+
+    def speeds(phase: Phase) -> tuple[float, ...]:
+        return tuple(_rounded(w.tokens / w.seconds) for w in m.windows if w.phase == phase)
+
+    def watts(phase: Phase) -> tuple[float, ...] | None:
+        found = [w.energy.watts for w in m.windows if w.phase == phase]
+        return tuple(_rounded(v) for v in found if v is not None) if None not in found else None
+
+    memory, vram = m.metrics.get("memory_mib"), m.metrics.get("vram_mib")
+    return TableRow(
+        configuration=m.configuration,
+        state="complete",
+        reloaded=m.reloaded,
+        load_seconds=_rounded(m.load_seconds),
+        warmup_seconds=_rounded(m.warmup_seconds),
+        memory_mib=_rounded(memory.median) if memory else None,
+        vram_mib=_rounded(vram.median) if vram else None,
+        prompt_tokens_per_second=speeds("prefill"),
+        prompt_watts=watts("prefill"),
+        tokens_per_second=speeds("decode"),
+        watts=watts("decode"),
+    )
+
+
+def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
+    """Rows that an earlier run left; begins the journal where there is none."""
+    same = _identity(header)
+    if not journal.exists():
+        with journal.open("w", encoding="utf-8") as file:
+            _append(file, same)
+        return
+    lines = journal.read_text(encoding="utf-8").split("\n")
+    whole = [line for line in lines[:-1] if line]  # what a kill cut short ends without a line break
+    if not whole or json.loads(whole[0]) != json.loads(json.dumps(same)):
+        raise ConfigError(
+            f"{journal} was begun with another space, model, machine or workload: "
+            "give this table another name, or remove that file"
+        )
+    if lines[-1]:
+        with journal.open("w", encoding="utf-8") as file:
+            file.write("".join(line + "\n" for line in whole))
+    for line in whole[1:]:
+        yield from_plain(json.loads(line), TableRow)
+
+
+def _identity(header: TableHeader) -> Any:
+    return to_plain(replace(header, recorded_utc="", idle_watts=None, note="", passes=1))
+
+
+def _append(file: io.TextIOBase | Any, data: Any) -> None:
+    file.write(json.dumps(data) + "\n")
+    file.flush()
+    os.fsync(file.fileno())
+
+
+# The file
+
+
+def write_table(table: Table, path: Path) -> None:
+    """Write a table; the same table gives the same bytes."""
+    text = io.StringIO()
+    text.write("# " + json.dumps(to_plain(table.header)) + "\n")
+    names = list(table.header.parameters)
+    columns = [*names, *_COLUMNS]
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(columns)
+    for row in table.rows:
+        plain = to_plain(row)
+        cells = [json.dumps(plain["configuration"][name]) for name in names]
+        writer.writerow([*cells, *(_cell(plain[column], column) for column in _COLUMNS)])
+    temporary = path.with_name(path.name + ".part")
+    temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
+    temporary.replace(path)
+
+
+def read_table(path: Path) -> Table:
+    """Read a table. Raises ConfigError where the file is not one."""
+    try:
+        with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
+            first = file.readline()
+            header = from_plain(json.loads(first.removeprefix("# ")), TableHeader)
+            rows = tuple(_row_of_cells(cells, header) for cells in csv.DictReader(file))
+    except FileNotFoundError:
+        raise ConfigError(f"{path} is not there: record a table with `sweeper record`") from None
+    except (OSError, EOFError, ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
+        raise ConfigError(f"{path} is not a table that sweeper recorded: {_first_line(error)}") from error
+    return Table(header, rows)
+
+
+_COLUMNS = (
+    "state",
+    "reason",
+    "reloaded",
+    "load_seconds",
+    "warmup_seconds",
+    "memory_mib",
+    "vram_mib",
+    *_LISTS,
+)
+
+
+def _cell(value: Any, column: str) -> str:
+    if column in _LISTS:
+        return "" if value is None else " ".join(f"{v:.{DIGITS}g}" for v in value)
+    return "" if value is None else json.dumps(value) if not isinstance(value, str) else value
+
+
+def _row_of_cells(cells: Mapping[str, str], header: TableHeader) -> TableRow:
+    params = {name: json.loads(cells[name]) for name in header.parameters}
+    plain: dict[str, Any] = {"configuration": to_plain(header.base.with_(**params))}
+    for column in _COLUMNS:
+        text = cells[column]
+        if column in _LISTS:
+            plain[column] = [float(v) for v in text.split()] if text or "watts" not in column else None
+        elif column in ("state", "reason"):
+            plain[column] = text or None
+        else:
+            plain[column] = json.loads(text) if text else None
+    return from_plain(plain, TableRow)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
+
+
+def _rounded(value: float) -> float:
+    return float(f"{value:.{DIGITS}g}")
+
+
+def _shuffled(items: list[Any], rng: random.Random) -> list[Any]:
+    return rng.sample(items, len(items))

@@ -1,0 +1,1 @@
+"""Setting power and clock limits, and restoring them however the sweep ends."""

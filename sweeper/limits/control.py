@@ -1,0 +1,303 @@
+"""The limits of a sweep: their ranges, setting them with read-back, and giving back what was found.
+
+The order of things: ``find_limits`` replays journals that dead sweeps left, then reads ranges. Entering takes
+the device locks. The first ``set`` that would change anything writes the journal and starts the guardian; a
+sweep that sets nothing touches nothing. Leaving gives back what was found, unless another tool changed it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from sweeper.errors import LimitRefused, MissingError, RightMissingError, SweeperError
+from sweeper.limits.base import LimitInForce, LimitRange
+from sweeper.limits.device_lock import DeviceLocks
+from sweeper.limits.groups import Found, Group, look
+from sweeper.limits.guardian import Guardian
+from sweeper.limits.journal import Entry, Journal, read_journal
+from sweeper.limits.knob import PER_UNIT, Knob, in_words, refusal, same
+from sweeper.limits.nvml import PowerKnob
+from sweeper.limits.restore import (
+    Action,
+    MachineKnobs,
+    RestoreOutcome,
+    give_all_back,
+    give_back,
+    replay,
+    restore,
+    restore_one,
+)
+from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
+
+NO_DEVICE = "no NVIDIA GPU and no processor package whose limits could be set was found"
+
+
+class NoLimits:
+    """The control of a machine where nothing can be set. It explains itself, and takes no lock."""
+
+    def __init__(self, reasons: Mapping[str, str], replayed: Sequence[RestoreOutcome] = ()) -> None:
+        self._reasons = dict(reasons)
+        self.replayed = tuple(replayed)
+        self.outcomes: tuple[RestoreOutcome, ...] = ()
+
+    def ranges(self) -> Mapping[str, LimitRange]:
+        """None."""
+        return {}
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why each limit cannot be set."""
+        return self._reasons
+
+    def set(self, name: str, value: int | None) -> LimitInForce:
+        """None is what is in force already; everything else is refused."""
+        if value is None:
+            return LimitInForce(name, None, None)
+        raise LimitRefused(f"{name}={value} cannot be set: {self._reasons.get(name, NO_DEVICE)}")
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        return
+
+
+class DeviceLimits:
+    """Limits of GPUs or processor packages. Made by ``find_limits``; enter it around a whole sweep.
+
+    ``replayed`` is what was given back for sweeps that died before this one; ``outcomes`` is what leaving
+    did. Both are for the sweep's words to its user.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        machine: MachineKnobs,
+        look: Callable[[MachineKnobs], Found],
+        lock_folder: Path | None = None,
+        replayed: Sequence[RestoreOutcome] = (),
+    ) -> None:
+        self._root = root
+        self._machine = machine
+        self._look = look
+        self._found = look(machine)
+        self._locks = DeviceLocks(self._found.devices, lock_folder)
+        self._entered = False
+        self._journal: Journal | None = None
+        self._left: tuple[Path, ...] = ()  # journals of others that could not be given back yet
+        self._guardian: Guardian | None = None
+        self.replayed = tuple(replayed)
+        self.outcomes: tuple[RestoreOutcome, ...] = ()
+
+    def ranges(self) -> Mapping[str, LimitRange]:
+        """The limits that can be set, as the device says, never above what was found."""
+        return {name: group.range for name, group in self._found.groups.items()}
+
+    def reasons(self) -> Mapping[str, str]:
+        """Why each of the others cannot."""
+        return self._found.reasons
+
+    def __enter__(self) -> Self:
+        self._locks.acquire()
+        try:
+            for path in self._locks.journals():  # of sweeps that died, perhaps under another root
+                record = read_journal(path)
+                if record is not None:
+                    self.replayed += tuple(replay(record, self._machine))
+            self._left = tuple(path for path in self._locks.journals() if path.exists())
+            self._locks.note(*self._left)
+            # Another sweep may have held the device until now: what it had set is not what was found.
+            self._found = self._look(self._machine)
+        except BaseException:
+            self._machine.close()
+            self._locks.release()
+            raise
+        self._entered = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            if self._journal is not None:
+                self._give_back_all(self._journal)
+        finally:
+            if self._guardian is not None:
+                self._guardian.abandon()  # not dismissed: it takes over what could not be given back
+                self._guardian = None
+            if self._journal is not None:
+                self._journal.close()
+                self._journal = None
+            self._entered = False
+            self._locks.release()
+            self._machine.close()
+
+    def _give_back_all(self, journal: Journal) -> None:
+        self.outcomes = tuple(give_all_back(journal.entries, self._found))
+        if any(outcome.action is Action.FAILED for outcome in self.outcomes):
+            return
+        journal.remove()
+        self._journal = None
+        self._locks.note(*self._left)
+        if self._guardian is not None:
+            self._guardian.dismiss()
+            self._guardian = None
+
+    def set(self, name: str, value: int | None) -> LimitInForce:
+        """Set a limit on all its devices, None for what was found, and read it back.
+
+        ``enforced`` is the lowest that a device reads back; None for a clock, which no device shows.
+
+        Raises:
+            LimitRefused: out of range, not taken, not allowed, or changed by another tool meanwhile.
+        """
+        if not self._entered:
+            raise RuntimeError("set() wants `with limits:` around the sweep")
+        group = self._found.groups.get(name)
+        if group is None:
+            return NoLimits(self._found.reasons).set(name, value)
+        if value is not None and not group.range.low <= value <= group.range.high:
+            raise LimitRefused(f"{name}={value} is not in {group.range.low} to {group.range.high}")
+        try:
+            self._bring(group, value)
+            return LimitInForce(name, value, _in_force(group))
+        except MissingError as error:  # a right, a device or a disk that was there when the sweep began
+            raise LimitRefused(f"{name}={value} was not set: {error}") from error
+
+    def _bring(self, group: Group, value: int | None) -> None:
+        if value is None and not self._was_set(group):
+            return  # whatever is in force, it is none of this sweep's doing
+        wanted = [(knob, group.raw(knob.id, value)) for knob in group.knobs]
+        changing = [(knob, raw) for knob, raw in wanted if not self._holds(group, knob, raw)]
+        if not changing:
+            return
+        journal = self._protect()
+        try:
+            for knob, raw in changing:
+                _turn(journal, knob, raw)
+        except SweeperError:
+            for knob, _ in changing:  # no half-set group: a trial that fails leaves the limits as found
+                _put_back(journal, knob)
+            raise
+
+    def _was_set(self, group: Group) -> bool:
+        entries = self._journal.entries if self._journal else {}
+        return any(knob.id in entries and entries[knob.id].ours for knob in group.knobs)
+
+    def _holds(self, group: Group, knob: Knob, raw: int | None) -> bool:
+        """Whether a knob stands at this value already. Raises LimitRefused where another tool moved it."""
+        entry = self._journal.entries[knob.id] if self._journal else Entry(group.found[knob.id])
+        ours = entry.ours or (entry.found,)
+        kind = knob.id.kind
+        if knob.readable:
+            present = knob.read()
+            moved = None if any(same(kind, present, one) for one in ours) else in_words(knob.id, present)
+        else:
+            present = ours[-1]
+            moved = knob.contradiction(present)
+        if moved is not None:
+            raise LimitRefused(
+                f"another tool changed the {knob.id} during the sweep ({moved}): it is left alone; "
+                "end that tool to sweep this limit"
+            )
+        return same(kind, present, raw) and (knob.readable or len(ours) == 1)
+
+    def _protect(self) -> Journal:
+        """Journal and guardian, before anything is set."""
+        if self._journal is None:
+            groups = self._found.groups.values()
+            found = {name: raw for group in groups for name, raw in group.found.items()}
+            self._journal = Journal.create(self._root, found)
+            self._locks.note(self._journal.path, *self._left)
+        if self._guardian is None or not self._guardian.alive:
+            if self._guardian is not None:
+                self._guardian.abandon()
+            self._guardian = Guardian.start(
+                self._journal.path, self._machine.settings, self._machine.sysfs, self._locks.descriptors
+            )
+        return self._journal
+
+
+def _turn(journal: Journal, knob: Knob, raw: int | None) -> None:
+    entry = journal.entries[knob.id]
+    journal.intent(knob.id, raw)
+    try:
+        knob.write(raw)
+    except RightMissingError:
+        if not knob.readable:  # nothing was done, and no read-back will show it
+            journal.took(knob.id, entry.ours[-1] if entry.ours else entry.found)
+        raise
+    answer = refusal(knob, raw)
+    journal.took(knob.id, knob.read() if knob.readable else raw)
+    if answer is not None:
+        raise LimitRefused(f"the {knob.id} did not become {in_words(knob.id, raw)}: {answer}")
+
+
+def _put_back(journal: Journal, knob: Knob) -> None:
+    """After a refusal. What fails here is tried again on leaving, and the refusal is what is reported."""
+    entry = journal.entries[knob.id]
+    with contextlib.suppress(SweeperError):
+        outcome = give_back(knob, entry)
+        if outcome.action is Action.LEFT_ALONE and not knob.readable:
+            knob.write(entry.found)  # the lock that had no effect is still noted in the driver
+            journal.took(knob.id, entry.found)
+        elif outcome.action in (Action.RESTORED, Action.AS_FOUND):
+            journal.took(knob.id, entry.found)
+
+
+def _in_force(group: Group) -> int | None:
+    """The lowest value that the devices read back, in whole W; None for clocks."""
+    values = []
+    for knob in group.knobs:
+        raw = knob.read()
+        enforced = knob.enforced() if isinstance(knob, PowerKnob) else None
+        present = [value for value in (raw, enforced) if value is not None]
+        if present:
+            values.append(min(present) / PER_UNIT[knob.id.kind])
+    return round(min(values)) if values else None
+
+
+def find_limits(
+    root: Path,
+    settings: PowerSettings | None = None,
+    means: MeansSettings | None = None,
+    lock_folder: Path | None = None,
+    environ: Mapping[str, str] = os.environ,
+) -> DeviceLimits | NoLimits:
+    """What can be set on this machine, after giving back what dead sweeps left.
+
+    The power limit is the GPUs' where there are any, else the processor packages'. Nothing is changed here.
+
+    Args:
+        root: the folder of runs; journals stand in its ``journal``.
+        settings: which device (``device``, ``source``), and where sysfs is.
+        means: how limits are set.
+        lock_folder: where locks stand, for tests; None: one folder for all users of the machine.
+        environ: the environment, for CUDA_VISIBLE_DEVICES.
+
+    Raises:
+        StoreError: a journal that cannot be read.
+        UsageError: ``power.device`` names nothing.
+    """
+    settings = settings or PowerSettings()
+    root, sysfs = root.resolve(), Path(settings.sysfs_root)
+    means = means or MeansSettings()
+    replayed = restore(root, means, sysfs, lock_folder)
+    with MachineKnobs(means, sysfs) as machine:
+
+        def look_here(machine: MachineKnobs) -> Found:
+            return look(machine, settings, environ)
+
+        found = look_here(machine)
+        if not found.devices:
+            return NoLimits(found.reasons, replayed)
+        for path in DeviceLocks(found.devices, lock_folder).journals():
+            replayed += restore_one(path, machine, lock_folder)  # left under another root
+        return DeviceLimits(root, machine, look_here, lock_folder, replayed)

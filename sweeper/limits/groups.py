@@ -1,0 +1,186 @@
+"""What there is to set on this machine: devices, the range of each limit, and why others cannot be set.
+
+Looking changes nothing. Several devices are one group: a limit is set on all of them at once.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.errors import LimitRefused, MissingError, SweeperError
+from sweeper.limits import rapl as rapl_limits
+from sweeper.limits.base import LimitRange
+from sweeper.limits.knob import CLOCK, PER_UNIT, POWER, Knob, KnobId
+from sweeper.limits.nvml import Card, ClockKnob, PowerKnob, chosen
+from sweeper.limits.restore import MachineKnobs
+from sweeper.limits.rights import HELPER_GROUP
+from sweeper.power_settings import PowerSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One limit of the configuration, and the knobs that it turns on all its devices at once."""
+
+    range: LimitRange
+    knobs: tuple[Knob, ...]
+    found: Mapping[KnobId, int | None]
+    allowed: tuple[int, ...] = ()  # for clocks: the supported ones, lowest first
+
+    def raw(self, knob: KnobId, value: int | None) -> int | None:
+        """What a knob is set to for ``value`` W or MHz: a supported clock, and never above what was found."""
+        if value is None:
+            return self.found[knob]
+        if self.allowed:
+            return max((clock for clock in self.allowed if clock <= value), default=self.allowed[0])
+        wanted = value * PER_UNIT[knob.kind]
+        found = self.found[knob]
+        return wanted if found is None else min(wanted, found)
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What there is to set: devices (locked even where nothing can be set), limits, reasons for others."""
+
+    devices: tuple[str, ...]
+    groups: Mapping[str, Group]
+    reasons: Mapping[str, str]
+
+    def knob(self, knob_id: KnobId) -> Knob:
+        """The knob of that name."""
+        return next(knob for group in self.groups.values() for knob in group.knobs if knob.id == knob_id)
+
+
+def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]) -> Found:
+    """The limits of this machine: the GPUs' where there are any, else the processor packages'."""
+    no_gpu = "power.source=rapl sets the processor's limits only"
+    if settings.source != "rapl":
+        cards, no_gpu = _cards(machine, settings, environ)
+        if cards:
+            return _gpu_limits(machine, cards)
+    if settings.source == "nvml":
+        return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
+    packages = _package_limits(machine)
+    reasons = {CLOCK: f"locked clocks are a limit of NVIDIA GPUs: {no_gpu}"} | dict(packages.reasons)
+    if not packages.devices:
+        reasons[POWER] = f"{no_gpu}; {reasons[POWER]}"
+    return Found(packages.devices, packages.groups, reasons)
+
+
+def _cards(
+    machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]
+) -> tuple[list[Card], str]:
+    try:
+        cards = machine.nvml.cards()
+    except MissingError as error:
+        return [], str(error)
+    device = settings.device
+    if settings.source != "nvml" and device and not any(card.is_named(device) for card in cards):
+        device = None  # it names another kind of device
+    found, why = chosen(cards, device, environ)
+    return found, why or "no NVIDIA GPU"
+
+
+def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
+    groups: dict[str, Group] = {}
+    reasons: dict[str, str] = {}
+    means, missing = machine.gpu_means()
+    split = [card for card in cards if card.mig]
+    for name in (POWER, CLOCK):
+        try:
+            if split:
+                raise LimitRefused(
+                    f"{split[0].name} is split by MIG, and a limit would hit all its instances: "
+                    "switch MIG off for a sweep"
+                )
+            if name == POWER:
+                group = _power_group([PowerKnob(machine.nvml, card.uuid, means) for card in cards])
+            else:
+                group = _clock_group([ClockKnob(machine.nvml, card.uuid, means) for card in cards])
+            if missing is not None:
+                raise LimitRefused(_ungranted(missing))
+            groups[name] = group
+        except SweeperError as error:
+            reasons[name] = str(error)
+    return Found(tuple(card.uuid for card in cards), groups, reasons)
+
+
+def _ungranted(missing: str) -> str:
+    return (
+        f"setting it needs root, CAP_SYS_ADMIN or a helper ({missing}): "
+        f"`sweeper doctor` prints the steps that install the helper for the group {HELPER_GROUP!r}"
+    )
+
+
+def _power_group(knobs: Sequence[PowerKnob]) -> Group:
+    found = {knob.id: knob.read() for knob in knobs}
+    per = PER_UNIT["nvml_power"]
+    highest = min(raw for raw in found.values() if raw is not None)
+    low = -(-max(knob.constraints()[0] for knob in knobs) // per)
+    high = min(highest, *(knob.constraints()[1] for knob in knobs)) // per
+    if low >= high:
+        raise LimitRefused(
+            f"the device takes {low} W at least, and {high} W was found: there is no range to search"
+        )
+    devices = ", ".join(knob.id.device for knob in knobs)
+    # What was found is given in whole watts: the range must not say more than was in force.
+    return Group(LimitRange(POWER, devices, low, high, highest // per), tuple(knobs), found)
+
+
+def _clock_group(knobs: Sequence[ClockKnob]) -> Group:
+    supported = sorted(set.intersection(*(set(knob.supported()) for knob in knobs)))
+    if len(supported) < 2:
+        raise LimitRefused("the device lists no clocks to choose from")
+    held = [knob for knob in knobs if knob.held_by_another()]
+    if held:
+        raise LimitRefused(
+            f"a setting of another tool holds the clocks of {held[0].id.device}, NVML does not tell which: "
+            "free them with `nvidia-smi --reset-gpu-clocks` and `--reset-applications-clocks`"
+        )
+    steps = [high - low for low, high in itertools.pairwise(supported)]
+    step = max(set(steps), key=steps.count)
+    devices = ", ".join(knob.id.device for knob in knobs)
+    limits = LimitRange(CLOCK, devices, supported[0], supported[-1], None, step)
+    return Group(limits, tuple(knobs), {knob.id: None for knob in knobs}, tuple(supported))
+
+
+def _package_limits(machine: MachineKnobs) -> Found:
+    sysfs = machine.sysfs
+    zones = [zone for zone in rapl_limits.packages(sysfs) if rapl_limits.limited_constraints(sysfs, zone)]
+    if not zones:
+        return Found((), {}, {POWER: f"no processor package with a power limit in {sysfs}/class/powercap"})
+    off = [zone for zone in zones if rapl_limits.switched_off(sysfs, zone)]
+    names = [
+        KnobId("rapl", zone, part) for zone in zones for part in rapl_limits.limited_constraints(sysfs, zone)
+    ]
+    try:
+        if off:
+            raise LimitRefused(
+                f"limits of {off[0]} are switched off by the firmware or in its file `enabled`"
+            )
+        direct = all(rapl_limits.PackageKnob(sysfs, n.device, n.part, None).writable for n in names)
+        means, missing = machine.means("rapl", direct)
+        if missing is not None:
+            raise LimitRefused(_ungranted(missing))
+        knobs = [rapl_limits.PackageKnob(sysfs, name.device, name.part, means) for name in names]
+        group = _package_group(sysfs, zones, knobs)
+    except SweeperError as error:
+        return Found(tuple(zones), {}, {POWER: str(error)})
+    return Found(tuple(zones), {POWER: group}, {})
+
+
+def _package_group(sysfs: Path, zones: Sequence[str], knobs: Sequence[rapl_limits.PackageKnob]) -> Group:
+    found = {knob.id: knob.read() for knob in knobs}
+    per = PER_UNIT["rapl"]
+    long_term = [
+        raw for name, raw in found.items() if name.part == rapl_limits.CONSTRAINTS[0] and raw is not None
+    ]
+    highest = min(long_term)
+    low = -(-max(rapl_limits.least(sysfs, zone, highest) for zone in zones) // per)
+    if low >= highest // per:
+        raise LimitRefused(f"{highest / per:g} W was found: there is no range below it to search")
+    devices = ", ".join(zones)
+    limits = LimitRange(POWER, devices, max(1, low), highest // per, highest // per)
+    return Group(limits, tuple(knobs), found)

@@ -1,0 +1,286 @@
+"""NVIDIA GPUs: the power limit and the lock on the SM clock, through one NVML handle for the whole sweep.
+
+NVML shows the power limit, and never a clock lock: whether a lock is in force is seen by its effect only, on
+the SM clock. So a lock is taken to have been absent before the sweep, unless the device says that its clocks
+are limited by a setting; then it is not touched at all. Persistence mode is left as it is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError, SweeperError, UsageError
+from sweeper.limits.knob import KnobId
+from sweeper.limits.rights import Means, Request
+
+# A locked clock is held to the next supported one, 15 MHz apart at most; two of them are beyond doubt.
+CLOCK_TOLERANCE_MHZ = 30
+# nvmlClocksEventReasonApplicationsClocksSetting: clocks held down by a setting, not by load, heat or a cap.
+SETTING_HOLDS_CLOCKS = 0x2
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU as NVML shows it."""
+
+    uuid: str
+    index: int
+    name: str
+    pci_bus_id: str
+    mig: bool
+
+    def is_named(self, device: str) -> bool:
+        """Whether a UUID, an index or a PCI address means this card."""
+        # NVML writes eight digits of PCI domain, Linux four.
+        return device in (self.uuid, str(self.index)) or self.pci_bus_id.lower().endswith(device.lower())
+
+
+class Nvml:
+    """An open NVML. Enter it around everything that uses it; NVML counts how often it was opened."""
+
+    def __enter__(self) -> Self:
+        import pynvml
+
+        try:
+            pynvml.nvmlInit()
+        except pynvml.NVMLError as error:
+            raise SensorMissingError(f"no NVIDIA GPU can be reached: {error}") from error
+        self._handles: dict[str, Any] = {}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):  # the driver may be gone; nothing is left to close then
+            pynvml.nvmlShutdown()
+
+    def cards(self) -> list[Card]:
+        """All GPUs of this machine; one that is lost is left out."""
+        import pynvml
+
+        found = []
+        with said("count the GPUs"):
+            count = pynvml.nvmlDeviceGetCount()
+        for index in range(count):
+            with contextlib.suppress(pynvml.NVMLError):
+                found.append(self._card(index))
+        return found
+
+    def _card(self, index: int) -> Card:
+        import pynvml
+
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
+        self._handles[uuid] = handle
+        try:
+            mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+        except pynvml.NVMLError:  # cards without MIG say NOT_SUPPORTED
+            mig = False
+        bus = str(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        return Card(uuid, index, str(pynvml.nvmlDeviceGetName(handle)), bus, mig)
+
+    def handle(self, uuid: str) -> Any:
+        """NVML's handle of a GPU, kept."""
+        import pynvml
+
+        if uuid not in self._handles:
+            with said(f"find the GPU {uuid}"):
+                self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return self._handles[uuid]
+
+    def index(self, uuid: str) -> int:
+        """The GPU's index, by which zeusd knows it."""
+        import pynvml
+
+        with said(f"find the index of {uuid}"):
+            return int(pynvml.nvmlDeviceGetIndex(self.handle(uuid)))
+
+
+@contextlib.contextmanager
+def said(doing: str) -> Iterator[None]:
+    """Turn NVML's errors into ours."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        raise _ours(error, f"cannot {doing}: {error}") from error
+
+
+def _ours(error: Any, message: str) -> SweeperError:
+    import pynvml
+
+    if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+        return RightMissingError(f"{message}: see `sweeper doctor` for the steps that grant it")
+    if error.value in (
+        pynvml.NVML_ERROR_GPU_IS_LOST,
+        pynvml.NVML_ERROR_NOT_FOUND,
+        pynvml.NVML_ERROR_UNINITIALIZED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    ):
+        return SensorMissingError(message)
+    return LimitRefused(message)
+
+
+def chosen(
+    cards: list[Card], device: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[list[Card], str | None]:
+    """The GPUs whose limits are swept, and why there is none.
+
+    ``device`` is a UUID, an index or a PCI address; None is every GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    Raises:
+        UsageError: ``device`` names no GPU.
+    """
+    if device is not None:
+        found = [card for card in cards if card.is_named(device)]
+        if not found:
+            names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "there is none"
+            raise UsageError(f"power.device={device} names no NVIDIA GPU: choose from {names}")
+        return found, None
+    visible = environ.get("CUDA_VISIBLE_DEVICES")
+    if visible is None:
+        return cards, None
+    words = [word.strip() for word in visible.split(",")]
+    found = []
+    for word in words:
+        matching = [card for card in cards if card.uuid.startswith(word) or word == str(card.index)]
+        if not word or not matching:
+            break  # CUDA too ends its list at the first word that names no device
+        found.append(matching[0])
+    if len({card.name for card in cards}) > 1 and any(word.isdigit() for word in words):
+        order = environ.get("CUDA_DEVICE_ORDER")
+        if order != "PCI_BUS_ID":
+            return [], "CUDA_VISIBLE_DEVICES counts unlike GPUs in an order of its own: name them by UUID"
+    return found, None if found else f"CUDA_VISIBLE_DEVICES={visible} leaves no GPU"
+
+
+class PowerKnob:
+    """A GPU's power limit, in mW."""
+
+    readable = True
+
+    def __init__(self, nvml: Nvml, uuid: str, means: Means | None) -> None:
+        self.id = KnobId("nvml_power", uuid)
+        self._nvml = nvml
+        self._means = means
+
+    def read(self) -> int | None:
+        """The limit that was asked for last, by anyone, in mW."""
+        import pynvml
+
+        with said(f"read the power limit of {self.id.device}"):
+            return int(pynvml.nvmlDeviceGetPowerManagementLimit(self._nvml.handle(self.id.device)))
+
+    def enforced(self) -> int | None:
+        """The lowest of all limits in force, in mW; None where the device does not say."""
+        import pynvml
+
+        try:
+            return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(self._nvml.handle(self.id.device)))
+        except pynvml.NVMLError:
+            return None
+
+    def constraints(self) -> tuple[int, int]:
+        """The device's own range, in mW."""
+        import pynvml
+
+        with said(f"read the range of power limits of {self.id.device}"):
+            low, high = pynvml.nvmlDeviceGetPowerManagementLimitConstraints(self._nvml.handle(self.id.device))
+        return int(low), int(high)
+
+    def write(self, raw: int | None) -> None:
+        """Set the limit, in mW."""
+        import pynvml
+
+        uuid = self.id.device
+        if raw is None:
+            raise LimitRefused(f"a power limit of {uuid} cannot be taken away, only set")
+        if self._means is not None:
+            self._means.carry_out(Request(("nvml-power", uuid, str(raw)), self._nvml.index(uuid)))
+            return
+        with said(f"set the power limit of {uuid}"):
+            pynvml.nvmlDeviceSetPowerManagementLimit(self._nvml.handle(uuid), raw)
+
+    def contradiction(self, raw: int | None) -> str | None:
+        """Never asked: this knob can be read."""
+        return None
+
+
+class ClockKnob:
+    """The ceiling of a GPU's SM clock, in MHz; None: not locked.
+
+    The lock runs from the lowest supported clock to the ceiling: a fixed clock would keep an idle GPU busy.
+    """
+
+    readable = False
+
+    def __init__(self, nvml: Nvml, uuid: str, means: Means | None) -> None:
+        self.id = KnobId("nvml_clock", uuid)
+        self._nvml = nvml
+        self._means = means
+        self._supported: tuple[int, ...] | None = None
+
+    def read(self) -> int | None:
+        """Always None: NVML does not tell."""
+        return None
+
+    def supported(self) -> tuple[int, ...]:
+        """The clocks that can be asked for, in MHz, lowest first."""
+        import pynvml
+
+        if self._supported is None:
+            handle = self._nvml.handle(self.id.device)
+            with said(f"list the clocks of {self.id.device}"):
+                memory = max(pynvml.nvmlDeviceGetSupportedMemoryClocks(handle))
+                clocks = pynvml.nvmlDeviceGetSupportedGraphicsClocks(handle, memory)
+            self._supported = tuple(sorted({int(clock) for clock in clocks}))
+        return self._supported
+
+    def held_by_another(self) -> bool:
+        """Whether the device says that a setting holds its clocks down. Only seen while it works."""
+        import pynvml
+
+        handle = self._nvml.handle(self.id.device)
+        try:
+            reasons = int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
+        except pynvml.NVMLError:
+            return False  # a device that gives no reasons gives no evidence either
+        return bool(reasons & SETTING_HOLDS_CLOCKS)
+
+    def write(self, raw: int | None) -> None:
+        """Lock the clock to at most ``raw`` MHz, or free it."""
+        import pynvml
+
+        uuid = self.id.device
+        low = None if raw is None else min(self.supported()[0], raw)
+        if self._means is not None:
+            words = ("reset",) if raw is None else (str(low), str(raw))
+            self._means.carry_out(Request(("nvml-clock", uuid, *words), self._nvml.index(uuid)))
+            return
+        with said(f"set the clock limit of {uuid}"):
+            if raw is None:
+                pynvml.nvmlDeviceResetGpuLockedClocks(self._nvml.handle(uuid))
+            else:
+                pynvml.nvmlDeviceSetGpuLockedClocks(self._nvml.handle(uuid), low, raw)
+
+    def contradiction(self, raw: int | None) -> str | None:
+        """An SM clock above the lock shows that the lock is not in force."""
+        import pynvml
+
+        if raw is None:
+            return None
+        with said(f"read the SM clock of {self.id.device}"):
+            clock = int(
+                pynvml.nvmlDeviceGetClockInfo(self._nvml.handle(self.id.device), pynvml.NVML_CLOCK_SM)
+            )
+        if clock <= raw + CLOCK_TOLERANCE_MHZ:
+            return None
+        return f"the SM clock runs at {clock} MHz, above a lock of {raw} MHz"

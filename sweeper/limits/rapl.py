@@ -1,0 +1,110 @@
+"""Processor packages: RAPL's long- and short-term power limits under /sys/class/powercap.
+
+A limit caps both constraints of a package: with only the long one, the short one lets bursts of many seconds
+through, longer than a measuring window. The MSR zones (``intel-rapl:N``) are written, never their MMIO twins:
+the lower of the two holds. AMD processors show energy here but no limit.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError
+from sweeper.limits.knob import KnobId
+from sweeper.limits.rights import Means, Request
+
+POWERCAP = "class/powercap"
+PACKAGE_ZONE = re.compile(r"intel-rapl:\d+")
+CONSTRAINTS = ("constraint_0", "constraint_1")
+# Packages seldom tell a least limit. Below this share of what was found they throttle to a crawl, and the
+# machine's own services suffer.
+LEAST_SHARE = 0.25
+
+
+def packages(sysfs: Path) -> list[str]:
+    """The top-level package zones, for example ``intel-rapl:0``; ``psys`` is left out."""
+    zones = sorted((sysfs / POWERCAP).glob("intel-rapl:*"))
+    names = [zone.name for zone in zones if _text(zone / "name").startswith("package")]
+    return [name for name in names if PACKAGE_ZONE.fullmatch(name)]
+
+
+def limited_constraints(sysfs: Path, zone: str) -> list[str]:
+    """The constraints of a zone that hold a power limit: long term, and short term where there is one."""
+    return [c for c in CONSTRAINTS if (sysfs / POWERCAP / zone / f"{c}_power_limit_uw").exists()]
+
+
+def switched_off(sysfs: Path, zone: str) -> bool:
+    """Whether the zone's limits are switched off as a whole."""
+    return _text(sysfs / POWERCAP / zone / "enabled") == "0"
+
+
+def least(sysfs: Path, zone: str, found: int) -> int:
+    """The least limit to be set, in µW."""
+    text = _text(sysfs / POWERCAP / zone / "constraint_0_min_power_uw")
+    told = int(text) if text.isdigit() else 0
+    return told if 0 < told <= found else int(found * LEAST_SHARE)
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="ascii").strip()
+    except (OSError, ValueError):
+        return ""  # absent, or not readable on this machine: says nothing
+
+
+class PackageKnob:
+    """One constraint of one package, in µW."""
+
+    readable = True
+
+    def __init__(self, sysfs: Path, zone: str, constraint: str, means: Means | None) -> None:
+        self.id = KnobId("rapl", zone, constraint)
+        self.path = sysfs / POWERCAP / zone / f"{constraint}_power_limit_uw"
+        self._means = means
+
+    @property
+    def writable(self) -> bool:
+        """Whether this process may write the limit itself."""
+        return os.access(self.path, os.W_OK)
+
+    def read(self) -> int | None:
+        """The limit in force, in µW."""
+        try:
+            return int(self.path.read_text(encoding="ascii").split()[0])
+        except (OSError, ValueError, IndexError) as error:
+            raise SensorMissingError(f"cannot read {self.path}: {error}") from error
+
+    def write(self, raw: int | None) -> None:
+        """Set the limit, in µW."""
+        if raw is None:
+            raise LimitRefused(f"{self.id} cannot be taken away, only set")
+        if self._means is not None:
+            self._means.carry_out(Request(("rapl", self.id.device, self.id.part, str(raw))))
+            return
+        try:
+            _write_at_once(self.path, raw)
+        except PermissionError as error:
+            raise RightMissingError(_why_denied(self.path)) from error
+        except OSError as error:
+            raise LimitRefused(f"{self.id} was not set: {error.strerror}") from error
+
+    def contradiction(self, raw: int | None) -> str | None:
+        """Never asked: this knob can be read."""
+        return None
+
+
+def _write_at_once(path: Path, raw: int) -> None:
+    """One write and no truncation: a kill leaves the old value or the new one."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        os.write(descriptor, f"{raw}\n".encode())
+    finally:
+        os.close(descriptor)
+
+
+def _why_denied(path: Path) -> str:
+    if os.access(path, os.W_OK):
+        return f"{path} is locked by the firmware: allow power limits to be changed in its setup"
+    return f"{path} may only be written by root: see `sweeper doctor` for the steps that grant it"

@@ -1,0 +1,68 @@
+"""A power limit that outlives this process: what `sweeper apply --power-limit` sets and `rollback` undoes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from sweeper.errors import LimitRefused, SensorMissingError
+from sweeper.limits.knob import PER_UNIT, Knob, KnobId, in_units, in_words, refusal
+from sweeper.limits.rapl import limited_constraints, packages
+from sweeper.limits.restore import MachineKnobs
+from sweeper.limits.rights import MeansSettings
+
+
+class StandingLimit:
+    """The power limit of one GPU or one processor package, in W."""
+
+    def __init__(self, device: str, knob: Knob) -> None:
+        self._device = device
+        self._knob = knob
+
+    @property
+    def device(self) -> str:
+        """UUID of the GPU or name of the zone."""
+        return self._device
+
+    def read(self) -> float | None:
+        """The limit in force; None where the device does not say."""
+        return in_units(self._knob.id.kind, self._knob.read())
+
+    def set(self, watts: float) -> float:
+        """Set it and return what the device reads back.
+
+        Raises:
+            LimitRefused: the device did not take it.
+            RightMissingError: this user may not set it.
+        """
+        raw = round(watts * PER_UNIT[self._knob.id.kind])
+        self._knob.write(raw)
+        why = refusal(self._knob, raw)
+        if why is not None:
+            raise LimitRefused(f"{self._knob.id} did not take {in_words(self._knob.id, raw)}: {why}")
+        present = self.read()
+        return watts if present is None else present
+
+
+def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys")) -> StandingLimit:
+    """The standing limit of ``device``: a GPU's UUID, or a RAPL zone.
+
+    Args:
+        machine: an entered `MachineKnobs`, which outlives the limit.
+        device: as the sweep recorded it.
+        sysfs: where sysfs is.
+
+    Raises:
+        SensorMissingError: no such device, or one with several limits, which no single figure describes.
+    """
+    if device.startswith("GPU-"):
+        return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))
+    zones = [zone for zone in packages(sysfs) if device in (zone, "package", "packages")]
+    constraints = limited_constraints(sysfs, zones[0]) if len(zones) == 1 else []
+    if len(constraints) != 1:
+        raise SensorMissingError(f"{device}: no single power limit stands for it; set it with powercap-set")
+    return StandingLimit(device, machine.knob(KnobId("rapl", zones[0], constraints[0])))
+
+
+def own_bench(sysfs: Path = Path("/sys")) -> MachineKnobs:
+    """The knobs of this machine, set by the best means there is."""
+    return MachineKnobs(MeansSettings(), sysfs)

@@ -1,0 +1,1 @@
+"""Measuring one trial: windows, statistics, metrics."""

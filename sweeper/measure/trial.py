@@ -1,0 +1,475 @@
+"""One trial: load, warm up, prefill and decode windows with the meter around each, and what follows.
+
+``measure`` returns a `Measurement`; it decides nothing and prints nothing. The protocol, with the reasons for
+its numbers, is in ``docs/measuring.md``.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+
+from sweeper import stats
+from sweeper.engine.base import Engine, Run
+from sweeper.errors import ReadingFailed
+from sweeper.meter.base import PowerMeter
+from sweeper.records import (
+    Caveat,
+    Configuration,
+    EnergyReading,
+    Measurement,
+    Phase,
+    Reading,
+    Window,
+    Workload,
+)
+
+# An unaligned window of T is wrong by up to u/T: 50 update periods keep that at 2 %, 100 at 1 %.
+SCREENING_UPDATE_PERIODS = 50
+FINAL_UPDATE_PERIODS = 100
+# A recorded grid has thousands of windows and goes over each more than once: errors of 10 % average out.
+RECORDING_UPDATE_PERIODS = 10
+# Prefill gets this share of decode's time: a round is hundreds of tokens, so its speed settles sooner.
+PREFILL_SHARE = 0.5
+# A prompt that takes longer than all of decode's windows settles in fewer windows than decode does.
+LEAST_DECIDING_PREFILL = 2
+# Of the prompt that warms up and tells what a whole one will take.
+WARMUP_PROMPT_TOKENS = 64
+# A warm-up step is long enough for a few tokens on a slow machine and short against any window.
+WARMUP_STEP_SECONDS = 0.15
+WARMUP_STEPS_COMPARED = 3
+# A window never runs longer than this many times what was asked for: a slow machine needs no more tokens.
+MOST_OVERRUN = 2.0
+# Start this near the reference temperature, and wait no longer than this for it.
+TEMPERATURE_TOLERANCE_CELSIUS = 3.0
+TEMPERATURE_WAIT_SECONDS = 60.0
+
+# Long enough for a mean of the power at rest, short beside the windows of a final visit.
+RESIDENT_SECONDS = 1.0
+RESIDENT_UPDATE_PERIODS = 10
+
+PHASES: tuple[Phase, ...] = ("prefill", "decode")
+_OF_REQUEST = ("time_to_first_token_seconds", "request_seconds")
+# Metrics that rest on prefill windows start or are named so.
+_OF_PREFILL = ("prompt_", *_OF_REQUEST)
+NO_PREFILL = (
+    "a prompt would take longer here than the rest of a trial, and no objective or constraint rests on it: only "
+    "finalists have it measured (objectives=speed_prompt_watts lets it decide)"
+)
+
+PhaseListener = Callable[[str, float | None, float | None], None]
+"""Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stage:
+    """How long and how often: screening during the search, final for what may be recommended."""
+
+    seconds: float  # of all decode windows together
+    repeats: int
+    update_periods: int
+    warmup_seconds: float
+    resident_seconds: float = 0.0  # of a window with the model loaded and nothing running; 0: none
+    prefill_repeats: int | None = None  # None: as many as of decode
+    least_prefill: int | None = None  # windows of prefill that are measured however long they take; None: all
+
+    @classmethod
+    def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
+        """Short windows, to tell good from bad.
+
+        Args:
+            workload: what is run.
+            decides: the metrics that objectives and constraints name. Where none of them rests on prefill, one
+                window of it is enough, and none where a prompt would take longer than all the rest of a trial, as
+                on a slow machine. Where one does, two windows are enough if they are that long. None: all windows,
+                however long.
+        """
+        needed = decides is None or any(rests_on_prefill(metric) for metric in decides)
+        least = LEAST_DECIDING_PREFILL if needed else 0
+        return cls(
+            workload.screening_seconds,
+            workload.screening_repeats,
+            SCREENING_UPDATE_PERIODS,
+            workload.warmup_seconds,
+            prefill_repeats=None if needed else 1,
+            least_prefill=None if decides is None else least,
+        )
+
+    @classmethod
+    def recording(cls, workload: Workload) -> Stage:
+        """As short as the workload says, for a grid that is gone over several times."""
+        return replace(cls.screening(workload), update_periods=RECORDING_UPDATE_PERIODS)
+
+    @classmethod
+    def final(cls, workload: Workload) -> Stage:
+        """Long windows, for figures that somebody will rely on."""
+        return cls(
+            workload.final_seconds,
+            workload.final_repeats,
+            FINAL_UPDATE_PERIODS,
+            workload.warmup_seconds,
+            RESIDENT_SECONDS,
+            least_prefill=1,
+        )
+
+    def repeats_of(self, phase: Phase) -> int:
+        """Windows of ``phase``."""
+        return self.repeats if phase == "decode" or self.prefill_repeats is None else self.prefill_repeats
+
+    def allows_prefill(
+        self, repeat: int, spent_seconds: float, next_seconds: float, update_period_seconds: float
+    ) -> bool:
+        """Whether a further window of prefill is measured.
+
+        Args:
+            repeat: its number, from 0.
+            spent_seconds: what the ones before took.
+            next_seconds: what one prompt is expected to take.
+            update_period_seconds: of the sensor.
+        """
+        if repeat >= self.repeats_of("prefill"):
+            return False
+        if self.least_prefill is None or repeat < self.least_prefill:
+            return True
+        next_seconds = max(next_seconds, self.window_seconds("prefill", update_period_seconds))
+        most = MOST_OVERRUN * self.repeats * self.window_seconds("decode", update_period_seconds)
+        return spent_seconds + next_seconds <= most
+
+    def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
+        """Seconds of one window of ``phase`` on a sensor with this update period."""
+        share = 1.0 if phase == "decode" else PREFILL_SHARE
+        return max(self.seconds * share, self.update_periods * update_period_seconds) / self.repeats
+
+
+Hopeless = Callable[[Mapping[str, Reading]], bool]
+"""Whether a trial with these metrics so far can no longer matter, whatever its other windows say."""
+
+
+def measure(
+    configuration: Configuration,
+    engine: Engine,
+    meter: PowerMeter,
+    workload: Workload,
+    stage: Stage,
+    known: Mapping[str, Reading] | None = None,
+    listener: PhaseListener | None = None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    hopeless: Hopeless | None = None,
+) -> Measurement:
+    """Measure one configuration.
+
+    Args:
+        configuration: what to measure; it is loaded, or kept where it is loaded already.
+        engine: runs inference.
+        meter: measures energy; it is open.
+        workload: what to run.
+        stage: how long and how often.
+        known: metrics that are known beforehand, such as ``kl_divergence`` of the quantisation.
+        listener: told of each phase as it begins.
+        clock: the clock that the meter stamps its samples with.
+        sleep: waits while the loaded model rests.
+        hopeless: asked after each round of windows; where it says yes the rest is not measured.
+
+    Raises:
+        TrialFailed: the engine failed; the engine can be used again.
+    """
+    tell = listener or _nobody
+    tell("load", None, None)
+    load = engine.load(configuration)
+    n_ctx = float(load.in_force.get("n_ctx", configuration.n_ctx))
+    depth = workload.depth_at(int(n_ctx))
+    resident = _at_rest(meter, stage, clock, sleep)
+    tell("warm-up", None, None)
+    warmup = _warm_up(engine, workload, depth, stage.warmup_seconds)
+    prompts = _Prompts(stage, meter.update_period_seconds, warmup.prompt_seconds)
+    if load.reloaded and not prompts.allowed(0):
+        # The first prompt after a load reads the weights from disk: a second one tells what prompts take.
+        prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0).prompt_seconds
+    windows: list[Window] = []
+    stopped_early = False
+    for repeat in range(stage.repeats):
+        for phase in PHASES:
+            if phase == "decode" or prompts.allowed(repeat):
+                tell(phase, _latest_speed(windows, phase), meter.watts_now())
+                windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
+                if phase == "prefill":
+                    prompts.took(windows[-1])
+        more = repeat + 1 < stage.repeats
+        if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
+            stopped_early = True
+            break
+    metrics, missing = metrics_of(windows, workload)
+    metrics.update(known or {})
+    if resident is not None:
+        metrics["resident_watts"] = resident
+    metrics["n_ctx"] = exactly(n_ctx)
+    _add_memory(engine, metrics, missing)
+    return Measurement(
+        configuration=configuration,
+        in_force=load.in_force,
+        metrics=metrics,
+        missing=missing,
+        windows=tuple(windows),
+        caveats=_caveats(windows, stage, stopped_early),
+        load_seconds=load.load_seconds,
+        warmup_seconds=warmup.seconds,
+        reloaded=load.reloaded,
+    )
+
+
+def _add_memory(engine: Engine, metrics: dict[str, Reading], missing: dict[str, str]) -> None:
+    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
+        if value is None:
+            missing[name] = "the engine cannot read it here"
+        else:
+            metrics[name] = exactly(value)
+
+
+def speeds_now(
+    engine: Engine, configuration: Configuration, workload: Workload, repeats: int = 5
+) -> dict[str, Reading]:
+    """Decode and prefill in tok/s, by metric, without watts: a short look, such as beside a server.
+
+    Raises:
+        TrialFailed: the engine failed.
+    """
+    load = engine.load(configuration)
+    depth = workload.depth_at(int(load.in_force.get("n_ctx", configuration.n_ctx)))
+    _warm_up(engine, workload, depth, workload.warmup_seconds)
+    stage = Stage.final(workload)
+    seconds = stage.window_seconds("decode", 0.0)
+    runs = [
+        (_run(phase, engine, workload, depth, seconds), phase) for _ in range(repeats) for phase in PHASES
+    ]
+    names: dict[Phase, str] = {"decode": "tokens_per_second", "prefill": "prompt_tokens_per_second"}
+    return {
+        name: stats.reading([run.tokens_per_second for run, of in runs if of == phase])
+        for phase, name in names.items()
+    }
+
+
+def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tuple[Caveat, ...]:
+    found = caveats_of(windows, stage.update_periods)
+    if not stopped_early:
+        return found
+    # That its windows are few and short is what stopping early means.
+    rest = {*found} - {Caveat.SHORT_WINDOW, Caveat.SPREAD_UNKNOWN} | {Caveat.STOPPED_EARLY}
+    return tuple(caveat for caveat in Caveat if caveat in rest)
+
+
+def _at_rest(
+    meter: PowerMeter, stage: Stage, clock: Callable[[], float], sleep: Callable[[float], None]
+) -> Reading | None:
+    """Power with the model resident and nothing running; None where it is not asked for or not read."""
+    if stage.resident_seconds <= 0:
+        return None
+    seconds = max(stage.resident_seconds, RESIDENT_UPDATE_PERIODS * meter.update_period_seconds)
+    with meter.window() as window:
+        started = clock()
+        sleep(seconds)
+        ended = clock()
+    watts = window.reading(started, ended).watts
+    return None if watts is None else exactly(watts)
+
+
+def _window(
+    phase: Phase,
+    repeat: int,
+    engine: Engine,
+    meter: PowerMeter,
+    workload: Workload,
+    depth: int,
+    stage: Stage,
+) -> Window:
+    seconds = stage.window_seconds(phase, meter.update_period_seconds)
+    with meter.window() as window:
+        run = _run(phase, engine, workload, depth, seconds)
+    energy = window.reading(run.started, run.ended)
+    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc)
+
+
+def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
+    if phase == "prefill":
+        return engine.prefill(workload.prompt_tokens, depth, seconds, seconds * MOST_OVERRUN)
+    return engine.decode(workload.generated_tokens, depth, seconds, seconds * MOST_OVERRUN)
+
+
+@dataclass(frozen=True, slots=True)
+class _Warmup:
+    """What warming up took, and what a whole prompt may be expected to take after it, in s."""
+
+    seconds: float
+    prompt_seconds: float
+
+
+def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> _Warmup:
+    """Run until decode is steady, at most ``most_seconds``."""
+    tokens = min(workload.prompt_tokens, WARMUP_PROMPT_TOKENS)
+    run = engine.prefill(tokens, depth, 0.0, WARMUP_STEP_SECONDS)
+    prompt_seconds = run.seconds / run.tokens * workload.prompt_tokens
+    took, speeds = run.ended - run.started, []
+    while took < most_seconds:
+        run = engine.decode(workload.generated_tokens, depth, WARMUP_STEP_SECONDS, WARMUP_STEP_SECONDS)
+        took += run.ended - run.started
+        speeds.append(run.tokens_per_second)
+        cv = stats.coefficient_of_variation(speeds[-WARMUP_STEPS_COMPARED:])
+        if len(speeds) >= WARMUP_STEPS_COMPARED and cv is not None and cv < stats.STEADY_CV:
+            break
+    return _Warmup(took, prompt_seconds)
+
+
+@dataclass(slots=True)
+class _Prompts:
+    """How many windows of prefill a trial has time for."""
+
+    stage: Stage
+    update_period_seconds: float
+    expected_seconds: float  # of one prompt
+    spent_seconds: float = 0.0
+
+    def allowed(self, repeat: int) -> bool:
+        """Whether window ``repeat`` is measured."""
+        return self.stage.allows_prefill(
+            repeat, self.spent_seconds, self.expected_seconds, self.update_period_seconds
+        )
+
+    def took(self, window: Window) -> None:
+        """Learn from a window."""
+        self.spent_seconds += window.energy.seconds
+        self.expected_seconds = window.energy.seconds
+
+
+def wait_for_temperature(
+    meter: PowerMeter,
+    reference_celsius: float | None,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> float:
+    """Wait until the device is within 3 °C of the reference, at most a minute; the seconds waited."""
+    began = clock()
+    while reference_celsius is not None and clock() - began < TEMPERATURE_WAIT_SECONDS:
+        now = meter.temperature_celsius()
+        if now is None or now <= reference_celsius + TEMPERATURE_TOLERANCE_CELSIUS:
+            break
+        sleep(1.0)
+    return clock() - began
+
+
+# -- what follows from the windows ------------------------------------------------------------------------
+
+
+def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str, Reading], dict[str, str]]:
+    """What the raw windows of a trial amount to: readings by metric, and a reason for each missing one."""
+    metrics: dict[str, Reading] = {}
+    missing: dict[str, str] = {}
+    for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
+        of_phase = [w for w in windows if w.phase == phase]
+        if phase == "prefill" and not of_phase:
+            names = [f"{prefix}{name}" for name in ("tokens_per_second", "watts", "joules_per_token")]
+            missing.update(dict.fromkeys([*names, *_OF_REQUEST], NO_PREFILL))
+            return metrics, missing
+        metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
+        _derive_energy(prefix, of_phase, metrics, missing)
+    _derive_request(windows, workload, metrics)
+    return metrics, missing
+
+
+def exactly(value: float) -> Reading:
+    """A reading of something that has no spread, such as a peak or a size."""
+    return Reading(value, value, value, 1)
+
+
+def _derive_energy(
+    prefix: str, windows: Sequence[Window], metrics: dict[str, Reading], missing: dict[str, str]
+) -> None:
+    names = (f"{prefix}watts", f"{prefix}joules_per_token")
+    reasons = [w.energy.reason or "no reading" for w in windows if w.energy.joules is None]
+    if reasons:
+        missing.update(dict.fromkeys(names, reasons[0]))
+        return
+    metrics[names[0]] = stats.reading([_watts(w.energy) for w in windows])
+    # Over the seconds of inference: what lies between rounds costs energy but makes no token.
+    metrics[names[1]] = stats.reading([_watts(w.energy) * w.seconds / w.tokens for w in windows])
+
+
+def _watts(energy: EnergyReading) -> float:
+    watts = energy.watts
+    if watts is None:
+        raise ReadingFailed(energy.reason or "the meter gave no energy for a window")
+    return watts
+
+
+def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict[str, Reading]) -> None:
+    """Time to first token and time of the workload's whole request, repeat by repeat."""
+    per_prompt_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill"]
+    per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
+    first = [workload.prompt_tokens * s for s in per_prompt_token]
+    metrics["time_to_first_token_seconds"] = stats.reading(first)
+    if len(first) != len(per_token):
+        first = [stats.median(first)] * len(per_token)
+    metrics["request_seconds"] = stats.reading(
+        [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
+    )
+
+
+def rests_on_prefill(metric: str) -> bool:
+    """Whether ``metric`` is worked out from prefill windows."""
+    return metric.startswith(_OF_PREFILL)
+
+
+def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:
+    """What a reader must know about these windows; ``update_periods`` is how many they should last."""
+    found: set[Caveat] = set()
+    for phase in PHASES:
+        speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
+        # One window of prefill or none is by intent: its interval says that its spread is unknown.
+        found |= set() if phase == "prefill" and len(speeds) <= 1 else _caveats_of_speeds(speeds)
+    for window in windows:
+        found |= _caveats_of_energy(window.energy)
+    period = windows[0].energy.source.update_period_seconds
+    total = sum(w.energy.seconds for w in windows if w.phase == "decode")
+    if period and total < update_periods * period * 0.99:
+        found.add(Caveat.SHORT_WINDOW)
+    return tuple(caveat for caveat in Caveat if caveat in found)
+
+
+def _caveats_of_speeds(speeds: Sequence[float]) -> set[Caveat]:
+    if len(speeds) < 2:
+        return {Caveat.SPREAD_UNKNOWN}
+    found = set()
+    cv = stats.coefficient_of_variation(speeds)
+    if cv is not None and cv >= stats.NOISY_CV:
+        found.add(Caveat.NOISY)
+    if stats.outliers(speeds):
+        found.add(Caveat.OUTLIERS)
+    if stats.slow_first_run(speeds):
+        found.add(Caveat.SLOW_FIRST_RUN)
+    return found
+
+
+def _caveats_of_energy(energy: EnergyReading) -> set[Caveat]:
+    found = set(energy.caveats)
+    if energy.source.kind in ("estimated", "mixed"):
+        found.add(Caveat.ESTIMATED)
+    if energy.source.kind == "simulated":
+        found.add(Caveat.SIMULATED)
+    if energy.capped_share and energy.capped_share > CAPPED_SHARE:
+        found.add(Caveat.POWER_CAPPED)
+    return found
+
+
+# Below this share of samples under the cap, the cap touched the window only in passing.
+CAPPED_SHARE = 0.05
+
+
+def _latest_speed(windows: Sequence[Window], phase: str) -> float | None:
+    of_phase = [w for w in windows if w.phase == phase]
+    return of_phase[-1].tokens / of_phase[-1].seconds if of_phase else None
+
+
+def _nobody(phase: str, tokens_per_second: float | None, watts: float | None) -> None:
+    """The listener of those who do not listen."""

@@ -1,0 +1,261 @@
+"""From samples to joules: pure functions, with an error bar, and a reason wherever there is no answer.
+
+A sensor refreshes its value once an update period u and holds it. A counter is read at its edges (see
+`sweeper.meter.counter_edges`); a power sample taken at t tells of t − u/2 on average, and is moved back by that
+much. What is left at the two ends of an unaligned window is at most u/T of its energy (MEASUREMENT.md, "Per
+trial", 4). Nothing here answers 0: a window whose energy cannot be known has ``joules=None`` and says why.
+"""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+from sweeper.meter.base import Sample
+from sweeper.meter.counter_edges import energy_between
+
+# A counter that does not move for this long, and for this many of its update periods, stands still: even a
+# sleeping CPU package or GPU draws enough to move a counter of mJ within milliseconds.
+STILL_SECONDS = 2.0
+STILL_PERIODS = 20.0
+# A window's end may lie this far beyond the last sample, or u where that is more: one lost sample at 10 Hz
+# and a sampler that was held up for a moment. It widens the error bar.
+EDGE_SECONDS = 0.5
+# With more than half of the window unseen, a mean over the rest is a guess and not a reading.
+MOST_UNSEEN = 0.5
+
+
+@dataclass(frozen=True, slots=True)
+class Integral:
+    """Energy between two moments. ``joules`` is None only together with a ``reason``."""
+
+    joules: float | None
+    reason: str | None
+    samples: int
+    largest_gap_seconds: float | None
+    error_fraction: float | None
+
+
+class CounterTrack:
+    """Follows one raw counter over its wraps and resets, one reading after the other.
+
+    Where the counter cannot be followed, the epoch counts up: energies of two epochs cannot be subtracted.
+    """
+
+    def __init__(self, range_joules: float | None, max_watts: float, slack_seconds: float = 0.25) -> None:
+        """Start before the first reading.
+
+        Args:
+            range_joules: where the counter wraps to 0, or None where it does not wrap.
+            max_watts: more than the device can draw; a step that would need more was no consumption.
+            slack_seconds: how much older than its moment a reading may be.
+        """
+        self._range = range_joules
+        self._max_watts = max_watts
+        self._slack = slack_seconds
+        self._last: tuple[float, float] | None = None
+        self._total = 0.0
+        self._epoch = 0
+
+    def advance(self, moment: float, raw_joules: float) -> tuple[float, int]:
+        """Take the next raw reading.
+
+        Returns:
+            Cumulative joules since the first reading, and the epoch in which they count.
+        """
+        if self._last is not None:
+            step = self._step(moment - self._last[0], raw_joules - self._last[1])
+            if step is None:
+                self._epoch += 1
+            else:
+                self._total += step
+        self._last = (moment, raw_joules)
+        return self._total, self._epoch
+
+    def _step(self, seconds: float, delta: float) -> float | None:
+        """Joules consumed in a step, or None where that cannot be told."""
+        if self._range is not None and seconds >= self._range / self._max_watts:
+            return None  # it may have wrapped any number of times
+        if delta < 0:
+            if self._range is None:
+                return None
+            delta += self._range
+        return delta if 0 <= delta <= self._max_watts * (seconds + self._slack) else None
+
+
+def integrate(
+    samples: Sequence[Sample],
+    started: float,
+    ended: float,
+    update_period_seconds: float | None = None,
+    settling_seconds: float | None = None,
+) -> Integral:
+    """Energy between two ``time.monotonic()`` moments: from the counter where there is one, else from power.
+
+    Args:
+        samples: in any order; doubled ones do no harm. Devices that are summed are integrated one by one.
+        started: beginning of the window.
+        ended: end of the window.
+        update_period_seconds: the sensor's u, None where it is not known (then taken as 0).
+        settling_seconds: how long power takes to show a step in full; None where it shows it at once.
+    """
+    period = update_period_seconds or 0.0
+    if not ended > started:
+        return _nothing("the window has no length", 0, None)
+    devices = {len(sample.parts) for sample in samples}
+    if len(devices) == 1 and (count := devices.pop()):
+        each = [[sample.parts[index] for sample in samples] for index in range(count)]
+        return _total([integrate(own, started, ended, period, settling_seconds) for own in each])
+    if any(sample.energy_joules is not None for sample in samples):
+        return _integrate_counter(samples, started, ended, period)
+    if settling_seconds and ended - started >= 2 * settling_seconds:
+        return _integrate_mean_power(samples, started, ended, period, settling_seconds)
+    period = max(period, settling_seconds or 0.0)
+    return _integrate_power(samples, started, ended, period, age=period / 2)
+
+
+def _total(each: Sequence[Integral]) -> Integral:
+    """The sum over devices; without one of them there is none. Their errors may all point the same way."""
+    for one in each:
+        if one.joules is None:
+            return one
+    joules = sum(one.joules or 0.0 for one in each)
+    error = sum((one.joules or 0.0) * (one.error_fraction or 0.0) for one in each)
+    gap = max(one.largest_gap_seconds or 0.0 for one in each)
+    return Integral(joules, None, min(one.samples for one in each), gap, error / joules)
+
+
+def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, period: float) -> Integral:
+    by_time = {
+        s.monotonic_seconds: (s.energy_joules, s.epoch)
+        for s in samples
+        if s.energy_joules is not None and math.isfinite(s.energy_joules)
+    }
+    times = sorted(by_time)
+    span = _span(times, started, ended, max(period, EDGE_SECONDS))
+    if isinstance(span, str):
+        return _nothing(span, len(times), None)
+    inside = times[span[0] : span[1]]
+    energies = [by_time[t][0] for t in inside]
+    gap = _largest_gap(inside, started, ended)
+    reason = _broken(inside, energies, [by_time[t][1] for t in inside], period)
+    if reason is not None:
+        return _nothing(reason, len(inside), gap)
+    if energies[-1] == energies[0]:
+        return _nothing("the energy counter stood still over the whole window", len(inside), gap)
+    energy = energy_between(list(zip(inside, energies, strict=True)), started, ended, period)
+    if energy is None or not energy.joules > 0 or not math.isfinite(energy.joules):
+        seconds = ended - started
+        return _nothing(f"the counter showed too few refreshes in a {seconds:.2f} s window", len(inside), gap)
+    return Integral(energy.joules, None, len(inside), gap, energy.error_joules / energy.joules)
+
+
+def _integrate_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, age: float
+) -> Integral:
+    """Trapezoids over power that is ``age`` seconds old when it is read."""
+    by_time = {
+        s.monotonic_seconds - age: s.power_watts
+        for s in samples
+        if s.power_watts is not None and math.isfinite(s.power_watts) and s.power_watts >= 0
+    }
+    times = sorted(by_time)
+    span = _span(times, started, ended, max(period, EDGE_SECONDS))
+    if isinstance(span, str):
+        return _nothing(span, len(times), None)
+    inside = times[span[0] : span[1]]
+    gap = _largest_gap(inside, started, ended)
+    seconds = ended - started
+    if gap > MOST_UNSEEN * seconds and gap > max(EDGE_SECONDS, 2 * period):
+        return _nothing(f"no power sample for {gap:.2f} s of a {seconds:.2f} s window", len(inside), gap)
+    if period > seconds:
+        return _nothing(
+            f"the window of {seconds:.2f} s is shorter than the sensor's update period of {period:.2f} s",
+            len(inside),
+            gap,
+        )
+    # The load begins and ends with the window: what may have been taken outside of it tells of rest, and where
+    # there are others, the ends are taken at the power of the values beside them.
+    certain = [t for t in inside if started + age <= t <= ended - age]
+    used = certain if len(certain) > 1 else inside
+    joules = _trapezoids(used, [by_time[t] for t in used], started, ended)
+    if joules <= 0:
+        return _nothing("the sensor read 0 W over the whole window", len(inside), gap)
+    return Integral(joules, None, len(inside), gap, max(period, gap) / seconds)
+
+
+def _integrate_mean_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, settling: float
+) -> Integral:
+    """Power that is a mean over the time before it: until it has settled it tells of what ran before the window.
+
+    The rest of the window stands for all of it: each value looks back, so its first moments are in there too,
+    with less weight than the others. What little they may differ is in the bar, as if u were the settling time.
+    """
+    settled = [s for s in samples if s.monotonic_seconds >= started + settling]
+    rest = _integrate_power(settled, started + settling, ended, period, age=0.0)
+    if rest.joules is None:
+        return rest
+    seconds = ended - started
+    bar = max(period, settling, rest.largest_gap_seconds or 0.0) / seconds
+    return replace(rest, joules=rest.joules * seconds / (seconds - settling), error_fraction=bar)
+
+
+def _nothing(reason: str, samples: int, gap: float | None) -> Integral:
+    return Integral(None, reason, samples, gap, None)
+
+
+def _span(times: Sequence[float], started: float, ended: float, edge: float) -> tuple[int, int] | str:
+    """Indices of the samples that surround the window, or why there are too few."""
+    if not times:
+        return "the sensor gave no sample"
+    first = max(0, bisect_right(times, started) - 1)
+    last = min(len(times) - 1, bisect_left(times, ended))
+    if times[first] - started > edge:
+        return f"the first sample came {times[first] - started:.2f} s after the window's start"
+    if ended - times[last] > edge:
+        return f"the last sample came {ended - times[last]:.2f} s before the window's end"
+    if last <= first:
+        return "the sensor gave a single sample"
+    return first, last + 1
+
+
+def _largest_gap(times: Sequence[float], started: float, ended: float) -> float:
+    gaps = [after - before for before, after in pairwise(times)]
+    return max([*gaps, times[0] - started, ended - times[-1]])
+
+
+def _broken(
+    times: Sequence[float], energies: Sequence[float], epochs: Iterable[int], period: float
+) -> str | None:
+    """Why this stretch of a counter cannot be used, or None."""
+    if len(set(epochs)) > 1:
+        return "the energy counter was reset, or wrapped unseen, inside the window"
+    still_since = times[0]
+    for before, after, moment in zip(energies, energies[1:], times[1:], strict=False):
+        if after < before:
+            return f"the energy counter fell by {before - after:.1f} J inside the window"
+        if after > before:
+            still_since = moment
+        elif moment - still_since > max(STILL_SECONDS, STILL_PERIODS * period):
+            return f"the energy counter stood still for {moment - still_since:.1f} s inside the window"
+    return None
+
+
+def _power_at(times: Sequence[float], watts: Sequence[float], moment: float) -> float:
+    if moment <= times[0]:
+        return watts[0]
+    if moment >= times[-1]:
+        return watts[-1]
+    after = bisect_right(times, moment)
+    share = (moment - times[after - 1]) / (times[after] - times[after - 1])
+    return watts[after - 1] + share * (watts[after] - watts[after - 1])
+
+
+def _trapezoids(times: Sequence[float], watts: Sequence[float], started: float, ended: float) -> float:
+    inner = [(t, w) for t, w in zip(times, watts, strict=True) if started < t < ended]
+    points = [(started, _power_at(times, watts, started)), *inner, (ended, _power_at(times, watts, ended))]
+    return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in pairwise(points))

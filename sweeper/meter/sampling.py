@@ -1,0 +1,364 @@
+"""The meter: sensors sampled in threads that block between samples, and windows cut out of what they gave.
+
+A thread reads its sensor once a second while nothing is measured (so that no counter wraps unseen and the
+live display has a figure) and at ``hz`` while a window is open, plus once as the window opens and once as it
+closes. Where more looks tell more (a counter's edges, power that is refreshed faster) it looks up to five times
+as often, as far as the budget of processor time goes. Each sensor has a thread of its own: a plug that takes a
+second to answer delays no GPU counter.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Self
+
+from sweeper.errors import ConfigError, ReadingFailed
+from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.integrate import integrate
+from sweeper.power_settings import LEAST_SAMPLE_HZ, MOST_SAMPLE_HZ
+from sweeper.records import Caveat, EnergyReading, PowerSource
+
+# Between windows; also the least rate for counters (MEASUREMENT.md, "Per trial", 5).
+RESTING_SECONDS = 1.0
+# Temperatures and clocks change slowly, and reading them costs as much as reading power.
+STATE_SECONDS = 0.5
+# How long a closing window waits for the last sample of a sensor that does not rank.
+BESIDE_WAIT_SECONDS = 1.0
+# A sensor whose period was not found out is taken to refresh this often: NVML's usual value.
+UNKNOWN_PERIOD_SECONDS = 0.1
+# More looks than two at each value of a slow sensor tell little new, and cost it dearly.
+LOOKS_PER_SLOW_VALUE = 2
+# A counter's edge is known to one look: five looks at each refresh place it to a tenth of its period.
+LOOKS_PER_EDGE = 5
+# The most looks for each one that ``hz`` asks for.
+LOOKS_PER_SAMPLE = 5
+# What looking more often than ``hz`` may cost, in processor time: with a busy machine's noise it stays below 1 %
+# of a core.
+MOST_BUSY_SHARE = 0.008
+# A sensor beside never ranks: half the rate is enough for it, and takes so much of that (RAPL's, as measured).
+BESIDE_RATE = 0.5
+BESIDE_BUSY_SHARE = 0.0025
+# A pause shorter than a tenth of a second needs no waking, and sleeping costs a third less than an event.
+SHORT_SECONDS = 0.1
+# The live display averages over this long at least.
+LIVE_SECONDS = 0.5
+# A cap met in one sample of twenty is a cap that shapes the figure; a single sample can be a start-up spike.
+CAPPED_SHARE = 0.05
+
+
+@dataclass(slots=True)
+class _Take:
+    """What one sensor gave while one window was open."""
+
+    samples: list[Sample] = field(default_factory=list)
+    states: list[DeviceState] = field(default_factory=list)
+    failures: list[str] = field(default_factory=list)
+
+
+def look_seconds(
+    period: float | None, is_counter: bool, hz: float, cost_seconds: float, busy_share: float
+) -> float:
+    """Seconds between two looks at a sensor while a window is open. Pure.
+
+    Args:
+        period: its update period in s, None where it is not known.
+        is_counter: whether it gives energy.
+        hz: samples a second that are asked for.
+        cost_seconds: processor time of one look.
+        busy_share: the share of a core that looks beyond ``hz`` may take; 0 for none.
+    """
+    asked = 1.0 / hz
+    if period is None:
+        return asked
+    if period > 2 * asked:
+        return min(RESTING_SECONDS, period / LOOKS_PER_SLOW_VALUE)
+    if busy_share <= 0:
+        return asked
+    least = max(asked / LOOKS_PER_SAMPLE, cost_seconds / busy_share)
+    dense = max(least, period / LOOKS_PER_EDGE if is_counter else period)
+    if is_counter and dense >= period:  # it refreshes between any two looks: more of them tell nothing more
+        return asked
+    return min(asked, dense)
+
+
+class Sampler:
+    """One sensor and the thread that reads it."""
+
+    def __init__(self, sensor: Sensor, hz: float, clock: Callable[[], float], busy_share: float) -> None:
+        self.sensor = sensor
+        self.latest: Sample | None = None
+        self.latest_state: DeviceState | None = None
+        self.busy_seconds = 0.0  # processor time that the thread has used
+        self._hz = hz
+        self._busy_share = busy_share
+        self._looks = 0
+        self._period_seconds: float | None = None
+        # For live watts of a counter: a sample that is old enough, and the one that will be.
+        self._mark: Sample | None = None
+        self._next_mark: Sample | None = None
+        self._clock = clock
+        self._takes: list[_Take] = []
+        self._next_state = float("-inf")
+        self._lock = threading.Lock()  # one caller of the sensor at a time
+        self._wake = threading.Event()
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Open the sensor and begin to sample."""
+        self.sensor.open()
+        self._period_seconds = self.sensor.source.update_period_seconds
+        self._stopping = False
+        name = f"power-{self.sensor.source.name}"
+        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread and close the sensor."""
+        self._stopping = True
+        self._wake.set()
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+        self.sensor.close()
+
+    def begin(self, take: _Take, wait: bool) -> None:
+        """Collect into ``take`` from now on; with ``wait`` the first sample is there on return."""
+        with self._lock:
+            self._takes.append(take)
+        if wait:
+            self.take_one()
+        self._wake.set()
+
+    def end(self, take: _Take, wait_seconds: float | None) -> None:
+        """Take a last sample for ``take`` and let go of it; None waits as long as the sensor needs."""
+        if self._lock.acquire(timeout=-1 if wait_seconds is None else wait_seconds):
+            try:
+                self._read()
+                self._takes.remove(take)
+            finally:
+                self._lock.release()
+        else:
+            take.failures.append(f"no answer within {wait_seconds:g} s")
+            self._takes.remove(take)
+
+    def take_one(self) -> None:
+        """Read the sensor once, now."""
+        with self._lock:
+            self._read()
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self.take_one()
+            self._looks += 1
+            self.busy_seconds = time.thread_time()
+            pause = self._pause_seconds() if self._takes else RESTING_SECONDS
+            if pause <= SHORT_SECONDS:
+                time.sleep(pause)
+            else:
+                self._wake.wait(pause)
+                self._wake.clear()
+
+    def _pause_seconds(self) -> float:
+        is_counter = self.latest is not None and self.latest.energy_joules is not None
+        cost = self.busy_seconds / self._looks
+        return look_seconds(self._period_seconds, is_counter, self._hz, cost, self._busy_share)
+
+    def _read(self) -> None:
+        """One sample into every open take. A failure is kept as words: the integral decides what it means."""
+        try:
+            sample = self.sensor.read()
+        except ReadingFailed as error:
+            for take in self._takes:
+                take.failures.append(str(error))
+            return
+        self._remember(sample)
+        for take in self._takes:
+            take.samples.append(sample)
+        now = self._clock()
+        if now >= self._next_state:
+            self._next_state = now + STATE_SECONDS
+            self._read_state()
+
+    def _remember(self, sample: Sample) -> None:
+        self.latest = sample
+        newest = self._next_mark
+        if newest is None or sample.monotonic_seconds - newest.monotonic_seconds >= LIVE_SECONDS:
+            self._mark, self._next_mark = newest, sample
+
+    def watts_now(self) -> float | None:
+        """Power at the last look, or a counter's over the last half second or more; None before there is one."""
+        latest, mark = self.latest, self._mark or self._next_mark
+        if latest is None:
+            return None
+        if latest.power_watts is not None:
+            return latest.power_watts
+        if mark is None or mark.energy_joules is None or latest.energy_joules is None:
+            return None
+        seconds = latest.monotonic_seconds - mark.monotonic_seconds
+        joules = latest.energy_joules - mark.energy_joules
+        return joules / seconds if seconds > 0 and joules > 0 and latest.epoch == mark.epoch else None
+
+    def _read_state(self) -> None:
+        try:
+            state = self.sensor.state()
+        except ReadingFailed as error:
+            for take in self._takes:
+                take.failures.append(str(error))
+            return
+        self.latest_state = state
+        for take in self._takes:
+            take.states.append(state)
+
+
+class _Window:
+    def __init__(self, takes: Sequence[tuple[Sensor, _Take]]) -> None:
+        self._takes = takes
+
+    def reading(self, started: float, ended: float) -> EnergyReading:
+        """Energy between two ``time.monotonic()`` moments inside the window."""
+        ranking, *beside = [_reading(sensor, take, started, ended) for sensor, take in self._takes]
+        return _with_beside(ranking, tuple(beside))
+
+
+class SampledMeter:
+    """Samples a ranking sensor, and others beside it. Enter it to open the sensors."""
+
+    def __init__(
+        self,
+        sensor: Sensor,
+        beside: Sequence[Sensor] = (),
+        hz: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Open nothing yet.
+
+        Args:
+            sensor: the one that ranks.
+            beside: recorded in each reading's ``beside``, at half the rate; they never rank and are never added.
+            hz: samples a second while a window is open, at most 20; the ranking sensor is looked at up to five
+                times as often where its refreshes would go unseen otherwise.
+            clock: seconds; says when temperatures and clocks are due again. Sensors stamp samples themselves.
+        """
+        if not LEAST_SAMPLE_HZ <= hz <= MOST_SAMPLE_HZ:
+            raise ConfigError(f"power.sample_hz={hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}")
+        left = MOST_BUSY_SHARE - BESIDE_BUSY_SHARE * len(beside)
+        self._ranking = Sampler(sensor, hz, clock, left)
+        slower = max(LEAST_SAMPLE_HZ, hz * BESIDE_RATE)
+        self._beside = tuple(Sampler(other, slower, clock, busy_share=0.0) for other in beside)
+
+    @property
+    def source(self) -> PowerSource:
+        """The source that ranks."""
+        return self._ranking.sensor.source
+
+    @property
+    def update_period_seconds(self) -> float:
+        """The ranking sensor's update period in seconds, or the time that it takes to settle where that is more."""
+        source = self.source
+        return max(source.update_period_seconds or UNKNOWN_PERIOD_SECONDS, source.settling_seconds or 0.0)
+
+    @property
+    def busy_seconds(self) -> float:
+        """Processor time in seconds that the sampling threads have used so far."""
+        return sum(sampler.busy_seconds for sampler in (self._ranking, *self._beside))
+
+    @contextmanager
+    def window(self) -> Iterator[_Window]:
+        """Sample while the block runs, at least once at its start and once at its end."""
+        ranking = _Take()
+        others = [_Take() for _ in self._beside]
+        for sampler, take in zip(self._beside, others, strict=True):
+            sampler.begin(take, wait=False)
+        self._ranking.begin(ranking, wait=True)
+        try:
+            yield _Window(
+                [
+                    (self._ranking.sensor, ranking),
+                    *((s.sensor, t) for s, t in zip(self._beside, others, strict=True)),
+                ]
+            )
+        finally:
+            self._ranking.end(ranking, wait_seconds=None)
+            for sampler, take in zip(self._beside, others, strict=True):
+                sampler.end(take, BESIDE_WAIT_SECONDS)
+
+    def watts_now(self) -> float | None:
+        """The latest power in W, for the live display only; None before there is one."""
+        return self._ranking.watts_now()
+
+    def temperature_celsius(self) -> float | None:
+        """The ranking device's temperature in °C at the last look, or None."""
+        state = self._ranking.latest_state
+        return None if state is None else state.temperature_celsius
+
+    def __enter__(self) -> Self:
+        with ExitStack() as opened:
+            for sampler in (self._ranking, *self._beside):
+                sampler.start()
+                opened.callback(sampler.stop)
+            self._opened = opened.pop_all()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._opened.close()
+
+
+def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> EnergyReading:
+    source = sensor.source
+    period = source.update_period_seconds
+    integral = integrate(take.samples, started, ended, period, source.settling_seconds)
+    reason = integral.reason
+    if reason is not None and take.failures:
+        reason = f"{reason}: {take.failures[-1]}"
+    states = take.states
+    temperatures = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
+    clocks = [s.clock_mhz for s in states if s.clock_mhz is not None]
+    capped = [s.power_capped for s in states if s.power_capped is not None]
+    limits = [s.enforced_limit_watts for s in states if s.enforced_limit_watts is not None]
+    others = [s.other_processes for s in states if s.other_processes is not None]
+    reading = EnergyReading(
+        source=source,
+        seconds=ended - started,
+        joules=integral.joules,
+        reason=reason,
+        samples=integral.samples,
+        largest_gap_seconds=integral.largest_gap_seconds,
+        # An estimate errs by its ratings, and nobody knows how far; the error of its sampling says nothing.
+        error_fraction=None if source.kind == "estimated" else integral.error_fraction,
+        temperature_start_celsius=temperatures[0] if temperatures else None,
+        temperature_end_celsius=temperatures[-1] if temperatures else None,
+        temperature_max_celsius=max(temperatures, default=None),
+        clock_mhz=sum(clocks) / len(clocks) if clocks else None,
+        throttle_reasons=tuple(sorted({reason for s in states for reason in s.throttle_reasons})),
+        capped_share=sum(capped) / len(capped) if capped else None,
+        enforced_limit_watts=limits[-1] if limits else None,
+        other_processes=max(others, default=None),
+    )
+    return _with_caveats(reading, sensor.caveats)
+
+
+def _with_caveats(reading: EnergyReading, known: tuple[Caveat, ...]) -> EnergyReading:
+    """Add what this window itself shows to what is known of the sensor.
+
+    Whether it is short is not judged here: the windows of one trial count together.
+    """
+    shown = {
+        Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in reading.throttle_reasons),
+        Caveat.POWER_CAPPED: reading.capped_share is not None and reading.capped_share >= CAPPED_SHARE,
+        Caveat.BUSY_MACHINE: bool(reading.other_processes),
+        Caveat.ESTIMATED: reading.source.kind == "estimated",
+    }
+    wanted = {*known, *(caveat for caveat, is_shown in shown.items() if is_shown)}
+    return replace(reading, caveats=tuple(caveat for caveat in Caveat if caveat in wanted))
+
+
+def _with_beside(reading: EnergyReading, beside: tuple[EnergyReading, ...]) -> EnergyReading:
+    return replace(reading, beside=beside)

@@ -1,0 +1,102 @@
+"""A laptop's battery: the whole machine, and only while it runs on it.
+
+The gauge smooths over about 8 s, so its windows are long: for finalists only.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.sensors.rapl import package_temperature
+from sweeper.meter.sysfs import must_read_int, read_int, read_text
+from sweeper.records import Caveat, PowerSource
+
+SUPPLIES = "class/power_supply"
+# What smart batteries smooth over (MEASUREMENT.md, "Sensors"), whatever the gauge refreshes.
+UPDATE_PERIOD_SECONDS = 8.0
+
+
+class BatterySensor:
+    """Power drawn from all batteries that discharge."""
+
+    def __init__(self, sysfs_root: Path = Path("/sys"), clock: Callable[[], float] = time.monotonic) -> None:
+        self._root = sysfs_root
+        self._clock = clock
+        self._batteries: tuple[Path, ...] = ()
+        self._is_open = False
+
+    @property
+    def source(self) -> PowerSource:
+        """The batteries by name."""
+        names = "+".join(path.name for path in self._batteries)
+        return PowerSource(
+            name="battery",
+            interface=f"{SUPPLIES}/{names or 'BAT*'}",
+            scope="battery",
+            kind="measured",
+            update_period_seconds=UPDATE_PERIOD_SECONDS,
+            device=names or None,
+            note="the battery's gauge smooths over about 8 s: windows are long; leave the charger unplugged",
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """None."""
+        return ()
+
+    def open(self) -> None:
+        """Find the batteries; one must be discharging.
+
+        Raises:
+            SensorMissingError: no battery, none that tells power, or the charger is plugged in.
+        """
+        found = sorted((self._root / SUPPLIES).glob("*"))
+        batteries = tuple(
+            p for p in found if read_text(p / "type") == "Battery" and read_text(p / "scope") != "Device"
+        )
+        if not batteries:
+            raise SensorMissingError("no battery under /sys/class/power_supply: choose power=plug")
+        if not any(_is_discharging(path) for path in batteries):
+            raise SensorMissingError(
+                "the battery is not discharging: unplug the charger for power=battery, or choose power=rapl"
+            )
+        self._batteries = batteries
+        self._is_open = True
+
+    def read(self) -> Sample:
+        """Power in W.
+
+        Raises:
+            ReadingFailed: the charger was plugged in, or the gauge gave nothing.
+        """
+        if not self._is_open:
+            raise ReadingFailed("the battery is not open")
+        moment = self._clock()
+        draining = [path for path in self._batteries if _is_discharging(path)]
+        if not draining:
+            raise ReadingFailed("the battery stopped discharging: was the charger plugged in?")
+        return Sample(moment, power_watts=sum(_watts(path) for path in draining))
+
+    def state(self) -> DeviceState:
+        """The processor's temperature where there is one."""
+        return DeviceState(temperature_celsius=package_temperature(self._root))
+
+    def close(self) -> None:
+        """Stop reading; the batteries' names stay known."""
+        self._is_open = False
+
+
+def _is_discharging(path: Path) -> bool:
+    return read_text(path / "status") == "Discharging"
+
+
+def _watts(path: Path) -> float:
+    """Power in W, from ``power_now`` (µW) or current (µA) times voltage (µV). Some drivers show a sign."""
+    power = read_int(path / "power_now")
+    if power is not None:
+        return abs(power) / 1e6
+    return abs(must_read_int(path / "current_now")) * must_read_int(path / "voltage_now") / 1e12

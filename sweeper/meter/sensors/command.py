@@ -1,0 +1,129 @@
+"""A command of the user's that prints watts or joules: for meters that sweeper does not know."""
+
+from __future__ import annotations
+
+import math
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.integrate import CounterTrack
+from sweeper.power_settings import CommandSettings
+from sweeper.records import Caveat, PowerSource
+
+# A command that needs longer cannot be sampled once a second.
+TIMEOUT_SECONDS = 2.0
+# Each reading starts a process, so it is looked at twice a second and not ten times.
+UPDATE_PERIOD_SECONDS = 1.0
+# Nothing that this tool is for draws more; a counter that jumps further was reset.
+MOST_WATTS = 20_000.0
+
+
+class CommandSensor:
+    """Runs the command for each reading, without a shell, and reads the last line it prints."""
+
+    def __init__(
+        self,
+        settings: CommandSettings,
+        clock: Callable[[], float] = time.monotonic,
+        timeout_seconds: float = TIMEOUT_SECONDS,
+    ) -> None:
+        """Run nothing yet."""
+        self._argv = list(settings.argv)
+        self._name = settings.name
+        self._clock = clock
+        self._timeout = timeout_seconds
+        self._counts = settings.unit == "joules"
+        self._track: CounterTrack | None = None
+        self._is_open = False
+
+    @property
+    def source(self) -> PowerSource:
+        """The command, under the name that its user gave it."""
+        return PowerSource(
+            name=self._name,
+            interface=" ".join(self._argv),
+            scope="custom",
+            kind="measured",
+            update_period_seconds=UPDATE_PERIOD_SECONDS,
+            note=f"figures of the command {self._argv[0]}, which sweeper cannot check",
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """None."""
+        return ()
+
+    def open(self) -> None:
+        """Run it once.
+
+        Raises:
+            SensorMissingError: there is no such program, or it printed no number.
+        """
+        if shutil.which(self._argv[0]) is None:
+            raise SensorMissingError(
+                f"no program {self._argv[0]}: give power.command.argv its full path, and make it executable"
+            )
+        try:
+            self._run()
+        except ReadingFailed as error:
+            raise SensorMissingError(str(error)) from error
+        self._track = CounterTrack(None, MOST_WATTS, slack_seconds=1.0) if self._counts else None
+        self._is_open = True
+
+    def read(self) -> Sample:
+        """What it printed, as power or as energy.
+
+        Raises:
+            ReadingFailed: it failed, took too long, or printed no number.
+        """
+        if not self._is_open:
+            raise ReadingFailed(f"the command {self._name} is not open")
+        before = self._clock()
+        value = self._run()
+        moment = (before + self._clock()) / 2
+        if self._track is not None:
+            joules, epoch = self._track.advance(moment, value)
+            return Sample(moment, energy_joules=joules, epoch=epoch)
+        return Sample(moment, power_watts=value)
+
+    def state(self) -> DeviceState:
+        """Nothing."""
+        return DeviceState()
+
+    def close(self) -> None:
+        """Nothing runs between readings."""
+        self._is_open = False
+        self._track = None
+
+    def _run(self) -> float:
+        program = Path(self._argv[0]).name
+        try:
+            done = subprocess.run(
+                self._argv,
+                capture_output=True,
+                text=True,
+                timeout=self._timeout,
+                check=False,
+                stdin=subprocess.DEVNULL,
+            )
+        except subprocess.TimeoutExpired as error:
+            raise ReadingFailed(f"{program} did not answer within {self._timeout:g} s") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise ReadingFailed(f"{program} could not be run: {error}") from error
+        lines = done.stdout.split("\n")
+        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        if done.returncode != 0:
+            told = done.stderr.strip().splitlines()[-1:] or [last]
+            raise ReadingFailed(f"{program} ended with code {done.returncode}: {told[0]}")
+        try:
+            value = float(last)
+        except ValueError as error:
+            raise ReadingFailed(f"{program} printed {last[:60]!r}, which is no number") from error
+        if not math.isfinite(value) or value < 0:
+            raise ReadingFailed(f"{program} printed {last[:60]!r}, which is no amount of power or energy")
+        return value

@@ -1,0 +1,155 @@
+"""Watts where nothing can be read: utilisation × rated power. Always labelled ``estimated``.
+
+The model is idle + (busy − idle) × u, where u is the share of processor time in use from ``/proc/stat``.
+It is kept as a cumulative energy, so that windows need no alignment; its error is that of its two ratings,
+which may be far off, and not that of sampling.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.sensors.rapl import package_temperature
+from sweeper.power_settings import EstimateSettings
+from sweeper.records import Caveat, PowerSource
+
+# Where the user gives no rating. A mini PC or a desktop without load draws 5 to 40 W and a core in use 3 to
+# 15 W; these stand in the lower middle, for small machines. They rest on nothing measured here.
+DEFAULT_IDLE_WATTS = 10.0
+DEFAULT_WATTS_PER_CPU = 5.0
+
+
+class EstimateSensor:
+    """Energy estimated from the processors' utilisation."""
+
+    def __init__(
+        self,
+        settings: EstimateSettings | None = None,
+        procfs_root: Path = Path("/proc"),
+        sysfs_root: Path = Path("/sys"),
+        clock: Callable[[], float] = time.monotonic,
+        gpu_used: bool = False,
+        ticks_per_second: int | None = None,
+    ) -> None:
+        """Take the ratings, and their defaults where they are not given.
+
+        Args:
+            settings: ratings in W.
+            procfs_root: where procfs is mounted.
+            sysfs_root: where sysfs is mounted, for the temperature.
+            clock: stamps the samples.
+            gpu_used: whether a GPU works too, which this estimate does not see.
+            ticks_per_second: the unit of ``/proc/stat``; None asks the system.
+        """
+        settings = settings or EstimateSettings()
+        self._stat = procfs_root / "stat"
+        self._sysfs = sysfs_root
+        self._clock = clock
+        self._gpu_used = gpu_used
+        self._ticks = ticks_per_second or os.sysconf("SC_CLK_TCK")
+        self._cpus = self._count()
+        self._idle_watts, self._busy_watts, self._note = _ratings(settings, self._cpus)
+        self._origin: tuple[float, float] | None = None
+        self._last: tuple[float, float] | None = None
+
+    @property
+    def source(self) -> PowerSource:
+        """The estimate, with the ratings on which it rests in its note."""
+        note = self._note + ("; the GPU's share is not in it" if self._gpu_used else "")
+        return PowerSource(
+            name="estimate",
+            interface=f"/proc/stat of {self._cpus} CPUs",
+            scope="package",
+            kind="estimated",
+            update_period_seconds=1.0 / self._ticks,
+            note=note,
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """Estimated, on every reading; a missing domain where a GPU works."""
+        return (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if self._gpu_used else (Caveat.ESTIMATED,)
+
+    def open(self) -> None:
+        """Check that utilisation can be read.
+
+        Raises:
+            SensorMissingError: no ``/proc/stat`` here.
+        """
+        if not self._cpus:
+            raise SensorMissingError(f"cannot estimate power: {self._stat} lists no CPU; choose power=plug")
+        self._origin = self._now()
+
+    def read(self) -> Sample:
+        """Estimated joules since ``open``, and the mean power since the last reading.
+
+        Raises:
+            ReadingFailed: ``/proc/stat`` could not be read, or the sensor is not open.
+        """
+        if self._origin is None:
+            raise ReadingFailed("the estimate is not open")
+        now = self._now()
+        before = self._last or self._origin
+        joules = self._joules(self._origin, now)
+        seconds = now[0] - before[0]
+        self._last = now
+        watts = self._joules(before, now) / seconds if seconds > 0 else None
+        return Sample(now[0], energy_joules=joules, power_watts=watts)
+
+    def state(self) -> DeviceState:
+        """The processor's temperature where there is one."""
+        return DeviceState(temperature_celsius=package_temperature(self._sysfs))
+
+    def close(self) -> None:
+        """Forget the origin."""
+        self._origin = self._last = None
+
+    def _joules(self, before: tuple[float, float], after: tuple[float, float]) -> float:
+        seconds = after[0] - before[0]
+        # The kernel counts in ticks, so over a short stretch a core can seem busier than the clock allows.
+        busy = min(max(0.0, after[1] - before[1]), seconds * self._cpus)
+        return self._idle_watts * seconds + (self._busy_watts - self._idle_watts) * busy / self._cpus
+
+    def _now(self) -> tuple[float, float]:
+        """The moment, and seconds in which CPUs were busy since boot, over all of them."""
+        moment = self._clock()
+        try:
+            with self._stat.open(encoding="utf-8") as lines:
+                values = [int(word) for word in lines.readline().split()[1:]]
+        except (OSError, ValueError) as error:
+            raise ReadingFailed(f"cannot read {self._stat}: {error}") from error
+        # user nice system idle iowait irq softirq steal guest guest_nice; guests are inside user and nice,
+        # and stolen time is other machines' work.
+        user, nice, system, _idle, _iowait, irq, softirq = values[:7]
+        return moment, (user + nice + system + irq + softirq) / self._ticks
+
+    def _count(self) -> int:
+        try:
+            lines = self._stat.read_text(encoding="utf-8").splitlines()
+        except OSError:
+            return 0
+        return sum(1 for line in lines if line.startswith("cpu") and line[3:4].isdigit())
+
+
+def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
+    """Idle and busy watts, and what they rest on."""
+    idle = settings.idle_watts
+    busy = settings.busy_watts
+    if idle is None:
+        idle = DEFAULT_IDLE_WATTS if busy is None else min(DEFAULT_IDLE_WATTS, busy / 2)
+    if busy is None:
+        busy = idle + DEFAULT_WATTS_PER_CPU * max(1, cpus)
+    note = f"estimated as {idle:g} W at rest to {busy:g} W with all {cpus} CPUs busy"
+    guessed = [
+        key
+        for key, value in (("idle_watts", settings.idle_watts), ("busy_watts", settings.busy_watts))
+        if value is None
+    ]
+    if guessed:
+        note += f" (no {' and no '.join(guessed)} given, so a guess: set power.estimate.{guessed[-1]})"
+    return idle, busy, note

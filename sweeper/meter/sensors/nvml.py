@@ -1,0 +1,444 @@
+"""NVIDIA's own sensors, through NVML. What a GPU can do is found out by calling it, never from its name.
+
+In order: the energy counter (mJ); the field values POWER_INSTANT and POWER_AVERAGE in GPU scope, then in
+module scope; plain power usage, which on most chips since Ampere is the mean of the last second. A100 and
+H100 look at their power a quarter of the time only (arXiv 2312.02741), and the gain of all of them is off by
+up to 5 %.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import MissingError, ReadingFailed, RightMissingError, SensorMissingError
+from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.composite import SumSensor
+from sweeper.meter.integrate import CounterTrack
+from sweeper.meter.sysfs import read_text
+from sweeper.records import Caveat, PowerSource, Scope
+
+# More than any GPU draws, so that a step of its counter that would need more was a reset: the largest modules
+# of 2026 are rated at 1,400 W, and spikes reach about twice the rating.
+MOST_WATTS = 3000.0
+# Update periods before they are found out. Published measurements of 70 chips (arXiv 2312.02741) lie at 20 to
+# 100 ms; the longer is the careful one. A mean of the last second cannot be told apart within it, however often
+# it is refreshed.
+COUNTER_PERIOD_SECONDS = 0.1
+INSTANT_PERIOD_SECONDS = 0.1
+AVERAGE_PERIOD_SECONDS = 1.0
+# Such a mean shows a step of power in full after 1.2 s (the same paper, on A100 and H100).
+AVERAGE_SETTLING_SECONDS = 1.2
+
+# NVML_CLOCKS_EVENT_REASON_*: those that slow the GPU down, by our names. Idleness and clocks that a user set
+# are no throttling.
+_REASONS = {
+    0x04: "sw_power_cap",
+    0x08: "hw_slowdown",
+    0x10: "sync_boost",
+    0x20: "sw_thermal_slowdown",
+    0x40: "hw_thermal_slowdown",
+    0x80: "hw_power_brake",
+}
+_CAPPING = 0x04 | 0x80
+
+NO_NVIDIA = (
+    "no NVIDIA GPU can be asked here ({cause}): install NVIDIA's driver and check that `nvidia-smi` runs "
+    "(in a container, start it with --gpus all), or choose power=rapl or power=plug"
+)
+
+
+@contextmanager
+def _as_missing(what: str) -> Iterator[None]:
+    """Turn NVML's errors into ours where a device is sought: the one table for it."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        if isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)):
+            raise SensorMissingError(NO_NVIDIA.format(cause=error)) from error
+        if isinstance(error, pynvml.NVMLError_NoPermission):
+            raise RightMissingError(
+                f"{what}: NVML says {error}; add yourself to the group of /dev/nvidia*, "
+                "as in `sudo usermod -aG video,render $USER`, then log in again"
+            ) from error
+        if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
+            raise SensorMissingError(
+                f"{what}: the NVIDIA driver was updated while loaded; restart the machine"
+            ) from error
+        raise SensorMissingError(f"{what}: NVML says {error}") from error
+
+
+@contextmanager
+def _as_failed(what: str) -> Iterator[None]:
+    """Turn NVML's errors into a failed reading while measuring."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        raise ReadingFailed(f"{what}: NVML says {error}") from error
+
+
+def _no_power() -> float:
+    raise ReadingFailed("an energy counter tells no power")
+
+
+@dataclass(frozen=True, slots=True)
+class _Rung:
+    """One way to ask a GPU, with its update period in s before that is found out."""
+
+    interface: str
+    scope: Scope
+    period: float
+    read: Callable[[], float] = _no_power  # W
+    settling: float | None = None  # s until a step shows in full
+
+
+class NvmlSensor:
+    """One GPU. ``device`` is its UUID, PCI address or index."""
+
+    def __init__(
+        self,
+        device: str = "0",
+        clock: Callable[[], float] = time.monotonic,
+        procfs_root: Path = Path("/proc"),
+        use_counter: bool = True,
+    ) -> None:
+        """Look at nothing yet.
+
+        Args:
+            device: UUID, PCI address or index of the GPU.
+            clock: stamps the samples.
+            procfs_root: where procfs is mounted, to tell our processes from others.
+            use_counter: False reads power even where there is an energy counter, to compare the two.
+        """
+        self._device = device
+        self._clock = clock
+        self._procfs = procfs_root
+        self._use_counter = use_counter
+        self._source = PowerSource("nvml", "nvml", "gpu", "measured", COUNTER_PERIOD_SECONDS, device)
+        self._is_open = False
+        self._handle: Any = None
+        self._power: _Rung | None = None
+        self._track: CounterTrack | None = None
+        self.driver: str | None = None
+        self._reads_power_beside = True
+
+    @property
+    def source(self) -> PowerSource:
+        """NVML, with the interface that answered when the sensor was last opened."""
+        return self._source
+
+    @property
+    def power_source(self) -> PowerSource:
+        """What ``source`` would be without the counter."""
+        rung = self._power
+        if rung is None:
+            return self._source
+        return replace(
+            self._source,
+            interface=rung.interface,
+            scope=rung.scope,
+            update_period_seconds=rung.period,
+            settling_seconds=rung.settling,
+        )
+
+    @property
+    def caveats(self) -> tuple[Caveat, ...]:
+        """None of its own; the trust check adds what it finds."""
+        return ()
+
+    def open(self) -> None:
+        """Find the GPU and what it answers to.
+
+        Raises:
+            SensorMissingError: no driver, no such GPU, or one that tells no power.
+            RightMissingError: the device files may not be opened.
+        """
+        import pynvml
+
+        with _as_missing("cannot start NVML"):
+            pynvml.nvmlInit()
+        self._is_open = True
+        try:
+            self._find()
+        except MissingError:
+            self.close()
+            raise
+
+    def read(self) -> Sample:
+        """The counter in J and, where there is one, the present power in W.
+
+        Raises:
+            ReadingFailed: the GPU did not answer, for example as it fell off the bus.
+        """
+        if not self._is_open:
+            raise ReadingFailed("the NVML sensor is not open")
+        before = self._clock()
+        if self._track is None:
+            assert self._power is not None
+            with _as_failed(f"GPU {self._source.device}"):
+                watts = self._power.read()
+            return Sample((before + self._clock()) / 2, power_watts=watts)
+        import pynvml
+
+        try:  # not `_as_failed`: up to 50 times a second, building its words would be a fifth of the cost
+            millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
+        except pynvml.NVMLError as error:
+            raise ReadingFailed(f"energy counter of GPU {self._source.device}: NVML says {error}") from error
+        moment = (before + self._clock()) / 2
+        joules, epoch = self._track.advance(moment, millijoules / 1000)
+        # Power stands beside the counter only: without it the sample still counts.
+        watts_beside = (
+            _first(self._power.read) if self._power is not None and self._reads_power_beside else None
+        )
+        return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
+
+    def leave_power_out(self) -> None:
+        """Read no power beside the counter any more: once the two were compared, it only costs."""
+        self._reads_power_beside = False
+
+    def state(self) -> DeviceState:
+        """Temperature, SM clock, throttling, cap and other processes; None for what the GPU does not tell.
+
+        Raises:
+            ReadingFailed: the sensor is not open.
+        """
+        import pynvml as nv
+
+        if not self._is_open:
+            raise ReadingFailed("the NVML sensor is not open")
+        handle = self._handle
+        reasons = _first(
+            lambda: nv.nvmlDeviceGetCurrentClocksEventReasons(handle),
+            lambda: nv.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
+        )
+        limit = _first(lambda: nv.nvmlDeviceGetEnforcedPowerLimit(handle))
+        clock = _first(lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM))
+        celsius = _first(
+            lambda: nv.nvmlDeviceGetTemperatureV(handle, nv.NVML_TEMPERATURE_GPU),
+            lambda: nv.nvmlDeviceGetTemperature(handle, nv.NVML_TEMPERATURE_GPU),
+        )
+        return DeviceState(
+            temperature_celsius=None if celsius is None else float(celsius),
+            clock_mhz=None if clock is None else float(clock),
+            throttle_reasons=tuple(name for bit, name in _REASONS.items() if (reasons or 0) & bit),
+            power_capped=None if reasons is None else bool(reasons & _CAPPING),
+            enforced_limit_watts=None if limit is None else limit / 1000,
+            other_processes=self._other_processes(),
+        )
+
+    def close(self) -> None:
+        """Give NVML back; what the device is stays known. May be called twice."""
+        if not self._is_open:
+            return
+        import pynvml
+
+        self._is_open = False
+        self._handle = None
+        with _as_failed("cannot shut NVML down"):
+            pynvml.nvmlShutdown()
+
+    def _find(self) -> None:
+        import pynvml
+
+        with _as_missing(f"no GPU {self._device} here"):
+            self._handle = find_handle(self._device)
+            uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
+            name = _text(pynvml.nvmlDeviceGetName(self._handle))
+            self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
+        self._power = self._find_power()
+        self._track = CounterTrack(None, MOST_WATTS) if self._use_counter and self._counts() else None
+        if self._track is not None:
+            used = _Rung("nvmlDeviceGetTotalEnergyConsumption", "gpu", COUNTER_PERIOD_SECONDS)
+        elif self._power is not None:
+            used = self._power
+        else:
+            raise SensorMissingError(
+                f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson: "
+                "choose power=hwmon, power=plug or power=battery"
+            )
+        note = self._say(name)
+        self._source = PowerSource(
+            "nvml", used.interface, used.scope, "measured", used.period, uuid, note, used.settling
+        )
+
+    def _counts(self) -> bool:
+        """Whether the GPU has an energy counter that has counted something; a fresh one is given a moment."""
+        import pynvml
+
+        millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        if millijoules == 0:
+            time.sleep(COUNTER_PERIOD_SECONDS)
+            millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        return bool(millijoules)
+
+    def _find_power(self) -> _Rung | None:
+        """The best power reading that answers with more than 0 W."""
+        import pynvml as nv
+
+        handle = self._handle
+        scopes: tuple[tuple[Scope, int], ...] = (
+            ("gpu", nv.NVML_POWER_SCOPE_GPU),
+            ("module", nv.NVML_POWER_SCOPE_MODULE),
+        )
+        fields = (
+            ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT, INSTANT_PERIOD_SECONDS, None),
+            ("POWER_AVERAGE", nv.NVML_FI_DEV_POWER_AVERAGE, AVERAGE_PERIOD_SECONDS, AVERAGE_SETTLING_SECONDS),
+        )
+        ladder = [
+            _Rung(
+                f"nvmlDeviceGetFieldValues({name}, {scope})",
+                scope,
+                period,
+                partial(_read_field, handle, field, number),
+                settling,
+            )
+            for scope, number in scopes
+            for name, field, period, settling in fields
+        ]
+        ladder.append(
+            _Rung(
+                "nvmlDeviceGetPowerUsage",
+                "gpu",
+                AVERAGE_PERIOD_SECONDS,
+                lambda: float(nv.nvmlDeviceGetPowerUsage(handle) / 1000),
+                AVERAGE_SETTLING_SECONDS,
+            )
+        )
+        return next((rung for rung in ladder if (_first(rung.read) or 0) > 0), None)
+
+    def _say(self, name: str) -> str | None:
+        """What a reader of this GPU's figures should know."""
+        import pynvml
+
+        mode = _first(lambda: pynvml.nvmlDeviceGetMigMode(self._handle))
+        if mode is not None and mode[0]:
+            return (
+                f"{name} is split into instances (MIG): its power is that of the whole GPU, "
+                "with what other instances draw"
+            )
+        if "laptop" in name.lower():
+            return f"{name} shares its power budget with the processor: keep the charger as it is"
+        return None
+
+    def _other_processes(self) -> int | None:
+        """Processes computing on the GPU that do not descend from this one; None where that is unknown."""
+        import pynvml
+
+        processes = _first(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        if processes is None:
+            return None
+        ours = [_descends(process.pid, os.getpid(), self._procfs) for process in processes]
+        # In a container NVML speaks of the host's process numbers, which mean nothing here.
+        return None if None in ours else sum(1 for is_ours in ours if not is_ours)
+
+
+def gpu_sensor(device: str | None, clock: Callable[[], float] = time.monotonic) -> Sensor:
+    """The sensor of one GPU, or the sum over all that CUDA is allowed to use where no device is named.
+
+    Raises:
+        SensorMissingError: no driver or no GPU.
+    """
+    if device is not None:
+        return NvmlSensor(device, clock)
+    devices = visible_devices()
+    sensors = [NvmlSensor(name, clock) for name in devices]
+    return sensors[0] if len(sensors) == 1 else SumSensor(sensors)
+
+
+def visible_devices() -> tuple[str, ...]:
+    """UUIDs of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves to this process, in NVML's order.
+
+    Raises:
+        SensorMissingError: no driver, no GPU, or none left.
+    """
+    import pynvml
+
+    with _as_missing("cannot start NVML"):
+        pynvml.nvmlInit()
+    try:
+        with _as_missing("cannot list GPUs"):
+            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
+            uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+    finally:
+        pynvml.nvmlShutdown()
+    if not uuids:
+        raise SensorMissingError(NO_NVIDIA.format(cause="the driver lists no GPU"))
+    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return tuple(uuids)
+    words = [word.strip() for word in wanted.split(",") if word.strip()]
+    chosen = tuple(u for i, u in enumerate(uuids) if any(w == str(i) or u.startswith(w) for w in words))
+    if not chosen and any(word.startswith("MIG-") for word in words):
+        return tuple(words[:1])
+    if not chosen:
+        raise SensorMissingError(
+            f"CUDA_VISIBLE_DEVICES={wanted} leaves no GPU: unset it, or set power.device"
+        )
+    return chosen
+
+
+def find_handle(device: str) -> Any:
+    """NVML's handle of the GPU with this UUID, PCI address or index; a MIG instance gives its whole GPU.
+
+    Raises:
+        pynvml.NVMLError: there is none. NVML must have been started.
+    """
+    import pynvml
+
+    if device.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(device))
+    if ":" in device:
+        return pynvml.nvmlDeviceGetHandleByPciBusId(device.encode())
+    handle = pynvml.nvmlDeviceGetHandleByUUID(device.encode())
+    if device.startswith("MIG-"):
+        return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    return handle
+
+
+def _read_field(handle: Any, field: int, scope: int) -> float:
+    """A power field in W."""
+    import pynvml
+
+    value = pynvml.nvmlDeviceGetFieldValues(handle, [(field, scope)])[0]
+    if value.nvmlReturn != pynvml.NVML_SUCCESS:
+        raise pynvml.NVMLError(value.nvmlReturn)
+    return float(value.value.uiVal) / 1000
+
+
+def _first(*calls: Callable[[], Any]) -> Any:
+    """The first answer among calls of which this driver or GPU may know none; else None."""
+    import pynvml
+
+    for call in calls:
+        try:
+            return call()
+        except pynvml.NVMLError:
+            continue
+    return None
+
+
+def _descends(pid: int, ancestor: int, procfs_root: Path) -> bool | None:
+    """Whether ``pid`` is ``ancestor`` or descends from it; None where no such process is visible here."""
+    current = pid
+    while current > 1:
+        if current == ancestor:
+            return True
+        stat = read_text(procfs_root / str(current) / "stat")
+        if stat is None:
+            return None if current == pid else False
+        current = int(stat.rpartition(")")[2].split()[1])
+    return False
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode() if isinstance(value, bytes) else value

@@ -1,0 +1,211 @@
+"""How far a sensor can be trusted: found out once for each device, driver and kernel, and kept.
+
+A short burst of polling tells how often a sensor refreshes its value, whether its counter moves at all, and
+whether counter and power agree.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import cattrs
+
+from sweeper.errors import ReadingFailed
+from sweeper.meter.base import Sample, Sensor
+from sweeper.records import from_plain, to_plain
+
+# Fast enough to see the shortest published update period of NVML (20 ms) several times.
+POLL_SECONDS = 0.005
+# MEASUREMENT.md, "Per device, once": long enough for a period of 100 ms to show a hundred times.
+FULL_SECONDS = 10.0
+# What a sweep spends unasked on a device that it sees for the first time.
+SHORT_SECONDS = 2.0
+# Counter and power further apart than this disagree (MEASUREMENT.md, "Per device, once", 3).
+MOST_CONFLICT = 0.05
+# Below this many refreshes a period is a guess.
+LEAST_CHANGES = 5
+SCHEMA = 2  # 1 took the sum of several devices for one
+
+
+@dataclass(frozen=True, slots=True)
+class Trust:
+    """What polling a sensor found. Periods are None where too few changes were seen to tell."""
+
+    polls: int
+    seconds: float
+    counter_period_seconds: float | None = None
+    power_period_seconds: float | None = None
+    counter_stands_still: bool = False
+    conflict_fraction: float | None = None  # |counter slope − mean power| over mean power
+    schema: int = SCHEMA
+
+    @property
+    def period_seconds(self) -> float | None:
+        """The period of what is used: the counter where it moves, else power."""
+        if self.counter_period_seconds is not None and not self.counter_stands_still:
+            return self.counter_period_seconds
+        return self.power_period_seconds
+
+    @property
+    def in_conflict(self) -> bool:
+        """Whether counter and power disagree."""
+        return self.conflict_fraction is not None and self.conflict_fraction > MOST_CONFLICT
+
+
+def judge(samples: Sequence[Sample]) -> Trust:
+    """What a burst of samples, in order, tells of their sensor. Pure."""
+    seconds = samples[-1].monotonic_seconds - samples[0].monotonic_seconds if samples else 0.0
+    devices = len(samples[0].parts) if samples else 0
+    if devices:  # each refreshes at moments of its own: their sum changes more often than any of them
+        each = [judge([sample.parts[device] for sample in samples]) for device in range(devices)]
+        return _together(each, len(samples), seconds)
+    counted = [(s.monotonic_seconds, s.energy_joules) for s in samples if s.energy_joules is not None]
+    powers = [(s.monotonic_seconds, s.power_watts) for s in samples if s.power_watts is not None]
+    still = len(counted) > 1 and counted[0][1] == counted[-1][1]
+    return Trust(
+        polls=len(samples),
+        seconds=seconds,
+        counter_period_seconds=None if still else _period(counted),
+        power_period_seconds=_period(powers),
+        counter_stands_still=still,
+        conflict_fraction=None if still else _conflict(counted, powers),
+    )
+
+
+def _together(each: Sequence[Trust], polls: int, seconds: float) -> Trust:
+    """Devices whose watts are summed: as slow, and as far from the truth, as the worst of them."""
+    counters = [trust.counter_period_seconds for trust in each]
+    powers = [trust.power_period_seconds for trust in each]
+    conflicts = [trust.conflict_fraction for trust in each if trust.conflict_fraction is not None]
+    still = any(trust.counter_stands_still for trust in each)
+    return Trust(
+        polls=polls,
+        seconds=seconds,
+        counter_period_seconds=None if still else _longest(counters),
+        power_period_seconds=_longest(powers),
+        counter_stands_still=still,
+        conflict_fraction=None if still else max(conflicts, default=None),
+    )
+
+
+def _longest(periods: Sequence[float | None]) -> float | None:
+    """The longest, or None where one of them is not known."""
+    return None if None in periods else max(period for period in periods if period is not None)
+
+
+def examine_sensor(
+    sensor: Sensor,
+    seconds: float = FULL_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+    poll_seconds: float = POLL_SECONDS,
+) -> Trust:
+    """Poll an open sensor for ``seconds`` and judge what it gave.
+
+    Raises:
+        ReadingFailed: the sensor gave nothing at all.
+    """
+    samples: list[Sample] = []
+    failure: ReadingFailed | None = None
+    until = clock() + seconds
+    while clock() < until:
+        try:
+            samples.append(sensor.read())
+        except ReadingFailed as error:
+            failure = error
+        sleep(poll_seconds)
+    if not samples:
+        raise failure or ReadingFailed("the sensor was polled for no time")
+    return judge(samples)
+
+
+def known_or_examined(
+    sensor: Sensor,
+    root: Path,
+    seconds: float = SHORT_SECONDS,
+    clock: Callable[[], float] = time.monotonic,
+    sleep: Callable[[float], None] = time.sleep,
+) -> Trust:
+    """The trust kept under ``root`` for this open sensor, or a fresh one, which is then kept.
+
+    Raises:
+        ReadingFailed: the sensor gave nothing.
+    """
+    path = cache_path(sensor, root)
+    known = _load(path)
+    if known is not None and known.seconds >= seconds * 0.9:
+        return known
+    trust = examine_sensor(sensor, seconds, clock, sleep)
+    if trust.in_conflict:
+        # A power that was just falling looks like a conflict too, and the verdict is kept: look twice.
+        trust = examine_sensor(sensor, seconds, clock, sleep)
+    if not trust.counter_stands_still:  # that may mend itself, and is cheap to see again
+        _store(path, trust, identity(sensor))
+    return trust
+
+
+def identity(sensor: Sensor) -> dict[str, Any]:
+    """What a trust is valid for: device, interface, driver and kernel."""
+    source = sensor.source
+    return {
+        "name": source.name,
+        "device": source.device,
+        "interface": source.interface,
+        "driver": getattr(sensor, "driver", None),
+        "kernel": platform.release(),
+    }
+
+
+def cache_path(sensor: Sensor, root: Path) -> Path:
+    """The file that keeps the trust of this open sensor."""
+    key = hashlib.sha256(json.dumps(identity(sensor), sort_keys=True).encode()).hexdigest()[:16]
+    return root / "trust" / f"{sensor.source.name}-{key}.json"
+
+
+def _period(values: Sequence[tuple[float, float]]) -> float | None:
+    """Median time between refreshes in s, None where too few were seen."""
+    changes = [moment for (_, before), (moment, after) in pairwise(values) if after != before]
+    if len(changes) < LEAST_CHANGES:
+        return None
+    return statistics.median(after - before for before, after in pairwise(changes))
+
+
+def _conflict(counted: Sequence[tuple[float, float]], powers: Sequence[tuple[float, float]]) -> float | None:
+    if len(counted) < 2 or not powers or counted[-1][0] <= counted[0][0]:
+        return None
+    slope = (counted[-1][1] - counted[0][1]) / (counted[-1][0] - counted[0][0])
+    mean = statistics.fmean(watts for _, watts in powers)
+    return abs(slope - mean) / mean if mean > 0 else None
+
+
+def _load(path: Path) -> Trust | None:
+    """A kept trust; None where there is none, or none that this sweeper wrote."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    trust = data.get("trust") if isinstance(data, dict) else None
+    if not isinstance(trust, dict) or trust.get("schema") != SCHEMA:
+        return None
+    try:
+        return from_plain(trust, Trust)
+    except cattrs.BaseValidationError:
+        return None
+
+
+def _store(path: Path, trust: Trust, valid_for: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    text = json.dumps({"valid_for": valid_for, "trust": to_plain(trust)}, indent=1) + "\n"
+    scratch = path.with_name(f"{path.name}.{os.getpid()}")
+    scratch.write_text(text, encoding="utf-8")
+    scratch.replace(path)

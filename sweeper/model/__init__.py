@@ -1,0 +1,1 @@
+"""Models: headers, files, quantisations, quality, memory forecasts."""

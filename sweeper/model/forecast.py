@@ -1,0 +1,180 @@
+"""What memory a configuration will take, by llama.cpp's own plan, before a trial costs time."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper.errors import EngineRefused
+from sweeper.model.available_memory import host_available_mib
+from sweeper.model.forecast_worker import SPLIT_MODES
+from sweeper.model.ggml_types import CACHE_TYPES
+from sweeper.model.header import GgufHeader, read_header
+from sweeper.processes import WorkerProcess
+from sweeper.records import Configuration
+
+HOST = "host"
+# What the worker takes beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).
+HOST_OVERHEAD_MIB = 100.0
+# A CUDA context and its libraries take 300 to 600 MiB of a device beside the buffers.
+DEVICE_OVERHEAD_MIB = 600.0
+# Planning a context takes 20 bytes and 0.2 µs a token all the same; no model is made for as many.
+MAX_CONTEXT = 1 << 24
+_START_SECONDS = 120.0  # the first forecast starts the worker; a GPU's driver may need its time
+_BYTES_PER_MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryForecast:
+    """Buffers in MiB by device: ``host``, and each GPU by ggml's name, for example ``CUDA0``."""
+
+    weights_mib: Mapping[str, float]
+    kv_mib: Mapping[str, float]
+    compute_mib: Mapping[str, float]
+    free_mib: Mapping[str, float]  # now; a device that does not say is left out
+    in_force: Mapping[str, int]  # n_ctx, n_batch and n_ubatch as llama.cpp would set them
+
+    def needed_mib(self, device: str = HOST) -> float:
+        """All buffers on one device."""
+        return sum(part.get(device, 0.0) for part in (self.weights_mib, self.kv_mib, self.compute_mib))
+
+    @property
+    def devices(self) -> tuple[str, ...]:
+        """The devices that hold something, the host first."""
+        names = {*self.weights_mib, *self.kv_mib, *self.compute_mib} - {HOST}
+        return (HOST, *sorted(names))
+
+    def fits(self, reclaimed_mib: Mapping[str, float] | None = None) -> str | None:
+        """None where it fits into what is free, else the reason in a line.
+
+        Args:
+            reclaimed_mib: what will be free by then by device, for example the model now loaded.
+        """
+        for device in self.devices:
+            needed = self.needed_mib(device)
+            free = self.free_mib.get(device)
+            if free is None or needed == 0:
+                continue
+            free += (reclaimed_mib or {}).get(device, 0.0)
+            needed += HOST_OVERHEAD_MIB if device == HOST else DEVICE_OVERHEAD_MIB
+            if needed > free:
+                return (
+                    f"{self._parts(device)} need {needed:.0f} MiB on {device}, where {free:.0f} MiB are free"
+                )
+        return None
+
+    def _parts(self, device: str) -> str:
+        return (
+            f"weights {self.weights_mib.get(device, 0.0):.0f}, KV cache {self.kv_mib.get(device, 0.0):.0f} "
+            f"and compute {self.compute_mib.get(device, 0.0):.0f} MiB"
+        )
+
+
+class Forecaster:
+    """Asks llama.cpp for its plan, in a worker process that lives from the first forecast to `close`."""
+
+    def __init__(self) -> None:
+        self._worker = WorkerProcess("sweeper.model.forecast_worker")
+        self._headers: dict[tuple[Path, int], GgufHeader] = {}
+
+    def forecast(self, path: Path, configuration: Configuration) -> MemoryForecast:
+        """The plan for ``configuration`` on the model at ``path``: 0.1 s a model, 10 ms a context on it.
+
+        Raises:
+            ModelMissingError, ModelFileError: where the model cannot be read.
+            EngineRefused: where llama.cpp would refuse the configuration, with its reason.
+            EngineCrashed, EngineTimeout: where its process ended badly; the next forecast starts another.
+        """
+        check(configuration)
+        stamp, header = self._header(Path(path))
+        answer = self._worker.ask(
+            "forecast", _START_SECONDS, path=str(path), stamp=stamp, wanted=configuration.to_dict()
+        )
+        layers = {int(layer): device for layer, device in answer["layers"].items()}
+        free = dict(answer["free"])
+        host_free = host_available_mib()
+        if host_free is not None:
+            free[HOST] = host_free
+        return MemoryForecast(
+            weights_mib=weights_by_device(header, layers),
+            kv_mib=_on_devices(answer["kv"]),
+            compute_mib=_on_devices(answer["compute"]),
+            free_mib=free,
+            in_force=answer["in_force"],
+        )
+
+    def close(self) -> None:
+        """End the worker. May be called twice."""
+        self._worker.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _header(self, path: Path) -> tuple[int, GgufHeader]:
+        try:
+            stamp = path.stat().st_mtime_ns
+        except OSError:
+            stamp = 0  # read_header says what is wrong
+        if (path, stamp) not in self._headers:
+            self._headers[path, stamp] = read_header(path)
+        return stamp, self._headers[path, stamp]
+
+
+def check(configuration: Configuration) -> None:
+    """Raise EngineRefused for what would end llama.cpp instead of being refused by it."""
+    for key in ("n_ctx", "n_batch", "n_ubatch"):
+        if getattr(configuration, key) < 1:
+            raise EngineRefused(f"{key}={getattr(configuration, key)}: must be at least 1")
+    if configuration.n_ctx > MAX_CONTEXT:
+        raise EngineRefused(
+            f"n_ctx={configuration.n_ctx}: more than {MAX_CONTEXT}, which no model is made for"
+        )
+    for key in ("type_k", "type_v"):
+        if getattr(configuration, key) not in CACHE_TYPES:
+            known = ", ".join(CACHE_TYPES)
+            raise EngineRefused(f"{key}={getattr(configuration, key)}: a KV cache can be {known}")
+    if configuration.split_mode not in SPLIT_MODES:
+        raise EngineRefused(f"split_mode={configuration.split_mode}: choose from {', '.join(SPLIT_MODES)}")
+
+
+def weights_by_device(header: GgufHeader, layers: Mapping[int, str]) -> dict[str, float]:
+    """MiB of weights by device, where layer ``n_layer`` stands for the output.
+
+    The token embeddings stay on the host; where they serve as the output as well, a GPU has a copy.
+    """
+    result: Counter[str] = Counter()
+    tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
+    output = _device(layers.get(header.n_layer, "CPU"))
+    for tensor in header.tensors:
+        if tensor.name.startswith("token_embd."):
+            result[HOST] += tensor.bytes
+            if tied and output != HOST:
+                result[output] += tensor.bytes
+        elif tensor.name.startswith("blk."):
+            number = tensor.name.split(".", 2)[1]
+            layer = int(number) if number.isdecimal() else header.n_layer
+            result[_device(layers.get(layer, "CPU"))] += tensor.bytes
+        else:
+            result[output] += tensor.bytes
+    return {device: size / _BYTES_PER_MIB for device, size in result.items()}
+
+
+def _on_devices(by_buffer: Mapping[str, Any]) -> dict[str, float]:
+    result: dict[str, float] = {}
+    for name, mib in by_buffer.items():
+        result[_device(name)] = result.get(_device(name), 0.0) + float(mib)
+    return result
+
+
+def _device(name: str) -> str:
+    """A device or buffer type of ggml's as one of ours: CPU, CPU_REPACK, CUDA_Host, … are the host's."""
+    return HOST if name.startswith(("CPU", "BLAS", "AMX")) or name.endswith("_Host") else name

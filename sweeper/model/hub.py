@@ -1,0 +1,197 @@
+"""Fetches a GGUF from the Hugging Face hub, pinned to a commit, its SHA-256 held against the hub's own.
+
+The file goes where huggingface_hub keeps its files (``HF_HOME``), so that other programs find it too. What
+was fetched is written down under ``root/hub/``; without a network a file that was fetched before is used
+again, after its SHA-256 was checked.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
+from sweeper.model.digest import sha256_of, write_atomically
+from sweeper.model.header import split_names
+
+_COMMIT = re.compile(r"^[0-9a-f]{40}$")
+_LIST_AT_MOST = 10
+
+
+@dataclass(frozen=True, slots=True)
+class Fetched:
+    """A file of the hub as it lies on this machine. ``checked``: the hub gave a SHA-256, and it was right."""
+
+    path: Path
+    repo: str
+    file: str
+    commit: str  # what the revision stands for
+    sha256: str
+    size_bytes: int
+    checked: bool
+
+
+class _Unreachable(Exception):
+    """The hub did not answer."""
+
+
+def fetch(
+    repo: str,
+    file: str | None,
+    revision: str | None,
+    root: Path,
+    endpoint: str | None = None,
+    token: bool | str | None = None,
+    cache_dir: Path | None = None,
+) -> Fetched:
+    """The GGUF ``file`` of ``repo`` at ``revision``, downloaded unless it is there.
+
+    Args:
+        repo: ``OWNER/NAME``.
+        file: its path in the repository; None where the repository has one GGUF only. For a split model the
+            first part; all are fetched.
+        revision: commit, tag or branch; None is the default branch. It is resolved to a commit.
+        root: what was fetched is noted in ``root/hub/``.
+        endpoint: another hub; None is ``HF_ENDPOINT`` or the public one.
+        token: as huggingface_hub takes it; None is what its user logged in with.
+        cache_dir: None is huggingface_hub's own.
+
+    Raises:
+        ConfigError: for a repository or file name that cannot be, or a choice left open.
+        ModelMissingError: where the hub has no such thing, refuses it, or cannot be reached.
+        ModelFileError: where what came is not what the hub says it is.
+    """
+    note = root / "hub" / f"{_digest(repo, file, revision, endpoint)}.json"
+    try:
+        with _hub_errors(repo, file, revision):
+            fetched = _fetch(repo, file, revision, root, endpoint, token, cache_dir)
+    except _Unreachable as unreachable:
+        known = _known(note, root)
+        if known is None:
+            raise ModelMissingError(
+                f"cannot reach the hub for {repo} ({unreachable}): give a file with model.path=FILE, "
+                "or try again with a network"
+            ) from None
+        return known
+    # Without the note only the use without a network is lost.
+    with suppress(OSError):
+        write_atomically(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
+    return fetched
+
+
+def _fetch(
+    repo: str,
+    file: str | None,
+    revision: str | None,
+    root: Path,
+    endpoint: str | None,
+    token: bool | str | None,
+    cache_dir: Path | None,
+) -> Fetched:
+    from huggingface_hub import HfApi
+
+    api: Any = HfApi(endpoint=endpoint, token=token, library_name="sweeper")
+    info = api.model_info(repo, revision=revision)
+    commit = str(info.sha)
+    if not _COMMIT.match(commit):
+        raise ModelMissingError(f"the hub names no commit for {repo} at {revision or 'its default branch'}")
+    chosen = _chosen(file, [str(entry.rfilename) for entry in info.siblings or []], repo)
+    names = split_names(chosen) or (chosen,)
+    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=commit)}
+    paths, checked = [], True
+    for name in names:
+        if name not in entries:
+            raise ModelMissingError(f"{repo} has no file {name} at {commit[:12]}: look at its file list")
+        path = Path(api.hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
+        lfs = getattr(entries[name], "lfs", None)
+        expected = getattr(lfs, "sha256", None)
+        checked = checked and expected is not None
+        if expected is not None and sha256_of(path, root) != expected:
+            raise ModelFileError(
+                f"{path} is not what the hub has, of SHA-256 {str(expected)[:12]}…: delete it, fetch it again"
+            )
+        paths.append(path)
+    return Fetched(
+        path=paths[0],
+        repo=repo,
+        file=chosen,
+        commit=commit,
+        sha256=sha256_of(paths[0], root),
+        size_bytes=sum(path.stat().st_size for path in paths),
+        checked=checked,
+    )
+
+
+def _chosen(file: str | None, names: list[str], repo: str) -> str:
+    if file is not None:
+        if not file.endswith(".gguf") or file.startswith("/") or ".." in file.split("/"):
+            raise ConfigError(f"model.file={file}: give the path of a .gguf file in {repo}")
+        return file
+    models = [name for name in names if name.endswith(".gguf")]
+    firsts = [name for name in models if (split_names(name) or (name,))[0] == name]
+    if len(firsts) == 1:
+        return firsts[0]
+    if not firsts:
+        raise ModelMissingError(f"{repo} has no .gguf file: choose a repository of GGUF files")
+    shown = ", ".join(firsts[:_LIST_AT_MOST]) + (", …" if len(firsts) > _LIST_AT_MOST else "")
+    raise ConfigError(f"{repo} has {len(firsts)} GGUF files, choose one with model.file=…: {shown}")
+
+
+@contextmanager
+def _hub_errors(repo: str, file: str | None, revision: str | None) -> Iterator[None]:
+    """Each error of the hub's client as one of ours, in a line."""
+    from huggingface_hub import errors
+
+    try:
+        yield
+    except errors.HFValidationError:
+        raise ConfigError(f"model.repo={repo}: give OWNER/NAME, as in the hub's address") from None
+    except errors.GatedRepoError:
+        raise ModelMissingError(
+            f"{repo} is gated: accept its terms on the hub and run `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelMissingError(f"{repo} has no revision {revision}: mend model.revision") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelMissingError(
+            f"the hub has no repository {repo}, or hides it: mend model.repo, or run `hf auth login`"
+        ) from None
+    except errors.LocalEntryNotFoundError as error:
+        raise _Unreachable(_first_line(error)) from None
+    except errors.EntryNotFoundError:
+        raise ModelMissingError(
+            f"{repo} has no file {file}: look at its file list, mend model.file"
+        ) from None
+    except errors.HTTPError as error:  # the server's trouble or the network's
+        raise _Unreachable(_first_line(error)) from None
+    except ConnectionError as error:  # HF_HUB_OFFLINE is one
+        raise _Unreachable(_first_line(error)) from None
+    except OSError as error:
+        raise ModelMissingError(f"cannot fetch {repo}: {_first_line(error)}") from None
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__
+
+
+def _digest(*terms: str | None) -> str:
+    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:24]
+
+
+def _known(note: Path, root: Path) -> Fetched | None:
+    """What was fetched before for the same words, if it still lies there unchanged."""
+    try:
+        data = json.loads(note.read_text(encoding="utf-8"))
+        known = Fetched(**(data | {"path": Path(data["path"])}))
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
+    if not known.path.is_file() or sha256_of(known.path, root) != known.sha256:
+        return None
+    return known

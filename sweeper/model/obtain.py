@@ -1,0 +1,136 @@
+"""From the configuration's words to a model on disk: a user's file, one from a hub, or a synthetic one."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from sweeper.errors import ConfigError
+from sweeper.model.digest import sha256_of
+from sweeper.model.header import GgufHeader, read_header
+from sweeper.model.shapes import ModelShape
+from sweeper.records import ModelFile, ModelRecord
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What was asked for; see ``conf/model/``. ``files`` are further quantisations that the user has."""
+
+    name: str | None = None
+    path: str | None = None
+    repo: str | None = None
+    file: str | None = None
+    revision: str | None = None
+    seed: int = 0
+    quant: str = "F16"
+    shape: Mapping[str, Any] | None = None
+    files: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """A model at hand: its record, its header and the file that it was given as."""
+
+    record: ModelRecord
+    header: GgufHeader
+    path: Path
+
+
+def obtain(wanted: Wanted, root: Path) -> Model:
+    """The model, fetched or written where it is not there yet.
+
+    Args:
+        wanted: a path goes before a repository, a repository before a shape.
+        root: the folder of runs; ``models/`` keeps synthetic models, ``hub/`` what is known of fetched ones.
+
+    Raises:
+        ConfigError: nothing was asked for, or the shape is wrong.
+        ModelMissingError, ModelFileError: no such file, or not a model.
+        StoreError: the model could not be fetched or written.
+    """
+    source: Literal["synthetic", "file", "hub"]
+    revision = wanted.revision
+    if wanted.path:
+        source, path, revision = "file", Path(wanted.path).expanduser(), None
+    elif wanted.repo:
+        source = "hub"
+        path, revision = _fetched(wanted, root)
+    elif wanted.shape:
+        source, path = "synthetic", _synthetic(wanted, root)
+    else:
+        raise ConfigError(
+            "model: give model.path=FILE, or model.repo=… model.file=…, or choose one of conf/model"
+        )
+    header = read_header(path)
+    given = ModelFile(header.file_type, str(path.resolve()), sha256_of(path, root), header.size_bytes)
+    files = {header.file_type: given} | _further(wanted.files or {}, header, root)
+    named = wanted.name if source == "synthetic" else None
+    return Model(
+        ModelRecord(
+            name=_clean(named or (path.stem if source == "file" else wanted.name) or path.stem),
+            architecture=header.architecture,
+            parameters=header.parameters,
+            n_layer=header.n_layer,
+            n_ctx_train=header.n_ctx_train,
+            source=source,
+            base_quant=header.file_type,
+            files=files,
+            expert_count=header.expert_count,
+            repo=wanted.repo if source == "hub" else None,
+            revision=revision if source == "hub" else None,
+        ),
+        header,
+        path,
+    )
+
+
+def _fetched(wanted: Wanted, root: Path) -> tuple[Path, str]:
+    from sweeper.model.hub import fetch
+
+    fetched = fetch(str(wanted.repo), wanted.file, wanted.revision, root)
+    return fetched.path, fetched.commit
+
+
+def _synthetic(wanted: Wanted, root: Path) -> Path:
+    """The synthetic model's file; its name carries what it was made from."""
+    from sweeper.model.synthetic import write_synthetic
+
+    given = dict(wanted.shape or {})
+    try:
+        shape = ModelShape(**given)
+    except TypeError as error:
+        raise ConfigError(f"model.shape: {str(error).replace('ModelShape.__init__() ', '')}") from None
+    digest = hashlib.sha256(
+        json.dumps([given, wanted.quant, wanted.seed], sort_keys=True).encode()
+    ).hexdigest()
+    path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest[:8]}.gguf"
+    if not path.exists():
+        write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
+    return path
+
+
+def _further(files: Mapping[str, str], header: GgufHeader, root: Path) -> dict[str, ModelFile]:
+    """The files of other quantisations that the user has; each must be of the same model."""
+    found = {}
+    for quant, text in files.items():
+        path = Path(text).expanduser()
+        other = read_header(path)
+        if (other.architecture, other.n_layer, other.embedding_length, other.vocab_size) != (
+            header.architecture,
+            header.n_layer,
+            header.embedding_length,
+            header.vocab_size,
+        ):
+            raise ConfigError(f"model.files.{quant}: {path.name} is another model than {header.path.name}")
+        found[quant] = ModelFile(quant, str(path.resolve()), sha256_of(path, root), other.size_bytes)
+    return found
+
+
+def _clean(name: str) -> str:
+    """A name without what MLflow, file systems and terminals stumble over."""
+    return re.sub(r"[/\\\x00-\x1f:]+", "-", name).strip() or "model"

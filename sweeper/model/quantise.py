@@ -1,0 +1,149 @@
+"""Makes a model's quantisation levels with llama.cpp's own quantiser, once, and keeps them."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
+from sweeper.model.digest import sha256_of, write_atomically
+from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
+from sweeper.model.header import read_header
+from sweeper.processes import WorkerProcess
+from sweeper.records import ModelFile
+
+# Levels that llama.cpp makes from the weights alone.
+LEVELS = (
+    *("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1"),
+    *("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K", "TQ1_0", "TQ2_0"),
+)
+# Levels that it makes with an importance matrix only; sweeper computes none.
+LEVELS_NEEDING_IMPORTANCE = (
+    *("IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"),
+)
+SOURCES = ("F32", "F16", "BF16")  # quantising what was quantised adds both errors: refused
+
+_SPARE_BYTES = 64 << 20  # left free on the disk beside the result
+_SIZE_TIMEOUT_SECONDS = 300.0
+_TIMEOUT_SECONDS = 6 * 3600.0  # a 70B model on two slow cores takes about two hours
+
+
+@dataclass(frozen=True, slots=True)
+class Quantised:
+    """A level of a model. ``warnings`` are llama.cpp's, such as tensors that fell back to another type."""
+
+    file: ModelFile
+    warnings: tuple[str, ...]
+    seconds: float  # that making it took
+    made: bool  # now; False: it was there
+
+
+def quantised(source: Path, level: str, root: Path, threads: int | None = None) -> Quantised:
+    """The model at ``source`` in quantisation ``level``, made now or found under ``root/quantised/``.
+
+    The level that the source is already of is the source itself. Two processes that ask for one level at
+    once make it once.
+
+    Args:
+        source: an F32, F16 or BF16 GGUF.
+        level: one of :data:`LEVELS`.
+        root: the folder of all that is kept (``mlruns``).
+        threads: how many to quantise with; None is all that this process may use.
+
+    Raises:
+        ConfigError: for a level that does not exist, or that needs an importance matrix.
+        UsageError: where the source is quantised itself.
+        StoreError: where the result cannot be written or does not fit on the disk.
+        EngineRefused: where llama.cpp could not make it, with its reason.
+        EngineCrashed, EngineTimeout, OutOfMemory: where its process ended badly.
+    """
+    source = Path(source)
+    header = read_header(source)
+    check_level(level)
+    digest = sha256_of(source, root)
+    if level == header.file_type:
+        return Quantised(ModelFile(level, str(source), digest, header.size_bytes), (), 0.0, made=False)
+    if header.file_type not in SOURCES:
+        raise UsageError(
+            f"{source.name} is {header.file_type}: {level} can be made only from {', '.join(SOURCES)}; "
+            f"give such a file, or take space.quant={header.file_type}"
+        )
+    target = root / "quantised" / digest[:16] / f"{level}.gguf"
+    notes = target.with_suffix(".json")
+    with _locked(target.with_suffix(".lock")):
+        made = not (target.is_file() and notes.is_file())
+        if made:
+            _make(source, target, level, threads or len(os.sched_getaffinity(0)))
+        kept = json.loads(notes.read_text(encoding="utf-8"))
+        result = read_header(target)
+    file = ModelFile(level, str(target), sha256_of(target, root), result.size_bytes)
+    return Quantised(file, tuple(kept["warnings"]), float(kept["seconds"]), made)
+
+
+def check_level(level: str) -> None:
+    """Raise ConfigError where ``level`` cannot be made, with what to choose instead."""
+    if level in LEVELS_NEEDING_IMPORTANCE:
+        raise ConfigError(_needs_importance(level))
+    if level not in LEVELS:
+        raise ConfigError(f"space.quant={level}: no such level; choose from {', '.join(LEVELS)}")
+
+
+def _needs_importance(level: str) -> str:
+    return (
+        f"space.quant={level}: llama.cpp makes this level with an importance matrix only; "
+        "take IQ4_XS or Q3_K_M, or give a file of that level with model.path"
+    )
+
+
+def _make(source: Path, target: Path, level: str, threads: int) -> None:
+    # The name is fixed, since the lock keeps others away: what a killed run left is overwritten.
+    partial = target.with_name(f".{level}.part")
+    ftype = FILE_TYPE_BY_NAME[level]
+    try:
+        with WorkerProcess("sweeper.model.quantise_worker") as worker:
+            job = {"source": str(source), "target": str(partial), "ftype": ftype, "threads": threads}
+            size = worker.ask("size", _SIZE_TIMEOUT_SECONDS, **job)
+            if size["needs_importance"]:  # of this model's tensors, though not of most models'
+                raise ConfigError(_needs_importance(level))
+            _check_space(target.parent, int(size["mib"] * (1 << 20)), level)
+            began = time.monotonic()
+            answer = worker.ask("quantise", _TIMEOUT_SECONDS, **job)
+        read_header(partial)  # whole, and a model
+        notes = {"warnings": answer["warnings"], "seconds": time.monotonic() - began, "source": source.name}
+        os.replace(partial, target)
+        write_atomically(target.with_suffix(".json"), json.dumps(notes, indent=1))
+    except EngineRefused as refused:
+        raise EngineRefused(f"cannot make {level} of {source.name}: {refused}", refused.log_tail) from None
+    except OSError as error:
+        raise StoreError(f"cannot write {target}: {error.strerror or error}") from None
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def _check_space(folder: Path, needed: int, level: str) -> None:
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE_BYTES:
+        raise StoreError(
+            f"{level} needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
+            "free some, or leave it out of space.quant"
+        )
+
+
+@contextlib.contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        stream = path.open("ab")
+    except OSError as error:
+        raise StoreError(f"cannot write in {path.parent}: {error.strerror}") from None
+    with stream:
+        fcntl.flock(stream, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
+        yield

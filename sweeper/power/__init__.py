@@ -1,1 +1,0 @@
-"""Sensors of power, their trust, limits, and the guardian that gives limits back."""

@@ -1,0 +1,125 @@
+"""The schema of Hydra's group ``power``: plain types and defaults, no heavy imports.
+
+The classes are not frozen, unlike the records: OmegaConf makes a frozen schema read-only, and then no file
+and no command line could override it. Nothing changes them after the configuration is composed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from sweeper.errors import ConfigError
+
+SOURCES = ("auto", "nvml", "rapl", "hwmon", "battery", "plug", "command", "estimate")
+PLUG_KINDS = ("shelly", "tasmota")
+MEANS = ("auto", "direct", "helper", "zeusd")
+COMMAND_UNITS = ("watts", "joules")
+# Above 20 Hz the sampler itself costs energy that is then counted (MEASUREMENT.md, "Per trial"); what looks more
+# often where refreshes would go unseen keeps to a budget of processor time instead (`sweeper.meter.sampling`).
+MOST_SAMPLE_HZ = 20.0
+# Counters must be read at least once a second, so that a wrap is never missed.
+LEAST_SAMPLE_HZ = 1.0
+
+
+@dataclass(slots=True)
+class PlugSettings:
+    """A network plug. ``url`` is its address, for example ``http://192.168.1.20``."""
+
+    kind: str = "shelly"
+    url: str | None = None
+
+
+@dataclass(slots=True)
+class CommandSettings:
+    """A command of the user's. Its last line of output is one number, in ``unit``; no shell runs it."""
+
+    argv: list[str] = field(default_factory=list)
+    unit: str = "watts"  # watts now, or joules since any moment
+    name: str = "command"
+
+
+@dataclass(slots=True)
+class EstimateSettings:
+    """What an estimate rests on: the machine's power in W at rest and with every core busy."""
+
+    idle_watts: float | None = None
+    busy_watts: float | None = None
+
+
+@dataclass(slots=True)
+class LimitMeansSettings:
+    """How limits are set: see `sweeper.limits.rights.MeansSettings`, and docs/limits-and-rights.md."""
+
+    means: str = "auto"  # auto, direct, helper, zeusd
+    zeusd_socket: str | None = None
+
+
+@dataclass(slots=True)
+class PowerSettings:
+    """Where watts come from.
+
+    ``source`` ranks; ``beside`` names other sources that are recorded with it and never rank. ``device`` is a
+    GPU's UUID, index or PCI address, a hwmon device's PCI address or name, or ``psys`` for RAPL's platform.
+    """
+
+    source: str = "auto"
+    sysfs_root: str = "/sys"
+    procfs_root: str = "/proc"
+    device: str | None = None
+    beside: tuple[str, ...] = ()
+    sample_hz: float = 10.0
+    plug: PlugSettings = field(default_factory=PlugSettings)
+    command: CommandSettings = field(default_factory=CommandSettings)
+    estimate: EstimateSettings = field(default_factory=EstimateSettings)
+    limits: LimitMeansSettings = field(default_factory=LimitMeansSettings)
+
+
+def check_settings(settings: PowerSettings) -> None:
+    """Refuse words and values that cannot work.
+
+    Raises:
+        ConfigError: naming the key and what it may be.
+    """
+    _one_of("power.source", settings.source, SOURCES)
+    for name in settings.beside:
+        _one_of("power.beside", name, SOURCES[1:])
+    if not LEAST_SAMPLE_HZ <= settings.sample_hz <= MOST_SAMPLE_HZ:
+        raise ConfigError(
+            f"power.sample_hz={settings.sample_hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}"
+        )
+    wanted = (settings.source, *settings.beside)
+    if "plug" in wanted:
+        _check_plug(settings.plug)
+    if "command" in wanted:
+        _check_command(settings.command)
+    _check_estimate(settings.estimate)
+    _one_of("power.limits.means", settings.limits.means, MEANS)
+
+
+def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
+    if value not in allowed:
+        raise ConfigError(f"{key}={value} is none of {', '.join(allowed)}")
+
+
+def _check_plug(plug: PlugSettings) -> None:
+    _one_of("power.plug.kind", plug.kind, PLUG_KINDS)
+    if not plug.url:
+        raise ConfigError("power.plug.url is missing: set it to the plug's address, like http://192.168.1.20")
+    parts = urlsplit(plug.url)
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise ConfigError(f"power.plug.url={plug.url} is no http address: write it like http://192.168.1.20")
+
+
+def _check_command(command: CommandSettings) -> None:
+    _one_of("power.command.unit", command.unit, COMMAND_UNITS)
+    if not command.argv:
+        raise ConfigError("power.command.argv is empty: set it, like power.command.argv=[/usr/bin/watts]")
+
+
+def _check_estimate(estimate: EstimateSettings) -> None:
+    for key, value in (("idle_watts", estimate.idle_watts), ("busy_watts", estimate.busy_watts)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"power.estimate.{key}={value:g} must be above 0")
+    if estimate.idle_watts and estimate.busy_watts and estimate.busy_watts < estimate.idle_watts:
+        raise ConfigError("power.estimate.busy_watts must not be below power.estimate.idle_watts")

@@ -1,0 +1,212 @@
+"""The parent side of a worker process that holds llama.cpp: its death is an exception here, never ours.
+
+A worker is a fresh interpreter, never a fork: after OpenMP has run, a forked child hangs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping
+from types import TracebackType
+from typing import IO, Any, Self
+
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
+
+_LOG_TAIL_LINES = 20
+_LOG_TAIL_BYTES = 65_536
+_END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
+_REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
+# What llama.cpp, its backends and Python print when memory is short (ggml-alloc.c, ggml-backend.cpp,
+# ggml-cuda.cu, ggml-vulkan.cpp, llama-kv-cache.cpp). The only place where their words are matched.
+_MEMORY_WORDS = (
+    "out of memory",
+    "failed to allocate",
+    "unable to allocate",
+    "cannot allocate memory",
+    "outofdevicememory",
+    "outofhostmemory",
+    "bad_alloc",
+    "memoryerror",
+)
+
+
+class WorkerProcess:
+    """One worker, started at the first :meth:`ask` and again after it died.
+
+    Args:
+        module: the module that is run as the worker, for example ``sweeper.model.forecast_worker``.
+        environment: variables set for the worker only.
+    """
+
+    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+        self._module = module
+        self._environment = dict(environment or {})
+        self._process: subprocess.Popen[bytes] | None = None
+        self._log: IO[bytes] | None = None
+        self._unread = b""
+        self._oom_kills = 0
+
+    @property
+    def pid(self) -> int | None:
+        """The worker's process id; None while there is none."""
+        return None if self._process is None else self._process.pid
+
+    def ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
+        """The worker's answer to one request.
+
+        Raises:
+            EngineRefused: with the worker's reason and its last words; it lives on.
+            EngineTimeout: where it did not answer in time; it is ended.
+            EngineCrashed: where it died, with the signal and its last words.
+            OutOfMemory: where it refused or died for want of memory.
+        """
+        process = self._running()
+        assert process.stdin is not None
+        try:
+            process.stdin.write(json.dumps({"do": what, "with": arguments}).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise self._death(what) from None
+        try:
+            line = self._answer(what, timeout_seconds)
+        except BaseException:
+            self._kill()  # an answer that comes later must not be taken for that to the next request
+            raise
+        answer = json.loads(line)
+        if "refused" in answer:
+            raise self._refusal(str(answer["refused"]))
+        ok: dict[str, Any] = answer["ok"]
+        return ok
+
+    def kill(self) -> None:
+        """End the worker at once; the next :meth:`ask` starts another."""
+        self._kill()
+
+    def close(self) -> None:
+        """Let the worker end by itself, or end it. May be called twice."""
+        process = self._process
+        if process is not None and process.stdin is not None:
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+        self._kill()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _running(self) -> subprocess.Popen[bytes]:
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self._kill()
+        self._log = tempfile.TemporaryFile(prefix="sweeper-worker-")  # noqa: SIM115 - closed by _kill
+        self._unread = b""
+        self._oom_kills = _oom_kills()
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", self._module],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            # Without a backtrace: ggml would start a debugger and wait for it.
+            env=os.environ | {"GGML_NO_BACKTRACE": "1", "PYTHONUNBUFFERED": "1"} | self._environment,
+            start_new_session=True,  # Ctrl-C in the terminal is for the sweep, which ends its workers
+        )
+        return self._process
+
+    def _answer(self, what: str, timeout_seconds: float) -> bytes:
+        process = self._process
+        assert process is not None
+        assert process.stdout is not None
+        descriptor = process.stdout.fileno()
+        deadline = time.monotonic() + timeout_seconds
+        while b"\n" not in self._unread:
+            left = max(0.0, deadline - time.monotonic())
+            ready, _, _ = select.select([descriptor], [], [], left)
+            if not ready:
+                raise EngineTimeout(
+                    f"llama.cpp did not answer «{what}» within {timeout_seconds:.0f} s", self._log_tail()
+                )
+            piece = os.read(descriptor, 65_536)
+            if not piece:
+                raise self._death(what)
+            self._unread += piece
+        line, _, self._unread = self._unread.partition(b"\n")
+        return line
+
+    def _death(self, what: str) -> EngineCrashed | OutOfMemory:
+        process = self._process
+        assert process is not None
+        try:
+            code = process.wait(_END_SECONDS)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            code = process.wait()
+        tail = self._log_tail()
+        self._kill()
+        words = _reason_in(tail)
+        if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
+            return OutOfMemory(f"the kernel ended llama.cpp for want of memory during «{what}»", tail)
+        name = signal.Signals(-code).name if code < 0 else None
+        how = f"died of {name}" if name else f"ended with exit code {code}"
+        text = f"llama.cpp {how} during «{what}»: {words or 'it said nothing'}"
+        return OutOfMemory(text, tail) if _speaks_of_memory(tail) else EngineCrashed(text, tail, name)
+
+    def _refusal(self, message: str) -> EngineRefused | OutOfMemory:
+        tail = self._log_tail()
+        return OutOfMemory(message, tail) if _speaks_of_memory(tail) else EngineRefused(message, tail)
+
+    def _log_tail(self) -> tuple[str, ...]:
+        if self._log is None:
+            return ()
+        size = os.fstat(self._log.fileno()).st_size
+        text = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
+        lines = text.decode("utf-8", "replace").splitlines()
+        return tuple(line for line in lines if line.strip())[-_LOG_TAIL_LINES:]
+
+    def _kill(self) -> None:
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
+
+
+def _reason_in(lines: tuple[str, ...]) -> str:
+    """The line of the log that most likely says why it died."""
+    for line in reversed(lines):
+        if any(word in line.lower() for word in _REASON_WORDS):
+            return line.strip()
+    return lines[-1].strip() if lines else ""
+
+
+def _speaks_of_memory(lines: tuple[str, ...]) -> bool:
+    text = "\n".join(lines).lower()
+    return any(words in text for words in _MEMORY_WORDS)
+
+
+def _oom_kills() -> int:
+    """Processes that the kernel has ended for want of memory since boot; 0 where it does not say."""
+    try:
+        with open("/proc/vmstat") as file:
+            return next((int(line.split()[1]) for line in file if line.startswith("oom_kill ")), 0)
+    except OSError:
+        return 0

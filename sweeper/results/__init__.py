@@ -1,0 +1,1 @@
+"""What follows from a sweep's trials: front, picks, prices, ceiling."""

@@ -1,0 +1,296 @@
+"""From the study on disk to the `SweepRecord` that everything after the search reads."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from typing import Protocol
+
+from sweeper.errors import ConfigError, NoResultError
+from sweeper.measure.trial import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
+from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
+from sweeper.results import front as fronts
+from sweeper.results import objectives, picks
+from sweeper.results.ceiling import with_ceiling_caveats
+from sweeper.results.plateau import CapPoint, find_plateau
+from sweeper.stats import VisitNoise
+
+# A screening's speed is right within about this much; so many beside the pick may turn out to be it.
+NEAR_THE_LINE = 0.03
+MOST_CONTENDERS = 3
+# Judged from a handful of windows in a visit, so that chance says it of one visit in twenty.
+OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
+
+
+class Kept(Protocol):
+    """A sweep as it is kept on disk: `sweeper.search.study.SweepStudy`."""
+
+    def header(self) -> SweepRecord:
+        """The sweep without its trials."""
+        ...
+
+    def trials(self) -> tuple[TrialRecord, ...]:
+        """Every finished trial."""
+        ...
+
+    def visits(self) -> tuple[Visit, ...]:
+        """Every visit of the final stage."""
+        ...
+
+
+def assemble(study: Kept) -> SweepRecord:
+    """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
+    header = study.header()
+    trials = with_finals(study.trials(), study.visits(), header)
+    return conclude(replace(header, trials=trials, baseline=_baseline(trials, header)))
+
+
+def _baseline(trials: Sequence[TrialRecord], header: SweepRecord) -> int | None:
+    """The trial that measured the engine's default; usually 0, unless that was in flight when it was killed."""
+    wanted = header.baseline_configuration
+    return next((t.number for t in trials if t.configuration == wanted), None)
+
+
+def conclude(record: SweepRecord) -> SweepRecord:
+    """The record with its front, hypervolume and default pick worked out from its trials."""
+    record = replace(record, trials=with_cap_caveats(record.trials))
+    record = replace(record, trials=with_ceiling_caveats(record))
+    remeasured = any(t.remeasured and t.feasible for t in record.trials)
+    front = fronts.front(record.trials, record.objectives, remeasured_only=remeasured)
+    concluded = replace(
+        record, front=front, hypervolume=hypervolumes(record.trials, record.objectives, front)
+    )
+    caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
+    notes = (*record.notes, *_not_judged(record))
+    return replace(
+        concluded, recommended=_recommended(concluded), caveats=caveats, notes=tuple(dict.fromkeys(notes))
+    )
+
+
+def _not_judged(record: SweepRecord) -> tuple[str, ...]:
+    """A line for each constraint whose metric a complete trial lacks: it held nothing back, and that is said."""
+    complete = [trial for trial in record.trials if trial.state == "complete"]
+    said = []
+    for constraint in record.constraints:
+        without = [trial for trial in complete if constraint.metric not in trial.metrics]
+        if without:
+            why = without[0].missing.get(
+                constraint.metric, "nothing searched changes it, so it was not measured"
+            )
+            said.append(f"{constraint} was not judged in {len(without)} of {len(complete)} trials: {why}")
+    return tuple(said)
+
+
+def _recommended(record: SweepRecord) -> int | None:
+    """The trial of the record's own pick; None while nothing was measured twice or no point fits."""
+    try:
+        return picks.choose(record, record.pick).trial.number
+    except (NoResultError, ConfigError):
+        return None
+
+
+def with_finals(
+    trials: Sequence[TrialRecord], visits: Sequence[Visit], header: SweepRecord
+) -> tuple[TrialRecord, ...]:
+    """The trials, with the figures of the final stage in place of the screening's where there are any."""
+    by_trial: dict[int, list[Visit]] = {}
+    for visit in visits:
+        by_trial.setdefault(visit.trial, []).append(visit)
+    medians = {number: _medians_of_visits(of, header) for number, of in by_trial.items()}
+    noise = _noise_between_visits(medians.values())
+    return tuple(
+        _with_final(trial, by_trial[trial.number], header, noise, medians[trial.number])
+        if trial.number in by_trial
+        else trial
+        for trial in trials
+    )
+
+
+def _medians_of_visits(visits: Sequence[Visit], header: SweepRecord) -> dict[str, list[float]]:
+    """By metric, each visit's median."""
+    found: dict[str, list[float]] = {}
+    for visit in visits:
+        for metric, reading in metrics_of(visit.windows, header.workload)[0].items():
+            found.setdefault(metric, []).append(reading.median)
+    return found
+
+
+def _noise_between_visits(finalists: Iterable[Mapping[str, list[float]]]) -> dict[str, VisitNoise]:
+    """By metric, what visits to one finalist usually scatter by, as all finalists together say it."""
+    groups: dict[str, list[list[float]]] = {}
+    for medians in finalists:
+        for metric, values in medians.items():
+            groups.setdefault(metric, []).append(values)
+    found = {metric: VisitNoise.of(of) for metric, of in groups.items()}
+    return {metric: noise for metric, noise in found.items() if noise is not None}
+
+
+def _with_final(
+    trial: TrialRecord,
+    visits: Sequence[Visit],
+    header: SweepRecord,
+    noise: Mapping[str, VisitNoise],
+    medians: Mapping[str, Sequence[float]],
+) -> TrialRecord:
+    """Only the final windows count: the screening's made the trial a finalist, so they flatter it."""
+    windows = [window for visit in visits for window in visit.windows]
+    found, missing = metrics_of(windows, header.workload)
+    widened = {m: noise[m].widened(r, medians[m]) if m in noise else r for m, r in found.items()}
+    metrics = dict(trial.metrics) | widened
+    for name in ("memory_mib", "vram_mib"):
+        peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]
+        if peaks:
+            metrics[name] = exactly(max(peaks))
+    resident = [visit.resident_watts for visit in visits if visit.resident_watts is not None]
+    if resident:
+        metrics["resident_watts"] = Reading(
+            sorted(resident)[len(resident) // 2], min(resident), max(resident), len(resident)
+        )
+    caveats = set(caveats_of(windows, FINAL_UPDATE_PERIODS)) - {Caveat.SLOW_FIRST_RUN} | _of_visits(visits)
+    caveats |= set(trial.caveats) & {Caveat.SYNTHETIC_QUALITY}
+    return replace(
+        trial,
+        metrics=metrics,
+        missing={k: v for k, v in trial.missing.items() if k not in metrics} | missing,
+        violations=violations_of(metrics, header.constraints),
+        caveats=tuple(c for c in Caveat if c in caveats),
+        remeasured=True,
+    )
+
+
+def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
+    """What was said of any visit; of its few windows' spread, what was said of half of the visits at least."""
+    said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
+    return {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
+
+
+def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials, with a word on those whose power cap changes nothing beside the same settings under other caps."""
+    by_rest: dict[str, list[TrialRecord]] = {}
+    for trial in trials:
+        if trial.configuration.power_limit_watts is not None and {"tokens_per_second", "watts"} <= set(
+            trial.metrics
+        ):
+            rest = trial.configuration.with_(power_limit_watts=None).digest
+            by_rest.setdefault(rest, []).append(trial)
+    said: dict[int, Caveat] = {}
+    for alike in by_rest.values():
+        if len(alike) < 2:
+            continue
+        caps = {int(t.configuration.power_limit_watts or 0): t for t in alike}
+        points = [
+            CapPoint(cap, t.metrics["tokens_per_second"], t.metrics["watts"]) for cap, t in caps.items()
+        ]
+        plateau = find_plateau(points)
+        said |= {t.number: caveat for cap, t in caps.items() if (caveat := plateau.caveat(cap)) is not None}
+    return tuple(
+        replace(trial, caveats=tuple(c for c in Caveat if c in trial.caveats or c is said.get(trial.number)))
+        for trial in trials
+    )
+
+
+def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:
+    """How far each constraint is exceeded, 0 or less where it is kept.
+
+    A constraint whose metric is missing is judged kept here; the sweep says once that it was not judged.
+    """
+    return {
+        str(c): c.violation(metrics[c.metric].median) if c.metric in metrics else 0.0 for c in constraints
+    }
+
+
+def hypervolumes(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], front: Sequence[int]
+) -> tuple[float, ...]:
+    """For each trial, in order, the hypervolume of all up to it as a share of the final one."""
+    usable = {t.number: fronts.oriented(t, objectives) for t in trials if _counts(t, objectives)}
+    best = [usable[n] for n in front if n in usable]
+    if not best:
+        return tuple(0.0 for _ in trials)
+    reference = fronts.reference_point(best)
+    whole = fronts.hypervolume(list(usable.values()), reference)
+    shares, so_far = [], []
+    for trial in trials:
+        if trial.number in usable:
+            so_far.append(usable[trial.number])
+        shares.append(fronts.hypervolume(so_far, reference) / whole if whole > 0 else 0.0)
+    return tuple(shares)
+
+
+def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
+    return trial.feasible and all(o.metric in trial.metrics for o in objectives)
+
+
+def choose_finalists(
+    record: SweepRecord, most: int, as_measured: SweepRecord | None = None
+) -> tuple[int, ...]:
+    """Which trials to measure again: the baseline, the ends of the front, the picks, then by volume.
+
+    Args:
+        record: the sweep, with what a model of all trials says of each (``smoothed``), or as it was measured.
+        most: how many, beside the baseline.
+        as_measured: the same sweep as it was measured. A model bends a kink, such as that of a power cap: who is
+            near the pick's line by either is looked at.
+
+    Returns:
+        Trial numbers, the baseline first (beyond ``most``), each once.
+    """
+    front = [t for t in record.on_front() if _counts(t, record.objectives)]
+    chosen: list[int] = []
+    if front:
+        chosen.extend(_best_in(front, record.objectives, i) for i in range(len(record.objectives)))
+        chosen += _picked(record, record.pick)
+        chosen += _contenders(record, as_measured or record)
+        chosen += [*_picked(record, "knee"), *_picked(record, "greenest")]
+    unique = list(dict.fromkeys(chosen))[:most]
+    unique += _by_volume(front, record.objectives, unique, most - len(unique))
+    head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
+    return tuple(dict.fromkeys([*head, *unique]))
+
+
+def _picked(record: SweepRecord, pick: str) -> list[int]:
+    """The trial that a pick would choose now; none where this sweep's objectives cannot answer it."""
+    try:
+        return [picks.choose(record, pick, allow_screening=True).trial.number]
+    except (NoResultError, ConfigError):
+        return []
+
+
+def _contenders(record: SweepRecord, other: SweepRecord) -> list[int]:
+    """For the pick ``within:N%``: the cheapest that reach its speed, or miss it by no more than noise.
+
+    Which side of the line they are on is what the final stage has to decide.
+    """
+    rule = picks.parse_pick(record.pick)
+    speed, cost = objectives.speed_metric(record), objectives.cost_metric(record)
+    if rule.kind != "within" or rule.amount is None or speed is None or cost is None:
+        return []
+    front = [t for t in record.on_front() if _counts(t, record.objectives)]
+    line = (1 - rule.amount / 100) * max(t.metrics[speed].median for t in front)
+    both = [*front, *(t for t in other.on_front() if _counts(t, record.objectives))]
+    near = [t for t in both if t.metrics[speed].median >= (1 - NEAR_THE_LINE) * line]
+    cheapest = sorted(near, key=lambda t: t.metrics[cost].median)
+    return list(dict.fromkeys(t.number for t in cheapest))[:MOST_CONTENDERS]
+
+
+def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], index: int) -> int:
+    return max(front, key=lambda t: fronts.oriented(t, objectives)[index]).number
+
+
+def _by_volume(
+    front: Sequence[TrialRecord], objectives: Sequence[Objective], chosen: Sequence[int], most: int
+) -> list[int]:
+    """Those of the front that add most to the volume of what is chosen, one after the other."""
+    points = {t.number: fronts.oriented(t, objectives) for t in front}
+    if not points:
+        return []
+    reference = fronts.reference_point(list(points.values()))
+    taken = [points[n] for n in chosen if n in points]
+    added: list[int] = []
+    rest = [n for n in points if n not in chosen]
+    while rest and len(added) < most:
+        best = max(rest, key=lambda n: fronts.hypervolume([*taken, points[n]], reference))
+        rest.remove(best)
+        taken.append(points[best])
+        added.append(best)
+    return added

@@ -1,0 +1,216 @@
+"""The Pareto front: dominance that allows for noise, and hypervolume.
+
+Pure. Points given as plain numbers are *oriented*: more is better in each coordinate, so minimised metrics
+enter with their sign turned.
+"""
+
+from __future__ import annotations
+
+import bisect
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from sweeper.records import Objective, Reading, TrialRecord
+
+Point = Sequence[float]
+# How far behind the worst point of a front the reference lies, as a share of the front's range: without
+# it the ends of the front would add nothing to the hypervolume.
+REFERENCE_MARGIN = 0.1
+# Half an interval of more than this share of its median: something else ran, and no difference is known.
+TOO_NOISY = 0.5
+
+
+def oriented(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
+    """The trial's medians, turned so that more is better. Raises KeyError where a metric is missing."""
+    return tuple(orient(trial.metrics[o.metric], o).value for o in objectives)
+
+
+def dominates(
+    a: TrialRecord, b: TrialRecord, objectives: Sequence[Objective], *, beyond_noise: bool = False
+) -> bool:
+    """Whether ``a`` is at least as good as ``b`` in every objective and better in one, by their medians.
+
+    With ``beyond_noise`` the better one must be better by more than the noise of both: by more than the
+    root of the summed squares of the two half-widths that face each other. A reading with one repeat has
+    no width and counts as exact.
+    """
+    return _dominates(_sides(a, objectives), _sides(b, objectives), beyond_noise)
+
+
+def tied(a: TrialRecord, b: TrialRecord, objectives: Sequence[Objective]) -> bool:
+    """Whether noise hides every difference between the two."""
+    pairs = list(zip(_sides(a, objectives), _sides(b, objectives), strict=True))
+    return not any(clearly_better(x, y) or clearly_better(y, x) for x, y in pairs)
+
+
+def front(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], *, remeasured_only: bool = False
+) -> tuple[int, ...]:
+    """Numbers of the trials on the front, best in the first objective first.
+
+    A trial is off the front only where another dominates it beyond noise; what is worse by less than
+    noise stays, and :func:`ties` says with whom it is tied. Trials that are infeasible or lack an
+    objective's metric are left out, and with ``remeasured_only`` those measured once.
+    """
+    candidates = [
+        (trial.number, _sides(trial, objectives))
+        for trial in trials
+        if trial.feasible
+        and (trial.remeasured or not remeasured_only)
+        and all(o.metric in trial.metrics for o in objectives)
+    ]
+    kept = [
+        (number, sides)
+        for number, sides in candidates
+        if not any(_dominates(other, sides, beyond_noise=True) for _, other in candidates)
+    ]
+    kept.sort(key=lambda item: (tuple(-side.value for side in item[1]), item[0]))
+    return tuple(number for number, _ in kept)
+
+
+def ties(
+    trials: Sequence[TrialRecord], objectives: Sequence[Objective], numbers: Sequence[int]
+) -> dict[int, tuple[int, ...]]:
+    """For each of ``numbers`` that noise cannot tell from others of them: those others."""
+    by_number = {trial.number: trial for trial in trials}
+    chosen = [by_number[number] for number in numbers]
+    found = {
+        a.number: tuple(b.number for b in chosen if b is not a and tied(a, b, objectives)) for a in chosen
+    }
+    return {number: others for number, others in found.items() if others}
+
+
+@dataclass(frozen=True, slots=True)
+class Side:
+    """An oriented reading: its value, and how far it may be worse or better."""
+
+    value: float
+    down: float
+    up: float
+
+
+def orient(reading: Reading, objective: Objective) -> Side:
+    """The reading turned so that more is better, with its interval."""
+    below, above = reading.median - reading.low, reading.high - reading.median
+    if objective.direction == "maximize":
+        return Side(reading.median, below, above)
+    return Side(-reading.median, above, below)
+
+
+def _sides(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[Side, ...]:
+    return tuple(orient(trial.metrics[o.metric], o) for o in objectives)
+
+
+def clearly_better(a: Side, b: Side) -> bool:
+    """Whether ``a`` is better than ``b`` by more than the noise of both."""
+    return a.value - b.value > math.hypot(a.down, b.up)
+
+
+def _dominates(a: Sequence[Side], b: Sequence[Side], beyond_noise: bool) -> bool:
+    pairs = list(zip(a, b, strict=True))
+    if any(x.value < y.value for x, y in pairs):
+        return False
+    return any(clearly_better(x, y) if beyond_noise else x.value > y.value for x, y in pairs)
+
+
+def too_noisy(reading: Reading) -> bool:
+    """Whether noise leaves no more than the order of magnitude: a percentage of it would be made up."""
+    return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
+
+
+def within_noise(a: Reading, b: Reading) -> bool:
+    """Whether noise hides the difference between two readings."""
+    more = Objective("", "maximize")
+    x, y = orient(a, more), orient(b, more)
+    return not (clearly_better(x, y) or clearly_better(y, x))
+
+
+def undominated(points: Sequence[Point]) -> tuple[int, ...]:
+    """Indices of the oriented points that no other dominates; of equal points the first only."""
+    kept: list[int] = []
+    for index in sorted(range(len(points)), key=lambda i: tuple(-x for x in points[i])):
+        # In this order nothing that comes later can dominate what was kept before.
+        if not any(all(k >= x for k, x in zip(points[i], points[index], strict=True)) for i in kept):
+            kept.append(index)
+    return tuple(sorted(kept))
+
+
+def reference_point(points: Sequence[Point], margin: float = REFERENCE_MARGIN) -> tuple[float, ...]:
+    """A reference behind all of the oriented ``points``: their worst, less ``margin`` of their range.
+
+    Give it the points of a front: over everything that was measured the hypervolume would be ruled by
+    points that nobody wants. A coordinate without range is set back by ``margin`` of its size.
+
+    Raises:
+        ValueError: there is no point.
+    """
+    if not points:
+        raise ValueError("a reference needs at least one point")
+    reference = []
+    for column in zip(*points, strict=True):
+        worst, spread = min(column), max(column) - min(column)
+        reference.append(worst - margin * (spread or abs(worst) or 1.0))
+    return tuple(reference)
+
+
+def hypervolume(points: Sequence[Point], reference: Point) -> float:
+    """The volume that oriented ``points`` dominate above ``reference``, exact, in 1, 2 or 3 dimensions.
+
+    Points that are not above the reference in every coordinate add nothing. Never falls when a point is
+    added. In the product of the coordinates' units.
+
+    Raises:
+        ValueError: another number of dimensions, or a coordinate that is not a finite number.
+    """
+    if not 1 <= len(reference) <= 3:
+        raise ValueError("a hypervolume is computed for one, two or three objectives")
+    above = [tuple(x - r for x, r in zip(point, reference, strict=True)) for point in points]
+    if not all(math.isfinite(x) for point in above for x in point):
+        raise ValueError("a coordinate is not a finite number")
+    above = [point for point in above if min(point) > 0]
+    if len(reference) == 1:
+        return max((point[0] for point in above), default=0.0)
+    if len(reference) == 2:
+        stairs = _Stairs()
+        for x, y in above:
+            stairs.add(x, y)
+        return stairs.area()
+    return _volume(above)
+
+
+class _Stairs:
+    """The undominated points of a plane, x rising and y falling."""
+
+    def __init__(self) -> None:
+        self.xs: list[float] = []
+        self.ys: list[float] = []
+
+    def add(self, x: float, y: float) -> bool:
+        """Take a point in; False where it changes nothing."""
+        at = bisect.bisect_left(self.xs, x)
+        if at < len(self.xs) and self.ys[at] >= y:
+            return False
+        end = at + 1 if at < len(self.xs) and self.xs[at] == x else at
+        start = at
+        while start > 0 and self.ys[start - 1] <= y:
+            start -= 1
+        self.xs[start:end] = [x]
+        self.ys[start:end] = [y]
+        return True
+
+    def area(self) -> float:
+        steps = zip([0.0, *self.xs], self.xs, self.ys, strict=False)  # one left edge more than stairs
+        return math.fsum((x - left) * y for left, x, y in steps)
+
+
+def _volume(above: Sequence[tuple[float, ...]]) -> float:
+    # Slices from the top: between two heights the dominated area is that of all points above.
+    ordered = sorted(above, key=lambda point: -point[2])
+    floors = [point[2] for point in ordered[1:]] + [0.0]
+    stairs, slices, area = _Stairs(), [], 0.0
+    for (x, y, z), floor in zip(ordered, floors, strict=False):  # without points one floor is left
+        if stairs.add(x, y):
+            area = stairs.area()
+        slices.append(area * (z - floor))
+    return math.fsum(slices)

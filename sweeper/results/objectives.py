@@ -1,0 +1,45 @@
+"""Which objectives of a sweep are its speed and its cost, and how an amount is written."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from sweeper.records import Objective, SweepRecord, TrialRecord
+
+SPEEDS = ("tokens_per_second", "prompt_tokens_per_second")
+POWERS = ("watts", "prompt_watts")
+
+
+def first_of(objectives: Sequence[Objective], preferred: Sequence[str], direction: str) -> str | None:
+    """The first objective of ``direction`` that is ``preferred``, else the first of that direction."""
+    metrics = [o.metric for o in objectives if o.direction == direction]
+    return next((m for m in metrics if m in preferred), metrics[0] if metrics else None)
+
+
+def speed_metric(record: SweepRecord) -> str | None:
+    """The objective that picks call speed: the first in tok/s, else the first that is maximised."""
+    return first_of(record.objectives, SPEEDS, "maximize")
+
+
+def cost_metric(record: SweepRecord) -> str | None:
+    """The objective that picks call cost: the first in W, else the first that is minimised."""
+    return first_of(record.objectives, POWERS, "minimize")
+
+
+def _unit(metric: str) -> str:
+    for ending, unit in (
+        ("tokens_per_second", "tok/s"),
+        ("joules_per_token", "J/token"),
+        ("watts", "W"),
+        ("seconds", "s"),
+        ("mib", "MiB"),
+        ("n_ctx", "tokens"),
+    ):
+        if metric.endswith(ending):
+            return unit
+    return metric.replace("_", " ")
+
+
+def amount_words(trial: TrialRecord, metric: str) -> str:
+    """The median with its unit, such as ``18.4 tok/s``."""
+    return f"{trial.metrics[metric].median:.4g} {_unit(metric)}"

@@ -1,0 +1,295 @@
+"""Picks: rules that choose one trial of a Pareto front."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from sweeper.errors import ConfigError, NoResultError
+from sweeper.records import Objective, SweepRecord, TrialRecord
+from sweeper.results.front import clearly_better, orient, undominated, within_noise
+from sweeper.results.objectives import POWERS, SPEEDS, amount_words, cost_metric, first_of, speed_metric
+from sweeper.results.price import price_in_words
+
+# Who misses a line by less than this, and by less than his own noise, is on it: no repeat settles that.
+LEAST_TOLD_APART = 0.01
+GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
+DEFAULT_PICK = "within:5%"
+PROMPTS = "prompt_tokens_per_second"
+_PLAIN: tuple[Literal["fastest", "greenest", "knee"], ...] = ("fastest", "greenest", "knee")
+_AMOUNTS: tuple[tuple[Literal["within", "at-least", "at-most"], str], ...] = (
+    ("within", r"within:\s*([0-9.]+)\s*%?"),
+    ("at-least", r"at-least:\s*([0-9.]+)\s*(?:tok/s|t/s)?"),
+    ("at-most", r"at-most:\s*([0-9.]+)\s*(?:w|watts)?"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Pick:
+    """A rule that picks one point of a front. ``amount`` is in %, tok/s or W, None for the first three."""
+
+    kind: Literal["fastest", "greenest", "knee", "within", "at-least", "at-most"]
+    amount: float | None = None
+
+    def __str__(self) -> str:
+        unit = {"within": "%", "at-least": "tok/s", "at-most": "W"}.get(self.kind)
+        return self.kind if unit is None or self.amount is None else f"{self.kind}:{self.amount:g}{unit}"
+
+
+@dataclass(frozen=True, slots=True)
+class Recommendation:
+    """The trial that a pick chose, and its price in words.
+
+    ``nearest`` is None where the trial does what the pick asks. Otherwise no trial does, the one given is
+    the nearest, and ``nearest`` says so: whoever applies it must have been told.
+    """
+
+    trial: TrialRecord
+    pick: str
+    words: str
+    nearest: str | None = None
+
+
+def parse_pick(text: str) -> Pick:
+    """The pick that ``text`` names. Raises ConfigError with the grammar where it names none."""
+    word = text.strip().lower()
+    for plain in _PLAIN:
+        if word == plain:
+            return Pick(plain)
+    for kind, pattern in _AMOUNTS:
+        match = re.fullmatch(pattern, word)
+        amount = _number(match.group(1)) if match else None
+        if amount is not None and (amount < 100 if kind == "within" else amount > 0):
+            return Pick(kind, amount)
+    raise ConfigError(f"pick={text!r} is none of {GRAMMAR}")
+
+
+def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
+    """The trial of ``record`` that ``pick`` names, and what it costs against the baseline, in words.
+
+    ``fastest`` is the best in speed; ``within:N%`` the least in cost that reaches (100 - N) % of it, or misses
+    that by less than 1 % and less than its own noise;
+    ``at-least`` the least in cost that reaches a speed, ``at-most`` the best in speed under a power;
+    ``greenest`` the fewest joules per token; ``knee`` the point that lies farthest beyond the straight
+    line between the ends of the front. Who costs more by less than 1 % and less than noise costs the same, and of
+    those the fastest is taken. Speed is the first objective in tok/s, else the first that is
+    maximised; cost the first in W, else the first that is minimised. Medians decide, and the faster of
+    two equals. Then of what noise cannot tell from that trial, the one that reads prompts fastest, where it does
+    so beyond noise and no objective weighs prompts. Eligible are feasible trials that were measured twice, with
+    ``allow_screening`` all.
+
+    Raises:
+        ConfigError: ``pick`` is not in the grammar, or this sweep's objectives cannot answer it.
+        NoResultError: no trial is eligible.
+    """
+    rule = parse_pick(pick)
+    metrics = _pick_metrics(record, rule)
+    trials = _eligible(record, [m for m in metrics if m], allow_screening)
+    trial, fitting, nearest = _apply_rule(rule, trials, *metrics)
+    if nearest is None and PROMPTS not in {o.metric for o in record.objectives}:
+        trial = _best_with_prompts(trial, fitting, *metrics)
+    return Recommendation(trial, str(rule), price_in_words(record, trial), nearest)
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """What a pick with a line asks of oriented objectives: one must reach the line, another be as good as can be.
+
+    ``bounded`` and ``improved`` are places among the objectives. The line is ``share`` of the best in the bounded
+    objective, else ``level``, oriented.
+    """
+
+    bounded: int
+    improved: int
+    share: float | None = None
+    level: float | None = None
+
+
+def line_of(objectives: Sequence[Objective], pick: str) -> Line | None:
+    """The line of ``pick``; None for picks without one, and where these objectives cannot answer it."""
+    rule = parse_pick(pick)
+    metrics = [o.metric for o in objectives]
+    speed, cost = first_of(objectives, SPEEDS, "maximize"), first_of(objectives, POWERS, "minimize")
+    if rule.amount is None or speed is None or cost is None:
+        return None
+    fast, cheap = metrics.index(speed), metrics.index(cost)
+    if rule.kind == "within":
+        return Line(fast, cheap, share=1 - rule.amount / 100)
+    if rule.kind == "at-least":
+        return Line(fast, cheap, level=rule.amount)
+    return Line(cheap, fast, level=-rule.amount)
+
+
+def undecided(record: SweepRecord) -> tuple[int, ...]:
+    """Trials that noise alone keeps from being the record's own pick: more repeats of them decide something.
+
+    Each is clearly better than the pick in what the pick minimises (for ``at-most``, maximises), and misses the
+    pick's line by less than its own interval. For ``within:N%`` the fastest is among them, since it sets the line.
+    Empty where nothing is open, where nothing was measured twice, and for picks without a line.
+    """
+    line = line_of(record.objectives, record.pick)
+    if line is None:
+        return ()
+    bounded, improved = record.objectives[line.bounded], record.objectives[line.improved]
+    try:
+        trials = _eligible(record, [bounded.metric, improved.metric], False)
+        recommended = choose(record, record.pick)
+    except (ConfigError, NoResultError):
+        return ()
+    sides = {t.number: orient(t.metrics[bounded.metric], bounded) for t in trials}
+    gains = {t.number: orient(t.metrics[improved.metric], improved) for t in trials}
+    best = max(sides, key=lambda number: sides[number].value)
+    level = line.level if line.level is not None else (line.share or 0.0) * sides[best].value
+    own = gains[recommended.trial.number]
+
+    def open_to(number: int) -> bool:
+        side = sides[number]
+        reaches = side.value < level <= side.value + side.up
+        return reaches and (recommended.nearest is not None or clearly_better(gains[number], own))
+
+    found = [number for number in sides if open_to(number)]
+    return tuple(dict.fromkeys([best, *found] if found and line.share is not None else found))
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:
+    """The metrics (speed, cost) that the rule rests on; ConfigError where the sweep does not have them."""
+    speed, cost = speed_metric(record), cost_metric(record)
+    have = ", ".join(f"{o.direction} {o.metric}" for o in record.objectives)
+
+    def refuse(wanted: str) -> ConfigError:
+        return ConfigError(f"pick={rule} needs {wanted}, and this sweep's objectives are: {have}")
+
+    if rule.kind == "greenest":
+        return None, "prompt_joules_per_token" if speed == "prompt_tokens_per_second" else "joules_per_token"
+    if speed is None:
+        raise refuse("an objective that is maximised")
+    if rule.kind == "fastest":
+        return speed, None
+    if cost is None:
+        raise refuse("an objective that is minimised")
+    if rule.kind == "at-least" and speed not in SPEEDS:
+        raise refuse("an objective in tok/s")
+    if rule.kind == "at-most" and cost not in POWERS:
+        raise refuse("an objective in W")
+    return speed, cost
+
+
+def _eligible(record: SweepRecord, metrics: Sequence[str], allow_screening: bool) -> list[TrialRecord]:
+    feasible = [t for t in record.trials if t.feasible]
+    if not feasible:
+        raise NoResultError(f"sweep {record.sweep!r} has no trial that counts: `sweeper report` says why")
+    twice = [t for t in feasible if t.remeasured or allow_screening]
+    if not twice:
+        raise NoResultError(
+            f"sweep {record.sweep!r} measured nothing twice yet, and only that is recommended: "
+            f"let it go on to its end with `sweeper sweep`"
+        )
+    found = [t for t in twice if all(m in t.metrics for m in metrics)]
+    if not found:
+        missing = next(m for m in metrics if not all(m in t.metrics for t in twice))
+        reason = next((t.missing[missing] for t in twice if missing in t.missing), "it was not measured")
+        raise NoResultError(f"no trial of sweep {record.sweep!r} has {missing}: {reason}")
+    return found
+
+
+def _apply_rule(
+    rule: Pick,
+    trials: Sequence[TrialRecord],
+    speed: str | None,
+    cost: str | None,
+) -> tuple[TrialRecord, Sequence[TrialRecord], str | None]:
+    """The trial that the rule picks, those that do what it asks, and where none does, that, in words."""
+
+    def fast(trial: TrialRecord) -> float:
+        return trial.metrics[speed].median if speed else 0.0
+
+    def cheap(trial: TrialRecord) -> float:
+        return -trial.metrics[cost].median if cost else 0.0
+
+    def best(among: Sequence[TrialRecord], *keys: Callable[[TrialRecord], float]) -> TrialRecord:
+        return max(among, key=lambda trial: (*(key(trial) for key in keys), -trial.number))
+
+    def cheapest(among: Sequence[TrialRecord]) -> TrialRecord:
+        least = best(among, cheap, fast)
+        return best([t for t in among if cost is None or _costs_alike(least, t, cost)], fast, cheap)
+
+    amount = rule.amount or 0.0
+    if rule.kind == "fastest":
+        return best(trials, fast), trials, None
+    if rule.kind == "greenest":
+        return best(trials, cheap), trials, None
+    if rule.kind == "knee":
+        return _knee(trials, fast, cheap), trials, None
+    if rule.kind == "within":
+        least = (1 - amount / 100) * fast(best(trials, fast))
+
+        def reaches(trial: TrialRecord) -> bool:
+            high = trial.metrics[speed].high if speed else 0.0
+            return fast(trial) >= least or (high >= least and fast(trial) >= (1 - LEAST_TOLD_APART) * least)
+
+        reaching = [t for t in trials if reaches(t)]
+        return cheapest(reaching), reaching, None
+    if rule.kind == "at-least":
+        fitting, order = [t for t in trials if fast(t) >= amount], (cheap, fast)
+        nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"
+    else:
+        fitting, order = [t for t in trials if -cheap(t) <= amount], (fast, cheap)
+        nearest, metric, verb = best(trials, cheap, fast), cost, "stays under"
+    if fitting:
+        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, *order), fitting, None
+    bound = str(rule).partition(":")[2]
+    said = f"the nearest is trial {nearest.number} with {amount_words(nearest, metric or '')}"
+    return nearest, (), f"no configuration that was measured {verb} {bound}: {said}"
+
+
+def _best_with_prompts(
+    chosen: TrialRecord, fitting: Sequence[TrialRecord], speed: str | None, cost: str | None
+) -> TrialRecord:
+    """``chosen``, or of what is as good within noise and costs no percent more, the fastest with prompts."""
+
+    def alike(trial: TrialRecord) -> bool:
+        told_apart = speed is not None and not within_noise(chosen.metrics[speed], trial.metrics[speed])
+        return not told_apart and (cost is None or _costs_alike(chosen, trial, cost))
+
+    better = [t for t in fitting if reads_prompts_faster(t, chosen) and alike(t)]
+    return max(better, key=lambda t: (t.metrics[PROMPTS].median, -t.number), default=chosen)
+
+
+def reads_prompts_faster(a: TrialRecord, b: TrialRecord) -> bool:
+    """Whether ``a`` is faster with prompts beyond noise; False where either was measured once or not at all."""
+    here, there = a.metrics.get(PROMPTS), b.metrics.get(PROMPTS)
+    return here is not None and there is not None and min(here.n, there.n) > 1 and here.low > there.high
+
+
+def _costs_alike(least: TrialRecord, trial: TrialRecord, cost: str) -> bool:
+    """Whether ``trial`` costs more than ``least`` by too little to count: under 1 %, and under the noise of both."""
+    less, here, there = Objective(cost, "minimize"), trial.metrics[cost], least.metrics[cost]
+    alike = not clearly_better(orient(there, less), orient(here, less))
+    return alike and here.median <= (1 + LEAST_TOLD_APART) * there.median
+
+
+def _knee(
+    trials: Sequence[TrialRecord],
+    fast: Callable[[TrialRecord], float],
+    cheap: Callable[[TrialRecord], float],
+) -> TrialRecord:
+    # On axes that run from 0 to 1 along the front, the distance beyond the line between its ends is
+    # (speed + thrift - 1) / sqrt(2). Of two ends with nothing beyond the line, the faster.
+    points = [(fast(t), cheap(t)) for t in trials]
+    kept = [trials[i] for i in undominated(points)]
+    speeds, thrifts = [fast(t) for t in kept], [cheap(t) for t in kept]
+
+    def share(value: float, column: Sequence[float]) -> float:
+        spread = max(column) - min(column)
+        return (value - min(column)) / spread if spread else 1.0
+
+    return max(kept, key=lambda t: (share(fast(t), speeds) + share(cheap(t), thrifts), fast(t), -t.number))

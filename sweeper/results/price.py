@@ -1,0 +1,119 @@
+"""What a figure costs in energy and money, and the price of a trial against the baseline in words."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+from sweeper.records import Prices, Reading, SweepRecord, TrialRecord
+from sweeper.results.front import too_noisy, within_noise
+from sweeper.results.objectives import POWERS, amount_words, cost_metric, speed_metric
+
+JOULES_PER_KWH = 3.6e6
+HOURS_PER_YEAR = 24 * 365
+DAYS_PER_YEAR = 365
+_IN_WORDS = {
+    "tokens_per_second": "speed",
+    "prompt_tokens_per_second": "prompt speed",
+    "joules_per_token": "J/token",
+    "prompt_joules_per_token": "prompt J/token",
+    "time_to_first_token_seconds": "time to first token",
+    "request_seconds": "time of a request",
+    "n_ctx": "context",
+    "memory_mib": "memory",
+    "vram_mib": "GPU memory",
+}
+_SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
+
+
+def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
+    """What ``trial`` gives and costs against the sweep's baseline, in words.
+
+    For example ``-3 % speed, -28 % watts, 31 kWh and €9 a year less at 4 h a day``.
+
+    The energy is that of the same tokens: those that the baseline generates in the hours a day of
+    ``record.prices``, on 365 days. The baseline's energy is watts x hours; the trial's is that times the
+    ratio of the two J/token (watts / tok/s). What the machine draws while it waits is not in it. A
+    difference smaller than the noise of both is called that. Estimated or simulated watts say so.
+    """
+    label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
+    shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
+    base = _baseline(record)
+    absolute = ", ".join(f"{amount_words(trial, m)}{label if is_energy(m) else ''}" for m in shown)
+    if base is None or not all(m in base.metrics for m in shown):
+        return f"{absolute}; no baseline to compare with"
+    if base.number == trial.number:
+        return "this is the engine's default configuration, the baseline"
+    if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
+        return f"{absolute}; too noisy to compare with the baseline"
+    parts = [f"{_change(base, trial, m)}{label if is_energy(m) else ''}" for m in shown]
+    prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
+    energy = _energy_words(base, trial, record.prices, prefix)
+    return ", ".join([*parts, f"{energy}{label}"] if energy else parts)
+
+
+def _baseline(record: SweepRecord) -> TrialRecord | None:
+    if record.baseline is None:
+        return None
+    base = record.trial(record.baseline)
+    return base if base.state == "complete" else None
+
+
+def is_energy(metric: str) -> bool:
+    """Whether the metric rests on power."""
+    return metric in POWERS or "joules" in metric or "watts" in metric
+
+
+def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
+    name = _IN_WORDS.get(metric, metric.replace("_", " "))
+    if within_noise(base.metrics[metric], trial.metrics[metric]):
+        return f"same {name} within noise"
+    before, after = base.metrics[metric].median, trial.metrics[metric].median
+    return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
+
+
+def _joules_per_token(metrics: Mapping[str, Reading], prefix: str) -> float | None:
+    watts, speed = metrics.get(f"{prefix}watts"), metrics.get(f"{prefix}tokens_per_second")
+    return watts.median / speed.median if watts and speed and speed.median > 0 else None
+
+
+def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str) -> str | None:
+    """Energy and money of a year against the baseline; None where a figure is missing or noise hides it."""
+    before, after = _joules_per_token(base.metrics, prefix), _joules_per_token(trial.metrics, prefix)
+    if before is None or after is None or before <= 0:
+        return None
+    both = (f"{prefix}watts", f"{prefix}tokens_per_second")
+    if all(within_noise(base.metrics[m], trial.metrics[m]) for m in both):
+        return None
+    yearly_kwh = base.metrics[f"{prefix}watts"].median * prices.hours_per_day * DAYS_PER_YEAR / 1000
+    kwh = yearly_kwh * (after / before - 1)
+    direction = "more" if kwh > 0 else "less"
+    cost = money(abs(kwh) * prices.per_kwh, prices)
+    return f"{_round(abs(kwh))} kWh and {cost} a year {direction} at {prices.hours_per_day:g} h a day"
+
+
+def _round(value: float) -> str:
+    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+
+
+def per_million_tokens(joules_per_token: float, prices: Prices) -> float:
+    """What a million tokens cost in energy: J/token × 0.2778 × price per kWh."""
+    return joules_per_token * 1e6 / JOULES_PER_KWH * prices.per_kwh
+
+
+def per_hour(watts: float, prices: Prices) -> float:
+    """What an hour at ``watts`` costs."""
+    return watts / 1000 * prices.per_kwh
+
+
+def kwh_per_year(watts: float, hours_per_day: float) -> float:
+    """Energy of a year at ``watts`` for so many hours a day, in kWh."""
+    return watts / 1000 * hours_per_day * DAYS_PER_YEAR
+
+
+def money(amount: float, prices: Prices) -> str:
+    """An amount in the user's currency, ``€0.42`` or ``0.42 CHF``; small ones in two digits."""
+    size = abs(amount)
+    digits = 0 if size >= 100 else 2 if size >= 0.1 or size == 0 else min(6, 1 - math.floor(math.log10(size)))
+    text = f"{amount:.{digits}f}"
+    return f"{_SIGNS[prices.currency]}{text}" if prices.currency in _SIGNS else f"{text} {prices.currency}"

@@ -1,0 +1,162 @@
+"""What ``auto`` means in a space on the machine at hand, and what the engine would choose by itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sweeper.limits.base import LimitRange
+from sweeper.records import LIMIT_KEYS, Configuration, MachineRecord, ModelRecord, Workload
+from sweeper.space.space import padded
+
+# llama.cpp's own defaults (common_params).
+DEFAULT_BATCH = 2048
+DEFAULT_UBATCH = 512
+# Up to here every number of threads is tried; beyond, powers of two and the corners of the CPU.
+MOST_THREADS_ONE_BY_ONE = 8
+# Levels that people run, from the best to the smallest that keeps the default quality bound on real models.
+AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
+HIGH_PRECISION = ("F32", "F16", "BF16")
+GPU_KEYS = ("n_gpu_layers", "split_mode", "main_gpu", "offload_kqv")
+
+
+@dataclass(frozen=True, slots=True)
+class Facts:
+    """What decides the meaning of ``auto``."""
+
+    machine: MachineRecord
+    model: ModelRecord
+    workload: Workload
+    gpu_offload: bool
+    limits: Mapping[str, LimitRange] = field(default_factory=dict)
+    limit_reasons: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def all_layers(self) -> int:
+        """Layers that can be offloaded: the model's and the output."""
+        return self.model.n_layer + 1
+
+    def words(self) -> dict[str, dict[str, Any]]:
+        """What ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` can say in a space."""
+        power = self.limits.get("power_limit_watts")
+        clock = self.limits.get("clock_limit_mhz")
+        return {
+            "model": {
+                "n_layer": self.model.n_layer,
+                "offloadable_layers": self.all_layers,
+                "n_ctx_train": self.model.n_ctx_train or None,
+            },
+            "machine": {
+                "physical_cores": self.machine.physical_cores,
+                "logical_cores": self.machine.logical_cores,
+                "performance_cores": self.machine.performance_cores or self.machine.physical_cores,
+            },
+            "device": {
+                "power_min": power.low if power else None,
+                "power_max": power.high if power else None,
+                "power_default": power.high if power else None,
+                "clock_min": clock.low if clock else None,
+                "clock_max": clock.high if clock else None,
+            },
+            "workload": {
+                "n_ctx_needed": padded(self.workload.n_ctx_needed),
+                "prompt_tokens": self.workload.prompt_tokens,
+            },
+        }
+
+
+def default_configuration(facts: Facts) -> Configuration:
+    """What llama.cpp chooses by itself here: all layers on the GPU, a thread a physical core, f16 cache."""
+    threads = facts.machine.performance_cores or facts.machine.physical_cores
+    return Configuration(
+        n_gpu_layers=facts.all_layers if facts.gpu_offload else 0,
+        n_ctx=padded(facts.workload.n_ctx_needed),
+        n_batch=DEFAULT_BATCH,
+        n_ubatch=DEFAULT_UBATCH,
+        n_threads=threads,
+        n_threads_batch=threads,
+        quant=facts.model.base_quant,
+    )
+
+
+def unsettable(facts: Facts) -> dict[str, str]:
+    """Parameters that cannot vary on this machine, each with the reason."""
+    found: dict[str, str] = {}
+    if not facts.gpu_offload:
+        found |= dict.fromkeys(
+            GPU_KEYS, "this build of llama.cpp offloads nothing, so layers stay on the CPU"
+        )
+    for name in LIMIT_KEYS:
+        if name not in facts.limits:
+            found[name] = facts.limit_reasons.get(name, "this machine has no such limit")
+    return found
+
+
+def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """The spec with every ``auto`` replaced and what cannot vary left out, and what to say about that.
+
+    Returns:
+        The spec for `sweeper.space.space.build_space`, and one line for each dimension that was asked for and
+        cannot be had.
+    """
+    blocked = unsettable(facts)
+    notes, filled = [], {}
+    for name, value in spec.items():
+        if name in blocked:
+            asked = isinstance(value, (list, Mapping)) or (name in LIMIT_KEYS and value == "auto")
+            if asked and not (name in GPU_KEYS and value == "auto"):
+                notes.append(f"{name} is not searched: {blocked[name]}")
+            continue
+        if value is None and name in LIMIT_KEYS:
+            continue
+        filled[name] = _auto(name, facts) if value == "auto" else value
+    return filled, tuple(dict.fromkeys(notes))
+
+
+def _auto(name: str, facts: Facts) -> Any:
+    machine = facts.machine
+    prompt = facts.workload.prompt_tokens
+    ranges: dict[str, Any] = {
+        "n_gpu_layers": {"low": 0, "high": facts.all_layers},
+        "n_ctx": padded(facts.workload.n_ctx_needed),
+        "n_batch": {"low": min(256, prompt), "high": DEFAULT_BATCH, "log": True},
+        "n_ubatch": {"low": min(64, prompt), "high": 2048 if facts.gpu_offload else 1024, "log": True},
+        "n_threads": _threads(machine, machine.physical_cores),
+        "n_threads_batch": _threads(machine, machine.logical_cores),
+        "flash_attn": [True, False],
+        "type_k": ["f16", "q8_0"],
+        "type_v": ["f16", "q8_0"],
+        "quant": _quants(facts.model),
+    }
+    if name in facts.limits:
+        limit = facts.limits[name]
+        return {"low": limit.low, "high": limit.high, "step": _step(limit)}
+    defaults = default_configuration(facts).to_dict()
+    return ranges.get(name, defaults[name])
+
+
+def _threads(machine: MachineRecord, most: int) -> list[int]:
+    if most <= MOST_THREADS_ONE_BY_ONE:
+        return list(range(1, most + 1))
+    powers = [2**e for e in range(most.bit_length()) if 2**e < most]
+    corners = [machine.performance_cores or most, machine.physical_cores, most * 3 // 4, most]
+    return sorted({n for n in (*powers, *corners) if 1 <= n <= most})
+
+
+def _quants(model: ModelRecord) -> list[str]:
+    """The levels to try: made from a high-precision file, else those that the user has."""
+    if model.base_quant in HIGH_PRECISION:
+        return [model.base_quant, *(q for q in AUTO_QUANTS if q not in model.files), *_others(model)]
+    return [model.base_quant, *_others(model)]
+
+
+def _others(model: ModelRecord) -> list[str]:
+    return [quant for quant in model.files if quant != model.base_quant]
+
+
+def _step(limit: LimitRange) -> int:
+    """At most about 20 steps, of a round number."""
+    span = limit.high - limit.low
+    wished = max(limit.step, span // 20)
+    return next((step for step in (1, 2, 5, 10, 15, 20, 25, 50, 100) if step >= wished), wished)
