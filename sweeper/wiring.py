@@ -384,6 +384,7 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
     fresh = replace(
         kept,
         state="running",
+        model=header.model,  # the same files, wherever they lie now
         prices=header.prices,
         pick=header.pick,
         notes=header.notes,

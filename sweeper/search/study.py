@@ -139,7 +139,8 @@ class SweepStudy:
                     f"{key}: the sweep {header.sweep!r} was started with another one; "
                     "give this sweep a name of its own with name=…"
                 )
-        if had["model"]["files"] != new["model"]["files"]:
+        # By content, so that a sweep resumes after its folder was moved.
+        if _contents(had) != _contents(new):
             raise ConfigError(
                 f"model: the sweep {header.sweep!r} was started with another one; "
                 "give this sweep a name of its own with name=…"
@@ -392,3 +393,8 @@ def _jsonlike(value: Any) -> Any:
     import json
 
     return json.loads(json.dumps(value, default=list))
+
+
+def _contents(header: Mapping[str, Any]) -> dict[str, str]:
+    """The SHA-256 of each quantisation's file."""
+    return {quant: file["sha256"] for quant, file in header["model"]["files"].items()}

@@ -90,7 +90,7 @@ def _same_trial(run: Any, image: RunImage) -> None:
         if there != value:
             raise ForeignRunError(
                 f"run {run.info.run_id} in MLflow says {key}={there}, this trial had {key}={value}: "
-                "it belongs to another sweep of this name; choose another name with sweep=NAME"
+                "it belongs to another sweep of this name; choose another name with name=NAME"
             )
 
 

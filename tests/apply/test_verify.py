@@ -475,3 +475,13 @@ def test_ollama_parameters_that_are_not_ours_are_passed_over() -> None:
         "n_gpu_layers": 5,
         "use_mmap": True,
     }
+
+
+def test_batches_are_cut_to_the_context_as_it_was_asked_for():
+    # llama.cpp makes a context of 1,024 of n_ctx=1000, and batches of 1,000: read back from the engine.
+    from sweeper.apply.verify.check import _as_engine_has_it
+
+    configured = {"n_ctx": 1000, "n_batch": 2048, "n_ubatch": 1010}
+    assert _as_engine_has_it("n_ctx", configured) == 1024
+    assert _as_engine_has_it("n_batch", configured) == 1000
+    assert _as_engine_has_it("n_ubatch", configured) == 1000

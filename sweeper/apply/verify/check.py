@@ -31,6 +31,7 @@ from sweeper.errors import (
 )
 from sweeper.http import get
 from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.space.space import padded
 
 ServerKind = Literal["auto", "llama-server", "llama-cpp-python", "ollama"]
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
@@ -414,23 +415,19 @@ def _layers_check(configured: int, said: InForce, n_layer: int) -> SettingCheck:
 
 
 def _as_engine_has_it(key: str, configured: Mapping[str, Any]) -> Any:
-    """llama.cpp pads the context to 256 and cuts the batches to it, silently."""
+    """llama.cpp silently pads the context to 256 and cuts the batches to the context as it was asked for."""
     if key == "n_ctx":
-        return -(-int(configured["n_ctx"]) // 256) * 256
+        return padded(int(configured["n_ctx"]))
     if key == "n_batch":
-        return min(configured["n_batch"], _as_engine_has_it("n_ctx", configured))
+        return min(configured["n_batch"], configured["n_ctx"])
     if key == "n_ubatch":
         return min(configured["n_ubatch"], _as_engine_has_it("n_batch", configured))
     return configured[key]
 
 
 def _check(name: str, configured: Any, said: InForce) -> SettingCheck:
-    kept = said.value == configured or (name == "n_ctx" and said.value == _padded(configured))
+    kept = said.value == configured or (name == "n_ctx" and said.value == padded(configured))
     return SettingCheck(name, configured, said.value, said.read_from, "kept" if kept else "missed")
-
-
-def _padded(value: Any) -> int:
-    return -(-int(value) // 256) * 256
 
 
 def _figures(

@@ -1,0 +1,64 @@
+"""A `mlruns/` recorded by the version before the rooms were redrawn opens, and its unfinished sweep resumes.
+
+`tests/fixtures/recorded/mlruns.tar.xz` holds a simulated sweep (`demo`), a real one (`real`) and a real one that was
+killed during its final stage (`cut`), without the model files, which sweeper writes again from their seed.
+"""
+
+from __future__ import annotations
+
+import json
+import tarfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+STORE = Path(__file__).parent.parent / "fixtures" / "recorded" / "mlruns.tar.xz"
+# The overrides that `cut` was started with.
+CUT = (
+    *("experiment=quick", "model=tiny_15m", "name=cut", "search.trials=6", "search.minutes=null"),
+    *("space.type_k=f16", "space.n_ubatch=[32,64]", "space.n_threads=[1,2]", "space.n_threads_batch=1"),
+    *("space.quant=[F16,Q8_0]", "search.finalists=2", "workload.prompt_tokens=64", "workload.n_ctx=256"),
+    *("workload.generated_tokens=16", "workload.warmup_seconds=0.1", "workload.screening_seconds=0.2"),
+    *("workload.screening_repeats=2", "workload.final_seconds=0.6", "workload.final_repeats=3"),
+)
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
+    with tarfile.open(STORE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path
+
+
+@pytest.mark.parametrize("sweep", ["demo", "real"])
+def test_a_recorded_sweep_is_reported(recorded: Path, sweeper: Callable[..., Any], sweep: str) -> None:
+    said = sweeper("report", sweep, "--json", cwd=recorded)
+    assert said.returncode == 0, said.stderr
+    found = json.loads(said.stdout)
+    assert found["sweep"] == sweep
+    assert found["front"]
+
+
+def test_recorded_sweeps_are_compared_and_applied(recorded: Path, sweeper: Callable[..., Any]) -> None:
+    said = sweeper("compare", "demo", "real", "--json", cwd=recorded)
+    assert said.returncode == 0, said.stderr
+    said = sweeper("apply", "demo", "--to", "env", "--json", "--force", cwd=recorded)
+    assert said.returncode == 0, said.stderr
+    assert "LLAMA_ARG_" in said.stdout
+
+
+@pytest.mark.slow
+def test_a_recorded_sweep_that_was_killed_resumes(recorded: Path, sweeper: Callable[..., Any]) -> None:
+    from sweeper.search.study import SweepStudy
+
+    root = recorded / "mlruns"
+    before = SweepStudy.load(root, "cut").trials()
+    said = sweeper("sweep", *CUT, cwd=recorded, timeout=280)
+    assert said.returncode == 0, said.stderr
+    study = SweepStudy.load(root, "cut")
+    assert study.trials()[: len(before)] == before
+    header = study.header()
+    assert header.state == "complete"
+    assert all(Path(file.path).is_relative_to(recorded) for file in header.model.files.values())
