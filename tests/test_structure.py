@@ -29,7 +29,7 @@ HEAVY = {
 # The rooms in the order in which imports run: each may import what stands on earlier lines, and itself.
 ORDER = (
     {"errors", "records"},
-    {"stats", "power_settings", "files", "http", "processes", "serving", "machine"},
+    {"stats", "power_settings", "visible_gpus", "files", "http", "processes", "serving", "machine"},
     {"model"},
     {"engine", "meter", "limits"},
     {"measure", "space"},

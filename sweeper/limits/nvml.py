@@ -17,6 +17,7 @@ from typing import Any, Self
 from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError, SweeperError, UsageError
 from sweeper.limits.knob import KnobId
 from sweeper.limits.rights import Means, Request
+from sweeper.visible_gpus import visible_gpus
 
 # A locked clock is held to the next supported one, 15 MHz apart at most; two of them are beyond doubt.
 CLOCK_TOLERANCE_MHZ = 30
@@ -145,21 +146,9 @@ def chosen(
             names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "there is none"
             raise UsageError(f"power.device={device} names no NVIDIA GPU: choose from {names}")
         return found, None
-    visible = environ.get("CUDA_VISIBLE_DEVICES")
-    if visible is None:
-        return cards, None
-    words = [word.strip() for word in visible.split(",")]
-    found = []
-    for word in words:
-        matching = [card for card in cards if card.uuid.startswith(word) or word == str(card.index)]
-        if not word or not matching:
-            break  # CUDA too ends its list at the first word that names no device
-        found.append(matching[0])
-    if len({card.name for card in cards}) > 1 and any(word.isdigit() for word in words):
-        order = environ.get("CUDA_DEVICE_ORDER")
-        if order != "PCI_BUS_ID":
-            return [], "CUDA_VISIBLE_DEVICES counts unlike GPUs in an order of its own: name them by UUID"
-    return found, None if found else f"CUDA_VISIBLE_DEVICES={visible} leaves no GPU"
+    visible = visible_gpus([(card.uuid, card.name) for card in cards], environ)
+    found = [card for card in cards if card.uuid in visible.uuids]
+    return found, visible.reason
 
 
 class PowerKnob:

@@ -270,7 +270,19 @@ def test_respects_what_cuda_may_see(make_fake_nvml: MakeNvml, monkeypatch: pytes
     nvml = make_fake_nvml(RTX_4090, H200)
     uuids = [gpu.uuid for gpu in nvml.gpus]
     with nvml.in_process():
-        for value, expected in (("1", uuids[1:]), (uuids[0], uuids[:1]), ("0,1", uuids)):
+        # Without PCI_BUS_ID CUDA counts unlike GPUs fastest first, so an index may mean the other card.
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0")
+        with pytest.raises(SensorMissingError, match="name them by UUID"):
+            visible_devices()
+        monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+        # CUDA stops at the first entry that names no device: the 1 after the 9 is not seen.
+        for value, expected in (
+            ("1", uuids[1:]),
+            (uuids[0], uuids[:1]),
+            ("0,1", uuids),
+            ("0,9,1", uuids[:1]),
+            ("MIG-1234", ["MIG-1234"]),
+        ):
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
             assert visible_devices() == tuple(expected)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")

@@ -23,6 +23,7 @@ from sweeper.meter.composite import SumSensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import read_text
 from sweeper.records import Caveat, PowerSource, Scope
+from sweeper.visible_gpus import visible_gpus
 
 # More than any GPU draws, so that a step of its counter that would need more was a reset: the largest modules
 # of 2026 are rated at 1,400 W, and spikes reach about twice the rating.
@@ -368,23 +369,18 @@ def visible_devices() -> tuple[str, ...]:
     try:
         with _as_missing("cannot list GPUs"):
             handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            uuids = [_text(pynvml.nvmlDeviceGetUUID(handle)) for handle in handles]
+            gpus = [
+                (_text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle)))
+                for handle in handles
+            ]
     finally:
         pynvml.nvmlShutdown()
-    if not uuids:
+    if not gpus:
         raise SensorMissingError(NO_NVIDIA.format(cause="the driver lists no GPU"))
-    wanted = os.environ.get("CUDA_VISIBLE_DEVICES")
-    if wanted is None:
-        return tuple(uuids)
-    words = [word.strip() for word in wanted.split(",") if word.strip()]
-    chosen = tuple(u for i, u in enumerate(uuids) if any(w == str(i) or u.startswith(w) for w in words))
-    if not chosen and any(word.startswith("MIG-") for word in words):
-        return tuple(words[:1])
-    if not chosen:
-        raise SensorMissingError(
-            f"CUDA_VISIBLE_DEVICES={wanted} leaves no GPU: unset it, or set power.device"
-        )
-    return chosen
+    visible = visible_gpus(gpus)
+    if visible.reason is not None:
+        raise SensorMissingError(visible.reason)
+    return visible.uuids
 
 
 def find_handle(device: str) -> Any:
