@@ -29,7 +29,7 @@ _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """What ``trial`` gives and costs against the sweep's baseline, in words.
 
-    For example ``-3 % speed, -28 % watts, 31 kWh and €9 a year less at 4 h a day``.
+    For example ``-3 % speed, -28 % watts, 31 kWh and €8.96 a year less at 4 h a day``.
 
     The energy is that of the same tokens: those that the baseline generates in the hours a day of
     ``record.prices``, on 365 days. The baseline's energy is watts x hours; the trial's is that times the

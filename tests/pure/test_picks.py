@@ -198,14 +198,14 @@ def test_a_metric_that_is_missing_everywhere_is_an_error_with_its_reason():
 def test_the_price_in_words():
     # 60 W x 4 h x 365 = 87.6 kWh, times 1 - 2.2268 / 3 = 22.6 kWh, times 0.30 = 6.77.
     assert choose(sweep(*FIVE), "within:5%").words == (
-        "-3 % speed, -28 % watts, 23 kWh and €7 a year less at 4 h a day"
+        "-3 % speed, -28 % watts, 23 kWh and €6.77 a year less at 4 h a day"
     )
 
 
 def test_an_estimate_says_so_wherever_energy_is_named():
     words = choose(sweep(*FIVE, kind="estimated"), "within:5%").words
     assert words == (
-        "-3 % speed, -28 % watts (estimated), 23 kWh and €7 a year less at 4 h a day (estimated)"
+        "-3 % speed, -28 % watts (estimated), 23 kWh and €6.77 a year less at 4 h a day (estimated)"
     )
     assert "(partly estimated)" in choose(sweep(*FIVE, kind="mixed")).words
     assert "(simulated)" in choose(sweep(*FIVE, kind="simulated")).words
@@ -214,7 +214,7 @@ def test_an_estimate_says_so_wherever_energy_is_named():
 def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
     prices = Prices(currency="CHF", per_kwh=0.1, hours_per_day=1)
     words = choose(sweep(trial(0, 20, 20), trial(1, 21, 23), prices=prices), "fastest").words
-    assert words == "+5 % speed, +15 % watts, 0.7 kWh and 0.07 CHF a year more at 1 h a day"
+    assert words == "+5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF a year more at 1 h a day"
 
 
 def test_a_difference_within_noise_is_no_difference():
@@ -258,7 +258,7 @@ def test_prefill_objectives_are_priced_by_prefill():
     record = sweep(trial(0, 5, 5, metrics=slow), trial(1, 4, 9, metrics=fast), objectives=objectives)
     assert choose(record, "greenest").trial.number == 1
     assert choose(record, "greenest").words == (
-        "+100 % prompt speed, +10 % prompt watts, 66 kWh and €20 a year less at 4 h a day"
+        "+100 % prompt speed, +10 % prompt watts, 66 kWh and €19.71 a year less at 4 h a day"
     )
 
 
