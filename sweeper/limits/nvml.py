@@ -148,6 +148,8 @@ def chosen(
         return found, None
     visible = visible_gpus([(card.uuid, card.name) for card in cards], environ)
     found = [card for card in cards if card.uuid in visible.uuids]
+    if not found and visible.reason is None:
+        return [], "CUDA_VISIBLE_DEVICES names a MIG instance, which has no limit of its own"
     return found, visible.reason
 
 

@@ -164,6 +164,13 @@ def test_visible_devices_are_obeyed(
         assert limits.ranges()["power_limit_watts"].high == high
 
 
+def test_a_visible_mig_instance_has_no_limit_and_says_why(bed: Callable[..., Bed]) -> None:
+    here = bed(RTX_4090)
+    settings = PowerSettings(sysfs_root=str(here.sysfs))
+    limits = find_limits(here.root, settings, DIRECT, here.locks, {"CUDA_VISIBLE_DEVICES": "MIG-1234"})
+    assert "MIG instance" in limits.reasons()["power_limit_watts"]
+
+
 @pytest.mark.parametrize("mode", ["ignores", "clamps"])
 def test_a_floor_of_the_driver_is_seen_by_read_back(bed: Callable[..., Bed], mode: str) -> None:
     here = bed(RTX_4090)
