@@ -1,3 +1,3 @@
-"""sweeper: finds the llama.cpp settings nobody can beat in speed without paying in watts."""
+"""sweeper finds the llama.cpp settings that give the most tokens per second for the fewest watts."""
 
 __version__ = "0.1.0"

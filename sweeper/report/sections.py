@@ -109,7 +109,7 @@ def front(record: SweepRecord) -> str:
             "that nothing beats in the two objectives drawn. "
         )
     under = f'<p class="caption">{text(caption)}<span class="hint">{text(HINT)}</span></p>'
-    title = "What nobody can beat" if record.front else "What was measured; there is no front yet"
+    title = "Pareto front" if record.front else "Measured trials; there is no front yet"
     return section("front", title, figures_html + key(record) + under + _front_table(record))
 
 

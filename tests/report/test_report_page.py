@@ -104,8 +104,8 @@ def test_the_policy_names_the_very_scripts_and_the_style_of_the_page() -> None:
 def test_the_answer_comes_first() -> None:
     text = Page(html_report(SWEEPS["gpu"])).text
     best = picks(SWEEPS["gpu"])[0]
-    assert text.index("Run this") < text.index(best.words) < text.index("What nobody can beat")
-    assert text.index(best.apply_command) < text.index("What nobody can beat")
+    assert text.index("Run this") < text.index(best.words) < text.index("Pareto front")
+    assert text.index(best.apply_command) < text.index("Pareto front")
 
 
 def test_without_an_answer_the_page_says_so() -> None:
@@ -114,7 +114,7 @@ def test_without_an_answer_the_page_says_so() -> None:
         assert "No answer yet" in text
         assert "measured twice" in text
         assert "Run this" not in text
-        assert "What nobody can beat" not in text
+        assert "Pareto front" not in text
 
 
 @pytest.mark.parametrize("kind", ["estimated", "simulated"])
