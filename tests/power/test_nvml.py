@@ -114,7 +114,9 @@ def _truth_at(gpu: FakeGpu) -> tuple[float, float]:
 def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: FakeNvml) -> None:
     gpu = fake_nvml.gpus[0]
     gpu.load(compute=0.6, memory=1.0)
-    with fake_nvml.in_process(), SampledMeter(NvmlSensor("0")) as meter:
+    gpu.update_period(energy_seconds=0.02)
+    sensor = TrustedSensor(NvmlSensor("0"), Trust(100, 2.0, counter_period_seconds=0.02))
+    with fake_nvml.in_process(), SampledMeter(sensor) as meter:
         with meter.window() as window:
             time.sleep(0.15)
             started, before = _truth_at(gpu)
@@ -123,7 +125,10 @@ def test_a_window_holds_the_true_energy_and_what_stands_beside_it(fake_nvml: Fak
         reading = window.reading(started, ended)
         assert meter.watts_now() is not None
         assert meter.temperature_celsius() is not None
-    assert reading.joules == pytest.approx(after - before, rel=0.02)
+    assert reading.joules is not None
+    assert reading.error_fraction is not None
+    assert abs(reading.joules - (after - before)) <= reading.error_fraction * reading.joules
+    assert reading.error_fraction < 0.2  # a sampler that was held up widens the bar, and no further than this
     assert reading.source.device == gpu.uuid
     assert reading.clock_mhz is not None
     assert reading.clock_mhz > 300
