@@ -17,28 +17,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import ConfigError
+from sweeper.metrics import OBJECTIVES
 from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Constraint, Objective, Prices, Workload
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-# What a run can be optimised for and held to (docs/measuring.md says how each is measured).
-METRICS = (
-    "tokens_per_second",
-    "prompt_tokens_per_second",
-    "watts",
-    "prompt_watts",
-    "joules_per_token",
-    "prompt_joules_per_token",
-    "resident_watts",
-    "time_to_first_token_seconds",
-    "request_seconds",
-    "memory_mib",
-    "vram_mib",
-    "kl_divergence",
-    "n_ctx",
-)
 MOST_OBJECTIVES = 3  # beyond three a front is nearly everything, and nobody can look at it
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
@@ -379,7 +364,7 @@ def _objectives(targets: Mapping[str, str]) -> tuple[Objective, ...]:
         raise ConfigError(f"objectives.targets: {len(targets)} objectives; give one to {MOST_OBJECTIVES}")
     found = []
     for metric, direction in targets.items():
-        _one_of("objectives.targets", metric, METRICS)
+        _one_of("objectives.targets", metric, OBJECTIVES)
         if direction not in ("maximize", "minimize"):
             raise ConfigError(f"objectives.targets.{metric}: {direction!r} is neither maximize nor minimize")
         found.append(Objective(metric, "maximize" if direction == "maximize" else "minimize"))
@@ -389,7 +374,7 @@ def _objectives(targets: Mapping[str, str]) -> tuple[Objective, ...]:
 def _constraints(bounds: Mapping[str, str | None]) -> tuple[Constraint, ...]:
     found = []
     for metric, text in bounds.items():
-        _one_of("objectives.constraints", metric, METRICS)
+        _one_of("objectives.constraints", metric, OBJECTIVES)
         if text is None:
             continue
         match = re.fullmatch(r"\s*(<=|>=)\s*([-+0-9.eE]+)\s*", str(text))

@@ -15,12 +15,13 @@ from typing import Any, Literal, TypeVar
 
 import cattrs
 
+from sweeper.metrics import Direction as Direction
+from sweeper.metrics import Phase as Phase
+
 T = TypeVar("T")
 
 SCHEMA = 1
 
-Direction = Literal["maximize", "minimize"]
-Phase = Literal["prefill", "decode"]
 Scope = Literal["gpu", "module", "package", "psys", "battery", "wall", "custom", "simulated"]
 Kind = Literal["measured", "estimated", "mixed", "simulated"]
 TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "dominated", "interrupted"]

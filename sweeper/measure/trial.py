@@ -15,6 +15,7 @@ from sweeper import stats
 from sweeper.engine.base import Engine, Run
 from sweeper.errors import ReadingFailed
 from sweeper.meter.base import PowerMeter
+from sweeper.metrics import NEED_PREFILL
 from sweeper.records import (
     Caveat,
     Configuration,
@@ -51,9 +52,6 @@ RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
-_OF_REQUEST = ("time_to_first_token_seconds", "request_seconds")
-# Metrics that rest on prefill windows start or are named so.
-_OF_PREFILL = ("prompt_", *_OF_REQUEST)
 NO_PREFILL = (
     "a prompt would take longer here than the rest of a trial, and no objective or constraint rests on it: only "
     "finalists have it measured (objectives=speed_prompt_watts lets it decide)"
@@ -86,7 +84,7 @@ class Stage:
                 on a slow machine. Where one does, two windows are enough if they are that long. None: all windows,
                 however long.
         """
-        needed = decides is None or any(rests_on_prefill(metric) for metric in decides)
+        needed = decides is None or any(metric in NEED_PREFILL for metric in decides)
         least = LEAST_DECIDING_PREFILL if needed else 0
         return cls(
             workload.screening_seconds,
@@ -369,8 +367,7 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
     for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
         of_phase = [w for w in windows if w.phase == phase]
         if phase == "prefill" and not of_phase:
-            names = [f"{prefix}{name}" for name in ("tokens_per_second", "watts", "joules_per_token")]
-            missing.update(dict.fromkeys([*names, *_OF_REQUEST], NO_PREFILL))
+            missing.update(dict.fromkeys(NEED_PREFILL, NO_PREFILL))
             return metrics, missing
         metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
         _derive_energy(prefix, of_phase, metrics, missing)
@@ -414,11 +411,6 @@ def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict
     metrics["request_seconds"] = stats.reading(
         [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
     )
-
-
-def rests_on_prefill(metric: str) -> bool:
-    """Whether ``metric`` is worked out from prefill windows."""
-    return metric.startswith(_OF_PREFILL)
 
 
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:

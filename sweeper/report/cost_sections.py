@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.picks import marks, recommended
 from sweeper.report.pieces import Cell, facts, paragraph, section, table
-from sweeper.report.words import MISSING, figure, figures, is_doubtful, label
+from sweeper.report.words import MISSING, figure, figures, is_doubtful
 from sweeper.results.ceiling import Ceiling, ceiling
 from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
 
@@ -41,7 +42,7 @@ def phases(record: SweepRecord) -> str:
     extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
     shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in rows)]
     requests = table(
-        ["", *(f"{label(m).title} ({label(m).unit})" for m in shown)],
+        ["", *(f"{describe(m).title} ({describe(m).unit})" for m in shown)],
         [[names, *(figures(t, m) for m in shown)] for names, t in rows],
     )
     w = record.workload

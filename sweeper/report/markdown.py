@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Sequence
 
+from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.picks import marks, meaning, next_commands, picks, recommended
@@ -17,7 +18,6 @@ from sweeper.report.words import (
     disturbed,
     figures,
     head,
-    label,
     machine_name,
     model_line,
     own_settings,
@@ -197,7 +197,7 @@ def _setting(record: SweepRecord) -> str:
         ["scope", escape(SCOPES[record.power.scope])],
         [
             "objectives",
-            escape(", ".join(f"{o.direction} {label(o.metric).title}" for o in record.objectives)),
+            escape(", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ],
         ["trials", escape(tally(record))],
         ["sweep", escape(f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}")],

@@ -6,8 +6,9 @@ import shlex
 from dataclasses import dataclass, replace
 
 from sweeper.errors import ConfigError, NoResultError
+from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.words import baseline_of, clean, figure, label
+from sweeper.report.words import baseline_of, clean, figure
 from sweeper.results.front import ties
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
@@ -49,7 +50,7 @@ def meaning(record: SweepRecord, pick: str) -> str:
     except ConfigError:
         return ""
     speed, expense = speed_metric(record), cost_metric(record)
-    gain, cost = label(speed or "speed").title, label(expense or "power").title
+    gain, cost = describe(speed or "speed").title, describe(expense or "power").title
     amount = str(rule).partition(":")[2].replace("%", " %").replace("tok/s", " tok/s").replace("W", " W")
     return {
         "fastest": f"the best {gain}",
@@ -142,7 +143,7 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
         if name in told or not here or not there or not there.median:
             continue
         if here.high < there.low or here.low > there.high:
-            words = "prompt speed" if name == "prompt_tokens_per_second" else label(name).title
+            words = describe(name).title
             said.append(f"{100 * (here.median / there.median - 1):+.0f} % {words}")
     loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
     if loss and before and trial.configuration.quant != base.configuration.quant:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import advice_lines
 from sweeper.report.front_drawing import front_svg, key
@@ -18,7 +19,6 @@ from sweeper.report.words import (
     figures,
     head,
     is_doubtful,
-    label,
     machine_name,
     model_line,
     moment,
@@ -77,11 +77,11 @@ def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) 
             continue
         median, half = parts(reading)
         against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
-        kind = f", {record.power.kind}" if label(metric).power and is_doubtful(record.power) else ""
-        under = f"{'± ' if half else ''}{half} {label(metric).unit}{kind}".strip()
+        kind = f", {record.power.kind}" if describe(metric).power and is_doubtful(record.power) else ""
+        under = f"{'± ' if half else ''}{half} {describe(metric).unit}{kind}".strip()
         note = f"<small>{text(against)} against the default</small>" if against else ""
         cells.append(
-            f"<div><b>{text(median)}</b><small>{text(label(metric).title)}</small>"
+            f"<div><b>{text(median)}</b><small>{text(describe(metric).title)}</small>"
             f"<small>{text(under)}</small>{note}</div>"
         )
     return f'<div class="figures">{"".join(cells)}</div>'
@@ -142,7 +142,7 @@ def _front_table(record: SweepRecord) -> str:
 
 
 def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
-    if label(metric).exact:
+    if describe(metric).exact:
         return figures(trial, metric)
     reading = trial.metrics.get(metric)
     return figures(trial, metric), change(reading, base.metrics.get(metric)) if base is not None else ""

@@ -5,50 +5,15 @@ from __future__ import annotations
 import math
 import unicodedata
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from sweeper.metrics import describe
 from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
 from sweeper.results.front import TOO_NOISY, too_noisy
 
 MISSING = "–"  # stands where a figure is not there; never a 0
 MOST_DECIMALS = 4
-
-
-@dataclass(frozen=True, slots=True)
-class Label:
-    """A metric's name for people, its unit, and the short head of its column."""
-
-    title: str
-    unit: str
-    head: str
-    power: bool = False  # rests on the power sensor, so it carries that sensor's trust
-    exact: bool = False  # computed or read once, with no spread to show
-
-
-LABELS: dict[str, Label] = {
-    "tokens_per_second": Label("decode speed", "tok/s", "tok/s"),
-    "prompt_tokens_per_second": Label("prefill speed", "tok/s", "prefill tok/s"),
-    "watts": Label("power while decoding", "W", "W", power=True),
-    "prompt_watts": Label("power while prefilling", "W", "prefill W", power=True),
-    "joules_per_token": Label("energy per generated token", "J/token", "J/tok", power=True),
-    "prompt_joules_per_token": Label("energy per prompt token", "J/token", "prefill J/tok", power=True),
-    "net_joules_per_token": Label("energy per token above idle", "J/token", "net J/tok", power=True),
-    "idle_watts": Label("power at rest", "W", "idle W", power=True),
-    "resident_watts": Label("power with the model loaded, idle", "W", "loaded W", power=True),
-    "time_to_first_token_seconds": Label("time to first token", "s", "first token s"),
-    "request_seconds": Label("time of one request", "s", "request s"),
-    "memory_mib": Label("peak memory", "MiB", "MiB", exact=True),
-    "vram_mib": Label("peak device memory", "MiB", "VRAM MiB", exact=True),
-    "kl_divergence": Label("quality lost (KL divergence)", "nats/token", "KLD", exact=True),
-    "n_ctx": Label("context length", "tokens", "context", exact=True),
-}
-
-
-def label(metric: str) -> Label:
-    """The label of a metric; one that is not known goes by its own name."""
-    return LABELS.get(metric) or Label(metric.replace("_", " "), "", metric, power="watts" in metric)
 
 
 def clean(text: object) -> str:
@@ -105,7 +70,7 @@ def parts(reading: Reading) -> tuple[str, str]:
 def figures(trial: TrialRecord, metric: str) -> str:
     """A trial's figure with its spread, where the metric is one that has a spread."""
     reading = trial.metrics.get(metric)
-    if reading is not None and label(metric).exact:
+    if reading is not None and describe(metric).exact:
         return figure(reading.median)
     return spread(reading)
 
@@ -185,7 +150,7 @@ def is_doubtful(power: PowerSource) -> bool:
 
 def unit(metric: str, power: PowerSource) -> str:
     """What stands behind a figure where nothing else names it: ``tok/s``, ``prefill tok/s``, ``W estimated``."""
-    found = label(metric)
+    found = describe(metric)
     phase = "prefill " if metric.startswith("prompt_") else ""
     doubt = f" {power.kind}" if found.power and is_doubtful(power) else ""
     return f"{phase}{found.unit or metric.replace('_', ' ')}{doubt}"
@@ -193,7 +158,7 @@ def unit(metric: str, power: PowerSource) -> str:
 
 def head(metric: str, power: PowerSource) -> str:
     """A column's head; where watts are not measured it says so."""
-    found = label(metric)
+    found = describe(metric)
     return f"{found.head} {power.kind}" if found.power and is_doubtful(power) else found.head
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from sweeper.metrics import POWERS, SPEEDS, describe
 from sweeper.records import Objective, SweepRecord, TrialRecord
-
-SPEEDS = ("tokens_per_second", "prompt_tokens_per_second")
-POWERS = ("watts", "prompt_watts")
 
 
 def first_of(objectives: Sequence[Objective], preferred: Sequence[str], direction: str) -> str | None:
@@ -26,20 +24,7 @@ def cost_metric(record: SweepRecord) -> str | None:
     return first_of(record.objectives, POWERS, "minimize")
 
 
-def _unit(metric: str) -> str:
-    for ending, unit in (
-        ("tokens_per_second", "tok/s"),
-        ("joules_per_token", "J/token"),
-        ("watts", "W"),
-        ("seconds", "s"),
-        ("mib", "MiB"),
-        ("n_ctx", "tokens"),
-    ):
-        if metric.endswith(ending):
-            return unit
-    return metric.replace("_", " ")
-
-
 def amount_words(trial: TrialRecord, metric: str) -> str:
     """The median with its unit, such as ``18.4 tok/s``."""
-    return f"{trial.metrics[metric].median:.4g} {_unit(metric)}"
+    described = describe(metric)
+    return f"{trial.metrics[metric].median:.4g} {described.unit or described.title}"

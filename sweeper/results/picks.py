@@ -8,9 +8,10 @@ from dataclasses import dataclass
 from typing import Literal
 
 from sweeper.errors import ConfigError, NoResultError
+from sweeper.metrics import POWERS, SPEEDS
 from sweeper.records import Objective, SweepRecord, TrialRecord
 from sweeper.results.front import clearly_better, orient, undominated, within_noise
-from sweeper.results.objectives import POWERS, SPEEDS, amount_words, cost_metric, first_of, speed_metric
+from sweeper.results.objectives import amount_words, cost_metric, first_of, speed_metric
 from sweeper.results.price import price_in_words
 
 # Who misses a line by less than this, and by less than his own noise, is on it: no repeat settles that.

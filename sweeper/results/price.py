@@ -5,24 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+from sweeper.metrics import describe
 from sweeper.records import Prices, Reading, SweepRecord, TrialRecord
 from sweeper.results.front import too_noisy, within_noise
-from sweeper.results.objectives import POWERS, amount_words, cost_metric, speed_metric
+from sweeper.results.objectives import amount_words, cost_metric, speed_metric
 
 JOULES_PER_KWH = 3.6e6
 HOURS_PER_YEAR = 24 * 365
 DAYS_PER_YEAR = 365
-_IN_WORDS = {
-    "tokens_per_second": "speed",
-    "prompt_tokens_per_second": "prompt speed",
-    "joules_per_token": "J/token",
-    "prompt_joules_per_token": "prompt J/token",
-    "time_to_first_token_seconds": "time to first token",
-    "request_seconds": "time of a request",
-    "n_ctx": "context",
-    "memory_mib": "memory",
-    "vram_mib": "GPU memory",
-}
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 
 
@@ -39,14 +29,14 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
     base = _baseline(record)
-    absolute = ", ".join(f"{amount_words(trial, m)}{label if is_energy(m) else ''}" for m in shown)
+    absolute = ", ".join(f"{amount_words(trial, m)}{label if describe(m).power else ''}" for m in shown)
     if base is None or not all(m in base.metrics for m in shown):
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
         return "this is the engine's default configuration, the baseline"
     if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
         return f"{absolute}; too noisy to compare with the baseline"
-    parts = [f"{_change(base, trial, m)}{label if is_energy(m) else ''}" for m in shown]
+    parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
     energy = _energy_words(base, trial, record.prices, prefix)
     return ", ".join([*parts, f"{energy}{label}"] if energy else parts)
@@ -59,13 +49,8 @@ def _baseline(record: SweepRecord) -> TrialRecord | None:
     return base if base.state == "complete" else None
 
 
-def is_energy(metric: str) -> bool:
-    """Whether the metric rests on power."""
-    return metric in POWERS or "joules" in metric or "watts" in metric
-
-
 def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
-    name = _IN_WORDS.get(metric, metric.replace("_", " "))
+    name = describe(metric).short
     if within_noise(base.metrics[metric], trial.metrics[metric]):
         return f"same {name} within noise"
     before, after = base.metrics[metric].median, trial.metrics[metric].median

@@ -9,6 +9,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from sweeper.metrics import describe
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 from sweeper.space.space import Parameter, SearchSpace
@@ -31,7 +32,6 @@ OWN_DISTANCE = 0.5
 IDLE_WEIGHT = 0.2
 IDLE_IN_DECODE = ("n_batch", "n_ubatch", "n_threads_batch", "n_ctx")
 IDLE_IN_PREFILL = ("n_threads",)
-DECODE_METRICS = ("tokens_per_second", "watts", "joules_per_token", "kl_divergence")
 
 
 class Encoder:
@@ -66,9 +66,8 @@ class Encoder:
 
 def idle_for(metric: str | None) -> tuple[str, ...]:
     """Parameters that llama.cpp does not look at where ``metric`` is measured; none for metrics of both phases."""
-    if metric in DECODE_METRICS:
-        return IDLE_IN_DECODE
-    return IDLE_IN_PREFILL if metric is not None and metric.startswith("prompt_") else ()
+    phase = describe(metric).phase if metric is not None else None
+    return {"decode": IDLE_IN_DECODE, "prefill": IDLE_IN_PREFILL, None: ()}[phase]
 
 
 def weighted(features: Array, weights: Array) -> Array:

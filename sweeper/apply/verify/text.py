@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 from sweeper.apply.verify.check import FigureCheck, SettingCheck, Verification
+from sweeper.metrics import describe
 from sweeper.records import Reading, to_plain
 
-_UNITS = {"tokens_per_second": "tok/s", "prompt_tokens_per_second": "tok/s", "watts": "W"}
 _NAMES = {"tokens_per_second": "decode", "prompt_tokens_per_second": "prefill", "watts": "power"}
 
 
@@ -55,9 +55,8 @@ def _setting(check: SettingCheck) -> tuple[str, ...]:
 
 
 def _figure(check: FigureCheck) -> tuple[str, ...]:
-    unit = _UNITS.get(check.metric, "")
     change = "-" if check.change is None else f"{100 * check.change:+.1f} %"
-    name = f"{_NAMES.get(check.metric, check.metric)} {unit}"
+    name = f"{_NAMES.get(check.metric, check.metric)} {describe(check.metric).unit}"
     return name, _reading(check.promised), _reading(check.found), change, _reading(check.own), check.verdict
 
 
