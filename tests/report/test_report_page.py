@@ -280,7 +280,7 @@ def test_the_staircase_never_goes_back(name: str) -> None:
 def test_a_third_objective_that_pays_is_told_beside_the_pick() -> None:
     record = three_objectives()
     fastest = next(p for p in picks(record) if p.pick == "fastest")
-    assert "% prompt speed" in fastest.words
+    assert "% prefill speed" in fastest.words
 
 
 def test_a_pick_says_what_it_chooses() -> None:
