@@ -505,7 +505,7 @@ def _near_key(key: str) -> str:
 
 
 def _known_keys() -> dict[str, tuple[str, ...]]:
-    from sweeper.space.space import PARAMETER_NAMES
+    from sweeper.parameters import PARAMETER_NAMES
 
     groups: dict[str, type] = {
         "model": ModelConfig,

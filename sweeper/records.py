@@ -6,10 +6,8 @@ A reading that is missing is None with a reason; it is never 0. Times that are c
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field
 from enum import Enum
 from typing import Any, Literal, TypeVar
 
@@ -17,6 +15,7 @@ import cattrs
 
 from sweeper.metrics import Direction as Direction
 from sweeper.metrics import Phase as Phase
+from sweeper.parameters import Configuration as Configuration
 
 T = TypeVar("T")
 
@@ -25,58 +24,6 @@ SCHEMA = 1
 Scope = Literal["gpu", "module", "package", "psys", "battery", "wall", "custom", "simulated"]
 Kind = Literal["measured", "estimated", "mixed", "simulated"]
 TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "dominated", "interrupted"]
-
-# What a change of each parameter costs: a new model load, a new context on the loaded model, or nothing.
-MODEL_KEYS = ("quant", "n_gpu_layers", "split_mode", "main_gpu", "use_mmap", "use_mlock")
-CONTEXT_KEYS = (
-    "n_ctx",
-    "n_batch",
-    "n_ubatch",
-    "n_threads",
-    "n_threads_batch",
-    "flash_attn",
-    "type_k",
-    "type_v",
-    "offload_kqv",
-)
-LIMIT_KEYS = ("power_limit_watts", "clock_limit_mhz")
-
-
-@dataclass(frozen=True, slots=True)
-class Configuration:
-    """One point of the search space, whole: every parameter has a value. Names are llama-cpp-python's."""
-
-    n_gpu_layers: int = 0
-    n_ctx: int = 4096
-    n_batch: int = 2048
-    n_ubatch: int = 512
-    n_threads: int = 1
-    n_threads_batch: int = 1
-    flash_attn: bool = True
-    type_k: str = "f16"
-    type_v: str = "f16"
-    offload_kqv: bool = True
-    use_mmap: bool = True
-    use_mlock: bool = False
-    split_mode: str = "layer"
-    main_gpu: int = 0
-    quant: str | None = None  # None: the model file as it is
-    power_limit_watts: int | None = None  # None: as found
-    clock_limit_mhz: int | None = None  # None: as found
-
-    def to_dict(self) -> dict[str, Any]:
-        """All parameters by name, in their documented order."""
-        return {f.name: getattr(self, f.name) for f in fields(self)}
-
-    def with_(self, **changes: Any) -> Configuration:
-        """A copy with some parameters changed."""
-        return replace(self, **changes)
-
-    @property
-    def digest(self) -> str:
-        """Twelve hex digits that name this configuration."""
-        text = json.dumps(self.to_dict(), sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,8 @@ from sweeper.errors import NoResultError, StoreError, TrialFailed
 from sweeper.limits.base import LimitControl
 from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
 from sweeper.meter.base import PowerMeter
+from sweeper.parameters import LIMIT_KEYS
 from sweeper.records import (
-    LIMIT_KEYS,
     Caveat,
     Configuration,
     Measurement,

@@ -6,13 +6,14 @@ A target computes text and touches nothing. ``journal.py`` writes, and undoes.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
 from sweeper.errors import StoreError, UsageError
-from sweeper.records import Configuration, SweepRecord, TrialRecord
+from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
+from sweeper.records import SweepRecord, TrialRecord
 
 LOOPBACK = "127.0.0.1"  # a server of one's own answers its own machine, unless its user says otherwise
 
@@ -156,3 +157,13 @@ def change(path: Path, text: str, says: str = "", mode: int | None = None) -> Fi
 def on_off(value: bool) -> str:
     """llama.cpp's own words for a switch."""
     return "on" if value else "off"
+
+
+def not_settable(configuration: Configuration, target: str, settable: Container[str]) -> tuple[str, ...]:
+    """One note for each parameter that decides speed or watts here and that a target cannot set."""
+    values = configuration.to_dict()
+    return tuple(
+        f"{target} has no setting for {t.name}; {t.name}={t.to_word(values[t.name])} was measured"
+        for t in SERVER_TUNABLES
+        if t.name not in settable and values[t.name] != DEFAULTS[t.name]
+    )

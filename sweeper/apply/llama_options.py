@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sweeper.apply.base import LOOPBACK, Request, on_off
+from sweeper.apply.base import LOOPBACK, Request
 from sweeper.apply.names import refuse_characters
 from sweeper.errors import UsageError
-from sweeper.records import Configuration
+from sweeper.parameters import SERVER_TUNABLES, Configuration
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,23 +66,15 @@ def model_options(request: Request) -> tuple[Option, ...]:
     is 1 because the sweep measured one request at a time and the default splits the cache between four.
     """
     c = request.configuration
-    layers = "all" if c.n_gpu_layers < 0 else str(c.n_gpu_layers)
     return (
         Option("model", request.model_path, ("m",), "LLAMA_ARG_MODEL"),
         Option("fit", "off", (), "LLAMA_ARG_FIT"),
-        Option("n-gpu-layers", layers, ("ngl", "gpu-layers"), "LLAMA_ARG_N_GPU_LAYERS"),
-        Option("split-mode", c.split_mode, ("sm",), "LLAMA_ARG_SPLIT_MODE"),
-        Option("main-gpu", str(c.main_gpu), ("mg",), "LLAMA_ARG_MAIN_GPU"),
-        Option("ctx-size", str(c.n_ctx), ("c",), "LLAMA_ARG_CTX_SIZE"),
         Option("parallel", "1", ("np",), "LLAMA_ARG_N_PARALLEL"),
-        Option("batch-size", str(c.n_batch), ("b",), "LLAMA_ARG_BATCH"),
-        Option("ubatch-size", str(c.n_ubatch), ("ub",), "LLAMA_ARG_UBATCH"),
-        Option("threads", str(c.n_threads), ("t",), "LLAMA_ARG_THREADS"),
-        Option("threads-batch", str(c.n_threads_batch), ("tb",)),
-        Option("flash-attn", on_off(c.flash_attn), ("fa",), "LLAMA_ARG_FLASH_ATTN"),
-        Option("cache-type-k", c.type_k, ("ctk",), "LLAMA_ARG_CACHE_TYPE_K"),
-        Option("cache-type-v", c.type_v, ("ctv",), "LLAMA_ARG_CACHE_TYPE_V"),
-        Option("kv-offload", on_off(c.offload_kqv), ("kvo", "nkvo"), "LLAMA_ARG_KV_OFFLOAD", switch=True),
+        *(
+            Option(t.option, t.to_word(getattr(c, t.name)), t.spellings, t.environment, t.is_switch)
+            for t in SERVER_TUNABLES
+            if t.option
+        ),
         Option("load-mode", load_mode(c), ("lm",), "LLAMA_ARG_LOAD_MODE"),
     )
 

@@ -11,8 +11,9 @@ from typing import IO, Any, Self
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
 from sweeper.errors import EngineMissingError, EngineRefused, TrialFailed
+from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS
 from sweeper.processes import WorkerProcess
-from sweeper.records import CONTEXT_KEYS, MODEL_KEYS, Configuration, EngineRecord
+from sweeper.records import Configuration, EngineRecord
 
 # A worker that only has to import the library and name its build: 0.3 s when quiet, so this is a hang.
 START_TIMEOUT_SECONDS = 60.0

@@ -20,10 +20,9 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
+from sweeper.model.llama_params import context_params, model_params
 from sweeper.serving import Refused, serve
 
-_SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
 MOST_OF_FREE_DISK = 0.1  # a kept context takes no more
@@ -142,11 +141,7 @@ class Worker:
     def _load_model(self, path: str, wanted: Mapping[str, Any]) -> None:
         self._free()
         self.offloaded = 0
-        params = self.api.llama_model_default_params()
-        params.n_gpu_layers = wanted["n_gpu_layers"]
-        params.split_mode = _SPLIT_MODES[wanted["split_mode"]]
-        params.main_gpu = wanted["main_gpu"]
-        params.load_mode = (1 if wanted["use_mmap"] else 0) + (2 if wanted["use_mlock"] else 0)
+        params = model_params(self.api, wanted)
         self.model = self.api.llama_model_load_from_file(os.fsencode(path), params)
         if not self.model:
             raise Refused(f"llama.cpp could not load the model: {self.last_line}")
@@ -159,15 +154,7 @@ class Worker:
 
     def _make_context(self, wanted: Mapping[str, Any]) -> None:
         self._free_context()
-        params = self.api.llama_context_default_params()
-        for name in ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch", "offload_kqv"):
-            setattr(params, name, wanted[name])
-        params.flash_attn_type = 1 if wanted["flash_attn"] else 0
-        params.type_k, params.type_v = (
-            CACHE_TYPE_NUMBERS[wanted["type_k"]],
-            CACHE_TYPE_NUMBERS[wanted["type_v"]],
-        )
-        params.no_perf = True
+        params = context_params(self.api, wanted)
         self.context = self.api.llama_init_from_model(self.model, params)
         if not self.context:
             raise Refused(f"llama.cpp could not make a context: {self.last_line}")

@@ -20,7 +20,8 @@ from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.simulator import run_in_virtual_time
 from sweeper.lab.tables import Table, TableRow
 from sweeper.lab.virtual_time import PowerTrace, VirtualClock
-from sweeper.records import MODEL_KEYS, Configuration, EngineRecord, PowerSource
+from sweeper.parameters import MODEL_KEYS
+from sweeper.records import Configuration, EngineRecord, PowerSource
 
 # Where a table has too few loads of a kind to know what they cost.
 CONTEXT_SECONDS = 0.05

@@ -24,8 +24,8 @@ from sweeper.lab.simulated_machine import (
 )
 from sweeper.lab.virtual_time import PowerTrace, VirtualClock
 from sweeper.limits.base import LimitRange
+from sweeper.parameters import MODEL_KEYS
 from sweeper.records import (
-    MODEL_KEYS,
     Configuration,
     EngineRecord,
     GpuRecord,

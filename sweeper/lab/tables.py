@@ -29,10 +29,8 @@ from sweeper.errors import ConfigError, TrialFailed
 from sweeper.limits.base import LimitControl
 from sweeper.measure.trial import Stage, measure
 from sweeper.meter.base import PowerMeter
+from sweeper.parameters import CONTEXT_KEYS, LIMIT_KEYS, MODEL_KEYS
 from sweeper.records import (
-    CONTEXT_KEYS,
-    LIMIT_KEYS,
-    MODEL_KEYS,
     Configuration,
     EngineRecord,
     MachineRecord,

@@ -11,11 +11,11 @@ from typing import Any, Self
 
 from sweeper.errors import EngineRefused
 from sweeper.model.available_memory import host_available_mib
-from sweeper.model.forecast_worker import SPLIT_MODES
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.header import GgufHeader, read_header
+from sweeper.model.llama_params import stays_on_host
+from sweeper.parameters import SPLIT_MODES, Configuration
 from sweeper.processes import WorkerProcess
-from sweeper.records import Configuration
 
 HOST = "host"
 # What the worker takes beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).
@@ -100,7 +100,7 @@ class Forecaster:
         if host_free is not None:
             free[HOST] = host_free
         return MemoryForecast(
-            weights_mib=weights_by_device(header, layers),
+            weights_mib=weights_by_device(header, layers, configuration),
             kv_mib=_on_devices(answer["kv"]),
             compute_mib=_on_devices(answer["compute"]),
             free_mib=free,
@@ -146,12 +146,15 @@ def check(configuration: Configuration) -> None:
         raise EngineRefused(f"split_mode={configuration.split_mode}: choose from {', '.join(SPLIT_MODES)}")
 
 
-def weights_by_device(header: GgufHeader, layers: Mapping[int, str]) -> dict[str, float]:
+def weights_by_device(
+    header: GgufHeader, layers: Mapping[int, str], configuration: Configuration | None = None
+) -> dict[str, float]:
     """MiB of weights by device, where layer ``n_layer`` stands for the output.
 
     The token embeddings stay on the host; where they serve as the output as well, a GPU has a copy.
     """
     result: Counter[str] = Counter()
+    wanted = (configuration or Configuration()).to_dict()
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
     output = _device(layers.get(header.n_layer, "CPU"))
     for tensor in header.tensors:
@@ -159,6 +162,8 @@ def weights_by_device(header: GgufHeader, layers: Mapping[int, str]) -> dict[str
             result[HOST] += tensor.bytes
             if tied and output != HOST:
                 result[output] += tensor.bytes
+        elif stays_on_host(tensor.name, wanted):
+            result[HOST] += tensor.bytes
         elif tensor.name.startswith("blk."):
             number = tensor.name.split(".", 2)[1]
             layer = int(number) if number.isdecimal() else header.n_layer

@@ -13,8 +13,9 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.llama_log import capture_log
+from sweeper.model.llama_params import context_params, model_params
+from sweeper.parameters import MODEL_KEYS
 from sweeper.serving import Refused, serve
 
 PATTERNS = {
@@ -23,7 +24,6 @@ PATTERNS = {
     "kv_size": re.compile(r"(?:llama_kv_cache|llama_memory_recurrent)\w*: size =\s*(?P<mib>[\d.]+) MiB"),
     "compute": re.compile(r"\s(?P<device>\S+)\s+(?:compute|output) buffer size =\s*(?P<mib>[\d.]+) MiB"),
 }
-SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: discrete and integrated
 
 
@@ -44,7 +44,9 @@ class ForecastWorker:
         """Buffers in MiB for a configuration's parameters; ``stamp`` changes with the file."""
         self._load(path, stamp, wanted)
         self._log.clear()
-        context = self._api.llama_init_from_model(self._model, self._context_params(wanted))
+        params = context_params(self._api, wanted)
+        params.n_threads = params.n_threads_batch = 1  # nothing is computed
+        context = self._api.llama_init_from_model(self._model, params)
         if not context:
             raise Refused(self._reason("llama.cpp could not plan a context"))
         try:
@@ -65,33 +67,21 @@ class ForecastWorker:
         }
 
     def _load(self, path: str, stamp: int, wanted: Mapping[str, Any]) -> None:
-        key = (path, stamp, wanted["n_gpu_layers"], wanted["split_mode"], wanted["main_gpu"])
+        key = (path, stamp, *(wanted[name] for name in MODEL_KEYS))
         if self._loaded == key:
             return
         if self._model:
             self._api.llama_model_free(self._model)
             self._loaded, self._model = None, None
-        params = self._api.llama_model_default_params()
+        params = model_params(self._api, wanted)
         params.no_alloc = True
         params.load_mode = 0  # mapping the file would be to no end
-        params.n_gpu_layers, params.main_gpu = wanted["n_gpu_layers"], wanted["main_gpu"]
-        params.split_mode = SPLIT_MODES[wanted["split_mode"]]
         self._log.clear()
         self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
             raise Refused(self._reason("llama.cpp could not read the model"))
         self._layers = layer_devices(line.text for line in self._log.lines)
         self._loaded = key
-
-    def _context_params(self, wanted: Mapping[str, Any]) -> Any:
-        params = self._api.llama_context_default_params()
-        for name in ("n_ctx", "n_batch", "n_ubatch", "offload_kqv"):
-            setattr(params, name, wanted[name])
-        params.n_threads = params.n_threads_batch = 1  # nothing is computed
-        params.flash_attn_type = 1 if wanted["flash_attn"] else 0
-        params.type_k = CACHE_TYPES[wanted["type_k"]].number
-        params.type_v = CACHE_TYPES[wanted["type_v"]].number
-        return params
 
     def _reason(self, message: str) -> str:
         errors = self._log.of_level("error")

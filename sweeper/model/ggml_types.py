@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sweeper import parameters
+
 
 @dataclass(frozen=True, slots=True)
 class GgmlType:
@@ -121,11 +123,8 @@ FILE_BITS_PER_WEIGHT = {
     "Q2_K": 3.0,
 }
 
-# What a KV cache may be of, by the name a Configuration bears. q8_1 aborts and i8 crashes llama.cpp.
-CACHE_TYPES = {
-    name.lower(): TYPE_BY_NAME[name]
-    for name in ("F32", "F16", "BF16", "Q8_0", "Q5_1", "Q5_0", "Q4_1", "Q4_0", "IQ4_NL")
-}
+# What a KV cache may be of, by the name a Configuration bears.
+CACHE_TYPES = {name: TYPE_BY_NAME[name.upper()] for name in parameters.CACHE_TYPES}
 CACHE_BITS = {name: 8 * entry.block_bytes / entry.block_elements for name, entry in CACHE_TYPES.items()}
 # The same as ggml's integers, as llama.cpp and the servers' files take them.
 CACHE_TYPE_NUMBERS = {name: entry.number for name, entry in CACHE_TYPES.items()}

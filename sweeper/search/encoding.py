@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper.metrics import describe
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
-from sweeper.records import Configuration
+from sweeper.parameters import TUNABLES, Configuration
 from sweeper.space.space import Parameter, SearchSpace
 
 if TYPE_CHECKING:
@@ -30,8 +30,6 @@ OWN_DISTANCE = 0.5
 # trials can still say otherwise, but none is spent on asking. In the recorded CPU table these move decode by 0.1 to
 # 0.6 % and prefill by 0.5 %, where quantisation and threads move it by 15 to 60 %.
 IDLE_WEIGHT = 0.2
-IDLE_IN_DECODE = ("n_batch", "n_ubatch", "n_threads_batch", "n_ctx")
-IDLE_IN_PREFILL = ("n_threads",)
 
 
 class Encoder:
@@ -67,7 +65,7 @@ class Encoder:
 def idle_for(metric: str | None) -> tuple[str, ...]:
     """Parameters that llama.cpp does not look at where ``metric`` is measured; none for metrics of both phases."""
     phase = describe(metric).phase if metric is not None else None
-    return {"decode": IDLE_IN_DECODE, "prefill": IDLE_IN_PREFILL, None: ()}[phase]
+    return tuple(t.name for t in TUNABLES.values() if phase is not None and t.idle_in == phase)
 
 
 def weighted(features: Array, weights: Array) -> Array:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
+from sweeper.parameters import TUNABLES
 from sweeper.records import Configuration, Reading
 from sweeper.results.front import undominated
 from sweeper.results.picks import Line
@@ -69,7 +70,8 @@ AIM_EVERY = 4
 LEAST_AIM = 0.005  # of what is recommended now; below, the front's own gain goes first
 # Of a proposal's gain, with what is idle left as the baseline has it.
 CALM_ENOUGH = 0.8
-TAKES_NO_MEMORY = frozenset({"n_threads_batch"})  # of what may be idle
+_BOUNDS = {tunable.clamped_to for tunable in TUNABLES.values()}
+TAKES_NO_MEMORY = frozenset(t.name for t in TUNABLES.values() if t.memory is None and t.name not in _BOUNDS)
 # A model rests on at most this many trials, those nearest the front first: cost grows with the cube.
 MOST_DATA = 300
 

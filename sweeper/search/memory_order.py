@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sweeper.model.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
-from sweeper.records import Configuration
+from sweeper.parameters import TUNABLES, Configuration, Tunable, clamped
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,8 @@ CONFIRMED, REFUTED = 9.0, 1.0
 # since what is taken for impossible is seldom tried.
 REFUTATION_WEIGHT = 4.0
 UNKNOWN_BITS = 16.0
+ALL_LAYERS = 10_000  # more than any model has
+_DEMANDING = tuple(tunable for tunable in TUNABLES.values() if tunable.memory)
 
 
 class MemoryOrder:
@@ -58,20 +60,18 @@ class MemoryOrder:
 def _demands(configurations: Sequence[Configuration], sign: float) -> Array:
     import numpy as np
 
-    rows = [
-        (
-            sign * (c.n_gpu_layers if c.n_gpu_layers >= 0 else 10_000),
-            FILE_BITS_PER_WEIGHT.get(c.quant or "", UNKNOWN_BITS),
-            c.n_ctx,
-            CACHE_BITS.get(c.type_k, UNKNOWN_BITS),
-            CACHE_BITS.get(c.type_v, UNKNOWN_BITS),
-            min(c.n_ubatch, c.n_batch),
-            not c.flash_attn,
-            sign * c.offload_kqv,
-        )
-        for c in configurations
-    ]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), 8)
+    rows = [[_demand(tunable, c, sign) for tunable in _DEMANDING] for c in configurations]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(_DEMANDING))
+
+
+def _demand(tunable: Tunable, configuration: Configuration, sign: float) -> float:
+    """How much memory the value asks for, in an order of its own: bits of a type, else the number itself."""
+    value = clamped(tunable.name, configuration)
+    if tunable.kind == "word":
+        size = {**FILE_BITS_PER_WEIGHT, **CACHE_BITS}.get(value or "", UNKNOWN_BITS)
+    else:
+        size = float(value if value >= 0 else ALL_LAYERS)
+    return size * {"more": 1.0, "less": -1.0, "device": sign, "host": -sign}[tunable.memory or "more"]
 
 
 def _reaches(demands: Array, short: Array) -> npt.NDArray[np.bool_]:

@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from sweeper.records import MODEL_KEYS, Configuration
+from sweeper.parameters import MODEL_KEYS
+from sweeper.records import Configuration
 
 if TYPE_CHECKING:
     import numpy as np

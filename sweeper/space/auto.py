@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.limits.base import LimitRange
-from sweeper.records import LIMIT_KEYS, Configuration, MachineRecord, ModelRecord, Workload
-from sweeper.space.space import padded
+from sweeper.parameters import LIMIT_KEYS, TUNABLES, Configuration, changes_nothing, padded
+from sweeper.records import MachineRecord, ModelRecord, Workload
 
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
@@ -17,8 +17,9 @@ DEFAULT_UBATCH = 512
 MOST_THREADS_ONE_BY_ONE = 8
 # Levels that people run, from the best to the smallest that keeps the default quality bound on real models.
 AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
+NO_OFFLOAD = "this build of llama.cpp offloads nothing, so layers stay on the CPU"
+NO_EXPERTS = "this model has no experts"
 HIGH_PRECISION = ("F32", "F16", "BF16")
-GPU_KEYS = ("n_gpu_layers", "split_mode", "main_gpu", "offload_kqv")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,10 +84,10 @@ def default_configuration(facts: Facts) -> Configuration:
 def unsettable(facts: Facts) -> dict[str, str]:
     """Parameters that cannot vary on this machine, each with the reason."""
     found: dict[str, str] = {}
-    if not facts.gpu_offload:
-        found |= dict.fromkeys(
-            GPU_KEYS, "this build of llama.cpp offloads nothing, so layers stay on the CPU"
-        )
+    has_experts = facts.model.expert_count > 0
+    for name in TUNABLES:
+        if changes_nothing(name, facts.gpu_offload, has_experts):
+            found[name] = NO_OFFLOAD if not facts.gpu_offload else NO_EXPERTS
     for name in LIMIT_KEYS:
         if name not in facts.limits:
             found[name] = facts.limit_reasons.get(name, "this machine has no such limit")
@@ -104,8 +105,7 @@ def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tu
     notes, filled = [], {}
     for name, value in spec.items():
         if name in blocked:
-            asked = isinstance(value, (list, Mapping)) or (name in LIMIT_KEYS and value == "auto")
-            if asked and not (name in GPU_KEYS and value == "auto"):
+            if isinstance(value, (list, Mapping)) or (name in LIMIT_KEYS and value == "auto"):
                 notes.append(f"{name} is not searched: {blocked[name]}")
             continue
         if value is None and name in LIMIT_KEYS:
@@ -118,22 +118,22 @@ def _auto(name: str, facts: Facts) -> Any:
     machine = facts.machine
     prompt = facts.workload.prompt_tokens
     ranges: dict[str, Any] = {
-        "n_gpu_layers": {"low": 0, "high": facts.all_layers},
         "n_ctx": padded(facts.workload.n_ctx_needed),
         "n_batch": {"low": min(256, prompt), "high": DEFAULT_BATCH, "log": True},
         "n_ubatch": {"low": min(64, prompt), "high": 2048 if facts.gpu_offload else 1024, "log": True},
         "n_threads": _threads(machine, machine.physical_cores),
         "n_threads_batch": _threads(machine, machine.logical_cores),
-        "flash_attn": [True, False],
-        "type_k": ["f16", "q8_0"],
-        "type_v": ["f16", "q8_0"],
         "quant": _quants(facts.model),
     }
     if name in facts.limits:
         limit = facts.limits[name]
         return {"low": limit.low, "high": limit.high, "step": _step(limit)}
-    defaults = default_configuration(facts).to_dict()
-    return ranges.get(name, defaults[name])
+    tunable = TUNABLES[name]
+    if tunable.up_to:
+        return {"low": 0, "high": facts.words()["model"][tunable.up_to]}
+    if tunable.tried:
+        return list(tunable.tried)
+    return ranges.get(name, getattr(default_configuration(facts), name))
 
 
 def _threads(machine: MachineRecord, most: int) -> list[int]:

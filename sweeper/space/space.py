@@ -10,43 +10,27 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import SpaceError
-from sweeper.records import Configuration
+from sweeper.parameters import (
+    DEFAULTS,
+    PARAMETER_NAMES,
+    QUANTISED_CACHE_TYPES,
+    TUNABLES,
+    Configuration,
+    Tunable,
+    changes_nothing,
+    clamped,
+    padded,
+)
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# llama.cpp pads a context to a multiple of this many tokens (llama_context, GGML_PAD(n_ctx, 256)).
-CONTEXT_PADDING = 256
-# Cache types that need flash attention when they hold V ("V cache quantization requires flash_attn").
-QUANTISED_CACHE_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
-# q8_1 aborts llama.cpp and i8 crashes it, so neither is offered.
-CACHE_TYPES = ("f32", "f16", "bf16", *QUANTISED_CACHE_TYPES)
-SPLIT_MODES = ("none", "layer", "row")
 # Beyond this llama.cpp's thread pool crashes (GGML_MAX_N_THREADS is 512).
 MOST_THREADS = 512
-
-PARAMETER_NAMES = tuple(f.name for f in fields(Configuration))
-_BOOLS = ("flash_attn", "offload_kqv", "use_mmap", "use_mlock")
-_WORDS: dict[str, tuple[str, ...]] = {
-    "type_k": CACHE_TYPES,
-    "type_v": CACHE_TYPES,
-    "split_mode": SPLIT_MODES,
-}
-_LEAST = {
-    "n_gpu_layers": -1,
-    "n_ctx": 1,
-    "n_batch": 1,
-    "n_ubatch": 1,
-    "n_threads": 1,
-    "n_threads_batch": 1,
-    "main_gpu": 0,
-    "power_limit_watts": 1,
-    "clock_limit_mhz": 1,
-}
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +52,7 @@ class Traits:
     prompt_tokens: int = 512
     n_ctx_needed: int = 1
     n_ctx_train: int = 0  # 0: unknown
+    has_experts: bool = False
     quants: tuple[str, ...] = ()
 
 
@@ -96,18 +81,35 @@ class SearchSpace:
         for all, so that the result is always a point of this space.
         """
         asked = self.base.with_(**params)
-        inert = {k: v for k, v in _INERT_WITHOUT_GPU.items() if not self.traits.gpu_offload}
-        asked = asked.with_(**inert) if inert else asked
+        traits = self.traits
+        asked = asked.with_(
+            **{
+                n: v
+                for n, v in DEFAULTS.items()
+                if changes_nothing(n, traits.gpu_offload, traits.has_experts)
+            }
+        )
         n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, self.traits)
         tokens = self.traits.prompt_tokens or n_ctx
         context = self._first(
             "n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx and min(asked.n_batch, v, tokens) == n_batch
         )
+        alike = {t.name: self._alike(t, asked) for t in TUNABLES.values() if t.equal}
         return asked.with_(
             n_ctx=context,
             n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, context, tokens) == n_batch),
             n_ubatch=self._first("n_ubatch", asked.n_ubatch, lambda v: min(v, n_batch) == n_ubatch),
             n_gpu_layers=n_gpu_layers,
+            **alike,
+        )
+
+    def _alike(self, tunable: Tunable, asked: Configuration) -> Any:
+        """The first value that has the same effect, by the parameter's own rule."""
+        assert tunable.equal is not None
+        rule, n_layer, name = tunable.equal, self.traits.n_layer, tunable.name
+        in_effect = rule(asked, n_layer)
+        return self._first(
+            name, getattr(asked, name), lambda v: rule(asked.with_(**{name: v}), n_layer) == in_effect
         )
 
     def _first(self, name: str, asked: int, same: Callable[[int], bool]) -> int:
@@ -158,15 +160,6 @@ class SearchSpace:
         }
 
 
-# What has no effect where nothing can be offloaded, and the value that stands for it.
-_INERT_WITHOUT_GPU = {"n_gpu_layers": 0, "split_mode": "layer", "main_gpu": 0, "offload_kqv": True}
-
-
-def padded(n_ctx: int) -> int:
-    """The context that llama.cpp makes of ``n_ctx`` tokens."""
-    return -(-n_ctx // CONTEXT_PADDING) * CONTEXT_PADDING
-
-
 def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, int, int]:
     """``(n_ctx, n_batch, n_ubatch, n_gpu_layers)`` that matter in effect.
 
@@ -176,7 +169,7 @@ def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, i
     """
     c = configuration
     n_ctx = padded(c.n_ctx)
-    n_batch = min(c.n_batch, c.n_ctx, traits.prompt_tokens or c.n_ctx)  # to the context as asked, unpadded
+    n_batch = min(clamped("n_batch", c), traits.prompt_tokens or c.n_ctx)
     layers = c.n_gpu_layers
     if not traits.gpu_offload:
         layers = 0
@@ -276,19 +269,18 @@ def _powers_of_two(name: str, low: int, high: int) -> tuple[int, ...]:
 
 
 def _check_value(name: str, value: Any, traits: Traits) -> None:
-    if name in _BOOLS:
+    tunable = TUNABLES[name]
+    words = traits.quants if name == "quant" else tunable.words
+    if value is None:
+        if not tunable.optional:
+            raise SpaceError(f"space.{name}: null is no value for it; give a number, a list or a range")
+    elif tunable.kind == "flag":
         if not isinstance(value, bool):
             raise SpaceError(f"space.{name}: {value!r} is neither true nor false")
-    elif name in _WORDS:
-        if value not in _WORDS[name]:
-            raise SpaceError(f"space.{name}: {value!r} is not one of {', '.join(_WORDS[name])}")
-    elif name == "quant":
-        if traits.quants and value is not None and value not in traits.quants:
-            raise SpaceError(f"space.quant: {value!r} is not one of {', '.join(traits.quants)}")
-    elif value is None:
-        if name not in ("power_limit_watts", "clock_limit_mhz"):
-            raise SpaceError(f"space.{name}: null is no value for it; give a number, a list or a range")
+    elif tunable.kind == "word":
+        if words and value not in words:
+            raise SpaceError(f"space.{name}: {value!r} is not one of {', '.join(words)}")
     elif not isinstance(value, int) or isinstance(value, bool):
         raise SpaceError(f"space.{name}: {value!r} is not a whole number")
-    elif value < _LEAST[name]:
-        raise SpaceError(f"space.{name}: {value} is below the least possible value, {_LEAST[name]}")
+    elif tunable.least is not None and value < tunable.least:
+        raise SpaceError(f"space.{name}: {value} is below the least possible value, {tunable.least}")

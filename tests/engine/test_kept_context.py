@@ -10,7 +10,8 @@ import pytest
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.engine.worker import Worker
-from sweeper.records import CONTEXT_KEYS, MODEL_KEYS, Configuration
+from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS
+from sweeper.records import Configuration
 
 GOOD = Configuration(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1)
 DEPTH = 100

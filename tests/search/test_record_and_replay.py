@@ -20,7 +20,8 @@ from sweeper.lab.simulator import (
 from sweeper.lab.tables import TableRow, cheapest_order, header_of, merged, read_table, record_table
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.measure.trial import Stage, measure
-from sweeper.records import MODEL_KEYS, Caveat, Configuration, Workload
+from sweeper.parameters import MODEL_KEYS
+from sweeper.records import Caveat, Configuration, Workload
 from sweeper.space.space import Traits, build_space
 
 WORKLOAD = Workload(screening_repeats=4)

@@ -12,48 +12,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, read_text
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable, read_text
 from sweeper.errors import UsageError
 from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
-from sweeper.records import Configuration
+from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, Configuration, Tunable
 
-SPLIT_MODES = {"none": 0, "layer": 1, "row": 2, "tensor": 3}  # llama.h, enum llama_split_mode
+SETTINGS = tuple(t for t in SERVER_TUNABLES if t.in_llama_cpp_python)
 
 
-def ggml_type(name: str) -> int:
-    """Ggml's integer of a cache type.
+def setting(tunable: Tunable, value: Any) -> Any:
+    """A value as ``ModelSettings`` takes it: llama.cpp's integers for split modes and cache types.
 
     Raises:
         UsageError: where llama.cpp keeps no cache in that type.
     """
-    try:
-        return CACHE_TYPE_NUMBERS[name]
-    except KeyError:
-        raise UsageError(
-            f"no cache type is called {name!r}: one of {', '.join(CACHE_TYPE_NUMBERS)}"
-        ) from None
+    if tunable.name == "split_mode":
+        return SPLIT_MODES[value]
+    if tunable.kind == "word":
+        if value not in CACHE_TYPE_NUMBERS:
+            raise UsageError(f"no cache type is called {value!r}: one of {', '.join(CACHE_TYPE_NUMBERS)}")
+        return CACHE_TYPE_NUMBERS[value]
+    return value
 
 
 def model_settings(configuration: Configuration, model_path: str, name: str) -> dict[str, Any]:
     """Every key of ``ModelSettings`` that decides speed or watts."""
-    c = configuration
     return {
         "model": model_path,
         "model_alias": name,
-        "n_gpu_layers": c.n_gpu_layers,
-        "split_mode": SPLIT_MODES[c.split_mode],
-        "main_gpu": c.main_gpu,
-        "use_mmap": c.use_mmap,
-        "use_mlock": c.use_mlock,
-        "n_ctx": c.n_ctx,
-        "n_batch": c.n_batch,
-        "n_ubatch": c.n_ubatch,
-        "n_threads": c.n_threads,
-        "n_threads_batch": c.n_threads_batch,
-        "flash_attn": c.flash_attn,
-        "offload_kqv": c.offload_kqv,
-        "type_k": ggml_type(c.type_k),
-        "type_v": ggml_type(c.type_v),
+        **{t.name: setting(t, getattr(configuration, t.name)) for t in SETTINGS},
         "logits_all": False,  # the server's default keeps the logits of every prompt token
         "embedding": False,
         "cache": False,
@@ -89,7 +76,10 @@ class LlamaCppPython:
         return Draft(
             files=(change(path, text, _says(existing, others)),),
             commands=(Command("start the server", argv, request.environment),),
-            notes=("HOST, PORT and CONFIG_FILE in the server's environment go before this file",),
+            notes=(
+                "HOST, PORT and CONFIG_FILE in the server's environment go before this file",
+                *not_settable(request.configuration, "llama_cpp.server", {t.name for t in SETTINGS}),
+            ),
         )
 
 

@@ -5,8 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.apply.base import Draft, Request, on_off
-from sweeper.records import Configuration
+from sweeper.apply.base import Draft, Request, not_settable
+from sweeper.parameters import TUNABLES, Configuration
+
+# Parameters with a setting, or with a note of their own.
+SETTABLE = {*(t.name for t in TUNABLES.values() if t.lm_studio), "n_ubatch", "n_threads_batch"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,19 +29,7 @@ class LmStudio:
 def steps(request: Request) -> str:
     """Numbered steps, one setting a line."""
     c = request.configuration
-    layers = "all" if c.n_gpu_layers < 0 else str(c.n_gpu_layers)
-    values = [
-        ("Context Length", str(c.n_ctx)),
-        ("GPU Offload (layers)", layers),
-        ("CPU Thread Pool Size", str(c.n_threads)),
-        ("Evaluation Batch Size", str(c.n_batch)),
-        ("Offload KV Cache to GPU Memory", on_off(c.offload_kqv)),
-        ("Keep Model in Memory", on_off(c.use_mlock)),
-        ("Try mmap()", on_off(c.use_mmap)),
-        ("Flash Attention", on_off(c.flash_attn)),
-        ("K Cache Quantization Type", c.type_k),
-        ("V Cache Quantization Type", c.type_v),
-    ]
+    values = [(t.lm_studio, t.to_word(getattr(c, t.name))) for t in TUNABLES.values() if t.lm_studio]
     width = max(len(name) for name, _ in values)
     return "\n".join(
         [
@@ -58,8 +49,4 @@ def _cannot(configuration: Configuration) -> tuple[str, ...]:
         notes.append(f"LM Studio has no setting for n_ubatch ({c.n_ubatch})")
     if c.n_threads_batch != c.n_threads:
         notes.append(f"LM Studio has one number of threads; prompts were measured with {c.n_threads_batch}")
-    if c.split_mode != "layer" or c.main_gpu:
-        notes.append(
-            f"LM Studio chooses GPUs itself: split_mode={c.split_mode}, main_gpu={c.main_gpu} were measured"
-        )
-    return tuple(notes)
+    return (*notes, *not_settable(c, "LM Studio", SETTABLE))

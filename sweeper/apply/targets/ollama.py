@@ -8,13 +8,19 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable
 from sweeper.apply.names import slug
 from sweeper.apply.targets.systemd import quoted
 from sweeper.errors import UsageError
-from sweeper.records import Configuration
+from sweeper.parameters import TUNABLES, Configuration
 
+# Parameters that a Modelfile or a variable of the server sets, or that a note of their own is about.
+SETTABLE = {
+    *(t.name for t in TUNABLES.values() if t.ollama),
+    *("n_ubatch", "n_threads_batch", "flash_attn", "type_k", "type_v"),
+}
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
 
 
@@ -64,16 +70,12 @@ def modelfile(request: Request) -> str:
         raise UsageError(
             f"the model's path {request.model_path!r} ends with a space, which Ollama drops: rename it"
         )
-    parameters = {
-        "num_ctx": c.n_ctx,
-        "num_batch": c.n_batch,
-        "num_gpu": c.n_gpu_layers,
-        "main_gpu": c.main_gpu,
-        "num_thread": c.n_threads,
-        "use_mmap": str(c.use_mmap).lower(),
-    }
-    lines = [f"PARAMETER {name} {value}" for name, value in parameters.items()]
+    lines = [f"PARAMETER {t.ollama} {_word(getattr(c, t.name))}" for t in TUNABLES.values() if t.ollama]
     return "\n".join([f"FROM {request.model_path}", *lines]) + "\n"
+
+
+def _word(value: Any) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def server_variables(request: Request) -> dict[str, str]:
@@ -108,12 +110,7 @@ def _cannot(configuration: Configuration) -> tuple[str, ...]:
         notes.append(
             f"Ollama has one cache type of {', '.join(CACHE_TYPES)}; {c.type_k}/{c.type_v} was measured"
         )
-    if not c.offload_kqv:
-        notes.append("Ollama cannot keep the cache off the GPU, as it was measured")
-    if c.use_mlock:
-        notes.append("Ollama no longer locks models in memory, as it was measured")
-    if c.split_mode != "layer":
-        notes.append(f"Ollama splits by layer; split_mode={c.split_mode} was measured")
+    notes += not_settable(c, "Ollama", SETTABLE)
     notes.append(
         "Ollama brings a llama.cpp of its own, not the build that was measured: check with `sweeper verify`"
     )

@@ -17,8 +17,13 @@ import yaml
 from sweeper.apply.base import Draft, Request, change, on_off, read_text
 from sweeper.apply.yaml_text import with_entry
 from sweeper.errors import MissingError
-from sweeper.records import Configuration
+from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
 
+# Parameters with a key below, or handled by themselves; all others go into `extra_flags`.
+_OWN_KEYS = {
+    *("n_gpu_layers", "n_ctx", "type_k", "type_v", "n_threads", "n_threads_batch", "n_batch", "n_ubatch"),
+    *("offload_kqv", "use_mmap", "use_mlock", "split_mode", "flash_attn", "main_gpu"),
+}
 _OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # that every version of it takes
 
 
@@ -72,6 +77,11 @@ def settings(configuration: Configuration) -> dict[str, Any]:
         flags |= {"cache-type-k": c.type_k, "cache-type-v": c.type_v}
     if c.split_mode not in ("layer", "row"):
         flags["split-mode"] = c.split_mode
+    flags |= {
+        t.option: t.to_word(getattr(c, t.name))
+        for t in SERVER_TUNABLES
+        if t.option and t.name not in _OWN_KEYS and getattr(c, t.name) != DEFAULTS[t.name]
+    }
     return {
         "loader": "llama.cpp",
         "gpu_layers": c.n_gpu_layers,

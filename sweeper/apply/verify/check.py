@@ -30,8 +30,8 @@ from sweeper.errors import (
     VerifyError,
 )
 from sweeper.http import get
+from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing, padded
 from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
-from sweeper.space.space import padded
 
 ServerKind = Literal["auto", "llama-server", "llama-cpp-python", "ollama"]
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
@@ -50,25 +50,6 @@ _USUAL_URLS = {
     "llama-cpp-python": "http://127.0.0.1:8000",
     "ollama": "http://127.0.0.1:11434",
 }
-# Settings that decide speed or watts and that a server may say; quant and limits are not a server's.
-SETTINGS = (
-    "n_gpu_layers",
-    "n_ctx",
-    "n_batch",
-    "n_ubatch",
-    "n_threads",
-    "n_threads_batch",
-    "flash_attn",
-    "type_k",
-    "type_v",
-    "offload_kqv",
-    "use_mmap",
-    "use_mlock",
-    "split_mode",
-    "main_gpu",
-)
-# On a machine without a GPU these change nothing, and servers report them as they like.
-_GPU_ONLY = ("n_gpu_layers", "offload_kqv", "split_mode", "main_gpu")
 
 
 @dataclass(frozen=True, slots=True)
@@ -391,16 +372,16 @@ def _settings(
     elif "model" in in_force:
         path = str(Path(file.path).expanduser().absolute())
         checks.append(_check("model", path, in_force["model"]))
-    for key in SETTINGS:
-        if key in _GPU_ONLY and not record.engine.gpu_offload:
-            continue
+    for key in (tunable.name for tunable in SERVER_TUNABLES):
+        if changes_nothing(key, record.engine.gpu_offload, record.model.expert_count > 0):
+            continue  # servers report it as they like
         said = in_force.get(key)
         if said is None:
             checks.append(SettingCheck(key, configured[key], None, "the server does not say", "unknown"))
         elif key == "n_gpu_layers":
             checks.append(_layers_check(configured[key], said, record.model.n_layer))
         else:
-            checks.append(_check(key, _as_engine_has_it(key, configured), said))
+            checks.append(_check(key, as_engine_has_it(key, trial.configuration), said))
     return tuple(checks)
 
 
@@ -412,17 +393,6 @@ def _layers_check(configured: int, said: InForce, n_layer: int) -> SettingCheck:
 
     kept = layers(said.value) == layers(configured)
     return SettingCheck("n_gpu_layers", configured, said.value, said.read_from, "kept" if kept else "missed")
-
-
-def _as_engine_has_it(key: str, configured: Mapping[str, Any]) -> Any:
-    """llama.cpp silently pads the context to 256 and cuts the batches to the context as it was asked for."""
-    if key == "n_ctx":
-        return padded(int(configured["n_ctx"]))
-    if key == "n_batch":
-        return min(configured["n_batch"], configured["n_ctx"])
-    if key == "n_ubatch":
-        return min(configured["n_ubatch"], _as_engine_has_it("n_batch", configured))
-    return configured[key]
 
 
 def _check(name: str, configured: Any, said: InForce) -> SettingCheck:

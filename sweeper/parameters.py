@@ -1,0 +1,313 @@
+"""Every parameter that sweeper can tune, described once: `Configuration` and `TUNABLES`.
+
+Space, search, memory forecast, engine, apply targets and verify read this table. A new parameter needs a field
+and a row here, and the lines in `sweeper.model.llama_params` that hand it to llama.cpp.
+
+Sources: names are llama-cpp-python's; options, their spellings and variables are those of llama-server
+(``common/arg.cpp`` of llama.cpp); Ollama's names are those of its Modelfile.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal
+
+from sweeper.metrics import Phase
+
+# llama.cpp pads a context to a multiple of this many tokens (llama_context, GGML_PAD(n_ctx, 256)).
+CONTEXT_PADDING = 256
+# A KV cache of q8_1 aborts llama.cpp and one of i8 crashes it, so neither is offered.
+QUANTISED_CACHE_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
+CACHE_TYPES = ("f32", "f16", "bf16", *QUANTISED_CACHE_TYPES)
+SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # enum llama_split_mode
+_TRUE = ("on", "true", "1", "enabled")
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One point of the search space: every parameter has a value.
+
+    Each default is the value at which a parameter changes nothing; `sweeper.space.auto` says what llama.cpp
+    itself chooses on a machine.
+    """
+
+    n_gpu_layers: int = 0
+    n_ctx: int = 4096
+    n_batch: int = 2048
+    n_ubatch: int = 512
+    n_threads: int = 1
+    n_threads_batch: int = 1
+    flash_attn: bool = True
+    type_k: str = "f16"
+    type_v: str = "f16"
+    offload_kqv: bool = True
+    use_mmap: bool = True
+    use_mlock: bool = False
+    split_mode: str = "layer"
+    main_gpu: int = 0
+    quant: str | None = None  # None: the model file as it is
+    power_limit_watts: int | None = None  # None: as found
+    clock_limit_mhz: int | None = None  # None: as found
+
+    def to_dict(self) -> dict[str, Any]:
+        """All parameters by name, in their documented order."""
+        return {f.name: getattr(self, f.name) for f in fields(self)}
+
+    def with_(self, **changes: Any) -> Configuration:
+        """A copy with some parameters changed."""
+        return replace(self, **changes)
+
+    @property
+    def digest(self) -> str:
+        """Twelve hex digits that name this configuration.
+
+        A parameter that was added after the first release counts only where it has another value than its default, so
+        that configurations recorded before keep their digests.
+        """
+        values = {
+            name: value
+            for name, value in self.to_dict().items()
+            if not (TUNABLES[name].added_later and value == DEFAULTS[name])
+        }
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+@dataclass(frozen=True, slots=True)
+class Tunable:
+    """What sweeper knows about one parameter.
+
+    ``change`` says what another value costs: a load of the model, a new context on it, or a limit set on a device.
+    ``memory`` says what a larger value (true counts as 1) does to memory: it needs ``more`` or ``less`` of it, or moves
+    memory from the host to the ``device``, or from the device to the ``host``.
+    """
+
+    name: str
+    kind: Literal["number", "flag", "word"]
+    change: Literal["model", "context", "limit"]
+    least: int | None = None  # of a number
+    words: tuple[str, ...] = ()  # that a word can be; empty: the model's files decide
+    optional: bool = False  # None is a value
+    idle_in: Phase | None = None  # llama.cpp does not look at it in this phase
+    memory: Literal["more", "less", "device", "host"] | None = None
+    gpu_only: bool = False  # without a GPU it changes nothing
+    experts_only: bool = False  # with a model that has no experts it changes nothing
+    up_to: Literal["n_layer", "offloadable_layers"] | None = None  # the model's fact that bounds it
+    tried: tuple[Any, ...] = ()  # what `auto` means for a parameter whose values depend on nothing
+    clamped_to: str | None = None  # llama.cpp cuts it to the value of this other parameter
+    equal: Callable[[Configuration, int], Any] | None = (
+        None  # (configuration, n_layer) -> the value in effect
+    )
+    option: str | None = None  # of llama-server, without dashes
+    spellings: tuple[str, ...] = ()  # other names of that option
+    environment: str | None = None  # the variable that llama-server reads for it
+    is_switch: bool = False  # `--option` or `--no-option`, without a value
+    in_llama_cpp_python: bool = True  # its server has a key of the same name
+    ollama: str | None = None  # PARAMETER of a Modelfile
+    lm_studio: str | None = None  # label in LM Studio's window
+    added_later: bool = False  # than the first release
+
+    def to_word(self, value: Any) -> str:
+        """A value as llama-server's command line takes it."""
+        if self.kind == "flag":
+            return "on" if value else "off"
+        return "all" if self.kind == "number" and value < 0 else str(value)
+
+    def from_word(self, word: str) -> Any:
+        """A word of a command line, a file or a log as a value; ``auto`` stays ``auto``.
+
+        Raises:
+            ValueError: the word is no number where one is needed.
+        """
+        if word == "auto" or self.kind == "word":
+            return word
+        if self.kind == "flag":
+            return word.lower() in _TRUE
+        return -1 if word == "all" else int(word)
+
+
+TUNABLES = {
+    tunable.name: tunable
+    for tunable in (
+        Tunable(
+            "n_gpu_layers",
+            "number",
+            "model",
+            least=-1,
+            memory="device",
+            gpu_only=True,
+            up_to="offloadable_layers",
+            option="n-gpu-layers",
+            spellings=("ngl", "gpu-layers"),
+            environment="LLAMA_ARG_N_GPU_LAYERS",
+            ollama="num_gpu",
+            lm_studio="GPU Offload (layers)",
+        ),
+        Tunable(
+            "n_ctx",
+            "number",
+            "context",
+            least=1,
+            idle_in="decode",
+            memory="more",
+            option="ctx-size",
+            spellings=("c",),
+            environment="LLAMA_ARG_CTX_SIZE",
+            ollama="num_ctx",
+            lm_studio="Context Length",
+        ),
+        Tunable(
+            "n_batch",
+            "number",
+            "context",
+            least=1,
+            idle_in="decode",
+            clamped_to="n_ctx",
+            option="batch-size",
+            spellings=("b",),
+            environment="LLAMA_ARG_BATCH",
+            ollama="num_batch",
+            lm_studio="Evaluation Batch Size",
+        ),
+        Tunable(
+            "n_ubatch",
+            "number",
+            "context",
+            least=1,
+            idle_in="decode",
+            memory="more",
+            clamped_to="n_batch",
+            option="ubatch-size",
+            spellings=("ub",),
+            environment="LLAMA_ARG_UBATCH",
+        ),
+        Tunable(
+            "n_threads",
+            "number",
+            "context",
+            least=1,
+            idle_in="prefill",
+            option="threads",
+            spellings=("t",),
+            environment="LLAMA_ARG_THREADS",
+            ollama="num_thread",
+            lm_studio="CPU Thread Pool Size",
+        ),
+        Tunable(
+            "n_threads_batch",
+            "number",
+            "context",
+            least=1,
+            idle_in="decode",
+            option="threads-batch",
+            spellings=("tb",),
+        ),
+        Tunable(
+            "flash_attn",
+            "flag",
+            "context",
+            memory="less",
+            tried=(True, False),
+            option="flash-attn",
+            spellings=("fa",),
+            environment="LLAMA_ARG_FLASH_ATTN",
+            lm_studio="Flash Attention",
+        ),
+        Tunable(
+            "type_k",
+            "word",
+            "context",
+            words=CACHE_TYPES,
+            memory="more",
+            tried=("f16", "q8_0"),
+            option="cache-type-k",
+            spellings=("ctk",),
+            environment="LLAMA_ARG_CACHE_TYPE_K",
+            lm_studio="K Cache Quantization Type",
+        ),
+        Tunable(
+            "type_v",
+            "word",
+            "context",
+            words=CACHE_TYPES,
+            memory="more",
+            tried=("f16", "q8_0"),
+            option="cache-type-v",
+            spellings=("ctv",),
+            environment="LLAMA_ARG_CACHE_TYPE_V",
+            lm_studio="V Cache Quantization Type",
+        ),
+        Tunable(
+            "offload_kqv",
+            "flag",
+            "context",
+            memory="device",
+            gpu_only=True,
+            option="kv-offload",
+            spellings=("kvo", "nkvo"),
+            environment="LLAMA_ARG_KV_OFFLOAD",
+            is_switch=True,
+            lm_studio="Offload KV Cache to GPU Memory",
+        ),
+        # llama-server has one option, `load-mode`, for the next two (`sweeper.apply.llama_options`).
+        Tunable("use_mmap", "flag", "model", ollama="use_mmap", lm_studio="Try mmap()"),
+        Tunable("use_mlock", "flag", "model", lm_studio="Keep Model in Memory"),
+        Tunable(
+            "split_mode",
+            "word",
+            "model",
+            words=tuple(SPLIT_MODES),
+            gpu_only=True,
+            option="split-mode",
+            spellings=("sm",),
+            environment="LLAMA_ARG_SPLIT_MODE",
+        ),
+        Tunable(
+            "main_gpu",
+            "number",
+            "model",
+            least=0,
+            gpu_only=True,
+            option="main-gpu",
+            spellings=("mg",),
+            environment="LLAMA_ARG_MAIN_GPU",
+            ollama="main_gpu",
+        ),
+        Tunable("quant", "word", "model", optional=True, memory="more", in_llama_cpp_python=False),
+        Tunable("power_limit_watts", "number", "limit", least=1, optional=True, in_llama_cpp_python=False),
+        Tunable("clock_limit_mhz", "number", "limit", least=1, optional=True, in_llama_cpp_python=False),
+    )
+}
+DEFAULTS = Configuration().to_dict()
+PARAMETER_NAMES = tuple(TUNABLES)
+MODEL_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "model")
+CONTEXT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "context")
+LIMIT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "limit")
+# What a server decides by itself or by its options; quant and limits are not a server's.
+SERVER_TUNABLES = tuple(t for t in TUNABLES.values() if t.change != "limit" and t.name != "quant")
+
+
+def changes_nothing(name: str, gpu_offload: bool, has_experts: bool) -> bool:
+    """Whether no value of this parameter has an effect on such a build and model."""
+    tunable = TUNABLES[name]
+    return (tunable.gpu_only and not gpu_offload) or (tunable.experts_only and not has_experts)
+
+
+def padded(n_ctx: int) -> int:
+    """The context in tokens that llama.cpp makes of ``n_ctx``."""
+    return -(-n_ctx // CONTEXT_PADDING) * CONTEXT_PADDING
+
+
+def as_engine_has_it(name: str, configuration: Configuration) -> Any:
+    """The value that llama.cpp puts in force: contexts are padded, batches cut to the context as asked for."""
+    if name == "n_ctx":
+        return padded(configuration.n_ctx)
+    return clamped(name, configuration)
+
+
+def clamped(name: str, configuration: Configuration) -> Any:
+    """A value cut to that of the parameter which bounds it, such as ``n_ubatch`` to ``n_batch``."""
+    value, bound = getattr(configuration, name), TUNABLES[name].clamped_to
+    return value if bound is None else min(value, clamped(bound, configuration))
