@@ -65,7 +65,7 @@ def model_options(request: Request) -> tuple[Option, ...]:
     ``fit`` is off because llama-server would change layers and context to what it thinks fits; ``parallel``
     is 1 because the sweep measured one request at a time and the default splits the cache between four.
     """
-    c = request.configuration
+    c, has_experts = request.configuration, request.record.model.expert_count > 0
     return (
         Option("model", request.model_path, ("m",), "LLAMA_ARG_MODEL"),
         Option("fit", "off", (), "LLAMA_ARG_FIT"),
@@ -73,7 +73,7 @@ def model_options(request: Request) -> tuple[Option, ...]:
         *(
             Option(t.option, t.to_word(getattr(c, t.name)), t.spellings, t.environment, t.is_switch)
             for t in SERVER_TUNABLES
-            if t.option
+            if t.option and (has_experts or not t.experts_only)
         ),
         Option("load-mode", load_mode(c), ("lm",), "LLAMA_ARG_LOAD_MODE"),
     )

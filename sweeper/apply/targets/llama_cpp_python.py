@@ -18,6 +18,7 @@ from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
 from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, Configuration, Tunable
 
 SETTINGS = tuple(t for t in SERVER_TUNABLES if t.in_llama_cpp_python)
+SETTABLE = {tunable.name for tunable in SETTINGS}
 
 
 def setting(tunable: Tunable, value: Any) -> Any:
@@ -78,7 +79,7 @@ class LlamaCppPython:
             commands=(Command("start the server", argv, request.environment),),
             notes=(
                 "HOST, PORT and CONFIG_FILE in the server's environment go before this file",
-                *not_settable(request.configuration, "llama_cpp.server", {t.name for t in SETTINGS}),
+                *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
             ),
         )
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.apply.base import Draft, Request, change
-from sweeper.apply.targets.llama_cpp_python import model_settings
+from sweeper.apply.base import Draft, Request, change, not_settable
+from sweeper.apply.targets.llama_cpp_python import SETTABLE, model_settings
 
 # Keys of the server's settings that the class `Llama` does not have.
 _SERVER_ONLY = ("model", "model_alias", "cache")
@@ -24,9 +24,10 @@ class PythonSnippet:
     def draft(self, request: Request) -> Draft:
         """The code; written only where the user named a file."""
         text = snippet(request)
+        notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
         if request.file is None:
-            return Draft(snippet=text)
-        return Draft(files=(change(request.target_file(""), text, "the whole file"),))
+            return Draft(snippet=text, notes=notes)
+        return Draft(files=(change(request.target_file(""), text, "the whole file"),), notes=notes)
 
 
 def snippet(request: Request) -> str:
