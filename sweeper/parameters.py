@@ -48,6 +48,7 @@ class Configuration:
     use_mlock: bool = False
     split_mode: str = "layer"
     main_gpu: int = 0
+    n_cpu_moe: int = 0
     quant: str | None = None  # None: the model file as it is
     power_limit_watts: int | None = None  # None: as found
     clock_limit_mhz: int | None = None  # None: as found
@@ -126,6 +127,17 @@ class Tunable:
         if self.kind == "flag":
             return word.lower() in _TRUE
         return -1 if word == "all" else int(word)
+
+
+def _layers_with_experts_moved(configuration: Configuration, n_layer: int) -> int:
+    """``n_cpu_moe`` in effect: 0 where it names only layers that ``n_gpu_layers`` leaves on the CPU anyway.
+
+    llama.cpp offloads the last layers and counts ``n_cpu_moe`` from the first.
+    """
+    layers = configuration.n_gpu_layers
+    on_cpu = max(0, n_layer + 1 - layers) if layers >= 0 else 0
+    moved = min(configuration.n_cpu_moe, n_layer)
+    return moved if moved > on_cpu else 0
 
 
 TUNABLES = {
@@ -274,6 +286,22 @@ TUNABLES = {
             spellings=("mg",),
             environment="LLAMA_ARG_MAIN_GPU",
             ollama="main_gpu",
+        ),
+        Tunable(
+            "n_cpu_moe",
+            "number",
+            "model",
+            least=0,
+            memory="host",
+            gpu_only=True,
+            experts_only=True,
+            up_to="n_layer",
+            equal=_layers_with_experts_moved,
+            option="n-cpu-moe",
+            spellings=("ncmoe", "cpu-moe", "cmoe"),
+            environment="LLAMA_ARG_N_CPU_MOE",
+            in_llama_cpp_python=False,
+            added_later=True,
         ),
         Tunable("quant", "word", "model", optional=True, memory="more", in_llama_cpp_python=False),
         Tunable("power_limit_watts", "number", "limit", least=1, optional=True, in_llama_cpp_python=False),

@@ -5,11 +5,18 @@
 
 from __future__ import annotations
 
+import ctypes
+import functools
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.parameters import SPLIT_MODES
+
+# The tensors that llama.cpp takes for experts (common/common.h, LLM_FFN_EXPS_REGEX).
+_EXPERT_TENSORS = r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps"
+_EXPERTS = re.compile(rf"blk\.(\d+)\.{_EXPERT_TENSORS}")
 
 
 def model_params(api: Any, wanted: Mapping[str, Any]) -> Any:
@@ -18,6 +25,8 @@ def model_params(api: Any, wanted: Mapping[str, Any]) -> Any:
     params.n_gpu_layers, params.main_gpu = wanted["n_gpu_layers"], wanted["main_gpu"]
     params.split_mode = SPLIT_MODES[wanted["split_mode"]]
     params.load_mode = (1 if wanted["use_mmap"] else 0) + (2 if wanted["use_mlock"] else 0)
+    if wanted["n_cpu_moe"]:
+        params.tensor_buft_overrides = ctypes.addressof(_experts_on_host(wanted["n_cpu_moe"]))
     return params
 
 
@@ -34,4 +43,22 @@ def context_params(api: Any, wanted: Mapping[str, Any]) -> Any:
 
 def stays_on_host(tensor: str, wanted: Mapping[str, Any]) -> bool:
     """Whether a tensor stays on the host although its layer is on a GPU."""
-    return False
+    found = _EXPERTS.match(tensor)
+    return found is not None and int(found[1]) < wanted["n_cpu_moe"]
+
+
+class _Override(ctypes.Structure):
+    """``llama_model_tensor_buft_override``: a regular expression of tensors' names, and their buffer type."""
+
+    _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
+
+
+@functools.cache  # llama.cpp keeps the address, so the list must live on
+def _experts_on_host(layers: int) -> Any:
+    """What llama-server makes of ``--n-cpu-moe``: the rule for the experts of the first layers, and an empty one."""
+    from llama_cpp import _ggml
+
+    cpu = _ggml.libggml.ggml_backend_cpu_buffer_type
+    cpu.restype = ctypes.c_void_p
+    pattern = rf"^blk\.({'|'.join(map(str, range(layers)))})\.{_EXPERT_TENSORS}"
+    return (_Override * 2)(_Override(pattern.encode(), cpu()), _Override(None, None))

@@ -10,15 +10,18 @@ import re
 import shlex
 import shutil
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
-from apply_sweep import CONFIGURATION
+from apply_sweep import CONFIGURATION, make_sweep
 from hostile import NAMES, made, names, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from sweeper import apply
+from sweeper.apply.verify.in_force import from_llama_server_argv
 from sweeper.errors import MissingError, UsageError
 from sweeper.records import Configuration
 
@@ -152,8 +155,8 @@ def test_ollama_says_everything_that_it_cannot_hold() -> None:
         "n_ubatch",
         "prompts were measured with 5",
         "q8_0/q5_1",
-        "off the GPU",
-        "locks",
+        "offload_kqv=off",
+        "use_mlock=on",
         "split_mode=row",
     ):
         assert word in notes
@@ -407,7 +410,7 @@ def test_python_snippet(name: str) -> None:
     assert arguments.pop("model_path") == f"/models/{name}"
     assert set(arguments) <= set(inspect.signature(llama_cpp.Llama).parameters)
     for key, value in C.to_dict().items():
-        if key in ("quant", "power_limit_watts", "clock_limit_mhz"):
+        if key in ("quant", "power_limit_watts", "clock_limit_mhz", "n_cpu_moe"):
             continue
         expected = {"type_k": 8, "type_v": 7, "split_mode": 2}.get(key, value)
         assert arguments[key] == expected, key
@@ -439,3 +442,24 @@ def test_default_names_are_safe_and_differ(name: str) -> None:
     assert re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", slug(name))
     assert len({slug(other) for other in NAMES}) == len(NAMES)
     assert alias_for("codebooga-34b", "Q4_K_M", "within:5%") == "codebooga-34b-q4_k_m-eco"
+
+
+MIXTURE = replace(C, n_cpu_moe=7)
+
+
+@pytest.mark.parametrize("target", ["python", "llama-cpp-python", "ollama", "lm-studio"])
+def test_a_target_that_cannot_keep_experts_on_the_host_says_so(target: str) -> None:
+    notes = " ".join(made(target, "x.gguf", FOLDER, MIXTURE).notes)
+    assert "has no setting for n_cpu_moe; n_cpu_moe=7 was measured" in notes
+    assert "n_cpu_moe" not in " ".join(made(target, "x.gguf", FOLDER).notes)
+
+
+def test_experts_on_the_host_reach_llama_server_and_textgen() -> None:
+    sweep = make_sweep(Path("/models/x.gguf"), MIXTURE, config={})
+    sweep = replace(sweep, model=replace(sweep.model, expert_count=8))
+    plan = apply.plan(sweep, 3, "llama-server", apply.Options(folder=FOLDER))
+    assert "n-cpu-moe = 7\n" in text_of(plan)
+    assert from_llama_server_argv(list(plan.commands[1].argv))["n_cpu_moe"] == 7
+    assert "n-cpu-moe=7" in text_of(
+        apply.plan(sweep, 3, "textgen", apply.Options(folder=FOLDER, file=FOLDER / "c.yaml"))
+    )

@@ -479,9 +479,11 @@ def test_ollama_parameters_that_are_not_ours_are_passed_over() -> None:
 
 def test_batches_are_cut_to_the_context_as_it_was_asked_for():
     # llama.cpp makes a context of 1,024 of n_ctx=1000, and batches of 1,000: read back from the engine.
-    from sweeper.apply.verify.check import _as_engine_has_it
+    from sweeper.parameters import as_engine_has_it
 
-    configured = {"n_ctx": 1000, "n_batch": 2048, "n_ubatch": 1010}
-    assert _as_engine_has_it("n_ctx", configured) == 1024
-    assert _as_engine_has_it("n_batch", configured) == 1000
-    assert _as_engine_has_it("n_ubatch", configured) == 1000
+    configured = Configuration(n_ctx=1000, n_batch=2048, n_ubatch=1010)
+    assert [as_engine_has_it(name, configured) for name in ("n_ctx", "n_batch", "n_ubatch")] == [
+        1024,
+        1000,
+        1000,
+    ]
