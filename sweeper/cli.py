@@ -210,7 +210,10 @@ def _parser() -> argparse.ArgumentParser:
     rollback = _command(add, "rollback", commands.rollback, "undo the last apply, files and limits")
     rollback.add_argument("--force", action="store_true", help="also where a file was changed since")
     _add_verify(add)
-    _command(add, "restore", commands.restore, "give back limits that a killed run left")
+    restore = _command(add, "restore", commands.restore, "give back limits that a killed run left")
+    restore.add_argument(
+        "overrides", nargs="*", metavar="KEY=VALUE", help="for example power.limits.zeusd_socket=PATH"
+    )
     doctor = _command(
         add, "doctor", commands.doctor, "what this machine can measure and set, and what mends the rest"
     )

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
     from sweeper.apply.journal import PowerLimit
     from sweeper.doctor import Finding
+    from sweeper.power_settings import PowerSettings
     from sweeper.records import EngineRecord, MachineRecord, SweepRecord
 
 CPU_BUILD = "this build of llama.cpp runs on the CPU alone"
@@ -178,9 +179,10 @@ def rollback(options: argparse.Namespace) -> int:
     from sweeper.apply import journal
     from sweeper.apply.text import render_undone, undone_to_plain
     from sweeper.limits.standing_limit import own_bench, standing_limit
+    from sweeper.power_settings import PowerSettings
 
     last = journal.last_to_undo(options.root)
-    with own_bench() as bench:
+    with own_bench(_power_of(options.root, last.sweep) if last else PowerSettings()) as bench:
         limit = (
             standing_limit(bench, last.limit.device) if last is not None and last.limit is not None else None
         )
@@ -227,10 +229,13 @@ def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:
 
 def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
     """A meter as the sweep's own settings say it: the same sensor, and so the same scope."""
+    from sweeper.apply.run import environment_of
     from sweeper.config import power_settings
     from sweeper.meter.choose import find_meter
+    from sweeper.nvml import cuda_variables
 
     kept = record.config.get("power", {})
+    held.enter_context(cuda_variables(environment_of(record)))
     meter, notes = find_meter(power_settings(kept), root, record.engine.gpu_offload)
     for note in notes:
         print(note, file=sys.stderr)
@@ -238,10 +243,23 @@ def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
 
 
 def _limit(record: SweepRecord, held: ExitStack) -> PowerLimit:
+    from sweeper.config import power_settings
     from sweeper.limits.standing_limit import own_bench, standing_limit
 
-    device = record.power.device or (record.machine.gpus[0].uuid if record.machine.gpus else "package")
-    return standing_limit(held.enter_context(own_bench()), device)
+    settings = power_settings(record.config.get("power", {}))
+    return standing_limit(held.enter_context(own_bench(settings)), record.gpu or "package")
+
+
+def _power_of(root: Path, sweep: str) -> PowerSettings:
+    """The sweep's own power settings, which say how limits are set; the defaults where the sweep is gone."""
+    from sweeper.config import power_settings
+    from sweeper.errors import StoreError, SweepMissingError
+    from sweeper.power_settings import PowerSettings
+
+    try:
+        return power_settings(load_record(root, sweep).config.get("power", {}))
+    except (StoreError, SweepMissingError):
+        return PowerSettings()
 
 
 def _now(record: SweepRecord) -> tuple[MachineRecord, EngineRecord]:
@@ -312,8 +330,7 @@ def _engine_findings() -> list[Finding]:
     try:
         engine = _engine_record()
     except EngineMissingError as error:
-        words, _, mend = str(error).rpartition(": ")
-        return [Finding("engine", "llama-cpp-python", "missing", words, mend)]
+        return [Finding("engine", "llama-cpp-python", "missing", error.what, error.mend)]
     if engine.gpu_offload:
         return [Finding("engine", "llama-cpp-python", "ok", f"{engine.version}; layers can go to the GPU")]
     detail = f"{engine.version}; {CPU_BUILD}"
@@ -334,12 +351,15 @@ def gpu_line() -> str:
 
 def restore(options: argparse.Namespace) -> int:
     """`sweeper restore`."""
+    from sweeper.config import compose
     from sweeper.limits.guardian import read_log
     from sweeper.limits.restore import Action
     from sweeper.limits.restore import restore as give_back
+    from sweeper.limits.rights import MeansSettings
     from sweeper.records import to_plain
 
-    outcomes = give_back(options.root)
+    settings = compose(options.overrides).settings.power
+    outcomes = give_back(options.root, MeansSettings.of(settings.limits), Path(settings.sysfs_root))
     guardians = [f"a guardian before: {line}" for line in read_log(options.root)]
     text = "\n".join([*guardians, *(str(outcome) for outcome in outcomes)]) or "no run left a limit behind"
     plain = {

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from sweeper.errors import ConfigError, MissingError, ReadingFailed, RightMissingError, SweeperError
 from sweeper.limits.base import LimitControl
+from sweeper.limits.rights import grant_steps
 from sweeper.meter.base import Sensor
 from sweeper.meter.choose import TRUST_CHECKED, make_sensor
 from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
@@ -24,6 +25,7 @@ Status = Literal["ok", "missing", "no_right", "unusable"]
 
 # The doctor reads a sensor that it cannot poll a few times over this long, to show what it gives.
 LOOK_SECONDS = 0.5
+GRANT = "an administrator grants it once with these steps:"
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,7 @@ class Finding:
     status: Status
     detail: str
     mend: str | None = None
+    steps: tuple[str, ...] = ()  # that mend it, in their order
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,13 +61,16 @@ class Diagnosis:
     def to_text(self) -> str:
         """Plain lines for a terminal, with the mending line under each thing that wants one."""
         width = max((len(finding.name) for finding in self.findings), default=0)
-        lines = []
+        lines: list[str] = []
+        shown: set[str] = set()  # the steps of several limits are the same
         for area in dict.fromkeys(finding.area for finding in self.findings):
             lines.append(f"{area}s")
             for finding in self.of(area):
                 lines.append(f"  {_MARKS[finding.status]} {finding.name:<{width}}  {finding.detail}")
                 if finding.mend:
                     lines.append(f"    {'':<{width}}  → {finding.mend}")
+                lines += [f"    {'':<{width}}    {step}" for step in finding.steps if step not in shown]
+                shown.update(finding.steps)
         return "\n".join(lines)
 
 
@@ -135,9 +141,9 @@ def _of_sensor(
         sensor = make()
         sensor.open()
     except RightMissingError as error:
-        return _ill(name, "no_right", str(error))
+        return Finding("sensor", name, "no_right", error.what, error.mend)
     except (MissingError, ConfigError) as error:
-        return _ill(name, "missing", str(error))
+        return Finding("sensor", name, "missing", error.what, error.mend)
     try:
         sensor.read()
         if sensor.source.name in TRUST_CHECKED:
@@ -148,7 +154,7 @@ def _of_sensor(
         note = f"; {sensor.source.note}" if sensor.source.note else ""
         return Finding("sensor", name, "ok", f"{_described(sensor)}{shown}{note}")
     except ReadingFailed as error:
-        return _ill(name, "unusable", str(error))
+        return Finding("sensor", name, "unusable", str(error))
     finally:
         sensor.close()
 
@@ -203,25 +209,18 @@ def _of_unset(settings: PowerSettings) -> Iterator[Finding]:
 
 def _of_limits(limits: LimitControl) -> Iterator[Finding]:
     try:
-        ranges, reasons = limits.ranges(), limits.reasons()
+        ranges, refusals = limits.ranges(), limits.refusals()
     except SweeperError as error:
         yield Finding("limit", "limits", "unusable", str(error))
         return
     for name, span in ranges.items():
-        if name not in reasons:
+        if name not in refusals:
             found = "not set" if span.found is None else f"{span.found}"
             yield Finding(
                 "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, found at {found}"
             )
-    for name, reason in reasons.items():
-        what, _, mend = reason.rpartition(": ")
-        if "`" in mend:  # a reason that ends in a command is a right that can be granted
-            yield Finding("limit", name, "no_right", what, mend)
+    for name, refusal in refusals.items():
+        if isinstance(refusal, RightMissingError):
+            yield Finding("limit", name, "no_right", refusal.what, GRANT, grant_steps())
         else:
-            yield Finding("limit", name, "missing", reason)
-
-
-def _ill(name: str, status: Status, message: str) -> Finding:
-    """Our messages read «what is wrong: how to mend it»."""
-    what, _, mend = message.partition(": ")
-    return Finding("sensor", name, status, what, mend or None)
+            yield Finding("limit", name, "missing", refusal.what, refusal.mend)

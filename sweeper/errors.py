@@ -46,6 +46,12 @@ class SweeperError(Exception):
 
     exit_code = 1
 
+    def __init__(self, message: str = "", mend: str | None = None) -> None:
+        """``mend`` is the one line that mends it; the text of the error is ``message: mend``."""
+        super().__init__(f"{message}: {mend}" if mend else message)
+        self.what = message
+        self.mend = mend
+
 
 class UsageError(SweeperError):
     """A wrong word or value, mended by whoever typed it."""

@@ -8,9 +8,12 @@ import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import psutil
 
+from sweeper.errors import SensorMissingError
+from sweeper.nvml import Card, Nvml, first, visible_gpus
 from sweeper.records import GpuRecord, MachineRecord
 
 # Two copies of this many bytes are far larger than any cache that a desktop or a small server has.
@@ -47,17 +50,14 @@ def fingerprint(cpu: str, logical_cores: int, memory_mib: int, gpus: Sequence[Gp
 
 def nvidia_gpus() -> tuple[GpuRecord, ...]:
     """NVIDIA GPUs as NVML describes them; empty where there is no driver."""
-    import pynvml
-
     try:
-        pynvml.nvmlInit()
-    except pynvml.NVMLError:
+        with Nvml() as nvml:
+            cards = nvml.cards()
+            visible = visible_gpus([(card.uuid, card.name) for card in cards]).uuids
+            driver = nvml.driver()
+            return tuple(_gpu(card, nvml.handle(card.uuid), driver, card.uuid in visible) for card in cards)
+    except SensorMissingError:
         return ()
-    try:
-        driver = _text(pynvml.nvmlSystemGetDriverVersion())
-        return tuple(_gpu(index, driver) for index in range(pynvml.nvmlDeviceGetCount()))
-    finally:
-        pynvml.nvmlShutdown()
 
 
 def measure_bandwidth_gb_per_second() -> float:
@@ -87,37 +87,26 @@ def measure_bandwidth_gb_per_second() -> float:
     return best / 1e9
 
 
-def _gpu(index: int, driver: str) -> GpuRecord:
+def _gpu(card: Card, handle: Any, driver: str, visible: bool) -> GpuRecord:
     import pynvml
 
-    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-
     def watts(function: str, part: int | None = None) -> float | None:
-        try:
-            value = getattr(pynvml, function)(handle)
-        except pynvml.NVMLError:
-            return None  # laptops and virtual GPUs do not say; None is what the record has for that
-        return float(value if part is None else value[part]) / 1000
+        value = first(lambda: getattr(pynvml, function)(handle))  # laptops and virtual GPUs do not say
+        return None if value is None else float(value if part is None else value[part]) / 1000
 
-    try:
-        memory_mib: int | None = pynvml.nvmlDeviceGetMemoryInfo(handle).total // 2**20
-    except pynvml.NVMLError:
-        memory_mib = None
+    memory = first(lambda: pynvml.nvmlDeviceGetMemoryInfo(handle))
     return GpuRecord(
-        name=_text(pynvml.nvmlDeviceGetName(handle)),
-        uuid=_text(pynvml.nvmlDeviceGetUUID(handle)),
+        name=card.name,
+        uuid=card.uuid,
         driver=driver,
-        index=index,
-        memory_mib=memory_mib,
+        index=card.index,
+        memory_mib=None if memory is None else memory.total // 2**20,
         power_min_watts=watts("nvmlDeviceGetPowerManagementLimitConstraints", 0),
         power_max_watts=watts("nvmlDeviceGetPowerManagementLimitConstraints", 1),
         power_default_watts=watts("nvmlDeviceGetPowerManagementDefaultLimit"),
         power_limit_watts=watts("nvmlDeviceGetPowerManagementLimit"),
+        visible=visible,
     )
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _cpu_name(procfs_root: Path) -> str:

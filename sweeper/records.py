@@ -251,6 +251,7 @@ class GpuRecord:
     power_default_watts: float | None = None
     power_limit_watts: float | None = None
     integrated: bool = False
+    visible: bool = True  # to CUDA, by CUDA_VISIBLE_DEVICES
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +357,11 @@ class SweepRecord:
             if trial.number == number:
                 return trial
         raise KeyError(number)
+
+    @property
+    def gpu(self) -> str | None:
+        """UUID of the GPU that the sweep's watts or limits are of: its sensor's, else the first that CUDA sees."""
+        return self.power.device or next((gpu.uuid for gpu in self.machine.gpus if gpu.visible), None)
 
     def on_front(self) -> tuple[TrialRecord, ...]:
         """The front's trials, in the front's order."""

@@ -25,6 +25,7 @@ from sweeper.errors import (
 )
 from sweeper.measure.trial import speeds_now
 from sweeper.model.obtain import Model, Wanted, obtain
+from sweeper.nvml import cuda_variables
 from sweeper.records import (
     Caveat,
     Configuration,
@@ -149,7 +150,7 @@ def open_rig(
         composed.settings.workload_record(),
         rig.engine_record.gpu_offload,
         rig.limits.ranges(),
-        rig.limits.reasons(),
+        {name: str(error) for name, error in rig.limits.refusals().items()},
     )
     space, notes = _space(composed, facts)
     return _with_quantisations(rig, space, root, say), space, notes
@@ -168,10 +169,10 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     """llama.cpp in a worker process, with this machine's meter and limits."""
     from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.limits.control import find_limits
-    from sweeper.limits.rights import MeansSettings
     from sweeper.meter.choose import find_meter
     from sweeper.model.forecast import Forecaster
 
+    held.enter_context(cuda_variables(settings.engine.environment))
     model = obtain_model(settings, root, say)
     files: dict[str | None, Path] = {None: model.path}
     files |= {quant: Path(file.path) for quant, file in model.record.files.items()}
@@ -187,8 +188,7 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     engine_record = engine.record
     meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
     held.enter_context(meter)
-    means = MeansSettings(settings.power.limits.means, zeusd_socket=settings.power.limits.zeusd_socket)
-    limits = find_limits(root, settings.power, means)
+    limits = find_limits(root, settings.power)
     for outcome in limits.replayed:
         say(f"left by an earlier run: {outcome}")
     held.callback(

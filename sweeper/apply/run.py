@@ -123,7 +123,7 @@ def plan(
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
         environment=environment_of(record),
-        power_device=_power_device(record),
+        power_device=record.gpu,
     )
     draft = place.draft(request)
     watts = trial.configuration.power_limit_watts if limit is not None else None
@@ -244,12 +244,6 @@ def environment_of(record: SweepRecord) -> Mapping[str, str]:
         check_text("an environment variable", str(k)): check_text(f"the variable {k}", str(v))
         for k, v in given.items()
     }
-
-
-def _power_device(record: SweepRecord) -> str | None:
-    if record.power.device:
-        return record.power.device
-    return record.machine.gpus[0].uuid if record.machine.gpus else None
 
 
 def _notes(request: Request, limit: PowerLimit | None, target_sets_it: bool) -> tuple[str, ...]:

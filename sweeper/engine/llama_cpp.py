@@ -61,7 +61,11 @@ class LlamaCppEngine:
             try:
                 self._hello = self._ask("hello", START_TIMEOUT_SECONDS)
             except TrialFailed as failure:
-                raise EngineMissingError(_missing(failure)) from failure
+                why = failure.log_tail[-1] if failure.log_tail else str(failure)
+                raise EngineMissingError(
+                    f"llama-cpp-python cannot be loaded ({why})",
+                    "install it with `pip install llama-cpp-python`",
+                ) from failure
         return EngineRecord(
             name="llama_cpp",
             version=f"llama-cpp-python {self._hello['version']}",
@@ -176,8 +180,3 @@ class LlamaCppEngine:
         self._worker.kill()  # it holds nothing that could be lost
         self._loaded = None
         self._held_mib = (0.0, 0.0)
-
-
-def _missing(failure: TrialFailed) -> str:
-    why = failure.log_tail[-1] if failure.log_tail else str(failure)
-    return f"llama-cpp-python cannot be loaded ({why}): install it with `pip install llama-cpp-python`"

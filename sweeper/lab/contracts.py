@@ -241,10 +241,10 @@ class LimitControlContract:
             assert one.step >= 1
             assert one.found == device.limit(name)
             assert one.found is None or one.high <= one.found
-        for name, reason in limits.reasons().items():
+        for name, refusal in limits.refusals().items():
             assert name not in limits.ranges()
-            assert reason
-            assert "\n" not in reason
+            assert str(refusal)
+            assert "\n" not in str(refusal)
 
     def test_entering_and_leaving_changes_nothing(self, limits: LimitControl, device: LimitedDevice) -> None:
         """Nor does asking for what was found."""

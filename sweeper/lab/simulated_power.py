@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from types import TracebackType
 from typing import Self
 
-from sweeper.errors import LimitRefused
+from sweeper.errors import LimitRefused, SweeperError
 from sweeper.lab.virtual_time import PowerTrace
 from sweeper.limits.base import LimitInForce, LimitRange
 from sweeper.limits.restore import Action, RestoreOutcome
@@ -93,7 +93,7 @@ class SimulatedLimits:
         """The limits of this machine."""
         return self._ranges
 
-    def reasons(self) -> Mapping[str, str]:
+    def refusals(self) -> Mapping[str, SweeperError]:
         """Empty: what this machine has can be set."""
         return {}
 

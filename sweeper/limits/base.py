@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from sweeper.errors import SweeperError
+
 
 @dataclass(frozen=True, slots=True)
 class LimitRange:
@@ -39,8 +41,8 @@ class LimitControl(Protocol):
         """The limits that can be set here by name; empty on a machine without any."""
         ...
 
-    def reasons(self) -> Mapping[str, str]:
-        """For each limit that cannot be set: why, and how to grant it, in one line."""
+    def refusals(self) -> Mapping[str, SweeperError]:
+        """For each limit that cannot be set: why; a RightMissingError where an administrator can grant it."""
         ...
 
     @property

@@ -41,8 +41,8 @@ NO_DEVICE = "no NVIDIA GPU and no processor package whose limits could be set wa
 class NoLimits:
     """The control of a machine where nothing can be set. It explains itself, and takes no lock."""
 
-    def __init__(self, reasons: Mapping[str, str], replayed: Sequence[RestoreOutcome] = ()) -> None:
-        self._reasons = dict(reasons)
+    def __init__(self, refusals: Mapping[str, SweeperError], replayed: Sequence[RestoreOutcome] = ()) -> None:
+        self._refusals = dict(refusals)
         self.replayed = tuple(replayed)
         self.outcomes: tuple[RestoreOutcome, ...] = ()
 
@@ -50,15 +50,15 @@ class NoLimits:
         """None."""
         return {}
 
-    def reasons(self) -> Mapping[str, str]:
+    def refusals(self) -> Mapping[str, SweeperError]:
         """Why each limit cannot be set."""
-        return self._reasons
+        return self._refusals
 
     def set(self, name: str, value: int | None) -> LimitInForce:
         """None is what is in force already; everything else is refused."""
         if value is None:
             return LimitInForce(name, None, None)
-        raise LimitRefused(f"{name}={value} cannot be set: {self._reasons.get(name, NO_DEVICE)}")
+        raise LimitRefused(f"{name}={value} cannot be set: {self._refusals.get(name, NO_DEVICE)}")
 
     def __enter__(self) -> Self:
         return self
@@ -100,9 +100,9 @@ class DeviceLimits:
         """The limits that can be set, as the device says, never above what was found."""
         return {name: group.range for name, group in self._found.groups.items()}
 
-    def reasons(self) -> Mapping[str, str]:
+    def refusals(self) -> Mapping[str, SweeperError]:
         """Why each of the others cannot."""
-        return self._found.reasons
+        return self._found.refusals
 
     def __enter__(self) -> Self:
         self._locks.acquire()
@@ -162,7 +162,7 @@ class DeviceLimits:
             raise RuntimeError("set() wants `with limits:` around the sweep")
         group = self._found.groups.get(name)
         if group is None:
-            return NoLimits(self._found.reasons).set(name, value)
+            return NoLimits(self._found.refusals).set(name, value)
         if value is not None and not group.range.low <= value <= group.range.high:
             raise LimitRefused(f"{name}={value} is not in {group.range.low} to {group.range.high}")
         try:
@@ -278,7 +278,7 @@ def find_limits(
     Args:
         root: the folder of runs; journals stand in its ``journal``.
         settings: which device (``device``, ``source``), and where sysfs is.
-        means: how limits are set.
+        means: how limits are set; None: as ``settings`` says.
         lock_folder: where locks stand, for tests; None: one folder for all users of the machine.
         environ: the environment, for CUDA_VISIBLE_DEVICES.
 
@@ -288,7 +288,7 @@ def find_limits(
     """
     settings = settings or PowerSettings()
     root, sysfs = root.resolve(), Path(settings.sysfs_root)
-    means = means or MeansSettings()
+    means = means or MeansSettings.of(settings.limits)
     replayed = restore(root, means, sysfs, lock_folder)
     with MachineKnobs(means, sysfs) as machine:
 
@@ -297,7 +297,7 @@ def find_limits(
 
         found = look_here(machine)
         if not found.devices:
-            return NoLimits(found.reasons, replayed)
+            return NoLimits(found.refusals, replayed)
         for path in DeviceLocks(found.devices, lock_folder).journals():
             replayed += restore_one(path, machine, lock_folder)  # left under another root
         return DeviceLimits(root, machine, look_here, lock_folder, replayed)

@@ -10,13 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.errors import LimitRefused, MissingError, SweeperError
+from sweeper.errors import LimitRefused, MissingError, RightMissingError, SweeperError
 from sweeper.limits import rapl as rapl_limits
 from sweeper.limits.base import LimitRange
 from sweeper.limits.knob import CLOCK, PER_UNIT, POWER, Knob, KnobId
-from sweeper.limits.nvml import Card, ClockKnob, PowerKnob, chosen
+from sweeper.limits.nvml import ClockKnob, PowerKnob
 from sweeper.limits.restore import MachineKnobs
 from sweeper.limits.rights import HELPER_GROUP
+from sweeper.nvml import Card, chosen
 from sweeper.power_settings import PowerSettings
 
 
@@ -42,11 +43,11 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is to set: devices (locked even where nothing can be set), limits, reasons for others."""
+    """What there is to set: devices (locked even where nothing can be set), limits, and why others cannot be set."""
 
     devices: tuple[str, ...]
     groups: Mapping[str, Group]
-    reasons: Mapping[str, str]
+    refusals: Mapping[str, SweeperError]
 
     def knob(self, knob_id: KnobId) -> Knob:
         """The knob of that name."""
@@ -55,7 +56,7 @@ class Found:
 
 def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]) -> Found:
     """The limits of this machine: the GPUs' where there are any, else the processor packages'."""
-    no_gpu = "power.source=rapl sets the processor's limits only"
+    no_gpu: SweeperError = LimitRefused("power.source=rapl sets the processor's limits only")
     if settings.source != "rapl":
         cards, no_gpu = _cards(machine, settings, environ)
         if cards:
@@ -63,29 +64,32 @@ def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, s
     if settings.source == "nvml":
         return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
     packages = _package_limits(machine)
-    reasons = {CLOCK: f"locked clocks are a limit of NVIDIA GPUs: {no_gpu}"} | dict(packages.reasons)
+    refusals = {
+        CLOCK: LimitRefused(f"locked clocks are a limit of NVIDIA GPUs: {no_gpu.what}"),
+        **packages.refusals,
+    }
     if not packages.devices:
-        reasons[POWER] = f"{no_gpu}; {reasons[POWER]}"
-    return Found(packages.devices, packages.groups, reasons)
+        refusals[POWER] = LimitRefused(f"{no_gpu.what}; {refusals[POWER].what}")
+    return Found(packages.devices, packages.groups, refusals)
 
 
 def _cards(
     machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]
-) -> tuple[list[Card], str]:
+) -> tuple[list[Card], SweeperError]:
     try:
         cards = machine.nvml.cards()
     except MissingError as error:
-        return [], str(error)
+        return [], error
     device = settings.device
     if settings.source != "nvml" and device and not any(card.is_named(device) for card in cards):
         device = None  # it names another kind of device
     found, why = chosen(cards, device, environ)
-    return found, why or "no NVIDIA GPU"
+    return found, LimitRefused(why or "no NVIDIA GPU")
 
 
 def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
     groups: dict[str, Group] = {}
-    reasons: dict[str, str] = {}
+    refusals: dict[str, SweeperError] = {}
     means, missing = machine.gpu_means()
     split = [card for card in cards if card.mig]
     for name in (POWER, CLOCK):
@@ -100,17 +104,17 @@ def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
             else:
                 group = _clock_group([ClockKnob(machine.nvml, card.uuid, means) for card in cards])
             if missing is not None:
-                raise LimitRefused(_ungranted(missing))
+                raise _ungranted(missing)
             groups[name] = group
         except SweeperError as error:
-            reasons[name] = str(error)
-    return Found(tuple(card.uuid for card in cards), groups, reasons)
+            refusals[name] = error
+    return Found(tuple(card.uuid for card in cards), groups, refusals)
 
 
-def _ungranted(missing: str) -> str:
-    return (
-        f"setting it needs root, CAP_SYS_ADMIN or a helper ({missing}): "
-        f"`sweeper doctor` prints the steps that install the helper for the group {HELPER_GROUP!r}"
+def _ungranted(missing: str) -> RightMissingError:
+    return RightMissingError(
+        f"setting it needs root, CAP_SYS_ADMIN or a helper ({missing})",
+        f"`sweeper doctor` prints the steps that install the helper for the group {HELPER_GROUP!r}",
     )
 
 
@@ -150,7 +154,11 @@ def _package_limits(machine: MachineKnobs) -> Found:
     sysfs = machine.sysfs
     zones = [zone for zone in rapl_limits.packages(sysfs) if rapl_limits.limited_constraints(sysfs, zone)]
     if not zones:
-        return Found((), {}, {POWER: f"no processor package with a power limit in {sysfs}/class/powercap"})
+        return Found(
+            (),
+            {},
+            {POWER: LimitRefused(f"no processor package with a power limit in {sysfs}/class/powercap")},
+        )
     off = [zone for zone in zones if rapl_limits.switched_off(sysfs, zone)]
     names = [
         KnobId("rapl", zone, part) for zone in zones for part in rapl_limits.limited_constraints(sysfs, zone)
@@ -163,11 +171,11 @@ def _package_limits(machine: MachineKnobs) -> Found:
         direct = all(rapl_limits.PackageKnob(sysfs, n.device, n.part, None).writable for n in names)
         means, missing = machine.means("rapl", direct)
         if missing is not None:
-            raise LimitRefused(_ungranted(missing))
+            raise _ungranted(missing)
         knobs = [rapl_limits.PackageKnob(sysfs, name.device, name.part, means) for name in names]
         group = _package_group(sysfs, zones, knobs)
     except SweeperError as error:
-        return Found(tuple(zones), {}, {POWER: str(error)})
+        return Found(tuple(zones), {}, {POWER: error})
     return Found(tuple(zones), {POWER: group}, {})
 
 

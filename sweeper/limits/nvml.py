@@ -7,150 +7,15 @@ are limited by a setting; then it is not touched at all. Persistence mode is lef
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
-from types import TracebackType
-from typing import Any, Self
-
-from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError, SweeperError, UsageError
+from sweeper.errors import LimitRefused
 from sweeper.limits.knob import KnobId
 from sweeper.limits.rights import Means, Request
-from sweeper.visible_gpus import visible_gpus
+from sweeper.nvml import Nvml, said
 
 # A locked clock is held to the next supported one, 15 MHz apart at most; two of them are beyond doubt.
 CLOCK_TOLERANCE_MHZ = 30
 # nvmlClocksEventReasonApplicationsClocksSetting: clocks held down by a setting, not by load, heat or a cap.
 SETTING_HOLDS_CLOCKS = 0x2
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """One GPU as NVML shows it."""
-
-    uuid: str
-    index: int
-    name: str
-    pci_bus_id: str
-    mig: bool
-
-    def is_named(self, device: str) -> bool:
-        """Whether a UUID, an index or a PCI address means this card."""
-        # NVML writes eight digits of PCI domain, Linux four.
-        return device in (self.uuid, str(self.index)) or self.pci_bus_id.lower().endswith(device.lower())
-
-
-class Nvml:
-    """An open NVML. Enter it around everything that uses it; NVML counts how often it was opened."""
-
-    def __enter__(self) -> Self:
-        import pynvml
-
-        try:
-            pynvml.nvmlInit()
-        except pynvml.NVMLError as error:
-            raise SensorMissingError(f"no NVIDIA GPU can be reached: {error}") from error
-        self._handles: dict[str, Any] = {}
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        import pynvml
-
-        with contextlib.suppress(pynvml.NVMLError):  # the driver may be gone; nothing is left to close then
-            pynvml.nvmlShutdown()
-
-    def cards(self) -> list[Card]:
-        """All GPUs of this machine; one that is lost is left out."""
-        import pynvml
-
-        found = []
-        with said("count the GPUs"):
-            count = pynvml.nvmlDeviceGetCount()
-        for index in range(count):
-            with contextlib.suppress(pynvml.NVMLError):
-                found.append(self._card(index))
-        return found
-
-    def _card(self, index: int) -> Card:
-        import pynvml
-
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-        self._handles[uuid] = handle
-        try:
-            mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
-        except pynvml.NVMLError:  # cards without MIG say NOT_SUPPORTED
-            mig = False
-        bus = str(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-        return Card(uuid, index, str(pynvml.nvmlDeviceGetName(handle)), bus, mig)
-
-    def handle(self, uuid: str) -> Any:
-        """NVML's handle of a GPU, kept."""
-        import pynvml
-
-        if uuid not in self._handles:
-            with said(f"find the GPU {uuid}"):
-                self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
-        return self._handles[uuid]
-
-    def index(self, uuid: str) -> int:
-        """The GPU's index, by which zeusd knows it."""
-        import pynvml
-
-        with said(f"find the index of {uuid}"):
-            return int(pynvml.nvmlDeviceGetIndex(self.handle(uuid)))
-
-
-@contextlib.contextmanager
-def said(doing: str) -> Iterator[None]:
-    """Turn NVML's errors into ours."""
-    import pynvml
-
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        raise _ours(error, f"cannot {doing}: {error}") from error
-
-
-def _ours(error: Any, message: str) -> SweeperError:
-    import pynvml
-
-    if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
-        return RightMissingError(f"{message}: see `sweeper doctor` for the steps that grant it")
-    if error.value in (
-        pynvml.NVML_ERROR_GPU_IS_LOST,
-        pynvml.NVML_ERROR_NOT_FOUND,
-        pynvml.NVML_ERROR_UNINITIALIZED,
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-    ):
-        return SensorMissingError(message)
-    return LimitRefused(message)
-
-
-def chosen(
-    cards: list[Card], device: str | None, environ: Mapping[str, str] = os.environ
-) -> tuple[list[Card], str | None]:
-    """The GPUs whose limits are swept, and why there is none.
-
-    ``device`` is a UUID, an index or a PCI address; None is every GPU that CUDA_VISIBLE_DEVICES leaves.
-
-    Raises:
-        UsageError: ``device`` names no GPU.
-    """
-    if device is not None:
-        found = [card for card in cards if card.is_named(device)]
-        if not found:
-            names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "there is none"
-            raise UsageError(f"power.device={device} names no NVIDIA GPU: choose from {names}")
-        return found, None
-    visible = visible_gpus([(card.uuid, card.name) for card in cards], environ)
-    found = [card for card in cards if card.uuid in visible.uuids]
-    if not found and visible.reason is None:
-        return [], "CUDA_VISIBLE_DEVICES names a MIG instance, which has no limit of its own"
-    return found, visible.reason
 
 
 class PowerKnob:

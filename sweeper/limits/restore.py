@@ -18,9 +18,10 @@ from sweeper.limits import journal as journals
 from sweeper.limits.device_lock import DeviceLocks
 from sweeper.limits.journal import Entry, JournalRecord
 from sweeper.limits.knob import Knob, KnobId, in_units, in_words, refusal, same
-from sweeper.limits.nvml import ClockKnob, Nvml, PowerKnob
+from sweeper.limits.nvml import ClockKnob, PowerKnob
 from sweeper.limits.rapl import PackageKnob
 from sweeper.limits.rights import Means, MeansSettings, choose, has_admin_right
+from sweeper.nvml import Nvml
 
 
 class Action(Enum):

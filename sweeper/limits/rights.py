@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Protocol
 
 from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError
+from sweeper.power_settings import LimitMeansSettings
 
 CAP_SYS_ADMIN = 21
 MEANS = ("auto", "direct", "helper", "zeusd")
@@ -75,6 +76,11 @@ class MeansSettings:
     means: str = "auto"
     helper: tuple[str, ...] = HELPER
     zeusd_socket: str | None = None
+
+    @staticmethod
+    def of(settings: LimitMeansSettings) -> MeansSettings:
+        """As ``power.limits`` of the configuration says. The helper's command is never configurable."""
+        return MeansSettings(settings.means, zeusd_socket=settings.zeusd_socket)
 
     def to_json(self) -> str:
         """For the guardian's command line."""

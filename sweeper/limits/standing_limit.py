@@ -9,6 +9,7 @@ from sweeper.limits.knob import PER_UNIT, Knob, KnobId, in_units, in_words, refu
 from sweeper.limits.rapl import limited_constraints, packages
 from sweeper.limits.restore import MachineKnobs
 from sweeper.limits.rights import MeansSettings
+from sweeper.power_settings import PowerSettings
 
 
 class StandingLimit:
@@ -63,6 +64,6 @@ def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys"
     return StandingLimit(device, machine.knob(KnobId("rapl", zones[0], constraints[0])))
 
 
-def own_bench(sysfs: Path = Path("/sys")) -> MachineKnobs:
-    """The knobs of this machine, set by the best means there is."""
-    return MachineKnobs(MeansSettings(), sysfs)
+def own_bench(settings: PowerSettings) -> MachineKnobs:
+    """The knobs of this machine, set by the means of ``power.limits``."""
+    return MachineKnobs(MeansSettings.of(settings.limits), Path(settings.sysfs_root))

@@ -150,7 +150,7 @@ def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
         trust = known_or_examined(sensor, root, seconds, clock)
         if trust.counter_stands_still and sample.power_watts is None:
             raise SensorMissingError(
-                f"{sensor.source.interface} stands still, as in some virtual machines: choose power=plug"
+                f"{sensor.source.interface} stands still, as in some virtual machines", "choose power=plug"
             )
         return TrustedSensor(sensor, trust)
     except ReadingFailed as error:

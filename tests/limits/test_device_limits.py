@@ -81,7 +81,7 @@ def test_ranges_come_from_the_device_and_never_exceed_what_was_found(bed: Callab
     assert (clock.low, clock.high, clock.found, clock.step) == (210, 3105, None, 15)
     here.nvml.gpus[0].power_limit_watts = 300
     assert here.find().ranges()["power_limit_watts"].high == 300
-    assert here.find().reasons() == {}
+    assert here.find().refusals() == {}
 
 
 def test_entering_and_leaving_without_a_set_changes_nothing(bed: Callable[..., Bed]) -> None:
@@ -159,7 +159,7 @@ def test_visible_devices_are_obeyed(
     settings = PowerSettings(sysfs_root=str(here.sysfs))
     limits = find_limits(here.root, settings, DIRECT, here.locks, environ)
     if high is None:
-        assert "name them by UUID" in limits.reasons()["power_limit_watts"]
+        assert "name them by UUID" in str(limits.refusals()["power_limit_watts"])
     else:
         assert limits.ranges()["power_limit_watts"].high == high
 
@@ -168,7 +168,7 @@ def test_a_visible_mig_instance_has_no_limit_and_says_why(bed: Callable[..., Bed
     here = bed(RTX_4090)
     settings = PowerSettings(sysfs_root=str(here.sysfs))
     limits = find_limits(here.root, settings, DIRECT, here.locks, {"CUDA_VISIBLE_DEVICES": "MIG-1234"})
-    assert "MIG instance" in limits.reasons()["power_limit_watts"]
+    assert "MIG instance" in str(limits.refusals()["power_limit_watts"])
 
 
 @pytest.mark.parametrize("mode", ["ignores", "clamps"])
@@ -245,7 +245,7 @@ def test_clocks_that_another_tool_holds_are_not_searched(bed: Callable[..., Bed]
     gpu.locked_clocks_mhz = (210, 1800)
     limits = here.find()
     assert "power_limit_watts" in limits.ranges()
-    assert "nvidia-smi --reset-gpu-clocks" in limits.reasons()["clock_limit_mhz"]
+    assert "nvidia-smi --reset-gpu-clocks" in str(limits.refusals()["clock_limit_mhz"])
 
 
 def test_a_gpu_lost_in_the_middle_keeps_its_journal_for_later(bed: Callable[..., Bed]) -> None:
@@ -291,7 +291,7 @@ def test_a_driver_that_answers_with_an_error_fails_the_trial(bed: Callable[..., 
 def test_laptops_and_mig_answer_plainly(bed: Callable[..., Bed]) -> None:
     here = bed(LAPTOP_4060)
     limits = here.find()
-    assert "Not Supported" in limits.reasons()["power_limit_watts"]
+    assert "Not Supported" in str(limits.refusals()["power_limit_watts"])
     with limits:
         assert limits.set("power_limit_watts", None).enforced is None
     with pytest.raises(RuntimeError, match="with limits"):
@@ -300,8 +300,8 @@ def test_laptops_and_mig_answer_plainly(bed: Callable[..., Bed]) -> None:
 
 def test_mig_limits_are_not_touched(bed: Callable[..., Bed]) -> None:
     here = bed(H100_MIG)
-    assert set(here.find().reasons()) == {"power_limit_watts", "clock_limit_mhz"}
-    assert "MIG" in here.find().reasons()["power_limit_watts"]
+    assert set(here.find().refusals()) == {"power_limit_watts", "clock_limit_mhz"}
+    assert "MIG" in str(here.find().refusals()["power_limit_watts"])
 
 
 def test_no_driver_no_package(bed: Callable[..., Bed]) -> None:
@@ -310,7 +310,7 @@ def test_no_driver_no_package(bed: Callable[..., Bed]) -> None:
     limits = here.find()
     assert isinstance(limits, NoLimits)
     assert limits.ranges() == {}
-    assert "Driver Not Loaded" in limits.reasons()["power_limit_watts"]
+    assert "Driver Not Loaded" in str(limits.refusals()["power_limit_watts"])
     with limits:
         assert limits.set("power_limit_watts", None).enforced is None
         with pytest.raises(LimitRefused, match="power_limit_watts=100 cannot be set"):

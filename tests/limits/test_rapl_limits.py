@@ -51,7 +51,7 @@ def test_a_mini_pc_is_capped_in_both_constraints_and_given_back(tmp_path: Path, 
     assert isinstance(limits, DeviceLimits)
     power = limits.ranges()["power_limit_watts"]
     assert (power.low, power.high, power.found, power.device) == (11, 44, 44, "intel-rapl:0")
-    assert "NVIDIA" in limits.reasons()["clock_limit_mhz"]
+    assert "NVIDIA" in str(limits.refusals()["clock_limit_mhz"])
     with limits:
         assert limits.set("power_limit_watts", 20).enforced == 20
         assert limits_of(folder) == [20_000_000, 20_000_000]
@@ -90,12 +90,12 @@ def test_processors_without_limits_and_machines_without_rapl(tmp_path: Path, fin
     for sysfs in (tmp_path / "amd", tmp_path / "nothing"):
         limits = find(sysfs)
         assert isinstance(limits, NoLimits)
-        assert "no processor package with a power limit" in limits.reasons()["power_limit_watts"]
+        assert "no processor package with a power limit" in str(limits.refusals()["power_limit_watts"])
 
 
 def test_limits_switched_off_are_said_to_be(tmp_path: Path, find: Make) -> None:
     zone(tmp_path / "sys", 0, "package-0", {"constraint_0": 44_000_000}, enabled="0")
-    assert "switched off" in find().reasons()["power_limit_watts"]
+    assert "switched off" in str(find().refusals()["power_limit_watts"])
 
 
 def test_a_kernel_that_keeps_the_old_value_is_seen(
@@ -143,7 +143,7 @@ def test_without_the_right_the_reason_says_how_to_grant_it(
     monkeypatch.setattr("sweeper.limits.rapl.PackageKnob.writable", False)
     limits = find(means="auto")
     assert limits.ranges() == {}
-    reason = limits.reasons()["power_limit_watts"]
+    reason = str(limits.refusals()["power_limit_watts"])
     assert "sweeper doctor" in reason
     assert "\n" not in reason
     with limits, pytest.raises(LimitRefused):

@@ -335,8 +335,8 @@ def test_without_any_right_limits_leave_the_space_and_say_why(unprivileged: Fake
     )
     limits = find(tmp_path, means)
     assert limits.ranges() == {}
-    assert set(limits.reasons()) == {"power_limit_watts", "clock_limit_mhz"}
-    for reason in limits.reasons().values():
+    assert set(limits.refusals()) == {"power_limit_watts", "clock_limit_mhz"}
+    for reason in map(str, limits.refusals().values()):
         assert re.search(r"needs root, CAP_SYS_ADMIN or a helper .* `sweeper doctor`", reason)
         assert "\n" not in reason
     with limits:

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from sysfs_trees import MACHINES, plant, running
 
 from sweeper.doctor import Finding, examine
-from sweeper.errors import ConfigError, SensorMissingError
+from sweeper.errors import ConfigError, RightMissingError, SensorMissingError, SweeperError
 from sweeper.limits.base import LimitControl, LimitInForce, LimitRange
 from sweeper.meter.base import PowerMeter
 from sweeper.meter.choose import find_meter
@@ -181,8 +181,8 @@ class _Limits(LimitControl):
     def ranges(self) -> dict[str, LimitRange]:
         return {"power_limit_watts": LimitRange("power_limit_watts", "GPU-1", 150, 450, 450)}
 
-    def reasons(self) -> dict[str, str]:
-        return {"clock_limit_mhz": "not as this user: run `sudo sweeper-helper`"}
+    def refusals(self) -> dict[str, SweeperError]:
+        return {"clock_limit_mhz": RightMissingError("not as this user")}
 
     def set(self, name: str, value: int | None) -> LimitInForce:
         raise AssertionError("the doctor sets nothing")
@@ -213,7 +213,8 @@ def test_the_doctor_shows_gpus_limits_and_mending_lines(tmp_path: Path, fake_nvm
     text = diagnosis.plus([Finding("engine", "llama.cpp", "ok", "0.3.36")]).to_text()
     assert "nvmlDeviceGetTotalEnergyConsumption, refreshes every" in text
     assert "150 to 450 on GPU-1, found at 450" in text
-    assert "→ run `sudo sweeper-helper`" in text
+    assert "✗ clock_limit_mhz" in text
+    assert text.count("sudo groupadd") == text.count("visudo -c") == 1
     assert "engines" in text
     plain = diagnosis.to_plain()
     assert {f["area"] for f in plain["findings"]} == {"sensor", "limit"}

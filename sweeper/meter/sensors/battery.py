@@ -59,10 +59,11 @@ class BatterySensor:
             p for p in found if read_text(p / "type") == "Battery" and read_text(p / "scope") != "Device"
         )
         if not batteries:
-            raise SensorMissingError("no battery under /sys/class/power_supply: choose power=plug")
+            raise SensorMissingError("no battery under /sys/class/power_supply", "choose power=plug")
         if not any(_is_discharging(path) for path in batteries):
             raise SensorMissingError(
-                "the battery is not discharging: unplug the charger for power=battery, or choose power=rapl"
+                "the battery is not discharging",
+                "unplug the charger for power=battery, or choose power=rapl",
             )
         self._batteries = batteries
         self._is_open = True

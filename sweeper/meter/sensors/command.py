@@ -66,7 +66,8 @@ class CommandSensor:
         """
         if shutil.which(self._argv[0]) is None:
             raise SensorMissingError(
-                f"no program {self._argv[0]}: give power.command.argv its full path, and make it executable"
+                f"no program {self._argv[0]}",
+                "give power.command.argv its full path, and make it executable",
             )
         try:
             self._run()

@@ -82,7 +82,9 @@ class EstimateSensor:
             SensorMissingError: no ``/proc/stat`` here.
         """
         if not self._cpus:
-            raise SensorMissingError(f"cannot estimate power: {self._stat} lists no CPU; choose power=plug")
+            raise SensorMissingError(
+                f"cannot estimate power, since {self._stat} lists no CPU", "choose power=plug"
+            )
         self._origin = self._now()
 
     def read(self) -> Sample:

@@ -174,8 +174,8 @@ class HwmonSensor:
         for file in device.files:
             if not may_read(file):
                 raise RightMissingError(
-                    f"cannot read {file.name} of {device.chip} at {device.address}: "
-                    f"run `sudo chmod a+r {file}` after each boot, or choose power=plug"
+                    f"cannot read {file.name} of {device.chip} at {device.address}",
+                    f"run `sudo chmod a+r {file}` after each boot, or choose power=plug",
                 )
         self._device = device
         self._is_open = True
@@ -231,14 +231,14 @@ class HwmonSensor:
         if not found:
             where = f" at {wanted}" if wanted else ""
             raise SensorMissingError(
-                f"no amdgpu, xe or i915 card and no ina3221 rails{where} under /sys/class/hwmon: "
-                "check with `sensors`, or choose power=plug"
+                f"no amdgpu, xe or i915 card and no ina3221 rails{where} under /sys/class/hwmon",
+                "check with `sensors`, or choose power=plug",
             )
         if len(found) > 1 and wanted is None and found[0].kind != "rails":
             cards = [d for d in found if d.kind != "rails"]
             if len(cards) > 1:
                 named = ", ".join(f"{d.address} ({d.chip})" for d in cards)
-                raise SensorMissingError(f"several cards: {named}; name one with power.device=ADDRESS")
+                raise SensorMissingError(f"several cards ({named})", "name one with power.device=ADDRESS")
         return found[0]
 
 

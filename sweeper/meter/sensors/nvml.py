@@ -10,20 +10,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from sweeper.errors import MissingError, ReadingFailed, RightMissingError, SensorMissingError
+from sweeper.errors import MissingError, ReadingFailed, SensorMissingError
 from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.composite import SumSensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import read_text
+from sweeper.nvml import Nvml, as_failed, as_missing, as_text, find_handle, first, no_nvidia, visible_gpus
 from sweeper.records import Caveat, PowerSource, Scope
-from sweeper.visible_gpus import visible_gpus
 
 # More than any GPU draws, so that a step of its counter that would need more was a reset: the largest modules
 # of 2026 are rated at 1,400 W, and spikes reach about twice the rating.
@@ -48,44 +47,6 @@ _REASONS = {
     0x80: "hw_power_brake",
 }
 _CAPPING = 0x04 | 0x80
-
-NO_NVIDIA = (
-    "no NVIDIA GPU can be asked here ({cause}): install NVIDIA's driver and check that `nvidia-smi` runs "
-    "(in a container, start it with --gpus all), or choose power=rapl or power=plug"
-)
-
-
-@contextmanager
-def _as_missing(what: str) -> Iterator[None]:
-    """Turn NVML's errors into ours where a device is sought: the one table for it."""
-    import pynvml
-
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        if isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)):
-            raise SensorMissingError(NO_NVIDIA.format(cause=error)) from error
-        if isinstance(error, pynvml.NVMLError_NoPermission):
-            raise RightMissingError(
-                f"{what}: NVML says {error}; add yourself to the group of /dev/nvidia*, "
-                "as in `sudo usermod -aG video,render $USER`, then log in again"
-            ) from error
-        if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
-            raise SensorMissingError(
-                f"{what}: the NVIDIA driver was updated while loaded; restart the machine"
-            ) from error
-        raise SensorMissingError(f"{what}: NVML says {error}") from error
-
-
-@contextmanager
-def _as_failed(what: str) -> Iterator[None]:
-    """Turn NVML's errors into a failed reading while measuring."""
-    import pynvml
-
-    try:
-        yield
-    except pynvml.NVMLError as error:
-        raise ReadingFailed(f"{what}: NVML says {error}") from error
 
 
 def _no_power() -> float:
@@ -166,7 +127,7 @@ class NvmlSensor:
         """
         import pynvml
 
-        with _as_missing("cannot start NVML"):
+        with as_missing("cannot start NVML"):
             pynvml.nvmlInit()
         self._is_open = True
         try:
@@ -186,12 +147,12 @@ class NvmlSensor:
         before = self._clock()
         if self._track is None:
             assert self._power is not None
-            with _as_failed(f"GPU {self._source.device}"):
+            with as_failed(f"GPU {self._source.device}"):
                 watts = self._power.read()
             return Sample((before + self._clock()) / 2, power_watts=watts)
         import pynvml
 
-        try:  # not `_as_failed`: up to 50 times a second, building its words would be a fifth of the cost
+        try:  # not `as_failed`: up to 50 times a second, building its words would be a fifth of the cost
             millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except pynvml.NVMLError as error:
             raise ReadingFailed(f"energy counter of GPU {self._source.device}: NVML says {error}") from error
@@ -199,7 +160,7 @@ class NvmlSensor:
         joules, epoch = self._track.advance(moment, millijoules / 1000)
         # Power stands beside the counter only: without it the sample still counts.
         watts_beside = (
-            _first(self._power.read) if self._power is not None and self._reads_power_beside else None
+            first(self._power.read) if self._power is not None and self._reads_power_beside else None
         )
         return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
 
@@ -218,13 +179,13 @@ class NvmlSensor:
         if not self._is_open:
             raise ReadingFailed("the NVML sensor is not open")
         handle = self._handle
-        reasons = _first(
+        reasons = first(
             lambda: nv.nvmlDeviceGetCurrentClocksEventReasons(handle),
             lambda: nv.nvmlDeviceGetCurrentClocksThrottleReasons(handle),
         )
-        limit = _first(lambda: nv.nvmlDeviceGetEnforcedPowerLimit(handle))
-        clock = _first(lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM))
-        celsius = _first(
+        limit = first(lambda: nv.nvmlDeviceGetEnforcedPowerLimit(handle))
+        clock = first(lambda: nv.nvmlDeviceGetClockInfo(handle, nv.NVML_CLOCK_SM))
+        celsius = first(
             lambda: nv.nvmlDeviceGetTemperatureV(handle, nv.NVML_TEMPERATURE_GPU),
             lambda: nv.nvmlDeviceGetTemperature(handle, nv.NVML_TEMPERATURE_GPU),
         )
@@ -245,17 +206,17 @@ class NvmlSensor:
 
         self._is_open = False
         self._handle = None
-        with _as_failed("cannot shut NVML down"):
+        with as_failed("cannot shut NVML down"):
             pynvml.nvmlShutdown()
 
     def _find(self) -> None:
         import pynvml
 
-        with _as_missing(f"no GPU {self._device} here"):
+        with as_missing(f"no GPU {self._device} here"):
             self._handle = find_handle(self._device)
-            uuid = _text(pynvml.nvmlDeviceGetUUID(self._handle))
-            name = _text(pynvml.nvmlDeviceGetName(self._handle))
-            self.driver = _text(pynvml.nvmlSystemGetDriverVersion())
+            uuid = as_text(pynvml.nvmlDeviceGetUUID(self._handle))
+            name = as_text(pynvml.nvmlDeviceGetName(self._handle))
+            self.driver = as_text(pynvml.nvmlSystemGetDriverVersion())
         self._power = self._find_power()
         self._track = CounterTrack(None, MOST_WATTS) if self._use_counter and self._counts() else None
         if self._track is not None:
@@ -264,8 +225,8 @@ class NvmlSensor:
             used = self._power
         else:
             raise SensorMissingError(
-                f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson: "
-                "choose power=hwmon, power=plug or power=battery"
+                f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson",
+                "choose power=hwmon, power=plug or power=battery",
             )
         note = self._say(name)
         self._source = PowerSource(
@@ -276,10 +237,10 @@ class NvmlSensor:
         """Whether the GPU has an energy counter that has counted something; a fresh one is given a moment."""
         import pynvml
 
-        millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+        millijoules = first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         if millijoules == 0:
             time.sleep(COUNTER_PERIOD_SECONDS)
-            millijoules = _first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
+            millijoules = first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         return bool(millijoules)
 
     def _find_power(self) -> _Rung | None:
@@ -315,13 +276,13 @@ class NvmlSensor:
                 AVERAGE_SETTLING_SECONDS,
             )
         )
-        return next((rung for rung in ladder if (_first(rung.read) or 0) > 0), None)
+        return next((rung for rung in ladder if (first(rung.read) or 0) > 0), None)
 
     def _say(self, name: str) -> str | None:
         """What a reader of this GPU's figures should know."""
         import pynvml
 
-        mode = _first(lambda: pynvml.nvmlDeviceGetMigMode(self._handle))
+        mode = first(lambda: pynvml.nvmlDeviceGetMigMode(self._handle))
         if mode is not None and mode[0]:
             return (
                 f"{name} is split into instances (MIG): its power is that of the whole GPU, "
@@ -335,7 +296,7 @@ class NvmlSensor:
         """Processes computing on the GPU that do not descend from this one; None where that is unknown."""
         import pynvml
 
-        processes = _first(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
+        processes = first(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
         if processes is None:
             return None
         ours = [_descends(process.pid, os.getpid(), self._procfs) for process in processes]
@@ -362,43 +323,14 @@ def visible_devices() -> tuple[str, ...]:
     Raises:
         SensorMissingError: no driver, no GPU, or none left.
     """
-    import pynvml
-
-    with _as_missing("cannot start NVML"):
-        pynvml.nvmlInit()
-    try:
-        with _as_missing("cannot list GPUs"):
-            handles = [pynvml.nvmlDeviceGetHandleByIndex(i) for i in range(pynvml.nvmlDeviceGetCount())]
-            gpus = [
-                (_text(pynvml.nvmlDeviceGetUUID(handle)), _text(pynvml.nvmlDeviceGetName(handle)))
-                for handle in handles
-            ]
-    finally:
-        pynvml.nvmlShutdown()
+    with Nvml() as nvml:
+        gpus = [(card.uuid, card.name) for card in nvml.cards()]
     if not gpus:
-        raise SensorMissingError(NO_NVIDIA.format(cause="the driver lists no GPU"))
+        raise no_nvidia("the driver lists no GPU")
     visible = visible_gpus(gpus)
     if visible.reason is not None:
-        raise SensorMissingError(visible.reason)
+        raise SensorMissingError(visible.reason, visible.mend)
     return visible.uuids
-
-
-def find_handle(device: str) -> Any:
-    """NVML's handle of the GPU with this UUID, PCI address or index; a MIG instance gives its whole GPU.
-
-    Raises:
-        pynvml.NVMLError: there is none. NVML must have been started.
-    """
-    import pynvml
-
-    if device.isdigit():
-        return pynvml.nvmlDeviceGetHandleByIndex(int(device))
-    if ":" in device:
-        return pynvml.nvmlDeviceGetHandleByPciBusId(device.encode())
-    handle = pynvml.nvmlDeviceGetHandleByUUID(device.encode())
-    if device.startswith("MIG-"):
-        return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
-    return handle
 
 
 def _read_field(handle: Any, field: int, scope: int) -> float:
@@ -409,18 +341,6 @@ def _read_field(handle: Any, field: int, scope: int) -> float:
     if value.nvmlReturn != pynvml.NVML_SUCCESS:
         raise pynvml.NVMLError(value.nvmlReturn)
     return float(value.value.uiVal) / 1000
-
-
-def _first(*calls: Callable[[], Any]) -> Any:
-    """The first answer among calls of which this driver or GPU may know none; else None."""
-    import pynvml
-
-    for call in calls:
-        try:
-            return call()
-        except pynvml.NVMLError:
-            continue
-    return None
 
 
 def _descends(pid: int, ancestor: int, procfs_root: Path) -> bool | None:
@@ -434,7 +354,3 @@ def _descends(pid: int, ancestor: int, procfs_root: Path) -> bool | None:
             return None if current == pid else False
         current = int(stat.rpartition(")")[2].split()[1])
     return False
-
-
-def _text(value: str | bytes) -> str:
-    return value.decode() if isinstance(value, bytes) else value

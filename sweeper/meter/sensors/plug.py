@@ -79,7 +79,7 @@ class PlugSensor:
             self._ask()
         except ReadingFailed as error:
             raise SensorMissingError(
-                f"no {self._kind} plug at {self._base}: {error}; check power.plug.url and power.plug.kind"
+                f"no {self._kind} plug at {self._base} ({error})", "check power.plug.url and power.plug.kind"
             ) from error
         self._is_open = True
 

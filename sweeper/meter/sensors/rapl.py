@@ -151,12 +151,12 @@ class RaplSensor:
         found = find_zones(self._root)
         zones = tuple(z for z in found if z.name == "psys") if self._platform else packages(found)
         if not zones:
-            raise SensorMissingError(_missing(self._root, self._platform))
+            raise _missing(self._root, self._platform)
         for zone in zones:
             if not may_read(zone.energy_file):
                 raise RightMissingError(
-                    f"cannot read energy_uj of {zone.name}: it is for root only since CVE-2020-8694. "
-                    f"An administrator grants it once with: {RIGHT}; or choose power=plug"
+                    f"cannot read energy_uj of {zone.name}, which is for root only since CVE-2020-8694",
+                    f"an administrator grants it once with {RIGHT}; or choose power=plug",
                 )
         self._zones = zones = without_mirrors(zones)
         most = MOST_WATTS_PLATFORM if self._platform else MOST_WATTS_PER_PACKAGE
@@ -187,15 +187,20 @@ class RaplSensor:
         self._tracks = {}
 
 
-def _missing(sysfs_root: Path, platform: bool) -> str:
+def _missing(sysfs_root: Path, platform: bool) -> SensorMissingError:
     if platform:
-        return "no psys zone in RAPL here: leave power.device out to read the packages, or choose power=plug"
-    if (sysfs_root / POWERCAP).is_dir():
-        return (
-            "no RAPL package zone under /sys/class/powercap: try `sudo modprobe intel_rapl_msr` "
-            "(virtual machines and most ARM boards have none), or choose power=plug"
+        return SensorMissingError(
+            "no psys zone in RAPL here", "leave power.device out to read the packages, or choose power=plug"
         )
-    return "the kernel has no powercap interface (RAPL) here, as in most virtual machines: choose power=plug"
+    if (sysfs_root / POWERCAP).is_dir():
+        return SensorMissingError(
+            "no RAPL package zone under /sys/class/powercap",
+            "try `sudo modprobe intel_rapl_msr` (virtual machines and most ARM boards have none), "
+            "or choose power=plug",
+        )
+    return SensorMissingError(
+        "the kernel has no powercap interface (RAPL) here, as in most virtual machines", "choose power=plug"
+    )
 
 
 def package_temperature(sysfs_root: Path) -> float | None:

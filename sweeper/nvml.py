@@ -1,0 +1,297 @@
+"""NVML in one place: opened, asked, its errors made ours; and which GPUs CUDA leaves to this process.
+
+Machine, meter and limits all speak of GPUs by UUID, which this module finds, so that they mean the same card.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Any, Self
+
+from sweeper.errors import (
+    LimitRefused,
+    ReadingFailed,
+    RightMissingError,
+    SensorMissingError,
+    SweeperError,
+    UsageError,
+)
+
+
+def no_nvidia(cause: object) -> SensorMissingError:
+    """The error of a machine without an NVIDIA GPU that can be asked."""
+    return SensorMissingError(
+        f"no NVIDIA GPU can be asked here ({cause})",
+        "install NVIDIA's driver and check that `nvidia-smi` runs "
+        "(in a container, start it with --gpus all), or choose power=rapl or power=plug",
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Card:
+    """One GPU as NVML shows it."""
+
+    uuid: str
+    index: int
+    name: str
+    pci_bus_id: str
+    mig: bool
+
+    def is_named(self, device: str) -> bool:
+        """Whether a UUID, an index or a PCI address means this card."""
+        # NVML writes eight digits of PCI domain, Linux four.
+        return device in (self.uuid, str(self.index)) or self.pci_bus_id.lower().endswith(device.lower())
+
+
+class Nvml:
+    """An open NVML. Enter it around everything that uses it; NVML counts how often it was opened."""
+
+    def __enter__(self) -> Self:
+        import pynvml
+
+        with as_missing("cannot start NVML"):
+            pynvml.nvmlInit()
+        self._handles: dict[str, Any] = {}
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        import pynvml
+
+        with contextlib.suppress(pynvml.NVMLError):  # the driver may be gone; nothing is left to close then
+            pynvml.nvmlShutdown()
+
+    def cards(self) -> list[Card]:
+        """All GPUs of this machine; one that is lost is left out."""
+        import pynvml
+
+        found = []
+        with said("count the GPUs"):
+            count = pynvml.nvmlDeviceGetCount()
+        for index in range(count):
+            with contextlib.suppress(pynvml.NVMLError):
+                found.append(self._card(index))
+        return found
+
+    def _card(self, index: int) -> Card:
+        import pynvml
+
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
+        self._handles[uuid] = handle
+        try:
+            mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
+        except pynvml.NVMLError:  # cards without MIG say NOT_SUPPORTED
+            mig = False
+        bus = str(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        return Card(uuid, index, str(pynvml.nvmlDeviceGetName(handle)), bus, mig)
+
+    def driver(self) -> str:
+        """The driver's version."""
+        import pynvml
+
+        with said("read the driver's version"):
+            return as_text(pynvml.nvmlSystemGetDriverVersion())
+
+    def handle(self, uuid: str) -> Any:
+        """NVML's handle of a GPU, kept."""
+        import pynvml
+
+        if uuid not in self._handles:
+            with said(f"find the GPU {uuid}"):
+                self._handles[uuid] = pynvml.nvmlDeviceGetHandleByUUID(uuid)
+        return self._handles[uuid]
+
+    def index(self, uuid: str) -> int:
+        """The GPU's index, by which zeusd knows it."""
+        import pynvml
+
+        with said(f"find the index of {uuid}"):
+            return int(pynvml.nvmlDeviceGetIndex(self.handle(uuid)))
+
+
+@contextlib.contextmanager
+def said(doing: str) -> Iterator[None]:
+    """Turn NVML's errors into ours."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        raise _ours(error, f"cannot {doing}: {error}") from error
+
+
+def _ours(error: Any, message: str) -> SweeperError:
+    import pynvml
+
+    if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+        return RightMissingError(message, "run `sweeper doctor` for the steps that grant it")
+    if error.value in (
+        pynvml.NVML_ERROR_GPU_IS_LOST,
+        pynvml.NVML_ERROR_NOT_FOUND,
+        pynvml.NVML_ERROR_UNINITIALIZED,
+        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+    ):
+        return SensorMissingError(message)
+    return LimitRefused(message)
+
+
+@contextlib.contextmanager
+def as_missing(what: str) -> Iterator[None]:
+    """Turn NVML's errors into ours where a device is sought: the one table for it."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        if isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)):
+            raise no_nvidia(error) from error
+        if isinstance(error, pynvml.NVMLError_NoPermission):
+            raise RightMissingError(
+                f"{what}, NVML says {error}",
+                "add yourself to the group of /dev/nvidia*, "
+                "as in `sudo usermod -aG video,render $USER`, then log in again",
+            ) from error
+        if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
+            raise SensorMissingError(
+                f"{what}, the NVIDIA driver was updated while loaded", "restart the machine"
+            ) from error
+        raise SensorMissingError(f"{what}, NVML says {error}", "check with `nvidia-smi`") from error
+
+
+@contextlib.contextmanager
+def as_failed(what: str) -> Iterator[None]:
+    """Turn NVML's errors into a failed reading while measuring."""
+    import pynvml
+
+    try:
+        yield
+    except pynvml.NVMLError as error:
+        raise ReadingFailed(f"{what}: NVML says {error}") from error
+
+
+@dataclass(frozen=True, slots=True)
+class VisibleGpus:
+    """``uuids`` in NVML's order; ``reason`` says why there is none, and is None where there are some."""
+
+    uuids: tuple[str, ...]
+    reason: str | None = None
+    mend: str | None = None
+
+
+def visible_gpus(gpus: Sequence[tuple[str, str]], environ: Mapping[str, str] = os.environ) -> VisibleGpus:
+    """The GPUs that CUDA would use, by CUDA's own rules.
+
+    CUDA reads the list from the left and stops at the first entry that names no device. It counts unlike GPUs
+    fastest first unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. NVML cannot tell that order, so an index then names
+    no card that we could be sure of, and none is returned.
+
+    Args:
+        gpus: (UUID, name) of every GPU in NVML's order, which is the order of PCI addresses.
+        environ: the environment of the process that runs inference.
+    """
+    wanted = environ.get("CUDA_VISIBLE_DEVICES")
+    if wanted is None:
+        return VisibleGpus(tuple(uuid for uuid, _ in gpus))
+    entries = [entry.strip() for entry in wanted.split(",")]
+    if entries[0].startswith("MIG-"):
+        return VisibleGpus((entries[0],))
+    unlike = len({name for _, name in gpus}) > 1
+    found: list[str] = []
+    for entry in entries:
+        matching = [
+            uuid
+            for index, (uuid, _) in enumerate(gpus)
+            if entry == str(index) or (entry.startswith("GPU-") and uuid.startswith(entry))
+        ]
+        if len(matching) != 1 or matching[0] in found:
+            break
+        if entry.isdigit() and unlike and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
+            return VisibleGpus(
+                (), "CUDA_VISIBLE_DEVICES counts unlike GPUs in an order of its own", "name them by UUID"
+            )
+        found.append(matching[0])
+    if not found:
+        return VisibleGpus(
+            (), f"CUDA_VISIBLE_DEVICES={wanted} leaves no GPU", "unset it, or set power.device"
+        )
+    return VisibleGpus(tuple(uuid for uuid, _ in gpus if uuid in found))
+
+
+@contextlib.contextmanager
+def cuda_variables(environment: Mapping[str, str]) -> Iterator[None]:
+    """Give this process the engine's variables that choose GPUs, so that watts and limits are those of its GPUs."""
+    names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update({name: environment[name] for name in names if name in environment})
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def chosen(
+    cards: list[Card], device: str | None, environ: Mapping[str, str] = os.environ
+) -> tuple[list[Card], str | None]:
+    """The GPUs whose limits are swept, and why there is none.
+
+    ``device`` is a UUID, an index or a PCI address; None is every GPU that CUDA_VISIBLE_DEVICES leaves.
+
+    Raises:
+        UsageError: ``device`` names no GPU.
+    """
+    if device is not None:
+        found = [card for card in cards if card.is_named(device)]
+        if not found:
+            names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "there is none"
+            raise UsageError(f"power.device={device} names no NVIDIA GPU: choose from {names}")
+        return found, None
+    visible = visible_gpus([(card.uuid, card.name) for card in cards], environ)
+    found = [card for card in cards if card.uuid in visible.uuids]
+    if not found and visible.reason is None:
+        return [], "CUDA_VISIBLE_DEVICES names a MIG instance, which has no limit of its own"
+    return found, visible.reason and f"{visible.reason}: {visible.mend}"
+
+
+def find_handle(device: str) -> Any:
+    """NVML's handle of the GPU with this UUID, PCI address or index; a MIG instance gives its whole GPU.
+
+    Raises:
+        pynvml.NVMLError: there is none. NVML must have been started.
+    """
+    import pynvml
+
+    if device.isdigit():
+        return pynvml.nvmlDeviceGetHandleByIndex(int(device))
+    if ":" in device:
+        return pynvml.nvmlDeviceGetHandleByPciBusId(device.encode())
+    handle = pynvml.nvmlDeviceGetHandleByUUID(device.encode())
+    if device.startswith("MIG-"):
+        return pynvml.nvmlDeviceGetDeviceHandleFromMigDeviceHandle(handle)
+    return handle
+
+
+def first(*calls: Callable[[], Any]) -> Any:
+    """The first answer among calls of which this driver or GPU may know none; else None."""
+    import pynvml
+
+    for call in calls:
+        try:
+            return call()
+        except pynvml.NVMLError:
+            continue
+    return None
+
+
+def as_text(value: str | bytes) -> str:
+    """A string of NVML's, which older bindings give as bytes."""
+    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,0 +1,61 @@
+"""Watts, limits and the machine's record speak of the same card of two unlike ones."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from fake_nvml import H200, RTX_4090, FakeNvml
+
+from sweeper import machine
+from sweeper.errors import SensorMissingError
+from sweeper.limits.control import find_limits
+from sweeper.limits.rights import MeansSettings
+from sweeper.meter.sensors.nvml import gpu_sensor
+from sweeper.nvml import cuda_variables
+from sweeper.power_settings import PowerSettings
+
+MakeNvml = Callable[..., FakeNvml]
+
+
+def _limited(folder: Path) -> tuple[set[str], list[str]]:
+    (folder / "locks").mkdir(exist_ok=True)
+    settings = PowerSettings(sysfs_root=str(folder))
+    limits = find_limits(folder, settings, MeansSettings(means="direct"), folder / "locks")
+    return {r.device for r in limits.ranges().values()}, [str(e) for e in limits.refusals().values()]
+
+
+@pytest.mark.parametrize("chosen", [0, 1])
+def test_the_engine_s_variables_choose_the_card_of_watts_and_limits(
+    chosen: int, make_fake_nvml: MakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nvml = make_fake_nvml(RTX_4090, H200)
+    uuid = nvml.gpus[chosen].uuid
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    variables = {"CUDA_VISIBLE_DEVICES": str(chosen), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
+    with nvml.in_process(), cuda_variables(variables):
+        sensor = gpu_sensor(None)
+        sensor.open()
+        assert sensor.source.device == uuid
+        sensor.close()
+        assert _limited(tmp_path)[0] == {uuid}
+        assert [gpu.uuid for gpu in machine.nvidia_gpus() if gpu.visible] == [uuid]
+        assert len(machine.nvidia_gpus()) == 2  # the machine has both, whatever CUDA sees
+    with nvml.in_process():
+        assert all(gpu.visible for gpu in machine.nvidia_gpus())  # the variables are as before
+
+
+def test_an_index_of_unlike_cards_gives_neither_watts_nor_limits(
+    make_fake_nvml: MakeNvml, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """CUDA may count them in another order than NVML: the wrong card's watts would rank."""
+    nvml = make_fake_nvml(RTX_4090, H200)
+    monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
+    with nvml.in_process(), cuda_variables({"CUDA_VISIBLE_DEVICES": "0"}):
+        with pytest.raises(SensorMissingError, match="name them by UUID"):
+            gpu_sensor(None)
+        ranges, refusals = _limited(tmp_path)
+        assert not ranges
+        assert all("name them by UUID" in refusal or "unlike GPUs" in refusal for refusal in refusals)
+        assert not any(gpu.visible for gpu in machine.nvidia_gpus())
