@@ -2,7 +2,7 @@
 
 A sensor refreshes its value once an update period u and holds it. A counter is read at its edges (see
 `sweeper.meter.counter_edges`); a power sample taken at t tells of t − u/2 on average, and is moved back by that
-much. What is left at the two ends of an unaligned window is at most u/T of its energy (MEASUREMENT.md, "Per
+much. What is left at the two ends of an unaligned window is at most u/T of its energy (docs/measuring.md, "Per
 trial", 4). Nothing here answers 0: a window whose energy cannot be known has ``joules=None`` and says why.
 """
 

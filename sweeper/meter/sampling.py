@@ -23,7 +23,7 @@ from sweeper.meter.integrate import integrate
 from sweeper.power_settings import LEAST_SAMPLE_HZ, MOST_SAMPLE_HZ
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
-# Between windows; also the least rate for counters (MEASUREMENT.md, "Per trial", 5).
+# Between windows; also the least rate for counters (docs/measuring.md).
 RESTING_SECONDS = 1.0
 # Temperatures and clocks change slowly, and reading them costs as much as reading power.
 STATE_SECONDS = 0.5

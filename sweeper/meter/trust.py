@@ -26,11 +26,11 @@ from sweeper.records import from_plain, to_plain
 
 # Fast enough to see the shortest published update period of NVML (20 ms) several times.
 POLL_SECONDS = 0.005
-# MEASUREMENT.md, "Per device, once": long enough for a period of 100 ms to show a hundred times.
+# docs/measuring.md: long enough for a period of 100 ms to show a hundred times.
 FULL_SECONDS = 10.0
 # What a sweep spends unasked on a device that it sees for the first time.
 SHORT_SECONDS = 2.0
-# Counter and power further apart than this disagree (MEASUREMENT.md, "Per device, once", 3).
+# Counter and power further apart than this disagree (docs/measuring.md).
 MOST_CONFLICT = 0.05
 # Below this many refreshes a period is a guess.
 LEAST_CHANGES = 5

@@ -69,6 +69,8 @@ class SweepStudy:
     def __init__(self, study: optuna.Study, root: Path) -> None:
         self._study = study
         self._root = root
+        self._header: SweepRecord | None = None
+        self._finished: dict[int, TrialRecord] = {}  # a finished trial never changes, so it is read once
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -155,11 +157,14 @@ class SweepStudy:
 
     def header(self) -> SweepRecord:
         """What is known of the sweep beside its trials."""
-        return self._structured(self._study.user_attrs[HEADER], SweepRecord)
+        if self._header is None:
+            self._header = self._structured(self._study.user_attrs[HEADER], SweepRecord)
+        return self._header
 
     def save_header(self, header: SweepRecord) -> None:
         """Keep everything but the trials."""
         self._study.set_user_attr(HEADER, to_plain(replace(header, trials=())))
+        self._header = None
 
     # -- ask and tell -------------------------------------------------------------------------------------
 
@@ -254,11 +259,10 @@ class SweepStudy:
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Every finished trial by number, with the figures of its screening."""
-        return tuple(
-            self._structured(trial.user_attrs[RECORD], TrialRecord)
-            for trial in self._study.get_trials(deepcopy=False)
-            if RECORD in trial.user_attrs
-        )
+        for trial in self._study.get_trials(deepcopy=False):
+            if trial.number not in self._finished and RECORD in trial.user_attrs:
+                self._finished[trial.number] = self._structured(trial.user_attrs[RECORD], TrialRecord)
+        return tuple(self._finished[number] for number in sorted(self._finished))
 
     def windows(self, number: int) -> tuple[Window, ...]:
         """The raw windows of a trial's screening."""

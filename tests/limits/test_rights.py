@@ -405,3 +405,65 @@ def test_restore_takes_its_means_from_its_user_and_never_from_the_journal(
     words = (tmp_path / "mlruns", MeansSettings("helper", helper), tmp_path / "sys", tmp_path / "locks")
     assert [outcome.action for outcome in restore(*words)] == [Action.RESTORED]
     assert gpu.power_limit_watts == 450
+
+
+def _left_by_a_killed_sweep(nvml: FakeNvml, root: Path) -> None:
+    from sweeper.limits.journal import Journal
+    from sweeper.limits.knob import KnobId
+
+    knob = KnobId("nvml_power", nvml.gpus[0].uuid)
+    journal = Journal.create(root, {knob: 450_000})
+    journal.intent(knob, 200_000)
+    journal.close()
+    text = journal.path.read_text().replace(
+        f'"pid": {os.getpid()}', '"pid": 4194303'
+    )  # a process that is gone
+    journal.path.write_text(text)
+    nvml.gpus[0].power_limit_watts = 200
+
+
+def test_restore_sets_by_the_means_of_its_command_line(
+    unprivileged: FakeNvml,
+    zeusd: Callable[..., FakeZeusd],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from sweeper.cli import main
+
+    server = zeusd(["gpu-control"])
+    root = tmp_path / "mlruns"
+    _left_by_a_killed_sweep(unprivileged, root)
+    socket = f"power.limits.zeusd_socket={tmp_path / 'zeusd.sock'}"
+    assert main(["restore", "--root", str(root), "power.limits.means=zeusd", socket]) == 0
+    assert server.asked == ["/gpu/set_power_limit"]
+    assert unprivileged.gpus[0].power_limit_watts == 450
+    assert "restored" in capsys.readouterr().out
+    assert main(["restore", "--root", str(root), "power.limits.means=sudo"]) == 2
+
+
+def test_doctor_looks_with_the_means_of_the_configuration(
+    unprivileged: FakeNvml, zeusd: Callable[..., FakeZeusd], tmp_path: Path
+) -> None:
+    from sweeper.power_settings import LimitMeansSettings
+
+    zeusd(["gpu-control"])
+    (tmp_path / "locks").mkdir()
+    for means, has_range in (("zeusd", True), ("helper", False)):
+        limits = LimitMeansSettings(means, str(tmp_path / "zeusd.sock"))
+        settings = PowerSettings(sysfs_root=str(tmp_path), limits=limits)
+        found = find_limits(tmp_path / "mlruns", settings, lock_folder=tmp_path / "locks", environ={})
+        assert ("power_limit_watts" in found.ranges()) == has_range
+
+
+def test_a_standing_limit_is_set_by_the_means_of_its_sweep(
+    unprivileged: FakeNvml, zeusd: Callable[..., FakeZeusd], tmp_path: Path
+) -> None:
+    """What `apply --power-limit` sets and `rollback` undoes."""
+    from sweeper.limits.standing_limit import own_bench, standing_limit
+    from sweeper.power_settings import LimitMeansSettings
+
+    server = zeusd(["gpu-control"])
+    settings = PowerSettings(limits=LimitMeansSettings("zeusd", str(tmp_path / "zeusd.sock")))
+    with own_bench(settings) as machine:
+        assert standing_limit(machine, unprivileged.gpus[0].uuid).set(300) == 300
+    assert server.asked == ["/gpu/set_power_limit"]

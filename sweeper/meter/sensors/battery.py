@@ -16,7 +16,7 @@ from sweeper.meter.sysfs import must_read_int, read_int, read_text
 from sweeper.records import Caveat, PowerSource
 
 SUPPLIES = "class/power_supply"
-# What smart batteries smooth over (MEASUREMENT.md, "Sensors"), whatever the gauge refreshes.
+# What smart batteries smooth over (docs/measuring.md), whatever the gauge refreshes.
 UPDATE_PERIOD_SECONDS = 8.0
 
 

@@ -23,7 +23,7 @@ from sweeper.records import Caveat, PowerSource
 # A plug in the same network answers within 50 ms; after this it is not there.
 TIMEOUT_SECONDS = 2.0
 # Both kinds refresh about once a second; with 1.2 s a final window of 100 periods spans the two minutes that
-# MEASUREMENT.md asks for.
+# docs/measuring.md asks for.
 UPDATE_PERIOD_SECONDS = 1.2
 # An answer is a few hundred bytes; whoever sends more is no plug.
 MOST_BYTES = 65536
