@@ -31,7 +31,7 @@ from sweeper.records import (
     Visit,
 )
 from sweeper.report.progress import Progress
-from sweeper.results.assemble import assemble, choose_finalists, conclude, violations_of
+from sweeper.results.assemble import assemble, baseline_of, choose_finalists, conclude, growth, violations_of
 from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
 from sweeper.search.smoothing import smoothed
@@ -164,10 +164,12 @@ class Sweep:
             return f"{plan.trials} trials were asked for"
         if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
             return f"{plan.minutes:g} minutes were given"
-        if plan.patience is not None and len(trials) > plan.patience:
-            record = assemble(self.study)
-            if record.hypervolume[-1] - record.hypervolume[-1 - plan.patience] < GROWTH:
-                return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
+        if (
+            plan.patience is not None
+            and len(trials) > plan.patience
+            and growth(trials, self.study.header().objectives, plan.patience) < GROWTH
+        ):
+            return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
         return plan.stop_reason() if plan.stop_reason else None
 
     def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
@@ -283,10 +285,11 @@ class Sweep:
         """Measure the baseline again every so often: what changes then is the machine."""
         if count % self.plan.control_every or self.stop.set_by_hand:
             return
-        header = assemble(self.study)
-        if header.baseline is None or header.trial(header.baseline).state != "complete":
+        header = self.study.header()
+        number = baseline_of(self.study.trials(), header)
+        baseline = next((t for t in self.study.trials() if t.number == number), None)
+        if baseline is None or baseline.state != "complete":
             return
-        baseline = header.trial(header.baseline)
         began = self.clock()
         try:
             again = self._measure(baseline.configuration, self._screening(header), None)

@@ -42,10 +42,10 @@ def assemble(study: Kept) -> SweepRecord:
     """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
     header = study.header()
     trials = with_finals(study.trials(), study.visits(), header)
-    return conclude(replace(header, trials=trials, baseline=_baseline(trials, header)))
+    return conclude(replace(header, trials=trials, baseline=baseline_of(trials, header)))
 
 
-def _baseline(trials: Sequence[TrialRecord], header: SweepRecord) -> int | None:
+def baseline_of(trials: Sequence[TrialRecord], header: SweepRecord) -> int | None:
     """The trial that measured the engine's default; usually 0, unless that was in flight when it was killed."""
     wanted = header.baseline_configuration
     return next((t.number for t in trials if t.configuration == wanted), None)
@@ -209,12 +209,32 @@ def hypervolumes(
         return tuple(0.0 for _ in trials)
     reference = fronts.reference_point(best)
     whole = fronts.hypervolume(list(usable.values()), reference)
-    shares, so_far = [], []
+    shares: list[float] = []
+    so_far: list[fronts.Point] = []
     for trial in trials:
-        if trial.number in usable:
-            so_far.append(usable[trial.number])
+        point = usable.get(trial.number)
+        if point is None or any(all(a >= b for a, b in zip(other, point, strict=True)) for other in so_far):
+            shares.append(shares[-1] if shares else 0.0)  # it adds nothing
+            continue
+        so_far = [*so_far, point]
+        so_far = [so_far[index] for index in fronts.undominated(so_far)]
         shares.append(fronts.hypervolume(so_far, reference) / whole if whole > 0 else 0.0)
     return tuple(shares)
+
+
+def growth(trials: Sequence[TrialRecord], objectives: Sequence[Objective], last: int) -> float:
+    """The share of the present hypervolume that the ``last`` trials added; 0 where no trial counts."""
+    points = [fronts.oriented(t, objectives) if _counts(t, objectives) else None for t in trials]
+    now, before = (_best([p for p in some if p is not None]) for some in (points, points[:-last]))
+    if not now:
+        return 0.0
+    reference = fronts.reference_point(now)
+    whole = fronts.hypervolume(now, reference)
+    return 1.0 - fronts.hypervolume(before, reference) / whole if whole > 0 else 0.0
+
+
+def _best(points: Sequence[fronts.Point]) -> list[fronts.Point]:
+    return [points[index] for index in fronts.undominated(points)]
 
 
 def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
