@@ -35,7 +35,7 @@ from sweeper.results.assemble import assemble, baseline_of, choose_finalists, co
 from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
 from sweeper.search.smoothing import smoothed
-from sweeper.search.study import Proposal, SweepStudy, configurations_of
+from sweeper.search.study import Proposal, SweepStudy
 from sweeper.space.space import SearchSpace
 from sweeper.tracking import Tracker
 
@@ -136,7 +136,7 @@ class Sweep:
                 self.study.enqueue(self.space.params_of(configuration))
         duplicates = 0
         while (reason := self._reason_to_stop()) is None:
-            known = configurations_of(self.study.trials())
+            known = self.study.known()
             if grid is not None or duplicates >= MOST_DUPLICATES:
                 other = self._unmeasured(known, grid)
                 if other is None:
@@ -149,9 +149,9 @@ class Sweep:
                 self.study.duplicate(proposal, known[configuration.digest])
                 duplicates += 1
                 continue
-            duplicates = 0
+            duplicates, count = 0, len(known) + 1
             self._trial(proposal, configuration)
-            self._control(len(known) + 1)
+            self._control(count)
         if not self.stop.set_by_hand:
             self._final_stage()
         return reason

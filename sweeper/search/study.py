@@ -70,6 +70,7 @@ class SweepStudy:
         self._study = study
         self._root = root
         self._header: SweepRecord | None = None
+        self._known: dict[str, int] = {}
         self._finished: dict[int, TrialRecord] = {}  # a finished trial never changes, so it is read once
 
     # -- opening ------------------------------------------------------------------------------------------
@@ -261,8 +262,16 @@ class SweepStudy:
         """Every finished trial by number, with the figures of its screening."""
         for trial in self._study.get_trials(deepcopy=False):
             if trial.number not in self._finished and RECORD in trial.user_attrs:
-                self._finished[trial.number] = self._structured(trial.user_attrs[RECORD], TrialRecord)
+                record = self._structured(trial.user_attrs[RECORD], TrialRecord)
+                self._finished[trial.number] = record
+                if record.state != "interrupted":
+                    self._known[record.configuration.digest] = record.number
         return tuple(self._finished[number] for number in sorted(self._finished))
+
+    def known(self) -> Mapping[str, int]:
+        """Trial number by configuration digest, of those that ran or were ruled out."""
+        self.trials()
+        return self._known
 
     def windows(self, number: int) -> tuple[Window, ...]:
         """The raw windows of a trial's screening."""
@@ -308,11 +317,6 @@ def sweep_names(root: Path) -> tuple[str, ...]:
     own = [s for s in summaries if HEADER in s.user_attrs]
     own.sort(key=lambda s: str(s.user_attrs[HEADER].get("updated_utc", "")))
     return tuple(s.study_name for s in own)
-
-
-def configurations_of(trials: Sequence[TrialRecord]) -> dict[str, int]:
-    """Trial number by configuration digest, of those that ran or were ruled out."""
-    return {trial.configuration.digest: trial.number for trial in trials if trial.state != "interrupted"}
 
 
 def _storage(root: Path) -> Any:
