@@ -126,7 +126,6 @@ def _with_plain_path(word: str, several: bool) -> str:
 def _run_sweep(composed: Composed, as_json: bool) -> int:
     """One sweep, from its composed configuration to the table at the end."""
     from sweeper import wiring
-    from sweeper.errors import NoResultError
     from sweeper.report.live import open_progress
     from sweeper.report.progress import Plan
 
@@ -146,9 +145,6 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
             say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
             with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):  # type: ignore[attr-defined]
                 record = sweep.run()
-    except NoResultError as error:
-        say_error(str(error))
-        return error.exit_code
     except SweeperError as error:
         say_error(str(error))
         return error.exit_code

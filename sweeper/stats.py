@@ -59,21 +59,6 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / abs(mean)
 
 
-def pooled_cv(groups: Iterable[Sequence[float]]) -> float | None:
-    """The relative noise that groups of repeats have in common, as a fraction.
-
-    Each group counts with its degrees of freedom, so that many pairs of repeats tell as much as one long
-    series. None where no group has two values.
-    """
-    squares, freedom = 0.0, 0
-    for group in groups:
-        cv = coefficient_of_variation(group) if group else None
-        if cv is not None:
-            squares += cv * cv * (len(group) - 1)
-            freedom += len(group) - 1
-    return math.sqrt(squares / freedom) if freedom else None
-
-
 # What all finalists say of one's scatter counts as so many degrees of freedom beside its own visits: three visits know
 # little, and one noisy finalist must not make the others look so.
 PRIOR_FREEDOM = 4

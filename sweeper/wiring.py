@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import importlib
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sweeper import __version__, machine
+from sweeper import __version__, locks, machine
 from sweeper.config import Composed, Settings
 from sweeper.errors import (
     EngineCrashed,
@@ -92,7 +90,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         rig, space, notes = open_rig(composed, held, say)
         workload = rig.workload or settings.workload_record()
         name = sweep_name(settings, space, workload, rig, root)
-        held.enter_context(_alone(root, name))
+        held.enter_context(alone(root, name))
         tracker = Tracker.open(settings.tracking.uri, root)  # before the first trial: no store, no sweep
         rig = with_quality(rig, space, settings, root, held, say)
         first = initial_design(
@@ -515,27 +513,15 @@ def _make_folder(root: Path) -> None:
         raise StoreError(f"cannot write in {root}: {error.strerror}; choose another root=…") from error
 
 
-@contextmanager
-def _alone(root: Path, name: str) -> Iterator[None]:
+def alone(root: Path, name: str) -> AbstractContextManager[None]:
     """Hold the sweep's lock; another process that writes the same sweep is refused."""
-    path = root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock"
-    try:
-        stream = path.open("a+", encoding="utf-8")
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error.strerror}; choose another root=…") from error
-    with stream:
-        try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            stream.seek(0)
-            owner = stream.read().strip() or "another process"
-            raise SweepBusyError(
-                f"the sweep {name!r} is being written by process {owner}: wait for it, or choose name=…"
-            ) from None
-        stream.truncate(0)
-        stream.write(str(os.getpid()))
-        stream.flush()
-        yield
+
+    def busy(owner: str) -> SweepBusyError:
+        return SweepBusyError(
+            f"the sweep {name!r} is being written by process {owner}: wait for it, or choose name=…"
+        )
+
+    return locks.held(root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock", busy)
 
 
 def _plain(value: Any) -> Any:

@@ -31,7 +31,7 @@ ORDER = (
     {"errors", "metrics"},
     {"parameters"},
     {"records"},
-    {"stats", "power_settings", "nvml", "files", "http", "processes", "serving"},
+    {"stats", "power_settings", "nvml", "files", "locks", "http", "processes", "serving"},
     {"machine"},
     {"model"},
     {"engine", "meter", "limits"},

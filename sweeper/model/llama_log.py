@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import ctypes
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 LEVELS = {1: "debug", 2: "info", 3: "warn", 4: "error"}  # enum ggml_log_level; 0 is none, 5 continues a line
@@ -32,7 +31,6 @@ class LogCapture:
     callback: Any = None
     _level: str = "none"
     _partial: str = ""
-    _listeners: list[Callable[[LogLine], None]] = field(default_factory=list)
 
     def feed(self, level: int, text: str) -> None:
         """Take one piece of log, which may be part of a line or several lines."""
@@ -67,18 +65,11 @@ class LogCapture:
         self._partial = ""
         self.lines.clear()
 
-    def on_line(self, listener: Callable[[LogLine], None]) -> None:
-        """Call ``listener`` with each line from now on, on the thread that logs."""
-        self._listeners.append(listener)
-
     def _keep(self, text: str) -> None:
         text = text.rstrip()
         if not text:
             return
-        line = LogLine(self._level, text)
-        self.lines.append(line)
-        for listener in self._listeners:
-            listener(line)
+        self.lines.append(LogLine(self._level, text))
 
 
 def capture_log(keep: int = _KEEP_LINES) -> LogCapture:

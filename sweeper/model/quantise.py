@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import shutil
 import time
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
+from sweeper.locks import held
 from sweeper.model.digest import sha256_of, write_atomically
 from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.model.header import read_header
@@ -77,7 +76,7 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
         )
     target = root / "quantised" / digest[:16] / f"{level}.gguf"
     notes = target.with_suffix(".json")
-    with _locked(target.with_suffix(".lock")):
+    with held(target.with_suffix(".lock")):
         made = not (target.is_file() and notes.is_file())
         if made:
             _make(source, target, level, threads or len(os.sched_getaffinity(0)))
@@ -135,15 +134,3 @@ def _check_space(folder: Path, needed: int, level: str) -> None:
             f"{level} needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
             "free some, or leave it out of space.quant"
         )
-
-
-@contextlib.contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        stream = path.open("ab")
-    except OSError as error:
-        raise StoreError(f"cannot write in {path.parent}: {error.strerror}") from None
-    with stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)  # given back when the file is closed, or the process dies
-        yield

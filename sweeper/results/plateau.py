@@ -88,8 +88,3 @@ def _indistinct(one: Reading, other: Reading) -> bool:
     if one.low <= other.high and other.low <= one.high:
         return True
     return abs(one.median - other.median) <= SAME_FRACTION * max(abs(one.median), abs(other.median))
-
-
-def held_by_cap(watts: Reading, limit_watts: float) -> bool:
-    """Whether a draw lies so near its power limit that the limit may have held it."""
-    return watts.high >= CAPPED_SHARE * limit_watts

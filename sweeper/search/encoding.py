@@ -9,13 +9,14 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweeper.metrics import describe
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.parameters import TUNABLES, Configuration
 from sweeper.space.space import Parameter, SearchSpace
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -41,8 +42,6 @@ class Encoder:
 
     def weights(self, metric: str | None) -> Array:
         """How much of each feature's range (d,) counts for models of ``metric``: 1, or `IDLE_WEIGHT`."""
-        import numpy as np
-
         idle = idle_for(metric)
         each = [
             IDLE_WEIGHT if name in idle else 1.0
@@ -53,8 +52,6 @@ class Encoder:
 
     def __call__(self, configurations: Sequence[Configuration]) -> Array:
         """Features (n, d) of ``configurations``, in their order."""
-        import numpy as np
-
         rows = [
             [x for name, column in self._columns for x in _looked_up(column, getattr(c, name))]
             for c in configurations

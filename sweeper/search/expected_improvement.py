@@ -7,10 +7,11 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sweeper.results.front import undominated
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -26,8 +27,6 @@ def expected_improvement(means: Array, deviations: Array, boxes: tuple[Array, Ar
     the boxes of that region, the product over the objectives of E[(y - low)+] - E[(y - high)+] (Emmerich,
     Yang et al. 2016; the objectives are independent given the model).
     """
-    import numpy as np
-
     lows, highs = boxes
     total = np.ones((len(means), len(lows)))
     for k in range(means.shape[1]):
@@ -39,7 +38,6 @@ def expected_improvement(means: Array, deviations: Array, boxes: tuple[Array, Ar
 
 def _excess(mean: Array, deviation: Array, threshold: Array) -> Array:
     """E[(y - threshold)+] of a normal y; 0 at an infinite threshold."""
-    import numpy as np
     from scipy.special import ndtr
 
     z = (mean - threshold) / deviation
@@ -51,8 +49,6 @@ def _excess(mean: Array, deviation: Array, threshold: Array) -> Array:
 
 def free_boxes(front: Sequence[Sequence[float]], reference: Sequence[float]) -> tuple[Array, Array]:
     """Disjoint boxes, lows and highs (k, m), of what lies above ``reference`` and no point dominates."""
-    import numpy as np
-
     above = [tuple(p) for p in front if all(x > r for x, r in zip(p, reference, strict=True))]
     points = [above[i] for i in undominated(above)]
     boxes: list[tuple[tuple[float, ...], tuple[float, ...]]]

@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from sweeper.records import Configuration
 from sweeper.results.front import hypervolume, reference_point, undominated
 from sweeper.results.picks import Line
@@ -17,7 +19,6 @@ from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.prior import NOW, of_sweep
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -58,8 +59,6 @@ class ObjectiveModel:
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and deviation of the objective itself (moments of the log-normal)."""
-        import numpy as np
-
         seen = weighted(features, self.weights)
         mean, deviation = self.process.predict(of_sweep(seen, NOW) if self.joined else seen)
         if self.sign == 0:
@@ -79,7 +78,6 @@ class Breakage:
     LENGTH, LINEAR, LOCAL, NOISE = 0.6, 1.0, 0.7, 0.1
 
     def __init__(self, ran: Array, broke: Array) -> None:
-        import numpy as np
         from scipy.linalg import cho_factor, cho_solve
 
         self._features = np.vstack([ran, broke])[-MOST_LABELS:]
@@ -97,7 +95,6 @@ class Breakage:
 
     def probability(self, features: Array) -> Array:
         """That each row of ``features`` runs, 0 to 1."""
-        import numpy as np
         from scipy.linalg import solve_triangular
         from scipy.special import ndtr
 
@@ -123,8 +120,6 @@ class FrontModel:
         features: Array,
         feasible: Any,
     ) -> None:
-        import numpy as np
-
         self._objectives, self._constraints, self._broken = objectives, constraints, broken
         self._memory = memory
         means, _ = self._predict(features)
@@ -146,8 +141,6 @@ class FrontModel:
         )
 
     def _predict(self, features: Array) -> tuple[Array, Array]:
-        import numpy as np
-
         pairs = [o.predict(features) for o in self._objectives]
         return np.stack([m for m, _ in pairs], axis=1), np.stack([d for _, d in pairs], axis=1)
 
@@ -164,7 +157,6 @@ class FrontModel:
         Expected improvement of what the pick improves, times the probabilities that the line is reached and that
         the configuration counts. Where nothing reaches the line yet, that probability alone.
         """
-        import numpy as np
         from scipy.special import ndtr
 
         means, deviations = self._predict(features)
@@ -183,7 +175,6 @@ class FrontModel:
         return result
 
     def _feasibility(self, features: Array, configurations: Sequence[Configuration]) -> Array:
-        import numpy as np
         from scipy.special import ndtr
 
         result = np.ones(len(features))
@@ -201,8 +192,6 @@ class FrontModel:
 
         A proposal takes away what its neighbours promise, by the correlation of the first objective's model.
         """
-        import numpy as np
-
         volume = hypervolume(self._points, self._reference)
         left, total = gains.copy(), 0.0
         first = self._objectives[0]

@@ -10,8 +10,9 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -42,8 +43,6 @@ class Hyper:
 
     def packed(self) -> Array:
         """As one vector, for the optimiser."""
-        import numpy as np
-
         return np.concatenate([self.log_lengths, [self.log_linear, self.log_signal, self.log_noise]])
 
     @classmethod
@@ -54,15 +53,11 @@ class Hyper:
 
 def starting_hyper(dimensions: int, relative_noise: float) -> Hyper:
     """Where a fit begins: effects wider than a parameter's range."""
-    import numpy as np
-
     return Hyper(np.full(dimensions, EXPECTED_LOG_LENGTH), 0.0, math.log(relative_noise))
 
 
 def correlation(a: Array, b: Array, log_lengths: Array) -> Array:
     """Matérn 5/2 correlation of each row of ``a`` (n, d) with each row of ``b`` (m, d): (n, m)."""
-    import numpy as np
-
     inverse = np.exp(-log_lengths)
     x, y = a * inverse, b * inverse
     squared = (x * x).sum(1)[:, None] + (y * y).sum(1)[None, :] - 2.0 * (x @ y.T)
@@ -87,7 +82,6 @@ class GaussianProcess:
     """
 
     def __init__(self, features: Array, values: Array, hyper: Hyper) -> None:
-        import numpy as np
         from scipy.linalg import cho_factor, cho_solve
 
         self.features, self.hyper = features, hyper
@@ -105,7 +99,6 @@ class GaussianProcess:
 
     def predict(self, features: Array) -> tuple[Array, Array]:
         """Mean and standard deviation (m,) of the noise-free objective at each row of ``features`` (m, d)."""
-        import numpy as np
         from scipy.linalg import solve_triangular
 
         cross = self._covariance(features)
@@ -133,7 +126,6 @@ def fit(features: Array, values: Array, start: Hyper, relative_noise: float) -> 
     Weak priors keep them sensible with few points: length scales around a whole range, signal around the
     values' own spread, noise around ``relative_noise`` (standard deviation over the values' spread).
     """
-    import numpy as np
     from scipy.optimize import minimize
 
     features, values = features[-MOST_FITTED:], values[-MOST_FITTED:]
@@ -165,7 +157,6 @@ class _Problem:
         self._expected_noise = log_noise_expected
 
     def __call__(self, vector: Array) -> tuple[float, Array]:
-        import numpy as np
         from scipy.linalg import cho_factor, cho_solve
 
         hyper = Hyper.unpacked(vector)

@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from optuna.samplers import BaseSampler
 from optuna.trial import TrialState
 
@@ -34,7 +35,6 @@ from sweeper.space.space import SearchSpace
 from sweeper.stats import relative_noise
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
     from optuna import Study
     from optuna.distributions import BaseDistribution
@@ -279,8 +279,6 @@ class GpFrontSampler(BaseSampler):
         return best, gains
 
     def _model(self, history: _History, maximized: Sequence[bool]) -> FrontModel:
-        import numpy as np
-
         oriented = np.array(history.values, dtype=np.float64) * np.where(maximized, 1.0, -1.0)
         violation = _violation_keys(history.violations)
         feasible = np.array([max(v.values(), default=0.0) <= 0 for v in history.violations])
@@ -312,8 +310,6 @@ class GpFrontSampler(BaseSampler):
         self, index: int, features: Array, values: Array, refit: bool, noise: float
     ) -> ObjectiveModel:
         """The model of one oriented objective, in logarithms where all its values have one sign."""
-        import numpy as np
-
         key = f"objective {index}"
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
         weights = self._encode.weights(self._metrics[index] if self._metrics else None)

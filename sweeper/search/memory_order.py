@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sweeper.model.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.parameters import TUNABLES, Configuration, Tunable, clamped
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -36,8 +37,6 @@ class MemoryOrder:
     """
 
     def __init__(self, ran: Sequence[Configuration], broke: Sequence[Configuration]) -> None:
-        import numpy as np
-
         self._orders: list[tuple[float, Array, float]] = []
         layers = {c.n_gpu_layers for c in (*ran, *broke)}
         for sign in (1.0, -1.0) if len(layers) > 1 else (1.0,):
@@ -58,8 +57,6 @@ class MemoryOrder:
 
 
 def _demands(configurations: Sequence[Configuration], sign: float) -> Array:
-    import numpy as np
-
     rows = [[_demand(tunable, c, sign) for tunable in _DEMANDING] for c in configurations]
     return np.array(rows, dtype=np.float64).reshape(len(rows), len(_DEMANDING))
 
@@ -76,7 +73,5 @@ def _demand(tunable: Tunable, configuration: Configuration, sign: float) -> floa
 
 def _reaches(demands: Array, short: Array) -> npt.NDArray[np.bool_]:
     """(n, m): whether demand i is in every respect at least that of the failure j."""
-    import numpy as np
-
     result: npt.NDArray[np.bool_] = np.all(demands[:, None, :] >= short[None, :, :], axis=2)
     return result

@@ -10,12 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -43,8 +44,6 @@ class Prior:
     """
 
     def __init__(self, encode: Encoder, measured: Measured, maximized: Sequence[bool]) -> None:
-        import numpy as np
-
         self.features = encode([configuration for configuration, _ in measured])
         self._models: list[GaussianProcess | None] = []
         self._logarithms: list[Array] = []
@@ -65,8 +64,6 @@ class Prior:
 
         The earlier values are moved by the median difference between the sweeps, where both speak.
         """
-        import numpy as np
-
         model = self._models[objective]
         if model is None:
             return None
@@ -79,8 +76,6 @@ class Prior:
 
 
 def _go_together(expected: Array, found: Array) -> bool:
-    import numpy as np
-
     if len(found) < 3 or expected.std() == 0 or found.std() == 0:
         return False
     return float(np.corrcoef(expected, found)[0, 1]) >= LEAST_CORRELATION
@@ -88,6 +83,4 @@ def _go_together(expected: Array, found: Array) -> bool:
 
 def of_sweep(features: Array, which: float) -> Array:
     """The features with one more, which says of which sweep they are: `EARLIER` or `NOW`."""
-    import numpy as np
-
     return np.hstack([features, np.full((len(features), 1), which)])

@@ -10,6 +10,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+import numpy as np
+
 from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.encoding import Encoder, weighted
 from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
@@ -42,8 +44,6 @@ def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
 
 def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpace) -> list[float]:
     """The model's mean for each trial, in the objective's unit."""
-    import numpy as np
-
     raw = [trial.metrics[objective.metric].median for trial in trials]
     if min(raw) <= 0 or max(raw) <= min(raw):
         return raw

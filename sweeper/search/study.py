@@ -7,18 +7,18 @@ next start, what stops before is the trial in flight, which is asked again.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import sqlite3
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sweeper.errors import ConfigError, StoreError, SweepMissingError
+from sweeper.locks import held
 from sweeper.records import (
     Objective,
     SweepRecord,
@@ -326,7 +326,7 @@ def _storage(root: Path) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     database, fresh = root / "optuna.db", root / ".optuna.db.new"
-    with _schema_lock(root):
+    with held(root / "optuna.lock"):  # of two processes that make the schema at once, one would die
         if not database.exists() or database.stat().st_size == 0:
             # In a file of its own that then takes the database's place: a kill half way leaves nothing half made.
             fresh.unlink(missing_ok=True)
@@ -344,14 +344,6 @@ def _storage(root: Path) -> Any:
 
     storage.engine.dispose()  # connections made before the listener stood are not kept
     return storage
-
-
-@contextmanager
-def _schema_lock(root: Path) -> Iterator[None]:
-    """One process at a time makes the schema: of two first ones at once, one would die."""
-    with (root / "optuna.lock").open("a") as stream:
-        fcntl.flock(stream, fcntl.LOCK_EX)
-        yield
 
 
 class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a function in `with`

@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from sweeper.parameters import MODEL_KEYS
 from sweeper.records import Configuration
 
 if TYPE_CHECKING:
-    import numpy as np
     import numpy.typing as npt
 
     Array = npt.NDArray[np.float64]
@@ -45,8 +46,6 @@ class TrialCost:
     """
 
     def __init__(self, costs: Sequence[Cost], features: Array) -> None:
-        import numpy as np
-
         self._loaded = _model(costs[-1].configuration) if costs else None
         self._loads: dict[str | None, list[float]] = {}
         for cost in costs:
@@ -64,8 +63,6 @@ class TrialCost:
 
     def __call__(self, configurations: Sequence[Configuration], features: Array) -> Array:
         """Expected seconds (m,) of ``configurations``, whose features are (m, d); all 1 while nothing is known."""
-        import numpy as np
-
         if self._slopes is None:
             return np.ones(len(configurations))
         # Never beyond what was seen: a straight line through logarithms runs away.

@@ -6,6 +6,8 @@ import random
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
+
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
@@ -61,8 +63,6 @@ def nearest(values: Sequence[Any], wished: Any) -> Any:
 def _far_apart(
     space: SearchSpace, known: list[Configuration], count: int, seed: int
 ) -> tuple[Configuration, ...]:
-    import numpy as np
-
     if count <= 0:
         return ()
     rng, encode = random.Random(seed), Encoder(space)

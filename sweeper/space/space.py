@@ -125,10 +125,6 @@ class SearchSpace:
         """The searched parameters' values of a configuration, for Optuna and MLflow."""
         return {name: getattr(configuration, name) for name in self.parameters}
 
-    def contains(self, configuration: Configuration) -> bool:
-        """Whether every searched parameter has one of its values in this configuration."""
-        return all(getattr(configuration, n) in p.values for n, p in self.parameters.items())
-
     def grid(self) -> Iterator[Configuration]:
         """Every valid configuration once, in the order of the parameters' values."""
         seen: set[str] = set()

@@ -37,13 +37,6 @@ def test_the_oldest_lines_go():
     assert log.tail() == ()
 
 
-def test_listeners_hear_each_line():
-    log, heard = capture(), []
-    log.on_line(lambda line: heard.append((line.level, line.text)))
-    log.feed(WARN, "x\ny\n")
-    assert heard == [("warn", "x"), ("warn", "y")]
-
-
 @given(st.lists(st.text(alphabet="ab \n", max_size=5), max_size=20))
 def test_however_it_is_cut_the_text_is_the_same(pieces):
     whole = capture((INFO, "".join(pieces)), keep=1_000)

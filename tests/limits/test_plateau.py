@@ -6,7 +6,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from sweeper.records import Caveat, Reading
-from sweeper.results.plateau import CapPoint, find_plateau, held_by_cap
+from sweeper.results.plateau import CapPoint, find_plateau
 
 
 def reading(median: float, spread: float = 0.005) -> Reading:
@@ -58,11 +58,6 @@ def test_noise_hides_small_differences_and_no_more() -> None:
     quiet = [point(400, 50, 390, 0.001), point(300, 48, 299, 0.001)]
     assert find_plateau(noisy).recommended == 300
     assert find_plateau(quiet).recommended == 400
-
-
-def test_a_draw_near_its_limit_may_be_held() -> None:
-    assert held_by_cap(reading(297), 300)
-    assert not held_by_cap(reading(250), 300)
 
 
 points = st.lists(

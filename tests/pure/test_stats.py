@@ -89,18 +89,6 @@ def test_cv_agrees_with_numpy(sample):
 def test_cv_is_none_where_it_means_nothing():
     assert stats.coefficient_of_variation([3.0]) is None
     assert stats.coefficient_of_variation([-1.0, 1.0]) is None
-    assert stats.pooled_cv([[1.0], []]) is None
-
-
-def test_pooled_cv_finds_the_noise_that_groups_share():
-    rng = random.Random(1)
-    groups = [[level * rng.gauss(1, 0.02) for _ in range(3)] for level in range(1, 400)]
-    assert stats.pooled_cv(groups) == pytest.approx(0.02, rel=0.1)
-
-
-@given(st.lists(st.floats(1, 100), min_size=2, max_size=8))
-def test_pooled_cv_of_one_group_is_its_own(sample):
-    assert stats.pooled_cv([sample]) == pytest.approx(stats.coefficient_of_variation(sample))
 
 
 def test_outliers_are_found_and_noise_is_not():
