@@ -1,4 +1,4 @@
-"""Step (d): a real sweep on the card, through the same wiring as `sweeper sweep`, and its report.
+"""Step (d): a real sweep on the card, prepared as by `sweeper sweep`, and its report.
 
 It needs mlflow, optuna and hydra; the other steps do not, and this module imports them where they are used.
 """
@@ -62,8 +62,8 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     from sweeper.config import compose
     from sweeper.errors import LimitRefused
     from sweeper.limits.control import NoLimits
+    from sweeper.prepare import prepared
     from sweeper.report.progress import Silent
-    from sweeper.wiring import prepared
 
     overrides = [
         f"name={NAME}",

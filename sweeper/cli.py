@@ -125,7 +125,7 @@ def _with_plain_path(word: str, several: bool) -> str:
 
 def _run_sweep(composed: Composed, as_json: bool) -> int:
     """One sweep, from its composed configuration to the table at the end."""
-    from sweeper import wiring
+    from sweeper import prepare
     from sweeper.report.live import open_progress
     from sweeper.report.progress import Plan
 
@@ -137,11 +137,11 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     def display(header: SweepRecord, plan: Any) -> Any:
         for note in header.notes:
             say(note)
-        expected = Plan(wiring.finalist_measurements(plan), FINALIST_COST, plan.minutes)
+        expected = Plan(prepare.finalist_measurements(plan), FINALIST_COST, plan.minutes)
         return open_progress(screen, header.objectives, header.power, expected, plan.first[0])
 
     try:
-        with wiring.prepared(composed, display, say) as sweep:
+        with prepare.prepared(composed, display, say) as sweep:
             say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
             with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):  # type: ignore[attr-defined]
                 record = sweep.run()

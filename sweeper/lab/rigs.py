@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING
 from sweeper.errors import ConfigError
 from sweeper.measure.trial import Stage
 from sweeper.records import Configuration, Reading
-from sweeper.rig import Rig
-from sweeper.wiring import idle_power, open_rig, with_quality
+from sweeper.rig.base import Rig
+from sweeper.rig.open import idle_power, open_rig
+from sweeper.rig.quantisations import with_quality
 
 if TYPE_CHECKING:
     from sweeper.config import Composed, Settings

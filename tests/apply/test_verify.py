@@ -23,6 +23,7 @@ from hostile import NAMES
 
 from sweeper import apply
 from sweeper.apply.verify.check import FigureCheck, _beside_now, judge
+from sweeper.apply.verify.engine_now import speeds_of_engine
 from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
 from sweeper.apply.verify.processes import free_port, started
 from sweeper.errors import (
@@ -37,7 +38,6 @@ from sweeper.http import get
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Workload
-from sweeper.wiring import speeds_of_engine
 
 pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
 

@@ -10,13 +10,13 @@ import pytest
 from sweeper.config import compose
 from sweeper.lab.simulator import MACHINES, machine_record, model_record
 from sweeper.parameters import TUNABLES
+from sweeper.prepare import prepared
 from sweeper.records import SweepRecord, Workload
 from sweeper.report.progress import Silent
 from sweeper.search.gp_front import INITIAL_TRIALS
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.space.auto import Facts, default_configuration, fill_auto
 from sweeper.space.space import SearchSpace, Traits, build_space
-from sweeper.wiring import prepared
 
 ASKED = {
     "n_gpu_layers": "auto",

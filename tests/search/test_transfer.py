@@ -10,12 +10,12 @@ import pytest
 
 from sweeper.config import compose
 from sweeper.errors import StoreError
+from sweeper.prepare import prepared
 from sweeper.records import Configuration, SweepRecord
 from sweeper.report.progress import Silent
 from sweeper.search.study import SweepStudy
 from sweeper.search.transfer import from_earlier, moved
 from sweeper.space.space import Traits, build_space
-from sweeper.wiring import prepared
 
 
 def space_of(spec, n_layer=32):

@@ -1,0 +1,267 @@
+"""From a composed configuration to a sweep ready to run: its rig, its name, its record, its plan."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from dataclasses import replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sweeper import __version__, locks
+from sweeper.config import Composed, Settings
+from sweeper.errors import (
+    SweepBusyError,
+)
+from sweeper.records import (
+    Configuration,
+    SweepRecord,
+    Workload,
+    to_plain,
+)
+from sweeper.report.files import write_report
+from sweeper.report.progress import Progress
+from sweeper.results.picks import line_of, parse_pick
+from sweeper.rig.base import Rig
+from sweeper.rig.open import idle_power, open_rig
+from sweeper.rig.quantisations import with_quality
+from sweeper.search.finals import FINAL_VISITS
+from sweeper.search.samplers import make_sampler, stopping_of
+from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.search.transfer import Earlier, from_earlier
+from sweeper.search.warm_start import initial_design
+from sweeper.space.space import SearchSpace
+from sweeper.sweep import SearchPlan, StopFlag, Sweep
+from sweeper.tracking import Tracker
+
+if TYPE_CHECKING:
+    pass
+
+# The default and the corners that lie near the front on most machines; see search/warm_start.py.
+CORNERS = 6
+# What a grid is counted up to for the display; counting a space of millions would take longer than a trial.
+MOST_COUNTED = 20_000
+OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
+
+
+@contextmanager
+def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str], None]) -> Iterator[Sweep]:
+    """A sweep ready to run, with everything it holds given back afterwards.
+
+    Args:
+        composed: the configuration.
+        open_progress: makes the display, which is entered by whoever made it.
+        say: shows one line while things are made ready.
+
+    Raises:
+        UsageError, MissingError: what was asked for cannot be, each with the line that mends it.
+    """
+    settings = composed.settings
+    root = Path(settings.root)
+    parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
+    with ExitStack() as held:
+        rig, space, notes = open_rig(composed, held, say)
+        workload = rig.workload or settings.workload_record()
+        name = sweep_name(settings, space, workload, rig, root)
+        held.enter_context(alone(root, name))
+        tracker = Tracker.open(settings.tracking.uri, root)  # before the first trial: no store, no sweep
+        rig = with_quality(rig, space, settings, root, held, say)
+        first = initial_design(
+            space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
+        )
+        earlier = _earlier(name, settings, rig, space, root)
+        first, learned = _with_earlier(first, earlier)
+        said = (*rig.notes, *notes, *learned)
+        header = _header(name, settings, workload, composed, rig, space, said, first[0])
+        sampler = make_sampler(
+            settings.search.sampler,
+            space,
+            settings.search.seed,
+            lambda c: rig.forecast(c) is None,
+            line_of(header.objectives, header.pick),
+            earlier.measured if earlier else (),
+            [o.metric for o in header.objectives],
+            [c.metric for c in header.constraints],
+        )
+        study = SweepStudy.create(root, header, sampler)
+        kept = _refreshed(study, header)
+        plan = _plan(settings, space, first, stopping_of(sampler))
+        yield Sweep(
+            study=study,
+            space=space,
+            engine=rig.engine,
+            meter=rig.meter,
+            limits=rig.limits,
+            tracker=tracker,
+            progress=open_progress(kept, plan),
+            plan=plan,
+            report_folder=root / "reports" / name,
+            write_report=write_report,
+            quality=rig.quality,
+            forecast=rig.forecast,
+            standing_caveats=rig.standing_caveats,
+            stop=StopFlag(),
+            clock=rig.clock,
+            sleep=rig.sleep,
+        )
+
+
+def _header(
+    name: str,
+    settings: Settings,
+    workload: Workload,
+    composed: Composed,
+    rig: Rig,
+    space: SearchSpace,
+    notes: tuple[str, ...],
+    baseline: Configuration,
+) -> SweepRecord:
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    return SweepRecord(
+        sweep=name,
+        state="running",
+        machine=rig.machine,
+        engine=rig.engine_record,
+        model=rig.model,
+        workload=workload,
+        objectives=settings.objective_records(),
+        constraints=settings.constraint_records(),
+        power=rig.meter.source,
+        space=space.describe(),
+        trials=(),
+        front=(),
+        baseline=None,
+        recommended=None,
+        pick=settings.search.pick,
+        prices=settings.prices_record(),
+        notes=notes,
+        caveats=rig.standing_caveats,
+        idle_watts=idle_power(rig),
+        started_utc=now,
+        updated_utc=now,
+        sweeper_version=__version__,
+        config=_plain(composed.plain),
+        baseline_configuration=baseline,
+    )
+
+
+def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
+    """What a resumed sweep keeps of its first start, with what may change since: prices, pick, notes."""
+    kept = study.header()
+    fresh = replace(
+        kept,
+        state="running",
+        model=header.model,  # the same files, wherever they lie now
+        prices=header.prices,
+        pick=header.pick,
+        notes=header.notes,
+        config=header.config,
+    )
+    if to_plain(fresh) != to_plain(kept):
+        study.save_header(fresh)
+    return fresh
+
+
+def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: Rig, root: Path) -> str:
+    """The sweep's name: the user's, or one made of model and settings.
+
+    A name that was made goes on with an unfinished sweep of the same settings, and is numbered where that
+    is finished: the same command again measures again.
+    """
+    if settings.name:
+        return settings.name
+    model = rig.model
+    decides = {
+        "space": space.describe(),
+        "fixed": space.fixed,
+        "objectives": [to_plain(o) for o in settings.objective_records()],
+        "constraints": [to_plain(c) for c in settings.constraint_records()],
+        "workload": to_plain(workload),
+        "engine": [rig.engine_record.name, settings.engine.environment],
+        "model": model.files[model.base_quant].sha256,
+        "sampler": settings.search.sampler,
+        "power": settings.power.source,
+        "machine": rig.machine.fingerprint,
+    }
+    text = json.dumps(decides, sort_keys=True, default=str)
+    base = f"{model.name}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+    names = sweep_names(root)
+    number = 1
+    while (name := base if number == 1 else f"{base}-{number}") in names:
+        if SweepStudy.load(root, name).header().state != "complete":
+            return name
+        number += 1
+    return name
+
+
+def _plan(
+    settings: Settings,
+    space: SearchSpace,
+    first: tuple[Configuration, ...],
+    stop_reason: Callable[[], str | None] | None,
+) -> SearchPlan:
+    search = settings.search
+    points = _counted(space)
+    return SearchPlan(
+        trials=search.trials,
+        minutes=search.minutes,
+        patience=search.patience,
+        finalists=search.finalists,
+        control_every=search.control_every,
+        first=first,
+        total=min(search.trials or points, points),
+        exhaustive=search.sampler == "grid",
+        seed=search.seed,
+        stop_reason=stop_reason,
+        early_stop=search.early_stop,
+    )
+
+
+def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path) -> Earlier | None:
+    """What an earlier sweep on this machine leaves, where it may teach."""
+    if not settings.search.transfer:
+        return None
+    return from_earlier(
+        root, rig.machine, rig.engine_record.simulated, settings.objective_records(), space, name
+    )
+
+
+def _with_earlier(
+    first: tuple[Configuration, ...], earlier: Earlier | None
+) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
+    """What to ask first, after the baseline also what an earlier sweep found best, and a line that says so."""
+    if earlier is None:
+        return first, ()
+    note = f"starts from what the sweep {earlier.sweep} found here; search.transfer=false starts anew"
+    return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
+
+
+def finalist_measurements(plan: SearchPlan) -> int:
+    """How many measurements the final stage is expected to take."""
+    return (plan.finalists + 1) * FINAL_VISITS
+
+
+def _counted(space: SearchSpace) -> int:
+    count = 0
+    for count, _ in enumerate(space.grid(), 1):
+        if count >= MOST_COUNTED:
+            break
+    return count
+
+
+def alone(root: Path, name: str) -> AbstractContextManager[None]:
+    """Hold the sweep's lock; another process that writes the same sweep is refused."""
+
+    def busy(owner: str) -> SweepBusyError:
+        return SweepBusyError(
+            f"the sweep {name!r} is being written by process {owner}: wait for it, or choose name=…"
+        )
+
+    return locks.held(root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock", busy)
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value, default=str))

@@ -1,0 +1,120 @@
+"""The rig of llama.cpp: its worker process with this machine's meter and limits."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeper import machine
+from sweeper.config import Settings
+from sweeper.errors import (
+    EngineCrashed,
+    EngineRefused,
+    EngineTimeout,
+)
+from sweeper.model.obtain import Model, Wanted, obtain
+from sweeper.nvml import cuda_variables
+from sweeper.records import (
+    Caveat,
+    Configuration,
+)
+from sweeper.rig.base import Rig
+
+if TYPE_CHECKING:
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.model.forecast import Forecaster
+
+
+def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
+    """llama.cpp in a worker process, with this machine's meter and limits."""
+    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.limits.control import find_limits
+    from sweeper.meter.choose import find_meter
+    from sweeper.model.forecast import Forecaster
+
+    held.enter_context(cuda_variables(settings.engine.environment))
+    model = obtain_model(settings, root, say)
+    files: dict[str | None, Path] = {None: model.path}
+    files |= {quant: Path(file.path) for quant, file in model.record.files.items()}
+    engine = held.enter_context(
+        LlamaCppEngine(
+            files,
+            settings.engine.environment,
+            settings.engine.window_grace_seconds,
+            settings.engine.load_timeout_seconds,
+            keep_in=root,
+        )
+    )
+    engine_record = engine.record
+    meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
+    held.enter_context(meter)
+    limits = find_limits(root, settings.power)
+    for outcome in limits.replayed:
+        say(f"left by an earlier run: {outcome}")
+    held.callback(
+        lambda: say("\n".join(str(outcome) for outcome in limits.outcomes)) if limits.outcomes else None
+    )
+    held.enter_context(limits)
+    forecaster = held.enter_context(Forecaster())
+    synthetic = model.record.source == "synthetic"
+    return Rig(
+        engine=engine,
+        engine_record=engine_record,
+        machine=replace(
+            machine.examine(), memory_bandwidth_gb_per_second=machine.measure_bandwidth_gb_per_second()
+        ),
+        model=model.record,
+        meter=meter,
+        limits=limits,
+        notes=notes,
+        quality=lambda _: None,
+        forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
+        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if synthetic else (),
+        use_files=engine.use_files,
+    )
+
+
+def _why_it_does_not_fit(
+    forecaster: Forecaster, engine: LlamaCppEngine, configuration: Configuration
+) -> str | None:
+    """Why llama.cpp's own plan says that a configuration cannot run here, or None.
+
+    Where the plan itself fails the trial is left to find out: it names the failure.
+    """
+    from sweeper.model.forecast import HOST
+
+    try:
+        plan = forecaster.forecast(engine.path_of(configuration), configuration)
+    except EngineRefused as refused:
+        return str(refused)
+    except (EngineCrashed, EngineTimeout):
+        return None
+    host_mib, device_mib = engine.held_mib()
+    devices = [device for device in plan.devices if device != HOST]
+    # Of several devices nobody says which holds how much of the loaded model: an even share.
+    share = {device: device_mib / len(devices) for device in devices}
+    return plan.fits({HOST: host_mib} | share)
+
+
+def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
+    """The model that the configuration asks for, made or fetched where it is not there yet."""
+    wanted = settings.model
+    if wanted.repo and not wanted.path:
+        say(f"fetching {wanted.file} of {wanted.repo}")
+    return obtain(
+        Wanted(
+            name=wanted.name,
+            path=wanted.path,
+            repo=wanted.repo,
+            file=wanted.file,
+            revision=wanted.revision,
+            seed=wanted.seed,
+            quant=wanted.quant,
+            shape=wanted.shape,
+            files=wanted.files,
+        ),
+        root,
+    )

@@ -1,0 +1,92 @@
+"""Opening the rig that a configuration asks for, and the space that it can search."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from sweeper.config import Composed, Settings
+from sweeper.errors import (
+    StoreError,
+)
+from sweeper.records import (
+    Reading,
+)
+from sweeper.rig.base import Rig
+from sweeper.rig.quantisations import with_quantisations
+from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
+from sweeper.space.space import SearchSpace, Traits, build_space
+
+if TYPE_CHECKING:
+    pass
+
+# Where the rig of each engine is opened: called with the settings, the root, an ExitStack and `say`. The lab's
+# engines are named and not imported, so that nothing in the product depends on the lab.
+RIGS = {
+    "llama_cpp": "sweeper.rig.llama_cpp:llama_rig",
+    "simulated": "sweeper.lab.rigs:simulated_rig",
+    "replay": "sweeper.lab.rigs:replay_rig",
+}
+# Long enough for a mean of the power at rest, on sensors that refresh once a second too.
+IDLE_SECONDS = 2.0
+
+
+def open_rig(
+    composed: Composed, held: ExitStack, say: Callable[[str], None]
+) -> tuple[Rig, SearchSpace, tuple[str, ...]]:
+    """The rig with every quantisation at hand, the space, and what to say about the space."""
+    root = Path(composed.settings.root)
+    _make_folder(root)
+    rig = _rig(composed.settings, root, held, say)
+    if rig.space is not None:
+        return rig, rig.space, ()
+    facts = Facts(
+        rig.machine,
+        rig.model,
+        composed.settings.workload_record(),
+        rig.engine_record.gpu_offload,
+        rig.limits.ranges(),
+        {name: str(error) for name, error in rig.limits.refusals().items()},
+    )
+    space, notes = _space(composed, facts)
+    return with_quantisations(rig, space, root, say), space, notes
+
+
+def _rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
+    module, name = RIGS[settings.engine.name].split(":")
+    opened: Rig = getattr(importlib.import_module(module), name)(settings, root, held, say)
+    return opened
+
+
+def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
+    spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
+    traits = Traits(
+        n_layer=facts.model.n_layer,
+        gpu_offload=facts.gpu_offload,
+        prompt_tokens=facts.workload.prompt_tokens,
+        n_ctx_needed=facts.workload.n_ctx_needed,
+        n_ctx_train=facts.model.n_ctx_train,
+    )
+    return build_space(spec, default_configuration(facts), traits), notes
+
+
+def idle_power(rig: Rig) -> Reading | None:
+    """Power of the machine at rest, before anything is loaded; None where the meter gave nothing."""
+    from sweeper.measure.trial import exactly
+
+    with rig.meter.window() as window:
+        started = rig.clock()
+        rig.sleep(max(IDLE_SECONDS, 10 * rig.meter.update_period_seconds))
+        ended = rig.clock()
+    watts = window.reading(started, ended).watts
+    return None if watts is None else exactly(watts)
+
+
+def _make_folder(root: Path) -> None:
+    try:
+        (root / "journal").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write in {root}: {error.strerror}; choose another root=…") from error
