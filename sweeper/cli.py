@@ -1,7 +1,7 @@
-"""The command line: words to commands, errors to exit codes. What each command does is in ``commands.py``.
+"""The command line: it turns arguments into commands and errors into exit codes. ``commands.py`` does the work.
 
-Data goes to standard output, progress and errors to standard error. Whatever goes wrong on purpose is one
-line and the exit code of its error; see ``sweeper/errors.py``.
+Data goes to standard output; progress and errors go to standard error. An error that sweeper raises on purpose
+prints one line, and its class decides the exit code; see ``sweeper/errors.py``.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from sweeper.records import SweepRecord
     from sweeper.sweep import StopFlag
 
-# The names of `sweeper.apply.targets.registry`, which would cost `--help` half a second; a test holds them equal.
+# The names in `sweeper.apply.targets.registry`. Importing it would cost `--help` half a second; a test compares both.
 TARGETS = (
     "llama-server",
     "llama-cpp-python",
@@ -44,25 +44,26 @@ usage: sweeper sweep [KEY=VALUE ...] [--json] [Hydra's flags]
 
 Search the settings of llama.cpp for the most tokens per second and the fewest watts.
 
-  sweeper sweep                                     the built-in synthetic model, on this machine
-  sweeper sweep model.path=~/model.gguf             a GGUF file of yours
-  sweeper sweep experiment=quick                    a first front in a few minutes
+  sweeper sweep                                     sweep the built-in synthetic model on this machine
+  sweeper sweep model.path=~/model.gguf             sweep your own GGUF file
+  sweeper sweep experiment=quick                    get a first Pareto front in a few minutes
   sweeper sweep space.n_threads=4 'space.quant=[Q4_K_M,Q8_0]' search.trials=100
-  sweeper sweep name=evening                        the same name goes on where it stopped
-  sweeper sweep -m model=tinyllama_1b,llama_3b      one sweep after the other
+                                                    fix one parameter, search two values of another
+  sweeper sweep name=evening                        name a sweep; the same name resumes it
+  sweeper sweep -m model=tinyllama_1b,llama_3b      run one sweep after the other
 
-  --json               the front as JSON on standard output
-  --cfg job            show the composed configuration (--cfg job -p space: a part of it)
-  --info defaults      show which files it is made of
-  --config-dir DIR     a folder of yours, which goes before sweeper's own conf/
-  --hydra-help         Hydra's own flags
+  --json               print the Pareto front as JSON on standard output
+  --cfg job            print the whole configuration (--cfg job -p space: one part of it)
+  --info defaults      list the files that make up the configuration
+  --config-dir DIR     a folder that takes precedence over the bundled configuration
+  --hydra-help         describe Hydra's own flags
 
-Groups and their choices:
+Groups and their choices (GROUP=CHOICE):
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; the exit code."""
+    """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
     if os.environ.get("COMP_LINE"):
         return _complete()
@@ -81,7 +82,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         say_error("stopped")
         return EXIT_STOPPED
-    except BrokenPipeError:  # `sweeper report | head`: whoever reads has seen enough
+    except BrokenPipeError:  # `sweeper report | head`: the reader closed the pipe
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_DONE
     return code
@@ -109,22 +110,22 @@ def _sweep(arguments: list[str]) -> int:
 
 
 def _with_plain_path(word: str, several: bool) -> str:
-    """``model.path=~/my (1).gguf`` as Hydra reads it: with the home folder in it, and quoted.
+    """Rewrite an argument such as ``model.path=~/my (1).gguf`` for Hydra: expand the home folder and quote the path.
 
-    Shells leave a ``~`` behind an equals sign as it is, and Hydra's own grammar knows neither it nor brackets. With
-    ``several`` commas separate paths.
+    Shells do not expand a ``~`` after an equals sign, and Hydra's grammar accepts neither ``~`` nor brackets. With
+    ``several``, commas separate paths.
     """
     key, equals, value = word.partition("=")
-    if key.startswith("-") or not equals or not value.startswith(("~/", "/")):  # flags are no overrides
+    if key.startswith("-") or not equals or not value.startswith(("~/", "/")):  # a flag is not an override
         return word
     paths = [os.path.expanduser(path) for path in (value.split(",") if several else [value])]
-    # Backslashes count double before a quote only.
+    # Hydra reads a backslash as an escape only before a quote.
     escaped = [re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), path) for path in paths]
     return f"{key}=" + ",".join(f"'{path}'" for path in escaped)
 
 
 def _run_sweep(composed: Composed, as_json: bool) -> int:
-    """One sweep, from its composed configuration to the table at the end."""
+    """Run one sweep and print its table."""
     from sweeper import prepare
     from sweeper.report.live import open_progress
     from sweeper.report.progress import Plan
@@ -149,25 +150,25 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
         say_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        say_error("stopped at once: everything finished is kept, and the same command goes on from there")
+        say_error("stopped at once: all finished trials are kept, and the same command resumes the sweep")
         return EXIT_STOPPED
     commands.show(record, "json" if as_json else "table")
     return EXIT_STOPPED if sweep.stop.set_by_hand else EXIT_DONE
 
 
-# A visit to a finalist costs about this much of a screening trial: longer windows, the same load and warm-up.
+# A visit to a finalist takes about this many times as long as a screening trial: longer windows, same load and warm-up.
 FINALIST_COST = 1.2
 
 
 @contextmanager
 def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> Iterator[None]:
-    """Ctrl-C once: the trial in flight is finished, then the sweep concludes. Twice: it stops now."""
+    """After one Ctrl-C, the sweep finishes the current trial and concludes. A second Ctrl-C stops it at once."""
 
     def on_interrupt(_number: int, _frame: object) -> None:
         if stop.set_by_hand:
             raise KeyboardInterrupt
         stop.set_by_hand = True
-        note("stopping after the trial in flight; Ctrl-C again stops now")
+        note("stopping after the current trial; press Ctrl-C again to stop at once")
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:
@@ -177,7 +178,7 @@ def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> I
 
 
 def _groups() -> str:
-    """The groups of conf/ with their choices."""
+    """List the groups of conf/ with their choices."""
     from sweeper.config import conf_folder
 
     lines = []
@@ -193,41 +194,72 @@ def _groups() -> str:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="sweeper",
-        description="Finds the llama.cpp settings with the most tokens per second for the fewest watts, "
-        "and puts them to work.",
-        epilog="Exit codes: 0 done; 2 a wrong word or value; 3 something is missing; 4 no trial counts; "
-        "5 a promise is not kept; 130 stopped by hand.",
+        description="Find the llama.cpp settings that give the most tokens per second for the fewest watts, "
+        "and configure your server with them.",
+        epilog="Exit codes: 0: the command succeeded. 2: an argument, key or value is wrong. 3: something that the "
+        "command needs is missing. 4: the sweep ended without a valid trial. 5: verify found the server slower "
+        "than promised; inconclusive results exit 0 with a warning. 130: you stopped the command by hand.",
     )
     parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
     add = parser.add_subparsers(title="commands", metavar="COMMAND")
-    add.add_parser("sweep", help="search: the main job", add_help=False)
+    add.add_parser("sweep", help="search for the best settings; this is the main command", add_help=False)
     _add_report(add)
     _add_apply(add)
-    rollback = _command(add, "rollback", commands.rollback, "undo the last apply, files and limits")
-    rollback.add_argument("--force", action="store_true", help="also where a file was changed since")
+    rollback = _command(add, "rollback", commands.rollback, "undo the last apply: restore files and limits")
+    rollback.add_argument(
+        "--force", action="store_true", help="roll back even if someone has edited a file since"
+    )
     _add_verify(add)
-    restore = _command(add, "restore", commands.restore, "give back limits that a killed run left")
+    restore = _command(
+        add,
+        "restore",
+        commands.restore,
+        "restore power and clock limits left behind by a killed run; normally this happens automatically",
+    )
     restore.add_argument(
         "overrides", nargs="*", metavar="KEY=VALUE", help="for example power.limits.zeusd_socket=PATH"
     )
-    doctor = _command(
-        add, "doctor", commands.doctor, "what this machine can measure and set, and what mends the rest"
-    )
+    doctor = _command(add, "doctor", commands.doctor, "check sensors, limits and engine, and suggest fixes")
     doctor.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for example power.plug.url=http://…"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a setting of the configuration, for example power.plug.url=http://…",
     )
     _add_compare(add)
-    ui = _command(add, "ui", commands.ui, "the MLflow UI on 127.0.0.1", with_json=False)
-    ui.add_argument("--port", type=int, default=5000, help="the port wished for (default %(default)s)")
-    ui.add_argument("--uri", help="an MLflow store elsewhere (tracking.uri)")
+    ui = _command(add, "ui", commands.ui, "serve the MLflow pages on 127.0.0.1", with_json=False)
+    ui.add_argument(
+        "--port",
+        type=int,
+        default=5000,
+        help="the preferred port; ui takes a free one if it is taken (default %(default)s)",
+    )
+    ui.add_argument("--uri", help="the address of another MLflow store (tracking.uri)")
     record = _command(
-        add, "record", commands.record, "measure a whole grid into a table for engine=replay", False
+        add,
+        "record",
+        commands.record,
+        "measure a whole grid and store it as a table for engine=replay",
+        False,
     )
-    record.add_argument("file", type=Path, metavar="FILE.csv.gz", help="the table; cut short, it goes on")
     record.add_argument(
-        "--passes", type=int, default=1, help="go over the grid so often: a drift shows as noise (default 1)"
+        "file",
+        type=Path,
+        metavar="FILE.csv.gz",
+        help="the table; the same command continues an unfinished one",
     )
-    record.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as for `sweeper sweep`")
+    record.add_argument(
+        "--passes",
+        type=int,
+        default=1,
+        help="number of passes over the grid; several passes average out drift (default %(default)s)",
+    )
+    record.add_argument(
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a setting of the configuration, as for `sweeper sweep`",
+    )
     return parser
 
 
@@ -239,80 +271,132 @@ def _command(
     )
     parser.set_defaults(run=run)
     parser.add_argument(
-        "--root", type=Path, default=Path("mlruns"), help="where runs are (default %(default)s)"
+        "--root", type=Path, default=Path("mlruns"), help="the folder of all sweeps (default %(default)s)"
     )
     if with_json:
-        parser.add_argument("--json", action="store_true", help="answer as JSON on standard output")
+        parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
     return parser
 
 
 def _add_report(add: Any) -> None:
-    report = _command(add, "report", commands.report, "the front as a table; writes HTML, markdown and PNG")
-    report.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
-    report.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
-    report.add_argument("--out", type=Path, metavar="FOLDER", help="where the files go")
+    report = _command(
+        add,
+        "report",
+        commands.report,
+        "print the Pareto front as a table, and write the report as HTML, markdown and PNG",
+    )
+    report.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="the name of the sweep (default: the latest)"
+    )
+    report.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
+                        help="the format to print (default %(default)s)")  # fmt: skip
+    report.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="the folder for the files (default: ROOT/reports/SWEEP)"
+    )
 
 
 def _add_pick(parser: argparse.ArgumentParser) -> None:
     picks = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
-    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help="its name (default: the latest)")
-    parser.add_argument("--pick", metavar="P", help=f"{picks} (default: the sweep's own)")
+    parser.add_argument(
+        "sweep", nargs="?", metavar="SWEEP", help="the name of the sweep (default: the latest)"
+    )
+    parser.add_argument(
+        "--pick", metavar="P", help=f"the rule that chooses a trial: {picks} (default: the sweep's own)"
+    )
 
 
 def _add_apply(add: Any) -> None:
     apply = _command(
-        add, "apply", commands.apply, "show what a pick would change in a server's files, or write it"
+        add,
+        "apply",
+        commands.apply,
+        "configure a server with a pick: show the changes, or write them with --write",
     )
     _add_pick(apply)
-    words = f"one of {', '.join(TARGETS)} (default %(default)s)"
+    words = f"the target: {', '.join(TARGETS)} (default %(default)s)"
     apply.add_argument("--to", choices=TARGETS, default="llama-server", metavar="TARGET", help=words)
-    apply.add_argument("--write", action="store_true", help="write it, with a backup; without, only the diff")
-    apply.add_argument("--power-limit", action="store_true", help="set the configuration's power limit too")
-    apply.add_argument("--force", action="store_true", help="although machine, engine or model changed since")
-    apply.add_argument("--name", help="the name that the server gives the model")
-    apply.add_argument("--port", type=int, help="the server's port")
-    apply.add_argument("--file", type=Path, help="the target's main file")
-    apply.add_argument("--folder", type=Path, help="where files go that the target names itself")
+    apply.add_argument(
+        "--write",
+        action="store_true",
+        help="write the files and keep a backup; without --write, only show a diff",
+    )
+    apply.add_argument(
+        "--power-limit", action="store_true", help="also set the power limit of the configuration"
+    )
+    apply.add_argument(
+        "--force", action="store_true", help="apply even if machine, engine or model changed since the sweep"
+    )
+    apply.add_argument("--name", help="the name of the model on the server")
+    apply.add_argument("--port", type=int, help="the port of the server")
+    apply.add_argument("--file", type=Path, help="the main file to write")
+    apply.add_argument("--folder", type=Path, help="the folder for files that the target names itself")
 
 
 def _add_verify(add: Any) -> None:
-    verify = _command(add, "verify", commands.verify, "measure a pick in force against what was promised")
+    verify = _command(
+        add,
+        "verify",
+        commands.verify,
+        "measure a running server, and compare its speed with the promised speed",
+    )
     _add_pick(verify)
     verify.add_argument(
-        "--server", choices=("auto", "llama-server", "llama-cpp-python", "ollama"), default="auto"
+        "--server",
+        choices=("auto", "llama-server", "llama-cpp-python", "ollama"),
+        default="auto",
+        help="the kind of server (default %(default)s)",
     )
-    verify.add_argument("--url", help="a running server (default: its usual address, else one is started)")
-    verify.add_argument("--name", help="the model's name there")
-    verify.add_argument("--program", type=Path, help="the llama-server to start")
-    verify.add_argument("--repeats", type=int, default=5)
-    verify.add_argument("--no-watts", action="store_true", help="compare speed only")
+    verify.add_argument(
+        "--url",
+        help="the address of a running server (default: its usual address; if none runs there, verify starts one)",
+    )
+    verify.add_argument("--name", help="the name of the model on the server")
+    verify.add_argument("--program", type=Path, help="the llama-server program to start")
+    verify.add_argument("--repeats", type=int, default=5, help="number of repeats (default %(default)s)")
+    verify.add_argument("--no-watts", action="store_true", help="compare speed only, not watts")
 
 
 def _add_compare(add: Any) -> None:
     compare = _command(
-        add, "compare", commands.compare, "several sweeps side by side: speed, watts, J/token, cost"
+        add, "compare", commands.compare, "compare sweeps side by side: speed, watts, J/token, cost"
+    )
+    compare.add_argument("sweeps", nargs="*", metavar="SWEEP", help="the names of the sweeps (default: all)")
+    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
+                         help="another mlruns folder, for example from another machine; may be repeated")  # fmt: skip
+    compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
+                         help="the format to print (default %(default)s)")  # fmt: skip
+    compare.add_argument(
+        "--per-kwh", type=float, help="the price of a kWh (default: that of the first sweep)"
     )
     compare.add_argument(
-        "sweeps", nargs="*", metavar="SWEEP", help="their names, or front folders' roots with --from"
+        "--hours", type=float, help="the hours of use a day (default: those of the first sweep)"
     )
-    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
-                         help="another mlruns folder, as from another machine; may be given again")  # fmt: skip
-    compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table")
-    compare.add_argument("--per-kwh", type=float, help="price of a kWh (default: the first sweep's)")
-    compare.add_argument("--hours", type=float, help="hours of use a day (default: the first sweep's)")
-    compare.add_argument("--currency", help="for example EUR")
-    card = compare.add_argument_group("would a card pay?")
-    card.add_argument("--card", metavar="NAME", help="its name, for example 'RTX 2080'")
-    card.add_argument("--card-price", type=float, metavar="MONEY")
+    compare.add_argument(
+        "--currency", help="the currency, for example EUR (default: that of the first sweep)"
+    )
+    card = compare.add_argument_group(
+        "a graphics card to compare with", "Would it pay for itself? Give its price, speed and power."
+    )
+    card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 2080'")
+    card.add_argument("--card-price", type=float, metavar="MONEY", help="the price of the card")
     card.add_argument(
-        "--card-speed", type=float, metavar="TOK/S", help="as measured or published for this model"
+        "--card-speed",
+        type=float,
+        metavar="TOK/S",
+        help="the decode speed of this model on the card, as measured or published",
     )
-    card.add_argument("--card-watts", type=float, metavar="W", help="in decode")
-    card.add_argument("--card-idle", type=float, default=0.0, metavar="W", help="more at rest with it")
+    card.add_argument("--card-watts", type=float, metavar="W", help="the power of the card during decode")
+    card.add_argument(
+        "--card-idle",
+        type=float,
+        default=0.0,
+        metavar="W",
+        help="the extra power of the machine at rest with the card (default %(default)s)",
+    )
 
 
 def _complete() -> int:
-    """Complete `sweeper sweep …`: Hydra completes what stands behind a program's name, and no subcommand."""
+    """Complete `sweeper sweep …`. Hydra does not know subcommands, so this removes `sweep` from the line first."""
     line = os.environ["COMP_LINE"]
     os.environ["COMP_LINE"] = line.replace(" sweep", "", 1)
     os.environ["COMP_POINT"] = str(max(0, int(os.environ.get("COMP_POINT", len(line))) - len(" sweep")))
