@@ -1,32 +1,32 @@
-"""Every error that sweeper raises on purpose, with the exit code of each.
+"""Every error that sweeper raises on purpose, with its exit code.
 
 ::
 
-    SweeperError                      1   never raised itself
-    ├── UsageError                    2   a wrong word or value: names the key or file, and how to mend it
+    SweeperError                      1   the base class; never raised directly
+    ├── UsageError                    2   a wrong argument or value: the message names the key or file, and the fix
     │   ├── ConfigError               2   an unknown key, a wrong type, a value out of range
     │   ├── SpaceError                2   an empty or contradictory search space
-    │   ├── ModelFileError            2   not a GGUF, truncated, or with a header that cannot be true
-    │   ├── SweepBusyError            2   another process is writing this sweep, or tuning this device
+    │   ├── ModelFileError            2   not a GGUF, truncated, or with an impossible header
+    │   ├── SweepBusyError            2   another process writes this sweep, or tunes this device
     │   └── StaleRecordError          2   machine, driver, engine or model changed since the sweep
-    ├── MissingError                  3   something that was asked for is not there
+    ├── MissingError                  3   something that the command needs is missing
     │   ├── ModelMissingError         3
     │   ├── SensorMissingError        3
     │   ├── RightMissingError         3
     │   ├── EngineMissingError        3
     │   ├── SweepMissingError         3   no sweep of that name in the store
     │   └── StoreError                3   a folder, database or server that cannot be read or written
-    ├── NoResultError                 4   the sweep ended with no trial that counts
-    ├── VerifyError                   5   the configuration in force does not keep its promise
-    └── TrialFailed                   -   one trial failed; the sweep goes on
+    ├── NoResultError                 4   the sweep ended without a valid trial
+    ├── VerifyError                   5   the server is slower than promised
+    └── TrialFailed                   -   one trial failed; the sweep continues
         ├── OutOfMemory               -   on the host or on a device
-        ├── EngineCrashed             -   the worker died: signal and last lines of the log
+        ├── EngineCrashed             -   the worker died: its signal and the last lines of its log
         ├── EngineTimeout             -   the worker did not answer in time
-        ├── EngineRefused             -   the engine said no, cleanly
-        ├── LimitRefused              -   a power or clock limit was not taken by the device
-        └── ReadingFailed             -   the meter gave nothing that can be scored
+        ├── EngineRefused             -   the engine refused the request cleanly
+        ├── LimitRefused              -   a device did not accept a power or clock limit
+        └── ReadingFailed             -   the meter gave no usable reading
 
-Ctrl-C is ``KeyboardInterrupt`` and exit code 130. A message is one line that says what to do.
+Ctrl-C raises ``KeyboardInterrupt``; the exit code is 130. Each message is one line: what happened, then what to do.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ EXIT_STOPPED = 130
 
 
 class SweeperError(Exception):
-    """The root of the tree above."""
+    """The base class of all errors above."""
 
     exit_code = 1
 
@@ -54,7 +54,7 @@ class SweeperError(Exception):
 
 
 class UsageError(SweeperError):
-    """A wrong word or value, mended by whoever typed it."""
+    """The user gave a wrong argument or value."""
 
     exit_code = EXIT_USAGE
 
@@ -68,7 +68,7 @@ class SpaceError(UsageError):
 
 
 class ModelFileError(UsageError):
-    """A file that is not a GGUF, is truncated, or has a header that cannot be true."""
+    """The file is not a GGUF, is truncated, or has an impossible header."""
 
 
 class SweepBusyError(UsageError):
@@ -80,21 +80,21 @@ class StaleRecordError(UsageError):
 
 
 class MissingError(SweeperError):
-    """Something that was asked for is not there."""
+    """Something that the command needs is missing."""
 
     exit_code = EXIT_MISSING
 
 
 class ModelMissingError(MissingError):
-    """No such model file."""
+    """The model file does not exist."""
 
 
 class SensorMissingError(MissingError):
-    """The power sensor that was asked for is not there or cannot be read."""
+    """The requested power sensor does not exist or cannot be read."""
 
 
 class RightMissingError(MissingError):
-    """A right is missing; the message says how an administrator grants it."""
+    """A right is missing. The message says how an administrator grants it."""
 
 
 class EngineMissingError(MissingError):
@@ -102,7 +102,7 @@ class EngineMissingError(MissingError):
 
 
 class SweepMissingError(MissingError):
-    """No sweep of that name is in the store."""
+    """The store has no sweep of that name."""
 
 
 class StoreError(MissingError):
@@ -110,19 +110,19 @@ class StoreError(MissingError):
 
 
 class NoResultError(SweeperError):
-    """The sweep ended with no trial that counts."""
+    """The sweep ended without a valid trial."""
 
     exit_code = EXIT_NO_RESULT
 
 
 class VerifyError(SweeperError):
-    """The configuration in force does not keep what was promised."""
+    """The running server is slower than the sweep promised."""
 
     exit_code = EXIT_VERIFY
 
 
 class TrialFailed(SweeperError):
-    """One trial failed. The sweep records ``state`` and the message, and goes on.
+    """One trial failed. The sweep records ``state`` and the message, and continues.
 
     ``log_tail`` holds the last lines that the engine printed, oldest first.
     """
@@ -141,7 +141,7 @@ class OutOfMemory(TrialFailed):
 
 
 class EngineCrashed(TrialFailed):
-    """The worker died; ``signal_name`` is for example ``SIGABRT``, or None where it exited by itself."""
+    """The worker died. ``signal_name`` is for example ``SIGABRT``, or None if the worker exited by itself."""
 
     def __init__(self, message: str, log_tail: tuple[str, ...] = (), signal_name: str | None = None) -> None:
         super().__init__(message, log_tail)
@@ -149,16 +149,16 @@ class EngineCrashed(TrialFailed):
 
 
 class EngineTimeout(TrialFailed):
-    """The worker did not answer in time and was ended."""
+    """The worker did not answer in time, so sweeper ended it."""
 
 
 class EngineRefused(TrialFailed):
-    """The engine said no, cleanly: the message carries its own words."""
+    """The engine refused the request cleanly. The message contains its own words."""
 
 
 class LimitRefused(TrialFailed):
-    """A power or clock limit was not taken by the device as asked."""
+    """A device did not accept the requested power or clock limit."""
 
 
 class ReadingFailed(TrialFailed):
-    """The meter gave nothing that can be scored."""
+    """The meter gave no usable reading."""

@@ -1,7 +1,7 @@
-"""The records that cross sweeper's modules: frozen, with units in their names, and nothing that computes.
+"""The records that cross sweeper's modules: frozen dataclasses with units in their names.
 
-A reading that is missing is None with a reason; it is never 0. Times that are compared are
-``time.monotonic()`` seconds (on Linux one clock for all processes); times that are kept are UTC, ISO 8601.
+A missing reading is None with a reason, never 0. sweeper compares times in ``time.monotonic()`` seconds (on Linux, all
+processes share this clock), and stores times as UTC in ISO 8601.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "domin
 
 @dataclass(frozen=True, slots=True)
 class Workload:
-    """What a trial runs, in llama.cpp's own terms: ``pp`` (prefill) and ``tg`` (decode) at a context depth.
+    """The work of a trial, in llama.cpp's own terms: ``pp`` (prefill) and ``tg`` (decode) at a context depth.
 
     ``depth`` is the number of tokens already in the context when a window starts; None means as deep as
-    ``n_ctx`` allows. Window lengths are the least that the user asks for; the sensor may ask for more.
+    ``n_ctx`` allows. The user sets minimum window lengths; the sensor may need longer windows.
     """
 
     name: str = "chat"
@@ -43,15 +43,15 @@ class Workload:
     screening_repeats: int = 3
     final_seconds: float = 10.0
     final_repeats: int = 10
-    n_ctx: int = 0  # the context that its user wants to have, in tokens, beyond what a window fills
+    n_ctx: int = 0  # the context that the user wants, in tokens, even if a window fills less
 
     @property
     def n_ctx_needed(self) -> int:
-        """The smallest context, in tokens, that serves this workload."""
+        """The smallest context, in tokens, that is large enough for this workload."""
         return max(self.n_ctx, (self.depth or 0) + self.prompt_tokens + self.generated_tokens)
 
     def depth_at(self, n_ctx: int) -> int:
-        """The depth in tokens at which a context of ``n_ctx`` is measured."""
+        """The depth, in tokens, of a measurement in a context of ``n_ctx``."""
         if self.depth is not None:
             return self.depth
         return max(0, n_ctx - self.prompt_tokens - self.generated_tokens)
@@ -74,7 +74,7 @@ class Constraint:
     bound: float
 
     def violation(self, value: float) -> float:
-        """How far ``value`` is beyond the bound, in the metric's unit; at most 0 where it is kept."""
+        """How far ``value`` is beyond the bound, in the metric's unit; 0 or less if it keeps the bound."""
         return value - self.bound if self.op == "<=" else self.bound - value
 
     def __str__(self) -> str:
@@ -82,29 +82,31 @@ class Constraint:
 
 
 class Caveat(Enum):
-    """What a reader must know about a figure; the value is the advice."""
+    """A warning about a figure. The value explains it, and gives advice if there is any."""
 
-    SHORT_WINDOW = "the window is short for this sensor: raise workload.screening_seconds"
+    SHORT_WINDOW = "the window is too short for this sensor: raise workload.screening_seconds"
     NOISY = "repeats differ by 5 % or more: close other programs, or raise workload.final_repeats"
     SLOW_FIRST_RUN = "the first repeat was slow: raise workload.warmup_seconds"
-    OUTLIERS = "some repeats lie far off: something else ran on this machine"
-    THERMALLY_THROTTLED = "the device slowed down for heat: improve its cooling, or choose a lower limit"
-    POWER_CAPPED = "the device ran into its power cap"
-    CAP_NOT_BINDING = "the power cap changes nothing at this load: it costs nothing and saves nothing"
-    DRIFT = "the control configuration drifted during the sweep: the machine was not the same throughout"
-    BUSY_MACHINE = "other processes used the machine while it was measured"
+    OUTLIERS = "some repeats lie far from the others: another program ran on this machine"
+    THERMALLY_THROTTLED = (
+        "the device slowed down because of heat: improve its cooling, or choose a lower limit"
+    )
+    POWER_CAPPED = "the device reached its power cap"
+    CAP_NOT_BINDING = "the power cap has no effect at this load: it costs nothing and saves nothing"
+    DRIFT = "the machine changed during the sweep: sweep again when it is quiet"
+    BUSY_MACHINE = "other processes used the machine during the measurement: close them"
     SENSOR_CONFLICT = "the sensor's energy counter and its power reading disagree by more than 5 %"
-    MISSING_DOMAIN = "a part of the machine is outside this sensor's scope"
+    MISSING_DOMAIN = "this sensor does not cover the whole machine"
     ESTIMATED = "watts are estimated, not measured: connect a sensor (see `sweeper doctor`)"
-    ABOVE_CEILING = "faster than the memory could deliver the weights: this figure cannot be true"
+    ABOVE_CEILING = "the speed is above the limit of the memory bandwidth: this figure cannot be true"
     SYNTHETIC_QUALITY = "the model's weights are random: its quality figures say nothing about real models"
-    SIMULATED = "a simulated machine: no figure here was measured"
-    SPREAD_UNKNOWN = "measured once only: its spread is unknown"
-    STOPPED_EARLY = "stopped after its first windows: another is better in every objective beyond noise"
+    SIMULATED = "the machine is simulated: no figure here was measured"
+    SPREAD_UNKNOWN = "measured only once: its spread is unknown"
+    STOPPED_EARLY = "stopped after its first windows: another trial is better in every objective beyond noise"
 
     @property
     def advice(self) -> str:
-        """The line of advice."""
+        """The explanation and advice, in one line."""
         return str(self.value)
 
 
@@ -120,7 +122,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class PowerSource:
-    """Where watts come from and how far to trust them."""
+    """The source of watts, and how far to trust it."""
 
     name: str  # nvml, rapl, hwmon, battery, plug, command, estimate, simulated, or the user's name
     interface: str  # for example "nvmlDeviceGetTotalEnergyConsumption" or "intel-rapl:0/energy_uj"
@@ -128,13 +130,13 @@ class PowerSource:
     kind: Kind
     update_period_seconds: float | None = None
     device: str | None = None  # UUID, zone, PCI address, or host of a plug
-    note: str | None = None  # for example what an estimate rests on
-    settling_seconds: float | None = None  # of averaged power: until then a step is not shown in full
+    note: str | None = None  # for example the ratings behind an estimate
+    settling_seconds: float | None = None  # of averaged power: the time until it shows a step in full
 
 
 @dataclass(frozen=True, slots=True)
 class EnergyReading:
-    """Energy over one window, on one source. ``joules`` is None only together with a ``reason``."""
+    """Energy over one window, from one source. If ``joules`` is None, ``reason`` says why."""
 
     source: PowerSource
     seconds: float
@@ -153,11 +155,11 @@ class EnergyReading:
     enforced_limit_watts: float | None = None
     other_processes: int | None = None
     caveats: tuple[Caveat, ...] = ()
-    beside: tuple[EnergyReading, ...] = ()  # the same window on sensors that do not rank
+    beside: tuple[EnergyReading, ...] = ()  # the same window on sensors that do not rank trials
 
     @property
     def watts(self) -> float | None:
-        """Mean power over the window in W, or None where energy is missing."""
+        """Mean power over the window in W, or None if energy is missing."""
         return None if self.joules is None or self.seconds <= 0 else self.joules / self.seconds
 
 
@@ -176,23 +178,23 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Measurement:
-    """What one trial measured. ``windows`` are the raw samples; ``metrics`` derive from them."""
+    """The measurement of one trial. ``windows`` are the raw data; ``metrics`` are computed from them."""
 
     configuration: Configuration
-    in_force: Mapping[str, Any]  # what the engine read back
+    in_force: Mapping[str, Any]  # the values that the engine read back
     metrics: Mapping[str, Reading]
-    missing: Mapping[str, str]  # metric -> reason why it is not there
+    missing: Mapping[str, str]  # metric -> reason why it is missing
     windows: tuple[Window, ...]
     caveats: tuple[Caveat, ...]
     load_seconds: float
     warmup_seconds: float
-    reloaded: bool  # False: the model stayed loaded from the trial before
+    reloaded: bool  # False: the model was still loaded from the previous trial
     log_tail: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Visit:
-    """One visit of the final stage to one finalist: its raw windows and what the engine said."""
+    """One visit of the final stage to one finalist: its raw windows, caveats and memory."""
 
     trial: int
     visit: int
@@ -202,7 +204,7 @@ class Visit:
     vram_mib: float | None
     resident_watts: float | None = None
     seconds: float = 0.0  # the whole visit
-    measured_seconds: float = 0.0  # load, warm-up and windows of it
+    measured_seconds: float = 0.0  # of these, load, warm-up and windows
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,12 +215,12 @@ class ModelFile:
     path: str
     sha256: str
     size_bytes: int
-    kl_divergence: float | None = None  # nats/token against the best at hand, f16 cache
+    kl_divergence: float | None = None  # nats/token against the most precise file, with an f16 cache
 
 
 @dataclass(frozen=True, slots=True)
 class ModelRecord:
-    """The model that was swept. ``files`` holds each quantisation at hand by its name."""
+    """The model of the sweep. ``files`` maps each available quantisation to its file."""
 
     name: str
     architecture: str
@@ -226,20 +228,20 @@ class ModelRecord:
     n_layer: int
     n_ctx_train: int
     source: Literal["synthetic", "file", "hub", "simulated"]
-    base_quant: str  # the quantisation of the file as given
+    base_quant: str  # the quantisation of the original file
     files: Mapping[str, ModelFile]
     expert_count: int = 0
     repo: str | None = None
     revision: str | None = None
 
     def file(self, quant: str | None) -> ModelFile:
-        """The file of a quantisation; None stands for the file as given."""
+        """The file of a quantisation; None stands for the original file."""
         return self.files[quant or self.base_quant]
 
 
 @dataclass(frozen=True, slots=True)
 class GpuRecord:
-    """One GPU as found. Memory in MiB, power in W; None where the device does not say."""
+    """One GPU as found. Memory is in MiB and power in W; None if the device does not report it."""
 
     name: str
     uuid: str
@@ -256,7 +258,7 @@ class GpuRecord:
 
 @dataclass(frozen=True, slots=True)
 class MachineRecord:
-    """A machine's fingerprint: ``fingerprint`` is a digest of what decides its speed and watts."""
+    """A machine. ``fingerprint`` is a digest of everything that decides its speed and watts."""
 
     fingerprint: str
     cpu: str
@@ -275,14 +277,14 @@ class EngineRecord:
 
     name: str
     version: str
-    build: str = ""  # llama.cpp's system info line, or what the simulation is
+    build: str = ""  # llama.cpp's system info line, or a description of the simulation
     gpu_offload: bool = False
     simulated: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class TrialRecord:
-    """One finished trial. ``metrics`` are the final figures where it was measured again."""
+    """One finished trial. If sweeper measured it again, ``metrics`` are the final figures."""
 
     number: int
     state: TrialState
@@ -293,11 +295,11 @@ class TrialRecord:
     violations: Mapping[str, float] = field(default_factory=dict)  # constraint -> distance beyond the bound
     caveats: tuple[Caveat, ...] = ()
     in_force: Mapping[str, Any] = field(default_factory=dict)
-    remeasured: bool = False  # measured a second time, interleaved: may be recommended
+    remeasured: bool = False  # measured a second time, interleaved with rivals, so sweeper may recommend it
     started_utc: str = ""
     seconds: float = 0.0  # the whole trial
-    measured_seconds: float = 0.0  # load, warm-up and windows of it
-    load_seconds: float | None = None  # of loading the model; None where it was kept from the trial before
+    measured_seconds: float = 0.0  # of these, load, warm-up and windows
+    load_seconds: float | None = None  # of loading the model; None if it was still loaded
     log_tail: tuple[str, ...] = ()
 
     @property
@@ -308,7 +310,7 @@ class TrialRecord:
 
 @dataclass(frozen=True, slots=True)
 class Prices:
-    """What energy costs its user."""
+    """The energy price that the user pays."""
 
     currency: str = "EUR"
     per_kwh: float = 0.30
@@ -317,10 +319,10 @@ class Prices:
 
 @dataclass(frozen=True, slots=True)
 class SweepRecord:
-    """A whole sweep: what the report, the picks, `apply`, `verify` and `compare` read.
+    """A whole sweep. The report, the picks, `apply`, `verify` and `compare` read this record.
 
-    ``front`` and ``baseline`` are trial numbers. ``hypervolume`` has one value a finished trial, relative
-    to the final reference point. ``space`` says for each searched parameter what values it could take.
+    ``front`` and ``baseline`` are trial numbers. ``hypervolume`` has one value for each finished trial, relative
+    to the final reference point. ``space`` lists the possible values of each searched parameter.
     """
 
     sweep: str
@@ -336,10 +338,10 @@ class SweepRecord:
     trials: tuple[TrialRecord, ...]
     front: tuple[int, ...]
     baseline: int | None
-    recommended: int | None  # trial number of the default pick, None while nothing was measured twice
+    recommended: int | None  # trial number of the default pick; None until a trial was measured twice
     pick: str = "within:5%"
     prices: Prices = Prices()
-    notes: tuple[str, ...] = ()  # said once: why a dimension is missing, what an estimate rests on
+    notes: tuple[str, ...] = ()  # shown once: why a dimension is missing, which ratings an estimate uses
     caveats: tuple[Caveat, ...] = ()
     hypervolume: tuple[float, ...] = ()
     idle_watts: Reading | None = None
@@ -347,12 +349,14 @@ class SweepRecord:
     updated_utc: str = ""
     stopped_because: str = ""
     sweeper_version: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)  # as composed, plain
+    config: Mapping[str, Any] = field(default_factory=dict)  # the composed configuration as plain data
     schema: int = SCHEMA
-    baseline_configuration: Configuration | None = None  # the engine's default, whichever trial measured it
+    baseline_configuration: Configuration | None = (
+        None  # the engine's defaults, whichever trial measured them
+    )
 
     def trial(self, number: int) -> TrialRecord:
-        """The trial of that number; KeyError where there is none."""
+        """The trial of that number. Raises KeyError if there is none."""
         for trial in self.trials:
             if trial.number == number:
                 return trial
@@ -379,14 +383,14 @@ _CONVERTER = _converter()
 
 
 def to_plain(record: Any) -> Any:
-    """A record as plain dicts, lists, strings and numbers, ready for JSON."""
+    """Turn a record into plain dicts, lists, strings and numbers, ready for JSON."""
     return _CONVERTER.unstructure(record)
 
 
 def from_plain(data: Any, cls: type[T]) -> T:
-    """The record of type ``cls`` that ``data`` describes; unknown keys are passed over.
+    """Build the record of type ``cls`` that ``data`` describes; unknown keys are ignored.
 
     Raises:
-        cattrs.BaseValidationError: where a key is missing or has the wrong type.
+        cattrs.BaseValidationError: if a key is missing or has the wrong type.
     """
     return _CONVERTER.structure(data, cls)

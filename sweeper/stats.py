@@ -1,7 +1,7 @@
-"""Plain statistics of repeats: median, spread, interval, outliers. Pure: values in, values out.
+"""Statistics of repeats: median, spread, interval, outliers. All functions are pure.
 
-Repeats of a benchmark are few and skewed (something else ran, the first one was cold), so the median and
-its interval describe them, never a mean alone.
+A benchmark has few repeats, and they are skewed: another program ran, or the first repeat was cold. The median and
+its interval therefore describe them, never a mean alone.
 """
 
 from __future__ import annotations
@@ -15,35 +15,35 @@ from dataclasses import dataclass
 from sweeper.records import Reading
 
 CONFIDENCE = 0.95
-RESAMPLES = 2000  # the ends of a 95 % interval then rest on about 50 resamples each
-SEED = 20261123  # one seed for all, so that the same repeats give the same interval in every report
+RESAMPLES = 2000  # about 50 resamples then lie beyond each end of a 95 % interval
+SEED = 20261123  # a fixed seed, so that the same repeats give the same interval in every report
 
-# A modified z-score (distance from the median over the MAD) beyond which a repeat is an outlier: ten
-# standard deviations of a normal distribution, as in hyperfine (1.4826 turns a MAD into a deviation).
+# A repeat whose modified z-score (distance from the median over the MAD) is above this is an outlier. The threshold is
+# ten standard deviations of a normal distribution, as in hyperfine (1.4826 turns a MAD into a deviation).
 OUTLIER_THRESHOLD = 1.4826 * 10
-# With three repeats the MAD can be 0 by chance; a distance below 2 % of the median is ordinary noise of
-# inference whatever the MAD says.
+# With three repeats, the MAD can be 0 by chance. A distance below 2 % of the median is ordinary noise of inference,
+# whatever the MAD is.
 LEAST_OUTLIER_FRACTION = 0.02
-# Of so few, those that agree by chance make an outlier of another that noise explains: with a noise of 1.5 % in 6 of
-# 100 sets of three, with three times the distance in 1 of 1,000.
+# With three or four repeats, two may agree by chance and make the third look like an outlier. With a noise of 1.5 %,
+# this happens in 6 of 100 sets of three; with three times the distance, in 1 of 1,000.
 FEW, FEW_FACTOR = 4, 3.0
 
-NOISY_CV = 0.05  # from here on repeats are called noisy
-STEADY_CV = 0.03  # below this a warm-up is over
+NOISY_CV = 0.05  # repeats with at least this coefficient of variation are noisy
+STEADY_CV = 0.03  # below this, the warm-up ends
 
-# Student's t at 97.5 % for 2, 3, 4 and 5 repeats. A bootstrap of so few gives the range at most, which
-# holds the true median in only 50, 75, 88 and 94 of 100 cases.
+# Student's t at 97.5 % for 2, 3, 4 and 5 repeats. A bootstrap of so few repeats is at most as wide as their range,
+# which contains the true median in only 50, 75, 88 and 94 of 100 cases.
 _STUDENT_T = {2: 12.706, 3: 4.303, 4: 3.182, 5: 2.776}
 
 
 def median(values: Sequence[float]) -> float:
-    """The median. Raises ValueError where there is no value."""
+    """The median. Raises ValueError if there is no value."""
     _demand_numbers(values)
     return float(statistics.median(values))
 
 
 def mad(values: Sequence[float]) -> float:
-    """The median absolute distance from the median, unscaled, in the unit of ``values``."""
+    """The median absolute deviation: the median distance from the median, unscaled, in the unit of ``values``."""
     centre = median(values)
     return float(statistics.median(abs(value - centre) for value in values))
 
@@ -59,24 +59,24 @@ def coefficient_of_variation(values: Sequence[float]) -> float | None:
     return statistics.stdev(values) / abs(mean)
 
 
-# What all finalists say of one's scatter counts as so many degrees of freedom beside its own visits: three visits know
-# little, and one noisy finalist must not make the others look so.
+# Three visits say little about the scatter of a finalist, so the usual scatter of all finalists counts as well, with
+# this many degrees of freedom. A larger number would let one noisy finalist make the others look noisy.
 PRIOR_FREEDOM = 4
 
 
 @dataclass(frozen=True, slots=True)
 class VisitNoise:
-    """What visits to one configuration usually scatter by: the relative variance of one visit's median."""
+    """The usual scatter of visits to one configuration: the relative variance of one visit's median."""
 
     variance: float
-    freedom: int  # degrees of freedom that it counts as, beside a configuration's own
+    freedom: int  # its weight in degrees of freedom, beside a configuration's own scatter
 
     @classmethod
     def of(cls, groups: Iterable[Sequence[float]]) -> VisitNoise | None:
-        """From the visits' medians, a group a configuration; None where none was visited twice.
+        """Estimate the scatter from the visits' medians, one group for each configuration; None without a second visit.
 
-        The median of the groups' variances, so that a few noisy ones do not rule it, set right for its bias (a
-        variance of few repeats is most often too small; Wilson and Hilferty's approximation).
+        The estimate is the median of the groups' variances, so that a few noisy groups do not dominate it. A variance
+        of few repeats is usually too small; Wilson and Hilferty's approximation corrects this bias.
         """
         found = [v for group in groups if (v := _relative_variance(group)) is not None]
         if not found:
@@ -85,10 +85,10 @@ class VisitNoise:
         return cls(usual, min(PRIOR_FREEDOM, sum(freedom for _, freedom in found)))
 
     def widened(self, reading: Reading, visits: Sequence[float]) -> Reading:
-        """``reading``, its interval no narrower than its visits' medians allow (a moderated Student's t).
+        """Widen the interval of ``reading`` to at least the scatter of its visits' medians (a moderated Student's t).
 
-        The windows of one visit share its layout in memory, its heat and its minute, so that they agree better
-        with each other than with those of the next visit, and their own interval is too narrow.
+        The windows of one visit share a layout in memory, a temperature and a minute. They therefore agree better
+        with each other than with the windows of the next visit, and an interval from windows alone is too narrow.
         """
         from scipy.special import stdtrit
 
@@ -106,35 +106,35 @@ class VisitNoise:
 
 
 def _relative_variance(values: Sequence[float]) -> tuple[float, int] | None:
-    """Of one value, as a share of their mean squared, and its degrees of freedom."""
+    """The variance of one value as a share of the squared mean, and its degrees of freedom."""
     cv = coefficient_of_variation(values) if len(values) > 1 else None
     return None if cv is None else (cv * cv, len(values) - 1)
 
 
 def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:
-    """Distance of each value from the median over the MAD, signed; infinite where the MAD is 0."""
+    """The signed distance of each value from the median, divided by the MAD; infinite if the MAD is 0."""
     centre, spread = median(values), mad(values)
     return tuple(_over(value - centre, spread) for value in values)
 
 
 def deviation_of(reading: Reading) -> float | None:
-    """The standard deviation of one repeat that a reading's interval speaks of, in its unit.
+    """The standard deviation of one repeat, computed back from a reading's interval, in the reading's unit.
 
-    The inverse of `interval`: exact for two to five repeats unless the range was wider, about right for more.
-    None of one repeat, of which nothing is known.
+    This is the inverse of `interval`. It is exact for two to five repeats, unless the range was wider, and about right
+    for more. Returns None for one repeat, because its spread is unknown.
     """
     if reading.n < 2:
         return None
     half = (reading.high - reading.low) / 2
-    # A median of normal repeats varies 1.25 times as much as their mean does.
+    # The median of normal repeats varies 1.25 times as much as their mean.
     factor = _STUDENT_T.get(reading.n, 1.96 * math.sqrt(math.pi / 2))
     return half * math.sqrt(reading.n) / factor
 
 
 def relative_noise(readings: Iterable[Reading]) -> float | None:
-    """The relative deviation of one reading's median, pooled over the readings that rest on repeats.
+    """The relative deviation of one reading's median, pooled over all readings that have repeats.
 
-    None where none of them does.
+    Returns None if no reading has repeats.
     """
     squares, freedom = 0.0, 0
     for reading in readings:
@@ -142,17 +142,17 @@ def relative_noise(readings: Iterable[Reading]) -> float | None:
         if deviation is not None and reading.median:
             squares += (reading.n - 1) * (deviation / reading.median) ** 2 / reading.n
             freedom += reading.n - 1
-    # A median of normal repeats varies 1.25 times as much as their mean does.
+    # The median of normal repeats varies 1.25 times as much as their mean.
     return math.sqrt(math.pi / 2 * squares / freedom) if freedom else None
 
 
 def _least_outlier(count: int) -> float:
-    """How far off one of ``count`` values must be, as a fraction of the median."""
+    """The minimum distance of an outlier among ``count`` values, as a fraction of the median."""
     return LEAST_OUTLIER_FRACTION * (FEW_FACTOR if count <= FEW else 1.0)
 
 
 def outliers(values: Sequence[float]) -> tuple[int, ...]:
-    """Indices of the values that lie too far from the median to be noise."""
+    """Indices of the values that lie too far from the median for noise."""
     centre = median(values)
     least = _least_outlier(len(values)) * abs(centre)
     return tuple(
@@ -163,9 +163,9 @@ def outliers(values: Sequence[float]) -> tuple[int, ...]:
 
 
 def slow_first_run(speeds: Sequence[float]) -> bool:
-    """Whether the first repeat was slow against the others; ``speeds`` in any unit where more is faster.
+    """Whether the first repeat was slower than the others. ``speeds`` may have any unit in which more is faster.
 
-    The first is compared with the others alone, since among three it would widen their MAD.
+    The first repeat is compared with the others only: among three repeats it would widen their MAD.
     """
     _demand_numbers(speeds)
     if len(speeds) < 3:
@@ -179,14 +179,16 @@ def slow_first_run(speeds: Sequence[float]) -> bool:
 def interval(
     values: Sequence[float], confidence: float = CONFIDENCE, seed: int = SEED
 ) -> tuple[float, float]:
-    """The interval of the median, in the unit of ``values``; it always holds the median.
+    """The interval of the median, in the unit of ``values``. It always contains the median.
 
-    Six values and more: percentile bootstrap of the median. Two to five: Student's t around the mean,
-    widened to the range where that is larger, since a bootstrap of so few is too narrow to be honest.
-    One value: (value, value), with nothing known of its spread. No low end below 0 where no value is.
+    - Six or more values: percentile bootstrap of the median.
+    - Two to five values: Student's t around the mean, or the range if that is wider. A bootstrap would be too narrow.
+    - One value: (value, value), because its spread is unknown.
+
+    The low end is not below 0 unless a value is.
 
     Raises:
-        ValueError: no value, one that is not finite, or ``confidence`` other than 0.95 below six values.
+        ValueError: there is no value, a value is not finite, or ``confidence`` is not 0.95 with fewer than six values.
     """
     _demand_numbers(values)
     count = len(values)
@@ -201,18 +203,18 @@ def interval(
 
 
 def reading(values: Sequence[float]) -> Reading:
-    """Median, 95 % interval and number of repeats. Raises ValueError where there is no value."""
+    """Median, 95 % interval and number of repeats. Raises ValueError if there is no value."""
     low, high = interval(values)
     return Reading(median=median(values), low=low, high=high, n=len(values))
 
 
 def pool(groups: Iterable[Sequence[float]]) -> Reading:
-    """One reading over several series of one configuration, such as its screening and its final repeats."""
+    """Combine several series of one configuration, such as its screening and final repeats, into one reading."""
     return reading([value for group in groups for value in group])
 
 
 def ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = SEED) -> Reading:
-    """The ratio of two medians with its bootstrap interval; ``n`` is the smaller number of repeats.
+    """The ratio of two medians with its bootstrap interval. ``n`` is the smaller number of repeats.
 
     Raises:
         ValueError: a series is empty, or a value of the denominator is not positive.
@@ -265,7 +267,7 @@ def _bootstrap_interval(values: Sequence[float], confidence: float, seed: int) -
 
 
 def _quick_median(values: Sequence[float]) -> float:
-    # statistics.median costs five times as much, and an interval takes thousands.
+    # statistics.median takes five times as long, and an interval computes thousands of medians.
     ordered, middle = sorted(values), len(values) // 2
     return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
 

@@ -1,7 +1,7 @@
-"""The loop of a sweep: ask, measure, tell, record; then the front's candidates once more; then the end.
+"""The loop of a sweep: ask, measure, tell, record; then measure the candidates for the front again; then conclude.
 
-Everything it needs is handed in, so that the same loop runs on llama.cpp, on a simulated machine and on a
-recorded table. Only errors of a trial are caught here, by their type.
+The loop receives everything that it needs, so it runs on llama.cpp, on a simulated machine and on a recorded table. It
+catches only the errors of a trial, by their type.
 """
 
 from __future__ import annotations
@@ -39,17 +39,17 @@ from sweeper.search.study import Proposal, SweepStudy
 from sweeper.space.space import SearchSpace
 from sweeper.tracking import Tracker
 
-# A sampler that proposes this many known points in a row has run dry here: another point is chosen for it.
+# If a sampler proposes this many known points in a row, the sweep chooses another point instead.
 MOST_DUPLICATES = 5
-# The search has stopped growing when the hypervolume rose by less than this share over `patience` trials.
+# The front has stopped growing if the hypervolume rose by less than this share over `patience` trials.
 GROWTH = 0.01
-# A control that differs from the baseline by more than this, and by more than noise, is drift.
+# If a control measurement differs from the baseline by more than this, and by more than noise, the machine drifts.
 DRIFT = 0.05
 
 
 @dataclass(frozen=True, slots=True)
 class SearchPlan:
-    """When to stop, and what to ask first."""
+    """When to stop the search, and which trials to run first."""
 
     trials: int | None
     minutes: float | None
@@ -57,23 +57,23 @@ class SearchPlan:
     finalists: int
     control_every: int
     first: tuple[Configuration, ...]  # the baseline, then the corners
-    total: int  # trials at most, for the display
-    exhaustive: bool = False  # go through the grid in order
+    total: int  # maximum number of trials, for the display
+    exhaustive: bool = False  # run through the grid in order
     seed: int = 0
-    stop_reason: Callable[[], str | None] | None = None  # a stopping rule of the sampler's
-    early_stop: bool = False  # of trials that another beats in every objective beyond noise
+    stop_reason: Callable[[], str | None] | None = None  # the sampler's stopping rule
+    early_stop: bool = False  # end trials that another trial beats in every objective beyond noise
 
 
 @dataclass(slots=True)
 class StopFlag:
-    """Set by the first Ctrl-C: finish what is in flight, then conclude."""
+    """The first Ctrl-C sets it: the sweep finishes the current trial, then concludes."""
 
     set_by_hand: bool = False
 
 
 @dataclass(slots=True)
 class Sweep:
-    """One sweep and everything that it works with."""
+    """One sweep, with everything that it needs."""
 
     study: SweepStudy
     space: SearchSpace
@@ -87,7 +87,7 @@ class Sweep:
     write_report: Callable[[SweepRecord, Path], Mapping[str, Path]]
     quality: Callable[[Configuration], Reading | None]
     forecast: Callable[[Configuration], str | None]
-    standing_caveats: tuple[Caveat, ...] = ()  # of every trial, such as SYNTHETIC_QUALITY
+    standing_caveats: tuple[Caveat, ...] = ()  # for every trial, such as SYNTHETIC_QUALITY
     stop: StopFlag = field(default_factory=StopFlag)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
@@ -97,12 +97,13 @@ class Sweep:
     _early_stop: EarlyStop | None = None
 
     def run(self) -> SweepRecord:
-        """Run to the end, or go on where an earlier run stopped.
+        """Run to the end, or resume where an earlier run stopped.
 
         Raises:
-            NoResultError: no trial counts.
-            StoreError: the database cannot be written any more, as on a full disk; what was finished is kept.
-            KeyboardInterrupt: stopped at once by a second Ctrl-C; everything finished is kept.
+            NoResultError: the sweep ended without a valid trial.
+            StoreError: the database can no longer be written, for example because the disk is full. Finished trials are
+                kept.
+            KeyboardInterrupt: a second Ctrl-C stopped the sweep at once. Finished trials are kept.
         """
         with self.study.plain_errors():
             return self._run()
@@ -111,7 +112,7 @@ class Sweep:
         self._began = self.clock()
         header = self.study.header()
         for number in self.study.recover(header.objectives):
-            self.progress.note(f"trial {number} was in flight when the sweep was stopped: it is asked again")
+            self.progress.note(f"trial {number} was interrupted when the sweep stopped: it runs again")
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
             self._track(lambda: self.tracker.sync(assemble(self.study)))
@@ -128,7 +129,7 @@ class Sweep:
     # -- the search ---------------------------------------------------------------------------------------
 
     def _search(self) -> str:
-        """Ask, measure, tell, until something says stop; then the final stage. The reason in words."""
+        """Ask, measure and tell until there is a reason to stop, then run the final stage. Returns the reason."""
         distributions = self.space.distributions()
         grid = self.space.grid() if self.plan.exhaustive else None
         if not self.study.trials():
@@ -161,9 +162,9 @@ class Sweep:
         if self.stop.set_by_hand:
             return "stopped by hand"
         if plan.trials is not None and len(trials) >= plan.trials:
-            return f"{plan.trials} trials were asked for"
+            return f"the limit of {plan.trials} trials is reached"
         if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
-            return f"{plan.minutes:g} minutes were given"
+            return f"the limit of {plan.minutes:g} minutes is reached"
         if (
             plan.patience is not None
             and len(trials) > plan.patience
@@ -173,11 +174,11 @@ class Sweep:
         return plan.stop_reason() if plan.stop_reason else None
 
     def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
-        """The next point of the grid, or any point, that is not known yet."""
+        """The next unmeasured point of the grid, or any unmeasured point."""
         if grid is not None:
             return next((c for c in grid if c.digest not in known), None)
         rest = (c for c in self.space.grid() if c.digest not in known)
-        some = list(itertools.islice(rest, 2000))  # enough to choose from, and quick to list
+        some = list(itertools.islice(rest, 2000))  # enough to choose from, and fast to list
         return random.Random(self.plan.seed + len(known)).choice(some) if some else None
 
     # -- one trial ----------------------------------------------------------------------------------------
@@ -187,7 +188,7 @@ class Sweep:
         self.progress.trial_started(len(self.study.trials()) + 1, self.plan.total, configuration)
         record, measurement = self._measured(proposal.number, configuration, header)
         if measurement is not None and self._reference_celsius is None:
-            # A device at work is warm: the first trial's end is what the others are to start near.
+            # A working device is warm: the other trials start near the temperature at the end of the first one.
             self._reference_celsius = self.meter.temperature_celsius()
         windows = measurement.windows if measurement else ()
         self.study.tell(proposal, record, header.objectives, self._constraints_of(record, header), windows)
@@ -199,7 +200,7 @@ class Sweep:
     def _measured(
         self, number: int, configuration: Configuration, header: SweepRecord
     ) -> tuple[TrialRecord, Measurement | None]:
-        """The record of one trial, whatever became of it."""
+        """Run one trial and return its record, even if the trial failed."""
         began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
         quality, failed = (None, None) if why else self._quality(configuration)
@@ -221,7 +222,7 @@ class Sweep:
         return self._record_of(base, measurement, header, self.clock() - began), measurement
 
     def _quality(self, configuration: Configuration) -> tuple[Reading | None, str | None]:
-        """What the configuration costs in quality, measured once for its levels; or why that cannot be known."""
+        """The quality loss of the configuration, measured once for its levels; or the reason why it is unknown."""
         try:
             return self.quality(configuration), None
         except TrialFailed as failure:
@@ -273,16 +274,16 @@ class Sweep:
     def _screening(self, header: SweepRecord) -> Stage:
         decides = [*(o.metric for o in header.objectives), *(c.metric for c in header.constraints)]
         stage = Stage.screening(header.workload, decides)
-        # Who wants every trial measured whole has each prompt as well, however long it takes.
+        # Without early stop, every trial measures each prompt, however long it takes.
         return stage if self.plan.early_stop else replace(stage, least_prefill=stage.repeats_of("prefill"))
 
     def _constraints_of(self, record: TrialRecord, header: SweepRecord) -> dict[str, float]:
-        """The same keys on every trial: Optuna's GP refuses a study where they differ."""
+        """The constraints of a trial. Every trial has the same keys, because Optuna's GP refuses a study otherwise."""
         known = dict.fromkeys((str(c) for c in header.constraints), 0.0) | dict(record.violations)
         return known | {"runs": 0.0 if record.state == "complete" else 1.0}
 
     def _control(self, count: int) -> None:
-        """Measure the baseline again every so often: what changes then is the machine."""
+        """Measure the baseline again every `control_every` trials. If it changes, the machine drifts."""
         if count % self.plan.control_every or self.stop.set_by_hand:
             return
         header = self.study.header()
@@ -299,17 +300,19 @@ class Sweep:
         self.study.save_control(count, visit_of(baseline.number, count, again, self.clock() - began))
         drift = _drift(baseline, again)
         if drift is not None and Caveat.DRIFT not in self.study.header().caveats:
-            self.progress.note(f"the machine drifts: the default configuration changed by {drift:+.0%}")
+            self.progress.note(
+                f"the machine drifts: the speed of the default configuration changed by {drift:+.0%}"
+            )
             kept = self.study.header()
             self.study.save_header(replace(kept, caveats=(*kept.caveats, Caveat.DRIFT)))
 
     # -- the final stage ----------------------------------------------------------------------------------
 
     def _final_stage(self) -> None:
-        """Measure the candidates again, interleaved; only what was measured twice is recommended."""
+        """Measure the candidates again, interleaved. sweeper recommends only trials that it measured twice."""
         record = assemble(self.study)
         visits = self.study.visits()
-        # As the screening saw them: trials that came after an earlier run's finals count as well.
+        # The figures of the screening: trials that ran after an earlier run's final stage count as well.
         screened = replace(record, trials=self.study.trials())
         expected = conclude(smoothed(screened, self.space))
         chosen = choose_finalists(expected, self.plan.finalists, conclude(screened))
@@ -346,7 +349,7 @@ class Sweep:
         now = datetime.now(UTC).isoformat(timespec="seconds")
         notes = header.notes
         if self._tracking_failed:
-            self.progress.note("writing to MLflow what could not be written before")
+            self.progress.note("writing the missing trials to MLflow")
         self.study.save_header(
             replace(header, state=state, stopped_because=reason, updated_utc=now, notes=notes)
         )
@@ -356,23 +359,23 @@ class Sweep:
             self.tracker.sweep_finished(record, files)
         except StoreError as error:
             self.progress.note(
-                f"{error}; everything is kept in optuna.db, and the same command writes it again"
+                f"{error}; all results are kept in optuna.db, and the same command writes them to MLflow again"
             )
         self.progress.finished(record)
         return record
 
     def _track(self, write: Callable[[], object]) -> None:
-        """Write to MLflow; where that fails the sweep goes on, says so once, and writes it at the end."""
+        """Write to MLflow. If that fails, the sweep continues, reports it once, and writes everything at the end."""
         try:
             write()
         except StoreError as error:
             if self._tracking_failed is None:
-                self.progress.note(f"{error}; the sweep goes on and writes it at the end")
+                self.progress.note(f"{error}; the sweep continues and writes everything to MLflow at the end")
             self._tracking_failed = str(error)
 
 
 def _finalists_of(visits: Sequence[Visit]) -> tuple[int, ...]:
-    """Who the finalists were when an earlier run began its final stage."""
+    """The finalists of an earlier run that already began its final stage."""
     return tuple(dict.fromkeys(visit.trial for visit in visits))
 
 
@@ -384,7 +387,7 @@ def _demand_objectives(measurement: Measurement, header: SweepRecord) -> None:
 
 
 def _drift(baseline: TrialRecord, again: Measurement) -> float | None:
-    """How far decode speed moved, as a fraction; None while that is small or noise."""
+    """The change of decode speed as a fraction; None if it is small or within noise."""
     before, now = baseline.metrics["tokens_per_second"], again.metrics["tokens_per_second"]
     change = now.median / before.median - 1
     apart = now.high < before.low or now.low > before.high
@@ -392,14 +395,12 @@ def _drift(baseline: TrialRecord, again: Measurement) -> float | None:
 
 
 def _nothing_counts(record: SweepRecord) -> str:
-    """Why a sweep has no front, in one line."""
+    """Explain in one line why a sweep has no front."""
     reasons = [t.reason for t in record.trials if t.reason]
     broken = [k for t in record.trials for k, v in t.violations.items() if v > 0]
     if broken:
         most = max(set(broken), key=broken.count)
-        return (
-            f"no trial keeps every constraint; most often broken: {most}. Loosen it in objectives.constraints"
-        )
+        return f"no trial keeps every constraint; the most frequent violation is {most}: loosen it in objectives.constraints"
     if reasons:
-        return f"no trial ended well; the last said: {reasons[-1]}"
-    return "no trial was finished"
+        return f"no trial succeeded; the reason of the last one: {reasons[-1]}"
+    return "no trial finished"

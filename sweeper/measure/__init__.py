@@ -1,1 +1,1 @@
-"""Measuring one trial: windows, statistics, metrics."""
+"""Measurement of one trial: windows, statistics, metrics."""

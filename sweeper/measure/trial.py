@@ -1,7 +1,7 @@
-"""One trial: load, warm up, prefill and decode windows with the meter around each, and what follows.
+"""One trial: load, warm-up, prefill and decode windows with the meter around each, and the resulting metrics.
 
-``measure`` returns a `Measurement`; it decides nothing and prints nothing. The protocol, with the reasons for
-its numbers, is in ``docs/measuring.md``.
+``measure`` returns a `Measurement`. It decides nothing and prints nothing. ``docs/measuring.md`` describes the protocol
+and the reasons for its numbers.
 """
 
 from __future__ import annotations
@@ -27,61 +27,61 @@ from sweeper.records import (
     Workload,
 )
 
-# An unaligned window of T is wrong by up to u/T: 50 update periods keep that at 2 %, 100 at 1 %.
+# An unaligned window of length T is wrong by up to u/T: 50 update periods limit this to 2 %, 100 to 1 %.
 SCREENING_UPDATE_PERIODS = 50
 FINAL_UPDATE_PERIODS = 100
-# A recorded grid has thousands of windows and goes over each more than once: errors of 10 % average out.
+# A recorded grid has thousands of windows, measured in several passes, so errors of 10 % average out.
 RECORDING_UPDATE_PERIODS = 10
-# Prefill gets this share of decode's time: a round is hundreds of tokens, so its speed settles sooner.
+# Prefill gets this share of decode's time: a round has hundreds of tokens, so its speed settles sooner.
 PREFILL_SHARE = 0.5
-# A prompt that takes longer than all of decode's windows settles in fewer windows than decode does.
+# A prompt that takes longer than all decode windows needs fewer windows than decode does.
 LEAST_DECIDING_PREFILL = 2
-# Of the prompt that warms up and tells what a whole one will take.
+# Length of the warm-up prompt, which also predicts the time of a whole prompt.
 WARMUP_PROMPT_TOKENS = 64
-# A warm-up step is long enough for a few tokens on a slow machine and short against any window.
+# A warm-up step is long enough for a few tokens on a slow machine, and short compared with any window.
 WARMUP_STEP_SECONDS = 0.15
 WARMUP_STEPS_COMPARED = 3
-# A window never runs longer than this many times what was asked for: a slow machine needs no more tokens.
+# A window never runs longer than this many times the requested length: a slow machine needs no more tokens.
 MOST_OVERRUN = 2.0
-# Start this near the reference temperature, and wait no longer than this for it.
+# A trial starts this close to the reference temperature, or after the maximum wait.
 TEMPERATURE_TOLERANCE_CELSIUS = 3.0
 TEMPERATURE_WAIT_SECONDS = 60.0
 
-# Long enough for a mean of the power at rest, short beside the windows of a final visit.
+# Long enough to average the power at rest, and short compared with the windows of a final visit.
 RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 NO_PREFILL = (
-    "a prompt would take longer here than the rest of a trial, and no objective or constraint rests on it: only "
-    "finalists have it measured (objectives=speed_prompt_watts lets it decide)"
+    "a prompt takes longer here than the rest of a trial, and no objective or constraint depends on it: only "
+    "finalists measure prompts (objectives=speed_prompt_watts makes prompt speed an objective)"
 )
 
 PhaseListener = Callable[[str, float | None, float | None], None]
-"""Told of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
+"""sweeper calls it at the start of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
 
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """How long and how often: screening during the search, final for what may be recommended."""
+    """How long and how often to measure: `screening` during the search, `final` for possible recommendations."""
 
     seconds: float  # of all decode windows together
     repeats: int
     update_periods: int
     warmup_seconds: float
-    resident_seconds: float = 0.0  # of a window with the model loaded and nothing running; 0: none
-    prefill_repeats: int | None = None  # None: as many as of decode
-    least_prefill: int | None = None  # windows of prefill that are measured however long they take; None: all
+    resident_seconds: float = 0.0  # length of a window with the model loaded and idle; 0: no such window
+    prefill_repeats: int | None = None  # None: as many as for decode
+    least_prefill: int | None = None  # prefill windows that run however long they take; None: all
 
     @classmethod
     def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
-        """Short windows, to tell good from bad.
+        """Short windows, which separate good trials from bad ones.
 
         Args:
-            workload: what is run.
-            decides: the metrics that objectives and constraints name. Where none of them rests on prefill, one
-                window of it is enough, and none where a prompt would take longer than all the rest of a trial, as
-                on a slow machine. Where one does, two windows are enough if they are that long. None: all windows,
+            workload: the workload to run.
+            decides: the metrics that objectives and constraints name. If none of them depends on prefill, one prefill
+                window is enough. No window is needed if a prompt takes longer than the rest of a trial, as on a slow
+                machine. If one metric depends on prefill, two windows of that length are enough. None: all windows,
                 however long.
         """
         needed = decides is None or any(metric in NEED_PREFILL for metric in decides)
@@ -97,12 +97,12 @@ class Stage:
 
     @classmethod
     def recording(cls, workload: Workload) -> Stage:
-        """As short as the workload says, for a grid that is gone over several times."""
+        """Windows as short as the workload says, for a grid that is measured in several passes."""
         return replace(cls.screening(workload), update_periods=RECORDING_UPDATE_PERIODS)
 
     @classmethod
     def final(cls, workload: Workload) -> Stage:
-        """Long windows, for figures that somebody will rely on."""
+        """Long windows, for the final figures."""
         return cls(
             workload.final_seconds,
             workload.final_repeats,
@@ -113,19 +113,19 @@ class Stage:
         )
 
     def repeats_of(self, phase: Phase) -> int:
-        """Windows of ``phase``."""
+        """The number of windows of ``phase``."""
         return self.repeats if phase == "decode" or self.prefill_repeats is None else self.prefill_repeats
 
     def allows_prefill(
         self, repeat: int, spent_seconds: float, next_seconds: float, update_period_seconds: float
     ) -> bool:
-        """Whether a further window of prefill is measured.
+        """Whether to measure another window of prefill.
 
         Args:
-            repeat: its number, from 0.
-            spent_seconds: what the ones before took.
-            next_seconds: what one prompt is expected to take.
-            update_period_seconds: of the sensor.
+            repeat: the number of the window, from 0.
+            spent_seconds: the time of the windows before it.
+            next_seconds: the expected time of one prompt.
+            update_period_seconds: the update period of the sensor.
         """
         if repeat >= self.repeats_of("prefill"):
             return False
@@ -136,13 +136,13 @@ class Stage:
         return spent_seconds + next_seconds <= most
 
     def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
-        """Seconds of one window of ``phase`` on a sensor with this update period."""
+        """The length of one window of ``phase`` in seconds, for a sensor with this update period."""
         share = 1.0 if phase == "decode" else PREFILL_SHARE
         return max(self.seconds * share, self.update_periods * update_period_seconds) / self.repeats
 
 
 Hopeless = Callable[[Mapping[str, Reading]], bool]
-"""Whether a trial with these metrics so far can no longer matter, whatever its other windows say."""
+"""Says whether a trial with these metrics so far cannot win, whatever its other windows show."""
 
 
 def measure(
@@ -160,16 +160,16 @@ def measure(
     """Measure one configuration.
 
     Args:
-        configuration: what to measure; it is loaded, or kept where it is loaded already.
+        configuration: the configuration to measure. The engine loads it, unless it is already loaded.
         engine: runs inference.
-        meter: measures energy; it is open.
-        workload: what to run.
-        stage: how long and how often.
-        known: metrics that are known beforehand, such as ``kl_divergence`` of the quantisation.
-        listener: told of each phase as it begins.
-        clock: the clock that the meter stamps its samples with.
-        sleep: waits while the loaded model rests.
-        hopeless: asked after each round of windows; where it says yes the rest is not measured.
+        meter: measures energy; it must be open.
+        workload: the workload to run.
+        stage: how long and how often to measure.
+        known: metrics that are known in advance, such as ``kl_divergence`` of the quantisation.
+        listener: called at the start of each phase.
+        clock: the clock that stamps the meter's samples.
+        sleep: waits while the loaded model is idle.
+        hopeless: called after each round of windows. If it returns True, the trial ends there.
 
     Raises:
         TrialFailed: the engine failed; the engine can be used again.
@@ -184,7 +184,7 @@ def measure(
     warmup = _warm_up(engine, workload, depth, stage.warmup_seconds)
     prompts = _Prompts(stage, meter.update_period_seconds, warmup.prompt_seconds)
     if load.reloaded and not prompts.allowed(0):
-        # The first prompt after a load reads the weights from disk: a second one tells what prompts take.
+        # The first prompt after a load reads the weights from disk, so a second one shows how long prompts take.
         prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0).prompt_seconds
     windows: list[Window] = []
     stopped_early = False
@@ -221,7 +221,7 @@ def measure(
 def _add_memory(engine: Engine, metrics: dict[str, Reading], missing: dict[str, str]) -> None:
     for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
         if value is None:
-            missing[name] = "the engine cannot read it here"
+            missing[name] = "the engine cannot read it on this machine"
         else:
             metrics[name] = exactly(value)
 
@@ -229,7 +229,7 @@ def _add_memory(engine: Engine, metrics: dict[str, Reading], missing: dict[str, 
 def speeds_now(
     engine: Engine, configuration: Configuration, workload: Workload, repeats: int = 5
 ) -> dict[str, Reading]:
-    """Decode and prefill in tok/s, by metric, without watts: a short look, such as beside a server.
+    """Measure decode and prefill speed in tok/s, by metric, without watts. `verify` uses this to check a server.
 
     Raises:
         TrialFailed: the engine failed.
@@ -253,7 +253,7 @@ def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tu
     found = caveats_of(windows, stage.update_periods)
     if not stopped_early:
         return found
-    # That its windows are few and short is what stopping early means.
+    # A trial that stops early has few and short windows by design.
     rest = {*found} - {Caveat.SHORT_WINDOW, Caveat.SPREAD_UNKNOWN} | {Caveat.STOPPED_EARLY}
     return tuple(caveat for caveat in Caveat if caveat in rest)
 
@@ -261,7 +261,7 @@ def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tu
 def _at_rest(
     meter: PowerMeter, stage: Stage, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> Reading | None:
-    """Power with the model resident and nothing running; None where it is not asked for or not read."""
+    """Power with the model loaded and idle; None if the stage does not measure it or the meter could not read it."""
     if stage.resident_seconds <= 0:
         return None
     seconds = max(stage.resident_seconds, RESIDENT_UPDATE_PERIODS * meter.update_period_seconds)
@@ -298,14 +298,14 @@ def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: 
 
 @dataclass(frozen=True, slots=True)
 class _Warmup:
-    """What warming up took, and what a whole prompt may be expected to take after it, in s."""
+    """The time of the warm-up, and the expected time of a whole prompt after it, in s."""
 
     seconds: float
     prompt_seconds: float
 
 
 def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> _Warmup:
-    """Run until decode is steady, at most ``most_seconds``."""
+    """Run until decode is steady, for at most ``most_seconds``."""
     tokens = min(workload.prompt_tokens, WARMUP_PROMPT_TOKENS)
     run = engine.prefill(tokens, depth, 0.0, WARMUP_STEP_SECONDS)
     prompt_seconds = run.seconds / run.tokens * workload.prompt_tokens
@@ -322,7 +322,7 @@ def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float
 
 @dataclass(slots=True)
 class _Prompts:
-    """How many windows of prefill a trial has time for."""
+    """Decides how many windows of prefill a trial has time for."""
 
     stage: Stage
     update_period_seconds: float
@@ -330,13 +330,13 @@ class _Prompts:
     spent_seconds: float = 0.0
 
     def allowed(self, repeat: int) -> bool:
-        """Whether window ``repeat`` is measured."""
+        """Whether to measure window ``repeat``."""
         return self.stage.allows_prefill(
             repeat, self.spent_seconds, self.expected_seconds, self.update_period_seconds
         )
 
     def took(self, window: Window) -> None:
-        """Learn from a window."""
+        """Update the expectation from a finished window."""
         self.spent_seconds += window.energy.seconds
         self.expected_seconds = window.energy.seconds
 
@@ -347,7 +347,7 @@ def wait_for_temperature(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> float:
-    """Wait until the device is within 3 °C of the reference, at most a minute; the seconds waited."""
+    """Wait until the device is within 3 °C of the reference, for at most a minute. Returns the seconds waited."""
     began = clock()
     while reference_celsius is not None and clock() - began < TEMPERATURE_WAIT_SECONDS:
         now = meter.temperature_celsius()
@@ -357,11 +357,11 @@ def wait_for_temperature(
     return clock() - began
 
 
-# -- what follows from the windows ------------------------------------------------------------------------
+# -- from windows to metrics --------------------------------------------------------------------------------
 
 
 def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str, Reading], dict[str, str]]:
-    """What the raw windows of a trial amount to: readings by metric, and a reason for each missing one."""
+    """Compute the metrics of raw windows: readings by metric, and a reason for each missing metric."""
     metrics: dict[str, Reading] = {}
     missing: dict[str, str] = {}
     for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
@@ -376,7 +376,7 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
 
 
 def exactly(value: float) -> Reading:
-    """A reading of something that has no spread, such as a peak or a size."""
+    """A reading of a value without spread, such as a peak or a size."""
     return Reading(value, value, value, 1)
 
 
@@ -389,7 +389,7 @@ def _derive_energy(
         missing.update(dict.fromkeys(names, reasons[0]))
         return
     metrics[names[0]] = stats.reading([_watts(w.energy) for w in windows])
-    # Over the seconds of inference: what lies between rounds costs energy but makes no token.
+    # Only the seconds of inference count: the time between rounds costs energy but generates no tokens.
     metrics[names[1]] = stats.reading([_watts(w.energy) * w.seconds / w.tokens for w in windows])
 
 
@@ -401,7 +401,7 @@ def _watts(energy: EnergyReading) -> float:
 
 
 def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict[str, Reading]) -> None:
-    """Time to first token and time of the workload's whole request, repeat by repeat."""
+    """Compute the time to first token and the time of a whole request, repeat by repeat."""
     per_prompt_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill"]
     per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
     first = [workload.prompt_tokens * s for s in per_prompt_token]
@@ -414,11 +414,11 @@ def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict
 
 
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:
-    """What a reader must know about these windows; ``update_periods`` is how many they should last."""
+    """The caveats of these windows. Together they should last ``update_periods`` update periods of the sensor."""
     found: set[Caveat] = set()
     for phase in PHASES:
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
-        # One window of prefill or none is by intent: its interval says that its spread is unknown.
+        # A single prefill window, or none, is intended; its interval already shows that the spread is unknown.
         found |= set() if phase == "prefill" and len(speeds) <= 1 else _caveats_of_speeds(speeds)
     for window in windows:
         found |= _caveats_of_energy(window.energy)
@@ -454,7 +454,7 @@ def _caveats_of_energy(energy: EnergyReading) -> set[Caveat]:
     return found
 
 
-# Below this share of samples under the cap, the cap touched the window only in passing.
+# If fewer samples than this share are under the cap, the cap did not shape the window.
 CAPPED_SHARE = 0.05
 
 
@@ -464,4 +464,4 @@ def _latest_speed(windows: Sequence[Window], phase: str) -> float | None:
 
 
 def _nobody(phase: str, tokens_per_second: float | None, watts: float | None) -> None:
-    """The listener of those who do not listen."""
+    """The default listener, which does nothing."""
