@@ -400,7 +400,7 @@ def _nothing_counts(record: SweepRecord) -> str:
     broken = [k for t in record.trials for k, v in t.violations.items() if v > 0]
     if broken:
         most = max(set(broken), key=broken.count)
-        return f"no trial keeps every constraint; the most frequent violation is {most}: loosen it in objectives.constraints"
+        return f"no trial keeps every constraint. Most often broken is {most}: loosen it in objectives.constraints"
     if reasons:
         return f"no trial succeeded; the reason of the last one: {reasons[-1]}"
     return "no trial finished"

@@ -1,1 +1,1 @@
-"""What follows from a sweep's trials: front, picks, prices, ceiling."""
+"""Results of a sweep's trials: Pareto front, picks, prices, ceiling."""

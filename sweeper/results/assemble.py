@@ -1,4 +1,4 @@
-"""From the study on disk to the `SweepRecord` that everything after the search reads."""
+"""Builds the `SweepRecord`, which everything after the search reads, from the study on disk."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from sweeper.results.ceiling import with_ceiling_caveats
 from sweeper.results.plateau import CapPoint, find_plateau
 from sweeper.stats import VisitNoise
 
-# A screening's speed is right within about this much; so many beside the pick may turn out to be it.
+# The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
 NEAR_THE_LINE = 0.03
 MOST_CONTENDERS = 3
-# Judged from a handful of windows in a visit, so that chance says it of one visit in twenty.
+# A visit has only a few windows, so one visit in twenty has one of these caveats by chance.
 OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
 
 
 class Kept(Protocol):
-    """A sweep as it is kept on disk: `sweeper.search.study.SweepStudy`."""
+    """A sweep on disk: `sweeper.search.study.SweepStudy`."""
 
     def header(self) -> SweepRecord:
         """The sweep without its trials."""
@@ -39,7 +39,7 @@ class Kept(Protocol):
 
 
 def assemble(study: Kept) -> SweepRecord:
-    """The whole sweep as it stands: screening, final figures where there are any, front, recommendation."""
+    """The whole sweep so far: screening, final figures if there are any, Pareto front, recommendation."""
     header = study.header()
     trials = with_finals(study.trials(), study.visits(), header)
     return conclude(replace(header, trials=trials, baseline=baseline_of(trials, header)))
@@ -52,7 +52,7 @@ def baseline_of(trials: Sequence[TrialRecord], header: SweepRecord) -> int | Non
 
 
 def conclude(record: SweepRecord) -> SweepRecord:
-    """The record with its front, hypervolume and default pick worked out from its trials."""
+    """Add the front, the hypervolume and the default pick, computed from the record's trials."""
     record = replace(record, trials=with_cap_caveats(record.trials))
     record = replace(record, trials=with_ceiling_caveats(record))
     remeasured = any(t.remeasured and t.feasible for t in record.trials)
@@ -68,21 +68,21 @@ def conclude(record: SweepRecord) -> SweepRecord:
 
 
 def _not_judged(record: SweepRecord) -> tuple[str, ...]:
-    """A line for each constraint whose metric a complete trial lacks: it held nothing back, and that is said."""
+    """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial."""
     complete = [trial for trial in record.trials if trial.state == "complete"]
     said = []
     for constraint in record.constraints:
         without = [trial for trial in complete if constraint.metric not in trial.metrics]
         if without:
             why = without[0].missing.get(
-                constraint.metric, "nothing searched changes it, so it was not measured"
+                constraint.metric, "no searched parameter changes it, so it was not measured"
             )
-            said.append(f"{constraint} was not judged in {len(without)} of {len(complete)} trials: {why}")
+            said.append(f"{constraint} was not checked in {len(without)} of {len(complete)} trials: {why}")
     return tuple(said)
 
 
 def _recommended(record: SweepRecord) -> int | None:
-    """The trial of the record's own pick; None while nothing was measured twice or no point fits."""
+    """The trial of the record's own pick; None if no trial was measured twice or no trial fits the pick."""
     try:
         return picks.choose(record, record.pick).trial.number
     except (NoResultError, ConfigError):
@@ -92,7 +92,7 @@ def _recommended(record: SweepRecord) -> int | None:
 def with_finals(
     trials: Sequence[TrialRecord], visits: Sequence[Visit], header: SweepRecord
 ) -> tuple[TrialRecord, ...]:
-    """The trials, with the figures of the final stage in place of the screening's where there are any."""
+    """The trials, with the figures of the final stage instead of the screening's where there are any."""
     by_trial: dict[int, list[Visit]] = {}
     for visit in visits:
         by_trial.setdefault(visit.trial, []).append(visit)
@@ -107,7 +107,7 @@ def with_finals(
 
 
 def _medians_of_visits(visits: Sequence[Visit], header: SweepRecord) -> dict[str, list[float]]:
-    """By metric, each visit's median."""
+    """The median of each visit, by metric."""
     found: dict[str, list[float]] = {}
     for visit in visits:
         for metric, reading in metrics_of(visit.windows, header.workload)[0].items():
@@ -116,7 +116,7 @@ def _medians_of_visits(visits: Sequence[Visit], header: SweepRecord) -> dict[str
 
 
 def _noise_between_visits(finalists: Iterable[Mapping[str, list[float]]]) -> dict[str, VisitNoise]:
-    """By metric, what visits to one finalist usually scatter by, as all finalists together say it."""
+    """The usual scatter of visits to one finalist, by metric, estimated from all finalists."""
     groups: dict[str, list[list[float]]] = {}
     for medians in finalists:
         for metric, values in medians.items():
@@ -132,7 +132,7 @@ def _with_final(
     noise: Mapping[str, VisitNoise],
     medians: Mapping[str, Sequence[float]],
 ) -> TrialRecord:
-    """Only the final windows count: the screening's made the trial a finalist, so they flatter it."""
+    """Replace a finalist's figures. Only final windows count, because the screening that selected it flatters it."""
     windows = [window for visit in visits for window in visit.windows]
     found, missing = metrics_of(windows, header.workload)
     widened = {m: noise[m].widened(r, medians[m]) if m in noise else r for m, r in found.items()}
@@ -159,13 +159,13 @@ def _with_final(
 
 
 def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
-    """What was said of any visit; of its few windows' spread, what was said of half of the visits at least."""
+    """The caveats of all visits. A caveat about spread counts only if at least half of the visits have it."""
     said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
     return {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
 
 
 def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """The trials, with a word on those whose power cap changes nothing beside the same settings under other caps."""
+    """Add a caveat to trials whose power cap changes nothing, compared with the same settings under other caps."""
     by_rest: dict[str, list[TrialRecord]] = {}
     for trial in trials:
         if trial.configuration.power_limit_watts is not None and {"tokens_per_second", "watts"} <= set(
@@ -190,9 +190,9 @@ def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
 
 
 def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:
-    """How far each constraint is exceeded, 0 or less where it is kept.
+    """How far each constraint is exceeded; 0 or less if the trial keeps it.
 
-    A constraint whose metric is missing is judged kept here; the sweep says once that it was not judged.
+    A constraint whose metric is missing counts as kept. The sweep reports once that it was not checked.
     """
     return {
         str(c): c.violation(metrics[c.metric].median) if c.metric in metrics else 0.0 for c in constraints
@@ -202,7 +202,7 @@ def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]
 def hypervolumes(
     trials: Sequence[TrialRecord], objectives: Sequence[Objective], front: Sequence[int]
 ) -> tuple[float, ...]:
-    """For each trial, in order, the hypervolume of all up to it as a share of the final one."""
+    """For each trial, in order: the hypervolume of all trials up to it, as a share of the final hypervolume."""
     usable = {t.number: fronts.oriented(t, objectives) for t in trials if _counts(t, objectives)}
     best = [usable[n] for n in front if n in usable]
     if not best:
@@ -244,16 +244,16 @@ def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
 def choose_finalists(
     record: SweepRecord, most: int, as_measured: SweepRecord | None = None
 ) -> tuple[int, ...]:
-    """Which trials to measure again: the baseline, the ends of the front, the picks, then by volume.
+    """Choose the trials to measure again: the baseline, the ends of the front, the picks, then the largest volumes.
 
     Args:
-        record: the sweep, with what a model of all trials says of each (``smoothed``), or as it was measured.
-        most: how many, beside the baseline.
-        as_measured: the same sweep as it was measured. A model bends a kink, such as that of a power cap: who is
-            near the pick's line by either is looked at.
+        record: the sweep, as measured, or with the means of a model of all trials (``smoothed``).
+        most: the number of finalists, without the baseline.
+        as_measured: the same sweep as measured. A model smooths a kink such as that of a power cap, so trials that are
+            near the pick's threshold in either record are considered.
 
     Returns:
-        Trial numbers, the baseline first (beyond ``most``), each once.
+        Trial numbers without duplicates. The baseline comes first and does not count towards ``most``.
     """
     front = [t for t in record.on_front() if _counts(t, record.objectives)]
     chosen: list[int] = []
@@ -269,7 +269,7 @@ def choose_finalists(
 
 
 def _picked(record: SweepRecord, pick: str) -> list[int]:
-    """The trial that a pick would choose now; none where this sweep's objectives cannot answer it."""
+    """The trial that a pick would choose now; empty if the pick does not work with this sweep's objectives."""
     try:
         return [picks.choose(record, pick, allow_screening=True).trial.number]
     except (NoResultError, ConfigError):
@@ -277,9 +277,9 @@ def _picked(record: SweepRecord, pick: str) -> list[int]:
 
 
 def _contenders(record: SweepRecord, other: SweepRecord) -> list[int]:
-    """For the pick ``within:N%``: the cheapest that reach its speed, or miss it by no more than noise.
+    """For the pick ``within:N%``: the cheapest trials that reach its threshold, or miss it by no more than noise.
 
-    Which side of the line they are on is what the final stage has to decide.
+    The final stage decides on which side of the threshold they are.
     """
     rule = picks.parse_pick(record.pick)
     speed, cost = objectives.speed_metric(record), objectives.cost_metric(record)
@@ -300,7 +300,7 @@ def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], inde
 def _by_volume(
     front: Sequence[TrialRecord], objectives: Sequence[Objective], chosen: Sequence[int], most: int
 ) -> list[int]:
-    """Those of the front that add most to the volume of what is chosen, one after the other."""
+    """Trials of the front, each chosen because it adds most to the volume of the trials chosen before it."""
     points = {t.number: fronts.oriented(t, objectives) for t in front}
     if not points:
         return []

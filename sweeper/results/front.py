@@ -1,7 +1,7 @@
 """The Pareto front: dominance that allows for noise, and hypervolume.
 
-Pure. Points given as plain numbers are *oriented*: more is better in each coordinate, so minimised metrics
-enter with their sign turned.
+All functions are pure. Points of plain numbers are *oriented*: more is better in each coordinate, so minimised metrics
+have the opposite sign.
 """
 
 from __future__ import annotations
@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from sweeper.records import Objective, Reading, TrialRecord
 
 Point = Sequence[float]
-# How far behind the worst point of a front the reference lies, as a share of the front's range: without
-# it the ends of the front would add nothing to the hypervolume.
+# The distance of the reference from the worst point of a front, as a share of the front's range. Without this distance,
+# the ends of the front would add nothing to the hypervolume.
 REFERENCE_MARGIN = 0.1
-# Half an interval of more than this share of its median: something else ran, and no difference is known.
+# If half an interval is more than this share of the median, another program ran, and comparisons are meaningless.
 TOO_NOISY = 0.5
 
 
 def oriented(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[float, ...]:
-    """The trial's medians, turned so that more is better. Raises KeyError where a metric is missing."""
+    """The trial's medians, oriented so that more is better. Raises KeyError if a metric is missing."""
     return tuple(orient(trial.metrics[o.metric], o).value for o in objectives)
 
 
@@ -31,9 +31,8 @@ def dominates(
 ) -> bool:
     """Whether ``a`` is at least as good as ``b`` in every objective and better in one, by their medians.
 
-    With ``beyond_noise`` the better one must be better by more than the noise of both: by more than the
-    root of the summed squares of the two half-widths that face each other. A reading with one repeat has
-    no width and counts as exact.
+    With ``beyond_noise``, the difference must exceed the noise of both: the root of the summed squares of the two
+    half-widths that face each other. A reading with one repeat has no width and counts as exact.
     """
     return _dominates(_sides(a, objectives), _sides(b, objectives), beyond_noise)
 
@@ -49,9 +48,9 @@ def front(
 ) -> tuple[int, ...]:
     """Numbers of the trials on the front, best in the first objective first.
 
-    A trial is off the front only where another dominates it beyond noise; what is worse by less than
-    noise stays, and :func:`ties` says with whom it is tied. Trials that are infeasible or lack an
-    objective's metric are left out, and with ``remeasured_only`` those measured once.
+    A trial leaves the front only if another trial dominates it beyond noise. A trial that is worse by less than noise
+    stays, and :func:`ties` lists the trials that it is tied with. The front excludes trials that are infeasible or lack
+    an objective's metric, and with ``remeasured_only`` those that were measured once.
     """
     candidates = [
         (trial.number, _sides(trial, objectives))
@@ -72,7 +71,7 @@ def front(
 def ties(
     trials: Sequence[TrialRecord], objectives: Sequence[Objective], numbers: Sequence[int]
 ) -> dict[int, tuple[int, ...]]:
-    """For each of ``numbers`` that noise cannot tell from others of them: those others."""
+    """For each trial of ``numbers``: the other trials of ``numbers`` that noise cannot separate from it."""
     by_number = {trial.number: trial for trial in trials}
     chosen = [by_number[number] for number in numbers]
     found = {
@@ -83,7 +82,7 @@ def ties(
 
 @dataclass(frozen=True, slots=True)
 class Side:
-    """An oriented reading: its value, and how far it may be worse or better."""
+    """An oriented reading: its value, and how much worse or better the true value may be."""
 
     value: float
     down: float
@@ -91,7 +90,7 @@ class Side:
 
 
 def orient(reading: Reading, objective: Objective) -> Side:
-    """The reading turned so that more is better, with its interval."""
+    """Orient a reading and its interval so that more is better."""
     below, above = reading.median - reading.low, reading.high - reading.median
     if objective.direction == "maximize":
         return Side(reading.median, below, above)
@@ -115,7 +114,7 @@ def _dominates(a: Sequence[Side], b: Sequence[Side], beyond_noise: bool) -> bool
 
 
 def too_noisy(reading: Reading) -> bool:
-    """Whether noise leaves no more than the order of magnitude: a percentage of it would be made up."""
+    """Whether noise hides everything but the order of magnitude, so that a percentage would be meaningless."""
     return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
 
 
@@ -127,20 +126,20 @@ def within_noise(a: Reading, b: Reading) -> bool:
 
 
 def undominated(points: Sequence[Point]) -> tuple[int, ...]:
-    """Indices of the oriented points that no other dominates; of equal points the first only."""
+    """Indices of the oriented points that no other point dominates. Of equal points, only the first counts."""
     kept: list[int] = []
     for index in sorted(range(len(points)), key=lambda i: tuple(-x for x in points[i])):
-        # In this order nothing that comes later can dominate what was kept before.
+        # In this order, no later point can dominate a point that was kept before.
         if not any(all(k >= x for k, x in zip(points[i], points[index], strict=True)) for i in kept):
             kept.append(index)
     return tuple(sorted(kept))
 
 
 def reference_point(points: Sequence[Point], margin: float = REFERENCE_MARGIN) -> tuple[float, ...]:
-    """A reference behind all of the oriented ``points``: their worst, less ``margin`` of their range.
+    """A reference behind all oriented ``points``: their worst values, minus ``margin`` of their range.
 
-    Give it the points of a front: over everything that was measured the hypervolume would be ruled by
-    points that nobody wants. A coordinate without range is set back by ``margin`` of its size.
+    Pass the points of a front. With all measured points, points that nobody wants would dominate the hypervolume. A
+    coordinate without range moves back by ``margin`` of its size.
 
     Raises:
         ValueError: there is no point.
@@ -155,13 +154,13 @@ def reference_point(points: Sequence[Point], margin: float = REFERENCE_MARGIN) -
 
 
 def hypervolume(points: Sequence[Point], reference: Point) -> float:
-    """The volume that oriented ``points`` dominate above ``reference``, exact, in 1, 2 or 3 dimensions.
+    """The exact volume that oriented ``points`` dominate above ``reference``, in 1, 2 or 3 dimensions.
 
-    Points that are not above the reference in every coordinate add nothing. Never falls when a point is
-    added. In the product of the coordinates' units.
+    Points that are not above the reference in every coordinate add nothing. Adding a point never lowers the volume. Its
+    unit is the product of the coordinates' units.
 
     Raises:
-        ValueError: another number of dimensions, or a coordinate that is not a finite number.
+        ValueError: the number of dimensions is different, or a coordinate is not a finite number.
     """
     if not 1 <= len(reference) <= 3:
         raise ValueError("a hypervolume is computed for one, two or three objectives")
@@ -180,14 +179,14 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
 
 
 class _Stairs:
-    """The undominated points of a plane, x rising and y falling."""
+    """The undominated points of a plane, sorted by rising x and falling y."""
 
     def __init__(self) -> None:
         self.xs: list[float] = []
         self.ys: list[float] = []
 
     def add(self, x: float, y: float) -> bool:
-        """Take a point in; False where it changes nothing."""
+        """Add a point. Returns False if it changes nothing."""
         at = bisect.bisect_left(self.xs, x)
         if at < len(self.xs) and self.ys[at] >= y:
             return False
@@ -205,11 +204,11 @@ class _Stairs:
 
 
 def _volume(above: Sequence[tuple[float, ...]]) -> float:
-    # Slices from the top: between two heights the dominated area is that of all points above.
+    # Slices from the top: between two heights, the dominated area is the area of all points above.
     ordered = sorted(above, key=lambda point: -point[2])
     floors = [point[2] for point in ordered[1:]] + [0.0]
     stairs, slices, area = _Stairs(), [], 0.0
-    for (x, y, z), floor in zip(ordered, floors, strict=False):  # without points one floor is left
+    for (x, y, z), floor in zip(ordered, floors, strict=False):  # without points, one floor remains
         if stairs.add(x, y):
             area = stairs.area()
         slices.append(area * (z - floor))

@@ -14,7 +14,8 @@ from sweeper.results.front import clearly_better, orient, undominated, within_no
 from sweeper.results.objectives import amount_words, cost_metric, first_of, speed_metric
 from sweeper.results.price import price_in_words
 
-# Who misses a line by less than this, and by less than his own noise, is on it: no repeat settles that.
+# A trial that misses a threshold by less than this, and by less than noise, counts as reaching it. No repeat settles
+# so small a difference.
 LEAST_TOLD_APART = 0.01
 GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
 DEFAULT_PICK = "within:5%"
@@ -29,7 +30,7 @@ _AMOUNTS: tuple[tuple[Literal["within", "at-least", "at-most"], str], ...] = (
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A rule that picks one point of a front. ``amount`` is in %, tok/s or W, None for the first three."""
+    """A rule that picks one point of a front. ``amount`` is in %, tok/s or W; None for the first three kinds."""
 
     kind: Literal["fastest", "greenest", "knee", "within", "at-least", "at-most"]
     amount: float | None = None
@@ -43,8 +44,8 @@ class Pick:
 class Recommendation:
     """The trial that a pick chose, and its price in words.
 
-    ``nearest`` is None where the trial does what the pick asks. Otherwise no trial does, the one given is
-    the nearest, and ``nearest`` says so: whoever applies it must have been told.
+    ``nearest`` is None if the trial meets the pick's bound. Otherwise no trial does, ``trial`` is the nearest one, and
+    ``nearest`` says so. `apply` must report that before it applies the trial.
     """
 
     trial: TrialRecord
@@ -54,7 +55,7 @@ class Recommendation:
 
 
 def parse_pick(text: str) -> Pick:
-    """The pick that ``text`` names. Raises ConfigError with the grammar where it names none."""
+    """Parse a pick. Raises ConfigError with the grammar if ``text`` is not a pick."""
     word = text.strip().lower()
     for plain in _PLAIN:
         if word == plain:
@@ -64,25 +65,30 @@ def parse_pick(text: str) -> Pick:
         amount = _number(match.group(1)) if match else None
         if amount is not None and (amount < 100 if kind == "within" else amount > 0):
             return Pick(kind, amount)
-    raise ConfigError(f"pick={text!r} is none of {GRAMMAR}")
+    raise ConfigError(f"pick={text!r} is not a pick: choose from {GRAMMAR}")
 
 
 def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
-    """The trial of ``record`` that ``pick`` names, and what it costs against the baseline, in words.
+    """The trial of ``record`` that ``pick`` chooses, and its price compared with the baseline, in words.
 
-    ``fastest`` is the best in speed; ``within:N%`` the least in cost that reaches (100 - N) % of it, or misses
-    that by less than 1 % and less than its own noise;
-    ``at-least`` the least in cost that reaches a speed, ``at-most`` the best in speed under a power;
-    ``greenest`` the fewest joules per token; ``knee`` the point that lies farthest beyond the straight
-    line between the ends of the front. Who costs more by less than 1 % and less than noise costs the same, and of
-    those the fastest is taken. Speed is the first objective in tok/s, else the first that is
-    maximised; cost the first in W, else the first that is minimised. Medians decide, and the faster of
-    two equals. Then of what noise cannot tell from that trial, the one that reads prompts fastest, where it does
-    so beyond noise and no objective weighs prompts. Eligible are feasible trials that were measured twice, with
-    ``allow_screening`` all.
+    - ``fastest``: the best speed.
+    - ``within:N%``: the lowest cost among the trials that reach (100 - N) % of the best speed. A trial that misses this
+      threshold by less than 1 %, and by less than noise, counts as reaching it.
+    - ``at-least``: the lowest cost that reaches a speed. ``at-most``: the best speed under a power.
+    - ``greenest``: the fewest joules per token.
+    - ``knee``: the point farthest beyond the straight line between the ends of the front.
+
+    Speed is the first objective in tok/s, else the first one that is maximised. Cost is the first objective in W, else
+    the first one that is minimised. Medians decide. Of two equal trials, the faster one wins.
+
+    Two rules decide near-ties. A trial that costs less than 1 % more, and less than noise more, counts as costing the
+    same; the fastest of these wins. Among the trials that noise cannot separate from that one, the trial that reads
+    prompts fastest wins, if it is faster beyond noise and no objective weighs prompts.
+
+    Eligible trials are feasible and measured twice; with ``allow_screening``, all feasible trials are eligible.
 
     Raises:
-        ConfigError: ``pick`` is not in the grammar, or this sweep's objectives cannot answer it.
+        ConfigError: ``pick`` is not in the grammar, or does not work with this sweep's objectives.
         NoResultError: no trial is eligible.
     """
     rule = parse_pick(pick)
@@ -96,10 +102,10 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """What a pick with a line asks of oriented objectives: one must reach the line, another be as good as can be.
+    """The threshold of a pick, for oriented objectives: one objective must reach it, another is to be improved.
 
-    ``bounded`` and ``improved`` are places among the objectives. The line is ``share`` of the best in the bounded
-    objective, else ``level``, oriented.
+    ``bounded`` and ``improved`` are indices of objectives. The threshold is ``share`` of the best value in the bounded
+    objective, or else ``level``, oriented.
     """
 
     bounded: int
@@ -109,7 +115,7 @@ class Line:
 
 
 def line_of(objectives: Sequence[Objective], pick: str) -> Line | None:
-    """The line of ``pick``; None for picks without one, and where these objectives cannot answer it."""
+    """The threshold of ``pick``; None if the pick has none or does not work with these objectives."""
     rule = parse_pick(pick)
     metrics = [o.metric for o in objectives]
     speed, cost = first_of(objectives, SPEEDS, "maximize"), first_of(objectives, POWERS, "minimize")
@@ -124,11 +130,11 @@ def line_of(objectives: Sequence[Objective], pick: str) -> Line | None:
 
 
 def undecided(record: SweepRecord) -> tuple[int, ...]:
-    """Trials that noise alone keeps from being the record's own pick: more repeats of them decide something.
+    """Trials that only noise keeps from being the record's own pick. More repeats of them decide something.
 
-    Each is clearly better than the pick in what the pick minimises (for ``at-most``, maximises), and misses the
-    pick's line by less than its own interval. For ``within:N%`` the fastest is among them, since it sets the line.
-    Empty where nothing is open, where nothing was measured twice, and for picks without a line.
+    Each is clearly better than the pick in the metric that the pick minimises (for ``at-most``, maximises), and misses
+    the pick's threshold by less than its own interval. For ``within:N%``, the fastest trial is included, because it
+    sets the threshold. Empty if nothing is undecided, if no trial was measured twice, or if the pick has no threshold.
     """
     line = line_of(record.objectives, record.pick)
     if line is None:
@@ -162,7 +168,7 @@ def _number(text: str) -> float | None:
 
 
 def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:
-    """The metrics (speed, cost) that the rule rests on; ConfigError where the sweep does not have them."""
+    """The metrics (speed, cost) that the rule needs. Raises ConfigError if the sweep does not have them."""
     speed, cost = speed_metric(record), cost_metric(record)
     have = ", ".join(f"{o.direction} {o.metric}" for o in record.objectives)
 
@@ -187,12 +193,12 @@ def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | No
 def _eligible(record: SweepRecord, metrics: Sequence[str], allow_screening: bool) -> list[TrialRecord]:
     feasible = [t for t in record.trials if t.feasible]
     if not feasible:
-        raise NoResultError(f"sweep {record.sweep!r} has no trial that counts: `sweeper report` says why")
+        raise NoResultError(f"sweep {record.sweep!r} has no valid trial: `sweeper report` shows the reasons")
     twice = [t for t in feasible if t.remeasured or allow_screening]
     if not twice:
         raise NoResultError(
-            f"sweep {record.sweep!r} measured nothing twice yet, and only that is recommended: "
-            f"let it go on to its end with `sweeper sweep`"
+            f"sweep {record.sweep!r} has not measured any trial twice yet, so sweeper cannot recommend one: "
+            f"run `sweeper sweep` again to finish it"
         )
     found = [t for t in twice if all(m in t.metrics for m in metrics)]
     if not found:
@@ -208,7 +214,7 @@ def _apply_rule(
     speed: str | None,
     cost: str | None,
 ) -> tuple[TrialRecord, Sequence[TrialRecord], str | None]:
-    """The trial that the rule picks, those that do what it asks, and where none does, that, in words."""
+    """The trial that the rule picks, the trials that meet its bound, and a message if no trial meets it."""
 
     def fast(trial: TrialRecord) -> float:
         return trial.metrics[speed].median if speed else 0.0
@@ -255,7 +261,7 @@ def _apply_rule(
 def _best_with_prompts(
     chosen: TrialRecord, fitting: Sequence[TrialRecord], speed: str | None, cost: str | None
 ) -> TrialRecord:
-    """``chosen``, or of what is as good within noise and costs no percent more, the fastest with prompts."""
+    """``chosen``, or the trial that reads prompts fastest among those equal within noise that cost no percent more."""
 
     def alike(trial: TrialRecord) -> bool:
         told_apart = speed is not None and not within_noise(chosen.metrics[speed], trial.metrics[speed])
@@ -266,13 +272,13 @@ def _best_with_prompts(
 
 
 def reads_prompts_faster(a: TrialRecord, b: TrialRecord) -> bool:
-    """Whether ``a`` is faster with prompts beyond noise; False where either was measured once or not at all."""
+    """Whether ``a`` reads prompts faster beyond noise; False if either was measured once or not at all."""
     here, there = a.metrics.get(PROMPTS), b.metrics.get(PROMPTS)
     return here is not None and there is not None and min(here.n, there.n) > 1 and here.low > there.high
 
 
 def _costs_alike(least: TrialRecord, trial: TrialRecord, cost: str) -> bool:
-    """Whether ``trial`` costs more than ``least`` by too little to count: under 1 %, and under the noise of both."""
+    """Whether the extra cost of ``trial`` over ``least`` is negligible: under 1 %, and under the noise of both."""
     less, here, there = Objective(cost, "minimize"), trial.metrics[cost], least.metrics[cost]
     alike = not clearly_better(orient(there, less), orient(here, less))
     return alike and here.median <= (1 + LEAST_TOLD_APART) * there.median
@@ -284,7 +290,7 @@ def _knee(
     cheap: Callable[[TrialRecord], float],
 ) -> TrialRecord:
     # On axes that run from 0 to 1 along the front, the distance beyond the line between its ends is
-    # (speed + thrift - 1) / sqrt(2). Of two ends with nothing beyond the line, the faster.
+    # (speed + thrift - 1) / sqrt(2). If no point lies beyond the line, the faster end wins.
     points = [(fast(t), cheap(t)) for t in trials]
     kept = [trials[i] for i in undominated(points)]
     speeds, thrifts = [fast(t) for t in kept], [cheap(t) for t in kept]

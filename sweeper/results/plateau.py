@@ -1,8 +1,8 @@
-"""Caps that change nothing: which of them do not bind, and the lowest that keeps the speed. Pure.
+"""Finds power or clock caps that change nothing, and the lowest cap that keeps the speed. All functions are pure.
 
-The limit in force is judged by its effect under load. From the highest cap downwards the caps that change
-neither speed nor watts, beyond the noise of both, form a plateau: they cost nothing and gain nothing. The
-caps that keep the speed reach further down: there watts fall for free, and the lowest is to be recommended.
+A cap is judged by its effect under load. From the highest cap downwards, the caps that change neither speed nor watts
+beyond noise form a plateau: they cost nothing and save nothing. Lower caps may still keep the speed. There watts fall
+for free, so the lowest of these caps is recommended.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 from sweeper.records import Caveat, Reading
 
-# Medians closer than this are one speed even where three repeats happened to agree to the digit: repeats of a
-# decode window differ by about 1 % between loads of the same model.
+# Medians closer than this count as one speed, even if three repeats happen to agree to the digit. Repeats of a decode
+# window differ by about 1 % between loads of the same model.
 SAME_FRACTION = 0.01
-# A GPU regulates to its cap within a few percent, and its sensor is exact to 5 %: what draws less than this
-# share of its cap was not held by it.
+# A GPU regulates to its cap within a few percent, and its sensor is exact to 5 %. A GPU that draws less than this share
+# of its cap was not held by it.
 CAPPED_SHARE = 0.95
 
 
 @dataclass(frozen=True, slots=True)
 class CapPoint:
-    """One cap (W or MHz) and what was measured under it. All else of the configuration is equal."""
+    """One cap (W or MHz) and its measurements. The rest of the configuration is equal."""
 
     cap: int
     speed: Reading
@@ -31,14 +31,14 @@ class CapPoint:
 
 @dataclass(frozen=True, slots=True)
 class Plateau:
-    """Caps in rising order. ``recommended`` keeps the speed of the highest cap, for the fewest watts."""
+    """Caps in rising order. ``recommended`` keeps the speed of the highest cap for the fewest watts."""
 
     not_binding: tuple[int, ...]
     keeps_speed: tuple[int, ...]
     recommended: int | None
 
     def caveat(self, cap: int) -> Caveat | None:
-        """What a reader must know about a figure under this cap; None where nothing was learnt of it."""
+        """The caveat of a figure under this cap; None if nothing is known about the cap."""
         if cap in self.not_binding:
             return Caveat.CAP_NOT_BINDING
         return Caveat.POWER_CAPPED if self.not_binding and cap < self.not_binding[0] else None
@@ -48,11 +48,11 @@ def find_plateau(points: Iterable[CapPoint]) -> Plateau:
     """Judge caps by their effect.
 
     Args:
-        points: one a cap, any order; W or MHz, but not both. Points of one cap are judged by the last.
+        points: one point for each cap, in any order; all in W or all in MHz. If a cap has several, the last one counts.
 
     Returns:
-        The caps that do not bind, those that keep the speed, and the one to recommend; all empty without
-        points. A single cap shows no plateau: whether it binds is then not known, and it is recommended.
+        The caps that do not bind, the caps that keep the speed, and the cap to recommend; all empty without points. A
+        single cap shows no plateau, so it is unknown whether it binds, and it is recommended.
     """
     by_cap = {point.cap: point for point in points}
     falling = [by_cap[cap] for cap in sorted(by_cap, reverse=True)]
@@ -66,7 +66,7 @@ def find_plateau(points: Iterable[CapPoint]) -> Plateau:
 
 
 def _from_the_top(falling: Sequence[CapPoint], alike: Callable[[CapPoint, CapPoint], bool]) -> list[CapPoint]:
-    """The points down to the first that differs: a lower one that agrees again does so by chance."""
+    """The points down to the first one that differs. A lower point that agrees again does so by chance."""
     top, run = falling[0], []
     for point in falling:
         if not alike(top, point):
@@ -76,7 +76,7 @@ def _from_the_top(falling: Sequence[CapPoint], alike: Callable[[CapPoint, CapPoi
 
 
 def _as_fast(top: CapPoint, point: CapPoint) -> bool:
-    """Not slower than the top, within noise. Faster is no reason to stop."""
+    """Whether a point is not slower than the top one, within noise. A faster point also counts."""
     return point.speed.median >= top.speed.median or _indistinct(top.speed, point.speed)
 
 

@@ -1,4 +1,4 @@
-"""What a figure costs in energy and money, and the price of a trial against the baseline in words."""
+"""Energy and money costs of figures, and the price of a trial compared with the baseline, in words."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 
 
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
-    """What ``trial`` gives and costs against the sweep's baseline, in words.
+    """Describe the gains and costs of ``trial``, compared with the sweep's baseline, in words.
 
     For example ``-3 % speed, -28 % watts, 31 kWh and €8.96 a year less at 4 h a day``.
 
-    The energy is that of the same tokens: those that the baseline generates in the hours a day of
-    ``record.prices``, on 365 days. The baseline's energy is watts x hours; the trial's is that times the
-    ratio of the two J/token (watts / tok/s). What the machine draws while it waits is not in it. A
-    difference smaller than the noise of both is called that. Estimated or simulated watts say so.
+    Both energy figures are for the same tokens: those that the baseline generates on 365 days, in the hours a day of
+    ``record.prices``. The baseline's energy is watts x hours. The trial's energy is that times the ratio of the two
+    J/token (watts / tok/s). The power of the waiting machine is not included. A difference within the noise of both is
+    called "same within noise". Estimated or simulated watts are labelled.
     """
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
@@ -63,7 +63,7 @@ def _joules_per_token(metrics: Mapping[str, Reading], prefix: str) -> float | No
 
 
 def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str) -> str | None:
-    """Energy and money of a year against the baseline; None where a figure is missing or noise hides it."""
+    """The difference in energy and money a year to the baseline; None if a figure is missing or noise hides it."""
     before, after = _joules_per_token(base.metrics, prefix), _joules_per_token(trial.metrics, prefix)
     if before is None or after is None or before <= 0:
         return None
@@ -82,22 +82,22 @@ def _round(value: float) -> str:
 
 
 def per_million_tokens(joules_per_token: float, prices: Prices) -> float:
-    """What a million tokens cost in energy: J/token × 0.2778 × price per kWh."""
+    """The energy cost of a million tokens: J/token × 0.2778 × price per kWh."""
     return joules_per_token * 1e6 / JOULES_PER_KWH * prices.per_kwh
 
 
 def per_hour(watts: float, prices: Prices) -> float:
-    """What an hour at ``watts`` costs."""
+    """The cost of an hour at ``watts``."""
     return watts / 1000 * prices.per_kwh
 
 
 def kwh_per_year(watts: float, hours_per_day: float) -> float:
-    """Energy of a year at ``watts`` for so many hours a day, in kWh."""
+    """The energy of a year in kWh, at ``watts`` for ``hours_per_day``."""
     return watts / 1000 * hours_per_day * DAYS_PER_YEAR
 
 
 def money(amount: float, prices: Prices) -> str:
-    """An amount in the user's currency, ``€0.42`` or ``0.42 CHF``; small ones in two digits."""
+    """An amount in the user's currency, for example ``€0.42`` or ``0.42 CHF``. Small amounts have two digits."""
     size = abs(amount)
     digits = 0 if size >= 100 else 2 if size >= 0.1 or size == 0 else min(6, 1 - math.floor(math.log10(size)))
     text = f"{amount:.{digits}f}"

@@ -1,4 +1,4 @@
-"""What ``auto`` means in a space on the machine at hand, and what the engine would choose by itself."""
+"""The meaning of ``auto`` in a space on this machine, and the engine's own defaults."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from sweeper.records import MachineRecord, ModelRecord, Workload
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
-# Up to here every number of threads is tried; beyond, powers of two and the corners of the CPU.
+# Up to this number of CPUs, every thread count is tried; above it, powers of two and the corners of the CPU.
 MOST_THREADS_ONE_BY_ONE = 8
-# Levels that people run, from the best to the smallest that keeps the default quality bound on real models.
+# Common levels, from the best to the smallest one that keeps the default quality bound on real models.
 AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
-NO_OFFLOAD = "this build of llama.cpp offloads nothing, so layers stay on the CPU"
+NO_OFFLOAD = "this build of llama.cpp cannot offload layers, so they stay on the CPU"
 NO_EXPERTS = "this model has no experts"
 HIGH_PRECISION = ("F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What decides the meaning of ``auto``."""
+    """The facts that decide the meaning of ``auto``."""
 
     machine: MachineRecord
     model: ModelRecord
@@ -35,11 +35,11 @@ class Facts:
 
     @property
     def all_layers(self) -> int:
-        """Layers that can be offloaded: the model's and the output."""
+        """The number of layers that can be offloaded: the model's layers and the output layer."""
         return self.model.n_layer + 1
 
     def words(self) -> dict[str, dict[str, Any]]:
-        """What ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` can say in a space."""
+        """The values of ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` in a space."""
         power = self.limits.get("power_limit_watts")
         clock = self.limits.get("clock_limit_mhz")
         return {
@@ -68,7 +68,7 @@ class Facts:
 
 
 def default_configuration(facts: Facts) -> Configuration:
-    """What llama.cpp chooses by itself here: all layers on the GPU, a thread a physical core, f16 cache."""
+    """llama.cpp's own defaults here: all layers on the GPU, one thread for each physical core, f16 cache."""
     threads = facts.machine.performance_cores or facts.machine.physical_cores
     return Configuration(
         n_gpu_layers=facts.all_layers if facts.gpu_offload else 0,
@@ -82,7 +82,7 @@ def default_configuration(facts: Facts) -> Configuration:
 
 
 def unsettable(facts: Facts) -> dict[str, str]:
-    """Parameters that cannot vary on this machine, each with the reason."""
+    """The parameters that cannot vary on this machine, each with the reason."""
     found: dict[str, str] = {}
     has_experts = facts.model.expert_count > 0
     for name in TUNABLES:
@@ -95,11 +95,10 @@ def unsettable(facts: Facts) -> dict[str, str]:
 
 
 def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """The spec with every ``auto`` replaced and what cannot vary left out, and what to say about that.
+    """Replace every ``auto`` in the spec, and leave out parameters that cannot vary.
 
     Returns:
-        The spec for `sweeper.space.space.build_space`, and one line for each dimension that was asked for and
-        cannot be had.
+        The spec for `sweeper.space.space.build_space`, and one note for each requested dimension that is not possible.
     """
     blocked = unsettable(facts)
     notes, filled = [], {}
@@ -145,7 +144,7 @@ def _threads(machine: MachineRecord, most: int) -> list[int]:
 
 
 def _quants(model: ModelRecord) -> list[str]:
-    """The levels to try: made from a high-precision file, else those that the user has."""
+    """The levels to try: levels made from a high-precision file, else the user's own files."""
     if model.base_quant in HIGH_PRECISION:
         return [model.base_quant, *(q for q in AUTO_QUANTS if q not in model.files), *_others(model)]
     return [model.base_quant, *_others(model)]
@@ -156,7 +155,7 @@ def _others(model: ModelRecord) -> list[str]:
 
 
 def _step(limit: LimitRange) -> int:
-    """At most about 20 steps, of a round number."""
+    """A round step that gives at most about 20 steps."""
     span = limit.high - limit.low
     wished = max(limit.step, span // 20)
     return next((step for step in (1, 2, 5, 10, 15, 20, 25, 50, 100) if step >= wished), wished)

@@ -1,8 +1,8 @@
-"""The search space: what may vary, what is fixed, what cannot run, and which settings are one and the same.
+"""The search space: searched and fixed parameters, settings that cannot run, and settings with the same effect.
 
-A space is written in Optuna's words (``conf/space/*.yaml``): a mapping with ``low`` and ``high`` is a range,
-a list is a choice, a scalar is fixed. Here it becomes parameters with finitely many ordered values, so that
-every sampler, the grid and the tables speak of the same points.
+A space file (``conf/space/*.yaml``) uses Optuna's terms: a mapping with ``low`` and ``high`` is a range, a list is a
+choice, a scalar is fixed. This module turns it into parameters with finitely many ordered values. Every sampler, the
+grid and the tables then use the same points.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from sweeper.parameters import (
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
-# Beyond this llama.cpp's thread pool crashes (GGML_MAX_N_THREADS is 512).
+# With more threads, llama.cpp's thread pool crashes (GGML_MAX_N_THREADS is 512).
 MOST_THREADS = 512
 
 
 @dataclass(frozen=True, slots=True)
 class Parameter:
-    """One searched parameter with all its values in order."""
+    """One searched parameter, with all its values in order."""
 
     name: str
     values: tuple[Any, ...]
-    ordinal: bool  # neighbours in `values` are neighbours in effect
-    range_step: int | None = None  # for evenly spaced integers: their step
+    ordinal: bool  # neighbouring `values` have similar effects
+    range_step: int | None = None  # the step of evenly spaced integers
 
 
 @dataclass(frozen=True, slots=True)
 class Traits:
-    """What the machine, the engine and the workload say about configurations."""
+    """Facts about the machine, the engine and the workload that decide which configurations can run."""
 
-    n_layer: int = 0  # layers of the model that can be offloaded; n_gpu_layers counts one more for the output
+    n_layer: int = 0  # offloadable layers of the model; n_gpu_layers counts one more for the output
     gpu_offload: bool = False
     prompt_tokens: int = 512
     n_ctx_needed: int = 1
@@ -58,7 +58,7 @@ class Traits:
 
 @dataclass(frozen=True, slots=True)
 class SearchSpace:
-    """Searched parameters over a base configuration."""
+    """The searched parameters, and a base configuration for the others."""
 
     parameters: Mapping[str, Parameter]
     base: Configuration
@@ -71,14 +71,14 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """Number of combinations of values, before constraints and before equal ones are merged."""
+        """Number of combinations of values, before constraints apply and equal combinations are merged."""
         return math.prod(len(p.values) for p in self.parameters.values())
 
     def configuration(self, params: Mapping[str, Any]) -> Configuration:
-        """The configuration that stands for a point: what llama.cpp would make equal is one point.
+        """The configuration of a point. Points that llama.cpp makes equal have the same configuration.
 
-        Of the values of a parameter that come to the same in effect (see `effective`), the first stands
-        for all, so that the result is always a point of this space.
+        If several values of a parameter have the same effect (see `effective`), the first one stands for all of them,
+        so the result is always a point of this space.
         """
         asked = self.base.with_(**params)
         traits = self.traits
@@ -104,7 +104,7 @@ class SearchSpace:
         )
 
     def _alike(self, tunable: Tunable, asked: Configuration) -> Any:
-        """The first value that has the same effect, by the parameter's own rule."""
+        """The first value with the same effect, by the parameter's own rule."""
         assert tunable.equal is not None
         rule, n_layer, name = tunable.equal, self.traits.n_layer, tunable.name
         in_effect = rule(asked, n_layer)
@@ -118,11 +118,11 @@ class SearchSpace:
         return next((int(v) for v in self.parameters[name].values if same(v)), asked)
 
     def violations(self, configuration: Configuration) -> tuple[str, ...]:
-        """Known constraints that rule this configuration out, in words; empty where it may run."""
+        """The known constraints that this configuration breaks, in words; empty if it may run."""
         return violations(configuration, self.traits)
 
     def params_of(self, configuration: Configuration) -> dict[str, Any]:
-        """The searched parameters' values of a configuration, for Optuna and MLflow."""
+        """The values of the searched parameters in a configuration, for Optuna and MLflow."""
         return {name: getattr(configuration, name) for name in self.parameters}
 
     def grid(self) -> Iterator[Configuration]:
@@ -136,7 +136,7 @@ class SearchSpace:
             yield configuration
 
     def distributions(self) -> dict[str, BaseDistribution]:
-        """Optuna's distributions, by the parameters' own names and values."""
+        """Optuna's distributions, with the parameters' own names and values."""
         from optuna.distributions import CategoricalDistribution, IntDistribution
 
         return {
@@ -147,7 +147,7 @@ class SearchSpace:
         }
 
     def describe(self) -> dict[str, Any]:
-        """The space as plain data: each searched parameter's values."""
+        """The space as plain data: the values of each searched parameter."""
         return {
             p.name: {"low": p.values[0], "high": p.values[-1], "step": p.range_step}
             if p.range_step
@@ -157,11 +157,11 @@ class SearchSpace:
 
 
 def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, int, int]:
-    """``(n_ctx, n_batch, n_ubatch, n_gpu_layers)`` that matter in effect.
+    """``(n_ctx, n_batch, n_ubatch, n_gpu_layers)`` as they take effect.
 
-    It mirrors what the engine does silently: contexts are padded, batches clamped to the context, ubatch to
-    batch; a batch beyond the prompt is never filled; layers beyond the model's are all layers, and layers
-    on a build without GPU are none.
+    The function mirrors silent changes of the engine. It pads contexts, and clamps batches to the context and n_ubatch
+    to n_batch. It never fills a batch that is larger than the prompt. More layers than the model has means all layers,
+    and on a build without GPU support no layers are offloaded.
     """
     c = configuration
     n_ctx = padded(c.n_ctx)
@@ -175,7 +175,7 @@ def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, i
 
 
 def violations(configuration: Configuration, traits: Traits) -> tuple[str, ...]:
-    """Known constraints of llama.cpp that this configuration breaks, in words."""
+    """The known constraints of llama.cpp that this configuration breaks, in words."""
     c = configuration
     found = []
     if c.type_v in QUANTISED_CACHE_TYPES and not c.flash_attn:
@@ -188,21 +188,21 @@ def violations(configuration: Configuration, traits: Traits) -> tuple[str, ...]:
 
 
 def build_space(spec: Mapping[str, Any], base: Configuration, traits: Traits) -> SearchSpace:
-    """The space that ``spec`` describes over ``base``.
+    """Build the space that ``spec`` describes over ``base``.
 
     Args:
-        spec: parameter name -> range mapping, list or scalar, all resolved (no ``auto`` left).
-        base: values of what the spec does not name.
-        traits: what machine, engine and workload say.
+        spec: parameter name -> range mapping, list or scalar, all resolved (no ``auto``).
+        base: the values of parameters that the spec does not name.
+        traits: facts about machine, engine and workload.
 
     Raises:
-        SpaceError: names the key and how to mend it.
+        SpaceError: the spec is wrong; the message names the key and the fix.
     """
     parameters: dict[str, Parameter] = {}
     fixed: dict[str, Any] = {}
     for name, value in spec.items():
         if name not in PARAMETER_NAMES:
-            raise SpaceError(f"space.{name}: no such parameter; there are: {', '.join(PARAMETER_NAMES)}")
+            raise SpaceError(f"space.{name}: no such parameter; choose from {', '.join(PARAMETER_NAMES)}")
         parameter = _parameter(name, value)
         for one in parameter.values:
             _check_value(name, one, traits)
@@ -215,7 +215,7 @@ def build_space(spec: Mapping[str, Any], base: Configuration, traits: Traits) ->
         why = "; ".join(
             space.violations(space.configuration({n: p.values[0] for n, p in parameters.items()}))
         )
-        raise SpaceError(f"space: no configuration in it can run ({why}): widen it")
+        raise SpaceError(f"space: none of its configurations can run ({why}): widen it")
     return space
 
 
@@ -224,7 +224,7 @@ def _parameter(name: str, value: Any) -> Parameter:
         return _range(name, value)
     if isinstance(value, (list, tuple)):
         if not value:
-            raise SpaceError(f"space.{name}: an empty list; name at least one value")
+            raise SpaceError(f"space.{name}: the list is empty; name at least one value")
         values = tuple(dict.fromkeys(value))
         ordinal = name == "quant" or all(
             isinstance(v, (int, float)) and not isinstance(v, bool) for v in values
@@ -259,7 +259,7 @@ def _range(name: str, spec: Mapping[str, Any]) -> Parameter:
 
 def _powers_of_two(name: str, low: int, high: int) -> tuple[int, ...]:
     if low < 1:
-        raise SpaceError(f"space.{name}.low: {low} cannot stand in a log range; start from 1 or above")
+        raise SpaceError(f"space.{name}.low: {low} is not possible in a log range; start from 1 or above")
     inner = [2**e for e in range(low.bit_length() - 1, high.bit_length() + 1) if low < 2**e < high]
     return tuple(dict.fromkeys([low, *inner, high]))
 
@@ -269,7 +269,7 @@ def _check_value(name: str, value: Any, traits: Traits) -> None:
     words = traits.quants if name == "quant" else tunable.words
     if value is None:
         if not tunable.optional:
-            raise SpaceError(f"space.{name}: null is no value for it; give a number, a list or a range")
+            raise SpaceError(f"space.{name}: null is not allowed; give a number, a list or a range")
     elif tunable.kind == "flag":
         if not isinstance(value, bool):
             raise SpaceError(f"space.{name}: {value!r} is neither true nor false")
@@ -279,4 +279,4 @@ def _check_value(name: str, value: Any, traits: Traits) -> None:
     elif not isinstance(value, int) or isinstance(value, bool):
         raise SpaceError(f"space.{name}: {value!r} is not a whole number")
     elif tunable.least is not None and value < tunable.least:
-        raise SpaceError(f"space.{name}: {value} is below the least possible value, {tunable.least}")
+        raise SpaceError(f"space.{name}: {value} is below the minimum, {tunable.least}")

@@ -51,7 +51,9 @@ def record(*constraints: Constraint) -> SweepRecord:
 def test_a_constraint_without_its_metric_is_said_not_to_have_been_judged() -> None:
     missing = replace(TRIAL, missing={"vram_mib": "the engine cannot read it here"})
     found = conclude(replace(record(Constraint("vram_mib", "<=", 100)), trials=(missing,)))
-    assert found.notes == ("vram_mib <= 100 was not judged in 1 of 1 trials: the engine cannot read it here",)
+    assert found.notes == (
+        "vram_mib <= 100 was not checked in 1 of 1 trials: the engine cannot read it here",
+    )
     assert conclude(found).notes == found.notes  # said once
 
 
