@@ -1,1 +1,1 @@
-"""Inference engines: llama.cpp in a worker process, a simulated machine, replay of recorded tables."""
+"""Inference engines: the Protocol, and llama.cpp in a worker process."""

@@ -1,4 +1,4 @@
-"""What an inference engine must do for a trial. Every engine passes ``sweeper.lab.contracts.EngineContract``."""
+"""The Protocol of inference engines. Every engine passes ``sweeper.lab.contracts.EngineContract``."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from sweeper.records import Configuration, EngineRecord
 
 @dataclass(frozen=True, slots=True)
 class LoadReport:
-    """What loading a configuration did. Memory in MiB is None where it could not be read."""
+    """The result of loading a configuration. Memory in MiB is None if it could not be read."""
 
     in_force: Mapping[str, Any]  # parameters as the engine read them back
     load_seconds: float
-    reloaded: bool  # False: the model stayed loaded and only context or limits changed
+    reloaded: bool  # False: the model was still loaded, and only context or limits changed
     memory_mib: float | None = None
     vram_mib: float | None = None
 
@@ -25,8 +25,8 @@ class LoadReport:
 class Run:
     """One timed stretch of inference. ``started`` and ``ended`` are ``time.monotonic()`` seconds.
 
-    ``seconds`` is the time in which tokens were computed; what lies between rounds (clearing the
-    context) is inside ``started`` … ``ended`` but not inside ``seconds``.
+    ``seconds`` is the time in which tokens were computed. The time between rounds, when the engine clears the context,
+    lies inside ``started`` … ``ended`` but does not count in ``seconds``.
     """
 
     tokens: int
@@ -42,14 +42,14 @@ class Run:
         return self.tokens / self.seconds
 
 
-# A context that took this long to fill to its depth is kept, and restored into later ones of its layout.
+# The engine keeps a context that took at least this long to fill, and restores it into later ones of the same layout.
 KEPT_FROM_SECONDS = 1.0
 
 
 class Engine(Protocol):
-    """Loads a configuration and runs prefill and decode. A failure is a ``TrialFailed``, never a crash.
+    """Loads a configuration and runs prefill and decode. A failure raises ``TrialFailed``; it never crashes the sweep.
 
-    After any ``TrialFailed`` the engine can be used again: the next ``load`` starts afresh.
+    After any ``TrialFailed``, the engine can be used again: the next ``load`` starts afresh.
     """
 
     @property
@@ -58,7 +58,7 @@ class Engine(Protocol):
         ...
 
     def load(self, configuration: Configuration) -> LoadReport:
-        """Make ``configuration`` the one in force; keeps the loaded model where that is enough."""
+        """Load ``configuration``. The engine keeps the loaded model if that is enough."""
         ...
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
@@ -68,16 +68,16 @@ class Engine(Protocol):
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Generate ``tokens`` one by one on top of ``depth``, round after round, for ``min_seconds``.
 
-        Ends inside a round where ``max_seconds`` are reached.
+        After ``max_seconds``, the method ends even inside a round.
         """
         ...
 
     def memory(self) -> tuple[float | None, float | None]:
-        """Peak of the worker's resident memory and of device memory so far, in MiB."""
+        """The peaks of the worker's resident memory and of device memory so far, in MiB."""
         ...
 
     def close(self) -> None:
-        """End the worker, unload the model. May be called twice."""
+        """End the worker and unload the model. May be called twice."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -1,4 +1,4 @@
-"""The parent side of the llama.cpp engine: what is loaded, what must be loaded anew, and each failure by its name."""
+"""The parent side of the llama.cpp engine. It decides when to load the model again, and names each failure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS
 from sweeper.processes import WorkerProcess
 from sweeper.records import Configuration, EngineRecord
 
-# A worker that only has to import the library and name its build: 0.3 s when quiet, so this is a hang.
+# To start, a worker only imports the library and names its build (0.3 s on a quiet machine), so this long is a hang.
 START_TIMEOUT_SECONDS = 60.0
-# How long past its own time limit a window may take: one prompt batch on a slow machine cannot be cut.
+# How far a window may exceed its own time limit: one prompt batch on a slow machine cannot be interrupted.
 WINDOW_GRACE_SECONDS = 600.0
 LOAD_TIMEOUT_SECONDS = 1800.0
 
@@ -26,13 +26,14 @@ class LlamaCppEngine:
     """llama.cpp through llama-cpp-python, in a worker process. Implements the `Engine` Protocol.
 
     Args:
-        model_files: path of the GGUF file for each value that ``Configuration.quant`` takes.
-        environment: variables set for the worker only, for example ``OMP_WAIT_POLICY``.
-        window_grace_seconds: a window is a hang when it lasts this much longer than its limit.
-        load_timeout_seconds: the same of a load.
-        keep_in: a folder on a disk, for contexts that took long to fill (nameless files, gone with this process);
-            None keeps none, and each new context is filled.
-        keep_from_seconds: a context that took less long to fill is not kept.
+        model_files: the path of the GGUF file for each value of ``Configuration.quant``.
+        environment: variables that are set for the worker only, for example ``OMP_WAIT_POLICY``.
+        window_grace_seconds: a window that exceeds its limit by more than this is a hang.
+        load_timeout_seconds: a load that takes longer than this is a hang.
+        keep_in: a folder on a disk for contexts that took long to fill. Their files have no name and disappear with
+            this
+            process. None: the engine fills each new context.
+        keep_from_seconds: the engine keeps a context only if it took at least this long to fill.
     """
 
     def __init__(
@@ -56,7 +57,7 @@ class LlamaCppEngine:
 
     @property
     def record(self) -> EngineRecord:
-        """Version and build as the worker says them. Raises EngineMissingError where it cannot start."""
+        """Version and build, as the worker reports them. Raises EngineMissingError if the worker cannot start."""
         if self._hello is None:
             try:
                 self._hello = self._ask("hello", START_TIMEOUT_SECONDS)
@@ -74,30 +75,30 @@ class LlamaCppEngine:
         )
 
     def use_files(self, model_files: Mapping[str, Path]) -> None:
-        """Know further files of the model, by quantisation."""
+        """Add files of the model, by quantisation."""
         self._files.update(model_files)
 
     def path_of(self, configuration: Configuration) -> Path:
-        """The file that this configuration runs."""
+        """The model file of this configuration."""
         return self._files[configuration.quant]
 
     def held_mib(self) -> tuple[float, float]:
-        """Memory that ending the present worker would free, on the host and on the devices, in MiB."""
+        """The memory that the present worker would free by ending, on the host and on the devices, in MiB."""
         return self._held_mib
 
     @property
     def worker_pid(self) -> int | None:
-        """Process id of the worker, None while there is none."""
+        """Process id of the worker; None if there is no worker."""
         return self._worker.pid
 
     def load(self, configuration: Configuration) -> LoadReport:
-        """Make ``configuration`` the one in force; see the Protocol."""
+        """Load ``configuration``; see the Protocol."""
         wanted = configuration.to_dict()
         had = self._loaded if self._worker.pid is not None else None
         reload = had is None or any(getattr(had, k) != wanted[k] for k in MODEL_KEYS)
-        self._loaded = None  # whatever goes wrong below, nothing is known to be loaded
+        self._loaded = None  # if anything below fails, it is unknown what is loaded
         if reload and had is not None:
-            self._worker.kill()  # a fresh process: its peaks of memory are then this model's
+            self._worker.kill()  # in a new process, the memory peaks are those of this model
         reply = self._ask(
             "load",
             self._load_timeout_seconds,
@@ -155,9 +156,9 @@ class LlamaCppEngine:
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)
 
     def _kept_for(self, configuration: Configuration) -> str | None:
-        """Path of the file for contexts of this configuration's model and cache layout, None where there is none.
+        """Path of the file for contexts of this configuration's model and cache layout; None if there is none.
 
-        It has no name and is open here, so that it outlives workers and nothing is left of it, whatever ends us.
+        The file has no name and is open in this process. It outlives workers, and disappears however this process ends.
         """
         if self._keep_in is None or not os.path.isdir("/proc/self/fd"):
             return None
@@ -166,17 +167,17 @@ class LlamaCppEngine:
             try:
                 self._kept[layout] = tempfile.TemporaryFile(dir=self._keep_in)  # noqa: SIM115 - closed by close
             except OSError:
-                return None  # it only saves time
+                return None  # keeping contexts only saves time
         return f"/proc/{os.getpid()}/fd/{self._kept[layout].fileno()}"
 
     def _ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
         try:
             return self._worker.ask(what, timeout_seconds, **arguments)
         except TrialFailed:
-            self._forget()  # what a refused worker still holds is unknown; the next load starts afresh
+            self._forget()  # it is unknown what a refused worker still holds, so the next load starts afresh
             raise
 
     def _forget(self) -> None:
-        self._worker.kill()  # it holds nothing that could be lost
+        self._worker.kill()  # the worker holds no data that must be saved
         self._loaded = None
         self._held_mib = (0.0, 0.0)

@@ -2,8 +2,8 @@
 
 It answers the requests ``hello``, ``load``, ``prefill``, ``decode`` and ``memory`` (see `sweeper.serving`).
 
-The loops are those of llama-bench: random tokens, no sampling and no tokenising inside a window, the device
-synchronised before each clock reading, the context cleared back to its depth between rounds.
+The loops are those of llama-bench. They use random tokens, and neither sample nor tokenise inside a window. They
+synchronise the device before each clock reading, and clear the context back to its depth between rounds.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from sweeper.serving import Refused, serve
 
 _KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
-MOST_OF_FREE_DISK = 0.1  # a kept context takes no more
-_SEED = 42  # the same tokens for every configuration: experts are then chosen alike
+MOST_OF_FREE_DISK = 0.1  # a kept context takes no more than this share
+_SEED = 42  # the same tokens for every configuration, so that each activates the same experts
 
 
 class Worker:
@@ -36,9 +36,11 @@ class Worker:
         import llama_cpp
 
         self.api = llama_cpp
-        self.offloaded = 0  # layers, as llama.cpp says in its log; it has no function that tells
-        self.last_line = ""  # of llama.cpp's log, which ends with the reason where it says no
-        self._log = llama_cpp.llama_log_callback(self._to_stderr)  # kept: ctypes does not hold a reference
+        self.offloaded = 0  # number of layers, read from llama.cpp's log because it has no function for it
+        self.last_line = ""  # of llama.cpp's log; after a refusal it holds the reason
+        self._log = llama_cpp.llama_log_callback(
+            self._to_stderr
+        )  # kept here because ctypes does not hold a reference
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self.model: Any = None
@@ -56,7 +58,7 @@ class Worker:
         line = text.decode("utf-8", "replace")
         sys.stderr.write(line)
         sys.stderr.flush()
-        if line.strip(" .\n"):  # progress is printed as dots
+        if line.strip(" .\n"):  # llama.cpp prints progress as dots
             self.last_line = line.strip()
         if offloaded := _OFFLOADED.search(line):
             self.offloaded = int(offloaded.group(1))
@@ -64,7 +66,7 @@ class Worker:
     # -- requests ---------------------------------------------------------------------------------------
 
     def hello(self) -> dict[str, Any]:
-        """Version, build line, whether layers can be offloaded."""
+        """Version, build line, and whether layers can be offloaded."""
         return {
             "version": self.api.__version__,
             "build": self.api.llama_print_system_info().decode("utf-8", "replace").strip(),
@@ -82,8 +84,8 @@ class Worker:
     ) -> dict[str, Any]:
         """Load a model (None: keep the loaded one) and make a context on it.
 
-        ``kept`` is a file for contexts of this model and layout of the cache: what took ``keep_from_seconds`` or longer
-        to fill is kept there, and the next new context is restored from it.
+        ``kept`` is a file for contexts of this model and cache layout. The worker keeps a context there that took
+        ``keep_from_seconds`` or longer to fill, and restores the next new context from it.
         """
         began = time.perf_counter()
         self.kept, self.keep_from_seconds = kept, keep_from_seconds
@@ -99,7 +101,7 @@ class Worker:
         return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
-        """Rounds of ``tokens`` prompt tokens on top of ``depth``."""
+        """Run rounds of ``tokens`` prompt tokens on top of ``depth``."""
         self._go_to_depth(depth)
 
         def one_round() -> int:
@@ -109,7 +111,7 @@ class Worker:
         return self._rounds(one_round, depth, min_seconds)
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
-        """Rounds of ``tokens`` generated one by one on top of ``depth``."""
+        """Run rounds that generate ``tokens`` one by one on top of ``depth``."""
         self._go_to_depth(depth)
         deadline = time.monotonic() + max_seconds
         decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
@@ -131,7 +133,7 @@ class Worker:
         return self._rounds(one_round, depth, min_seconds)
 
     def memory(self) -> dict[str, Any]:
-        """Peak resident memory of this process and peak of the devices' memory, in MiB."""
+        """The peaks of this process's resident memory and of the devices' memory, in MiB."""
         self._note_vram()
         peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
         return {"memory_mib": peak_kib / _KIB_PER_MIB, "vram_mib": self.vram_peak}
@@ -187,10 +189,10 @@ class Worker:
         self.api.llama_synchronize(self.context)
 
     def _go_to_depth(self, depth: int) -> None:
-        """Fill the context to ``depth`` tokens, keeping what is there already, or restore what was kept.
+        """Fill the context to ``depth`` tokens, on top of its present tokens, or restore a kept context.
 
-        On a slow machine filling takes longer than all the rest of a trial, and speed does not depend on which tokens
-        they are.
+        On a slow machine, filling takes longer than the rest of a trial, and speed does not depend on the tokens'
+        values.
         """
         if depth <= self.depth:
             self._back_to(depth)
@@ -206,13 +208,13 @@ class Worker:
         if depth == 0:
             self.api.llama_memory_clear(self.memory_handle, False)
         elif not self.api.llama_memory_seq_rm(self.memory_handle, 0, depth, -1) and not self._restored(depth):
-            # Recurrent models cannot forget a part: fill the context anew.
+            # Recurrent models cannot remove part of the context, so fill it again.
             self.api.llama_memory_clear(self.memory_handle, False)
             self._process([self._any_token() for _ in range(depth)])
             self._keep(depth)
 
     def _keep(self, depth: int) -> None:
-        """Keep the context's first sequence, unless that would take much of the disk. Failing is no matter."""
+        """Keep the context's first sequence, unless that takes too much of the disk. Failures do not matter."""
         if self.kept is None:
             return
         with contextlib.suppress(OSError):
@@ -225,7 +227,7 @@ class Worker:
                 os.truncate(self.kept, 0)
 
     def _restored(self, depth: int) -> bool:
-        """Whether the context now has ``depth`` tokens from the file; if not it is empty."""
+        """Restore ``depth`` tokens from the file and return True; otherwise leave the context empty."""
         try:
             if self.kept is None or os.stat(self.kept).st_size == 0:
                 return False
@@ -243,7 +245,7 @@ class Worker:
 
     def _rounds(self, one_round: Callable[[], int], depth: int, min_seconds: float) -> dict[str, Any]:
         total, seconds = 0, []
-        gc.disable()  # a collection inside a window would be timed
+        gc.disable()  # a garbage collection inside a window would count as inference time
         try:
             started = time.monotonic()
             while True:
@@ -279,7 +281,7 @@ class Worker:
     # -- devices, through ggml's own interface ----------------------------------------------------------
 
     def _gpus(self) -> list[Any]:
-        """Devices that take layers: discrete and integrated GPUs (ggml_backend_dev_type 1 and 2)."""
+        """Devices that can hold layers: discrete and integrated GPUs (ggml_backend_dev_type 1 and 2)."""
         ggml = _ggml()
         devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
         return [device for device in devices if ggml.ggml_backend_dev_type(device) in (1, 2)]

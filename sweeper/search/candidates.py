@@ -1,4 +1,4 @@
-"""Where a model-based sampler looks: the whole grid where it is small, else random points and mutations."""
+"""Candidates for a model-based sampler: the whole grid if it is small, else random points and mutations."""
 
 from __future__ import annotations
 
@@ -10,37 +10,35 @@ from typing import Any
 from sweeper.records import Configuration
 from sweeper.space.space import SearchSpace
 
-# Up to here every point is looked at each time; above, RANDOM and MUTATIONS of them are.
+# In a space of up to this size, every point is a candidate; in a larger one, RANDOM and MUTATIONS of them.
 WHOLE_GRID_UP_TO = 3500
 RANDOM = 2000
 MUTATIONS = 1500
-# Random points are kept from proposal to proposal, and this many of them renewed each time.
+# Random points are kept from proposal to proposal; this many of them are replaced each time.
 RENEWED = 400
 MOST_STEPS = 3  # how far a mutation moves along an ordinal parameter
 
 
 class Candidates:
-    """Draws points of a space that may run, each at most once a draw.
+    """Draws points of a space that may run. A draw contains each point at most once.
 
     Args:
-        space: the space.
-        seed: of what is drawn.
+        space: the search space.
+        seed: the random seed.
     """
 
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space = space
         self._random = random.Random(seed)
         self._judged: dict[Configuration, bool] = {}
-        self._points: dict[
-            tuple[Any, ...], Configuration
-        ] = {}  # what values come to: found once, asked often
+        self._points: dict[tuple[Any, ...], Configuration] = {}  # cache: values -> configuration
         self._pool: list[Configuration] = []
         self._grid: list[Configuration] | None = None
         if space.size <= WHOLE_GRID_UP_TO:
             self._grid = [c for c in space.grid() if self._may_run(c)]
 
     def draw(self, around: Sequence[Configuration], known: Collection[Configuration]) -> list[Configuration]:
-        """Points that are not ``known``: random ones, and mutations of those ``around``."""
+        """Points that are not in ``known``: random ones, and mutations of the points in ``around``."""
         if self._grid is not None:
             return [c for c in self._grid if c not in known]
         self._renew()
@@ -48,9 +46,9 @@ class Candidates:
         return [c for c in fresh if c not in known]
 
     def random_points(self, count: int) -> list[Configuration]:
-        """At most ``count`` distinct random points that may run; fewer where the space has fewer."""
+        """At most ``count`` distinct random points that may run; fewer if the space has fewer."""
         found: dict[Configuration, None] = {}
-        for _ in range(20 * count):  # a space of which one in twenty may run is still served
+        for _ in range(20 * count):  # enough even if only one point in twenty may run
             if len(found) >= count:
                 break
             c = self._point({p.name: self._random.choice(p.values) for p in self._space.parameters.values()})
@@ -72,12 +70,12 @@ class Candidates:
 
     def _mutated(self, parent: Configuration) -> Configuration:
         params = {
-            # A parent beside the space, such as a baseline with a context of its own, is moved into it.
+            # A parent outside the space, such as a baseline with its own context, moves into the space.
             p.name: v if (v := getattr(parent, p.name)) in p.values else self._random.choice(p.values)
             for p in self._space.parameters.values()
         }
         names = list(params)
-        # One change most often: what differs in one parameter is what teaches most.
+        # Most mutations change one parameter, because such points teach the model most.
         changes = self._random.choices((1, 2, 3), weights=(5, 3, 2))[0]
         for name in self._random.sample(names, min(len(names), changes)):
             params[name] = self._moved(name, params[name])

@@ -1,4 +1,4 @@
-"""Which trials need not be measured to their end: those that another beats in every objective, beyond noise."""
+"""Early stop: a trial ends early if another trial beats it in every objective beyond noise."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Mapping, Sequence
 from sweeper.records import Constraint, Objective, Reading, TrialRecord
 from sweeper.stats import deviation_of
 
-# Noise is known from the trials before; fewer say too little of it.
+# Earlier trials show how large the noise is; fewer trials show too little.
 LEAST_TRIALS = 4
-# So many standard deviations apart, two measurements are no near-tie: fewer than 2 in 1,000 are by chance, in one
-# objective, and it must be so in each.
+# Two measurements that are this many standard deviations apart are no near-tie. By chance, fewer than 2 in 1,000 are
+# so far apart in one objective, and early stop requires the distance in every objective.
 APART = 3.0
-# Repeats within one trial agree better than the same configuration an hour later does.
+# Repeats within one trial agree better than measurements of the same configuration an hour apart.
 LEAST_NOISE = 0.02
 
 
 class EarlyStop:
-    """Learns from finished trials, and says of one that is being measured whether it can still matter.
+    """Learns from finished trials, and decides whether the current trial can still win.
 
     Args:
-        objectives: what counts.
-        constraints: who breaks one beats nobody.
+        objectives: the objectives of the sweep.
+        constraints: a trial that breaks one of these beats no other trial.
     """
 
     def __init__(self, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> None:
@@ -33,7 +33,7 @@ class EarlyStop:
         self._trials = 0
 
     def learn(self, trial: TrialRecord) -> None:
-        """Take in a finished trial."""
+        """Learn from a finished trial."""
         if trial.state != "complete" or any(o.metric not in trial.metrics for o in self._objectives):
             return
         self._trials += 1
@@ -48,14 +48,14 @@ class EarlyStop:
             self._beaters.append(trial.metrics)
 
     def hopeless(self, metrics: Mapping[str, Reading]) -> bool:
-        """Whether some trial is better in every objective by more than noise; False while little is known."""
+        """Whether some trial is better in every objective beyond noise; False after too few trials."""
         if self._trials < LEAST_TRIALS or any(o.metric not in metrics for o in self._objectives):
             return False
         noise = {o.metric: self._noise(o.metric) for o in self._objectives}
         return any(self._beats(other, metrics, noise) for other in self._beaters)
 
     def _noise(self, metric: str) -> float:
-        """Relative deviation of one repeat; 0 of a metric that has none, such as a context's length."""
+        """Relative deviation of one repeat; 0 for a metric without noise, such as the context length."""
         if not self._freedom[metric]:
             return 0.0
         return max(LEAST_NOISE, math.sqrt(self._squares[metric] / self._freedom[metric]))

@@ -1,6 +1,6 @@
-"""Configurations as vectors for a model: ordinal parameters by rank or logarithm, choices one by one.
+"""Encodes configurations as vectors for a model: ordinal parameters by rank or logarithm, choices one by one.
 
-What llama.cpp makes equal has one vector, since it is one configuration.
+Settings that llama.cpp makes equal have the same vector, because they are one configuration.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# A range this much wider at its end than at its start is one of sizes: doubling matters, not adding.
+# If the end of a range is this many times its start, the values are sizes: doubling matters, not adding.
 LOG_FROM_RATIO = 8
-# Two choices lie this far apart: a little nearer than the ends of a range.
+# The distance between two choices: slightly less than between the ends of a range.
 CHOICE_DISTANCE = 0.7
-# Quantisations are ordered by their bits, and differ by this much besides.
+# Quantisations are ordered by their bits; this distance separates them in addition.
 OWN_DISTANCE = 0.5
-# What llama.cpp does not look at in a phase, and so little of a parameter's range is left for models of that phase:
-# trials can still say otherwise, but none is spent on asking. In the recorded CPU table these move decode by 0.1 to
-# 0.6 % and prefill by 0.5 %, where quantisation and threads move it by 15 to 60 %.
+# The share of its range that a parameter keeps in models of a phase in which llama.cpp ignores it. Trials can still
+# show an effect, but the search spends no trial on finding out. In the recorded CPU table, ignored parameters change
+# decode by 0.1 to 0.6 % and prefill by 0.5 %; quantisation and threads change it by 15 to 60 %.
 IDLE_WEIGHT = 0.2
 
 
@@ -41,7 +41,7 @@ class Encoder:
         self.dimensions = sum(len(next(iter(column.values()))) for _, column in self._columns)
 
     def weights(self, metric: str | None) -> Array:
-        """How much of each feature's range (d,) counts for models of ``metric``: 1, or `IDLE_WEIGHT`."""
+        """The weight of each feature (d,) in models of ``metric``: 1, or `IDLE_WEIGHT`."""
         idle = idle_for(metric)
         each = [
             IDLE_WEIGHT if name in idle else 1.0
@@ -60,13 +60,13 @@ class Encoder:
 
 
 def idle_for(metric: str | None) -> tuple[str, ...]:
-    """Parameters that llama.cpp does not look at where ``metric`` is measured; none for metrics of both phases."""
+    """Parameters that llama.cpp ignores in the phase of ``metric``; none for metrics of both phases."""
     phase = describe(metric).phase if metric is not None else None
     return tuple(t.name for t in TUNABLES.values() if phase is not None and t.idle_in == phase)
 
 
 def weighted(features: Array, weights: Array) -> Array:
-    """The features (n, d) with each one's range drawn together about its middle by its weight (d,)."""
+    """The features (n, d), each one's range shrunk around its middle by its weight (d,)."""
     result: Array = 0.5 + (features - 0.5) * weights
     return result
 
@@ -75,7 +75,7 @@ def _looked_up(column: dict[Any, tuple[float, ...]], value: Any) -> tuple[float,
     found = column.get(value)
     if found is not None:
         return found
-    # A value beside the space's own, such as the baseline's: as its nearest neighbour.
+    # A value outside the space, such as the baseline's, is encoded as its nearest neighbour.
     numbers = [v for v in column if isinstance(v, (int, float))]
     if isinstance(value, (int, float)) and numbers:
         return column[min(numbers, key=lambda v: abs(v - value))]
@@ -97,10 +97,9 @@ def _column(parameter: Parameter, space: SearchSpace) -> tuple[str, dict[Any, tu
 
 
 def _layer_features(values: Sequence[int], n_layer: int) -> dict[Any, tuple[float, ...]]:
-    """What layers on the GPU mean: their share, how few are left on the CPU, and whether it is all or none.
+    """Features of layers on the GPU: their share, how few stay on the CPU, and whether all are on the GPU.
 
-    Time goes by the layers that are left on the CPU, so of the last few each counts for more; the very last
-    one is a cliff.
+    The layers on the CPU determine the time, so each of the last few counts for more; the very last one is a cliff.
     """
     most = max(n_layer + 1, *values) if n_layer else max(values)
 
@@ -113,7 +112,7 @@ def _layer_features(values: Sequence[int], n_layer: int) -> dict[Any, tuple[floa
 
 
 def _quant_features(values: Sequence[Any]) -> dict[Any, tuple[float, ...]]:
-    """Bits per weight, which memory bandwidth goes by, and each level by itself, since unpacking costs differ."""
+    """Features of a quantisation: bits per weight, for the bandwidth, and the level, for the cost of unpacking."""
     bits = [math.log2(FILE_BITS_PER_WEIGHT[v]) for v in values]
     low, high = min(bits), max(bits)
     own = OWN_DISTANCE / math.sqrt(2)
@@ -124,7 +123,7 @@ def _quant_features(values: Sequence[Any]) -> dict[Any, tuple[float, ...]]:
 
 
 def _positions(values: Sequence[Any]) -> list[float]:
-    """Where each value of an ordinal parameter lies between 0 and 1."""
+    """The position of each value of an ordinal parameter between 0 and 1."""
     if not all(isinstance(v, (int, float)) or v is None for v in values):
         return [i / max(1, len(values) - 1) for i in range(len(values))]
     numbers = [v for v in values if v is not None]

@@ -1,4 +1,4 @@
-"""Expected hypervolume improvement, exact for independent normal predictions of two or three objectives."""
+"""Expected hypervolume improvement, exact for independent normal predictions of up to three objectives."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# A front of three objectives is thinned to this many points: boxes grow with its square.
+# A front of three objectives is thinned to this many points, because the number of boxes grows with its square.
 MOST_POINTS_3D = 24
 
 
 def expected_improvement(means: Array, deviations: Array, boxes: tuple[Array, Array]) -> Array:
     """Expected hypervolume improvement (n,) of predictions ``means`` ± ``deviations`` (n, m), oriented.
 
-    The volume that a point adds is the part of the free region below it, so its expectation is, summed over
-    the boxes of that region, the product over the objectives of E[(y - low)+] - E[(y - high)+] (Emmerich,
-    Yang et al. 2016; the objectives are independent given the model).
+    A point adds the part of the free region below it. The expected volume is a sum over the boxes of that region.
+    Each box contributes the product, over the objectives, of E[(y - low)+] - E[(y - high)+] (Emmerich, Yang et al.
+    2016). The objectives are independent given the model.
     """
     lows, highs = boxes
     total = np.ones((len(means), len(lows)))
@@ -48,7 +48,7 @@ def _excess(mean: Array, deviation: Array, threshold: Array) -> Array:
 
 
 def free_boxes(front: Sequence[Sequence[float]], reference: Sequence[float]) -> tuple[Array, Array]:
-    """Disjoint boxes, lows and highs (k, m), of what lies above ``reference`` and no point dominates."""
+    """Disjoint boxes, lows and highs (k, m), of the region above ``reference`` that no point dominates."""
     above = [tuple(p) for p in front if all(x > r for x, r in zip(p, reference, strict=True))]
     points = [above[i] for i in undominated(above)]
     boxes: list[tuple[tuple[float, ...], tuple[float, ...]]]
@@ -84,7 +84,7 @@ def _slices(
     levels = [reference[2], *sorted({p[2] for p in points}), math.inf]
     boxes: list[tuple[tuple[float, ...], tuple[float, ...]]] = []
     for low, high in itertools.pairwise(levels):
-        # Between two levels the points that reach the upper one block, as in a plane.
+        # Between two levels, the points that reach the upper level block the region, as in a plane.
         blocking = [p for p in points if p[2] > low]
         stairs = [blocking[i] for i in undominated([p[:2] for p in blocking])]
         boxes += [((a, b, low), (c, math.inf, high)) for a, b, c in _strips(stairs, reference)]

@@ -1,7 +1,7 @@
-"""The final stage: who is visited again, how often, and what further visits would decide.
+"""The final stage: which trials are visited again, how often, and when further visits decide something.
 
-Every finalist is visited in turn, in random order, so that a drift of the machine hits all alike. After that
-repeats go where they decide something: to those that noise alone keeps from being recommended.
+sweeper visits every finalist in turn, in random order, so that a drift of the machine affects all equally. Further
+visits go to trials that only noise keeps from being recommended.
 """
 
 from __future__ import annotations
@@ -14,14 +14,13 @@ from sweeper.measure.trial import Stage
 from sweeper.records import Caveat, Measurement, SweepRecord, Visit, Workload
 from sweeper.results import picks
 
-# Each finalist is visited this often, in random order, so that a drift of the machine hits all alike.
-FINAL_VISITS = 3
-# ... and those that may yet change the recommendation as often again, at most.
+FINAL_VISITS = 3  # of each finalist
+# Further visits, at most, to trials that may still change the recommendation.
 DECIDING_VISITS = 3
 
 
 def visit_stage(workload: Workload) -> Stage:
-    """What one of the `FINAL_VISITS` visits measures: its share of a final figure."""
+    """The stage of one visit: its share of the windows of a final figure."""
     whole = Stage.final(workload)
     return replace(
         whole,
@@ -37,13 +36,13 @@ def rounds(
     so_far: Callable[[], SweepRecord],
     seed: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """The rounds of visits: the number of each, and which trials it visits, in their order.
+    """The rounds of visits: the number of each round, and the trials to visit, in order.
 
     Args:
         finalists: trial numbers.
-        done: (trial, visit) that an earlier run has made already.
-        so_far: the sweep with all visits made until now; asked before each round beyond `FINAL_VISITS`.
-        seed: of the order.
+        done: the (trial, visit) pairs that an earlier run already made.
+        so_far: returns the sweep with all visits so far; called before each round beyond `FINAL_VISITS`.
+        seed: the random seed of the order.
     """
     for visit in range(FINAL_VISITS + DECIDING_VISITS):
         order = list(finalists) if visit < FINAL_VISITS else list(picks.undecided(so_far()))
@@ -54,10 +53,10 @@ def rounds(
 
 
 def visit_of(number: int, visit: int, measurement: Measurement, seconds: float) -> Visit:
-    """A measurement of a known trial, as it is kept."""
+    """The `Visit` record of a measurement of a known trial."""
     peaks = [measurement.metrics.get(name) for name in ("memory_mib", "vram_mib", "resident_watts")]
     memory_mib, vram_mib, resident_watts = (reading.median if reading else None for reading in peaks)
-    # A visit's windows are judged for length together with those of the other visits.
+    # The windows of all visits together decide whether they are too short.
     caveats = tuple(c.name.lower() for c in measurement.caveats if c is not Caveat.SHORT_WINDOW)
     measured = measured_seconds(measurement)
     return Visit(
@@ -66,6 +65,6 @@ def visit_of(number: int, visit: int, measurement: Measurement, seconds: float) 
 
 
 def measured_seconds(measurement: Measurement) -> float:
-    """What a measurement took of its own: load, warm-up and windows."""
+    """The seconds of a measurement's load, warm-up and windows."""
     windows = sum(window.energy.seconds for window in measurement.windows)
     return measurement.load_seconds + measurement.warmup_seconds + windows

@@ -1,4 +1,4 @@
-"""What is learned from trials about the front: the objectives, where nothing runs, and what is left to gain."""
+"""A model of the front, learned from trials: the objectives, where nothing runs, and the remaining gain."""
 
 from __future__ import annotations
 
@@ -23,33 +23,33 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# A candidate counts from this much better than the front, in standard deviations of one measurement.
-# Without it the search goes on re-measuring what it has found, with idle parameters changed.
+# A candidate counts only if it is better than the front by this many standard deviations of one measurement. Without
+# this margin, the search re-measures known trials with ignored parameters changed.
 LEAST_GAIN_IN_NOISE = 0.5
-# What ran and what did not is learned from at most this many trials, the latest.
+# The model learns where configurations run from at most this many trials, the latest ones.
 MOST_LABELS = 600
 
 
 @dataclass(frozen=True, slots=True)
 class Outlook:
-    """What the model expected when it last proposed: for stopping rules.
+    """The model's expectation at its last proposal, for stopping rules.
 
-    ``gain`` is the share of the present hypervolume that ``trials`` more would be expected to add, ``noise``
-    the share that one measurement's noise is worth, in the objective where it is largest.
+    ``gain`` is the expected gain of ``trials`` more trials, as a share of the present hypervolume. ``noise`` is the
+    noise of one measurement as a share, in the objective with the most noise.
     """
 
     trials: int
     gain: float
     noise: float
-    finished: int  # trials that it rested on
+    finished: int  # number of trials behind it
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectiveModel:
-    """A Gaussian process of an oriented objective; ``sign`` says of which logarithm, 0 of none.
+    """A Gaussian process of an oriented objective. ``sign`` is the sign of its logarithm; 0 means no logarithm.
 
-    ``joined`` says that an earlier sweep's trials are in it, told apart by a last feature. ``weights`` (d,) are
-    of the features, see `Encoder.weights`.
+    ``joined`` means that the process contains an earlier sweep's trials, which a last feature separates. ``weights``
+    (d,) are the weights of the features, see `Encoder.weights`.
     """
 
     process: GaussianProcess
@@ -63,16 +63,18 @@ class ObjectiveModel:
         mean, deviation = self.process.predict(of_sweep(seen, NOW) if self.joined else seen)
         if self.sign == 0:
             return mean, deviation
-        deviation = np.minimum(deviation, 1.0)  # beyond a factor of e the moments explode and say nothing
+        deviation = np.minimum(
+            deviation, 1.0
+        )  # beyond a factor of e, the moments become huge and meaningless
         size = np.exp(self.sign * mean + 0.5 * deviation**2)
         return self.sign * size, size * np.sqrt(np.expm1(deviation**2))
 
 
 class Breakage:
-    """Probability that a configuration runs, from what ran and what did not.
+    """Probability that a configuration runs, learned from configurations that ran and that did not.
 
-    A Gaussian process on labels, linear plus Matérn: memory grows with nearly every parameter, so what lies
-    beyond a failure in the same direction is expected to fail as well, however far.
+    A Gaussian process on labels, linear plus Matérn. Memory grows with nearly every parameter, so configurations
+    beyond a failure in the same direction are expected to fail as well, however far away.
     """
 
     LENGTH, LINEAR, LOCAL, NOISE = 0.6, 1.0, 0.7, 0.1
@@ -94,7 +96,7 @@ class Breakage:
         return result
 
     def probability(self, features: Array) -> Array:
-        """That each row of ``features`` runs, 0 to 1."""
+        """The probability that each row of ``features`` runs, 0 to 1."""
         from scipy.linalg import solve_triangular
         from scipy.special import ndtr
 
@@ -108,7 +110,7 @@ class Breakage:
 
 
 class FrontModel:
-    """All that was learned from the trials of one moment."""
+    """Everything learned from the trials so far."""
 
     def __init__(
         self,
@@ -126,7 +128,7 @@ class FrontModel:
         usable = [i for i in range(len(configurations)) if feasible[i]] or list(range(len(configurations)))
         points = [tuple(float(x) for x in means[i]) for i in usable]
         best = undominated(points)
-        # The front of the model's means: what one lucky repeat put there is taken back.
+        # The front uses the model's means, so a lucky repeat alone does not put a trial on it.
         self.front = [configurations[usable[i]] for i in best]
         self._points = [points[i] for i in best]
         self._usable = np.array(points)
@@ -134,7 +136,7 @@ class FrontModel:
         self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
 
     def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
-        """A point of the front, better by a part of one measurement's noise: less than that is no gain."""
+        """A point of the front, raised by part of one measurement's noise, so that smaller gains do not count."""
         return tuple(
             x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
             for x, o in zip(point, self._objectives, strict=True)
@@ -145,17 +147,17 @@ class FrontModel:
         return np.stack([m for m, _ in pairs], axis=1), np.stack([d for _, d in pairs], axis=1)
 
     def gains(self, features: Array, configurations: Sequence[Configuration]) -> Array:
-        """Expected improvement times the probability that it counts, in the objectives' units."""
+        """Expected improvement times the probability that the configuration is valid, in the objectives' units."""
         means, deviations = self._predict(features)
         return expected_improvement(means, deviations, self._boxes) * self._feasibility(
             features, configurations
         )
 
     def gains_of_pick(self, line: Line, features: Array, configurations: Sequence[Configuration]) -> Array:
-        """What each may be expected to improve the pick with this line by, as a share of what the pick gives now.
+        """The expected improvement of a pick with this threshold, as a share of the pick's present value.
 
-        Expected improvement of what the pick improves, times the probabilities that the line is reached and that
-        the configuration counts. Where nothing reaches the line yet, that probability alone.
+        This is the expected improvement of the pick's metric, times the probabilities that the configuration reaches
+        the threshold and that it is valid. If no trial reaches the threshold yet, it is these probabilities alone.
         """
         from scipy.special import ndtr
 
@@ -188,9 +190,9 @@ class FrontModel:
         return result
 
     def outlook(self, features: Array, gains: Array, finished: int, trials: int = 20) -> Outlook:
-        """What ``trials`` more proposals would add, each learning from those before it.
+        """The expected gain of ``trials`` more proposals, each of which learns from the ones before it.
 
-        A proposal takes away what its neighbours promise, by the correlation of the first objective's model.
+        Each proposal reduces the gains of its neighbours, by the correlation in the first objective's model.
         """
         volume = hypervolume(self._points, self._reference)
         left, total = gains.copy(), 0.0
@@ -209,7 +211,7 @@ class FrontModel:
 
 
 def _reference(front: Sequence[Sequence[float]], everything: Array) -> tuple[float, ...]:
-    """Behind the front, but no further than what was measured: its ends are worth something, not all."""
+    """A reference behind the front, but no further than measured, so that its ends count without dominating."""
     if len(front) > 1:
         return reference_point(front)
     return reference_point([tuple(row) for row in everything])

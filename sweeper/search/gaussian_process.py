@@ -1,7 +1,7 @@
-"""A small exact Gaussian process: a straight line plus Matérn 5/2 with a length scale for each feature, noise learned.
+"""A small exact Gaussian process: a straight line plus Matérn 5/2, one length scale for each feature, learned noise.
 
-The logarithm of a speed is nearly a sum of what each parameter does alone. The line learns that from few and noisy
-trials, wherever they lie; the Matérn part takes what is left, near what was measured.
+The logarithm of a speed is nearly the sum of the effects of single parameters. The line learns this sum from few and
+noisy trials, wherever they lie. The Matérn part models the rest, near the measured points.
 """
 
 from __future__ import annotations
@@ -19,17 +19,18 @@ if TYPE_CHECKING:
 
 SQRT5 = math.sqrt(5.0)
 JITTER = 1e-8
-# Hyperparameters are fitted on at most this many points; more would cost seconds and change little.
+# Hyperparameters are fitted on at most this many points; more would take seconds and change little.
 MOST_FITTED = 120
 FIT_STEPS = 30
-# Much shorter makes every unseen combination look like a chance, much longer takes a parameter for idle that
-# only matters elsewhere (threads, where all layers are on the GPU): seen in searches on simulated machines.
+# A much shorter length makes every unmeasured combination look promising. A much longer one hides the effect of a
+# parameter that matters only elsewhere (threads, if all layers are on the GPU). Searches on simulated machines showed
+# both.
 EXPECTED_LOG_LENGTH = math.log(1.0)
 LOG_LENGTH_WIDTH = 1.2
-# Deviation of a slope over a whole range, in standard deviations of the values.
+# Prior deviation of a slope over a whole range, in standard deviations of the values.
 EXPECTED_LOG_LINEAR = math.log(0.3)
 LOG_LINEAR_WIDTH = 0.7
-EXPECTED_LOG_SIGNAL = math.log(0.9)  # of what is left beside the line
+EXPECTED_LOG_SIGNAL = math.log(0.9)  # of the part that the line does not explain
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class Hyper:
     log_linear: float = EXPECTED_LOG_LINEAR
 
     def packed(self) -> Array:
-        """As one vector, for the optimiser."""
+        """All hyperparameters as one vector, for the optimiser."""
         return np.concatenate([self.log_lengths, [self.log_linear, self.log_signal, self.log_noise]])
 
     @classmethod
@@ -52,7 +53,7 @@ class Hyper:
 
 
 def starting_hyper(dimensions: int, relative_noise: float) -> Hyper:
-    """Where a fit begins: effects wider than a parameter's range."""
+    """The start of a fit: effects wider than a parameter's range."""
     return Hyper(np.full(dimensions, EXPECTED_LOG_LENGTH), 0.0, math.log(relative_noise))
 
 
@@ -76,7 +77,7 @@ class GaussianProcess:
     """Posterior of one objective over encoded configurations.
 
     Args:
-        features: (n, d), each about 0 to 1.
+        features: (n, d), each between about 0 and 1.
         values: (n,), in the objective's own (transformed) unit.
         hyper: hyperparameters, for standardised values.
     """
@@ -121,10 +122,10 @@ def standard(values: Array) -> tuple[float, float]:
 
 
 def fit(features: Array, values: Array, start: Hyper, relative_noise: float) -> Hyper:
-    """Hyperparameters of the greatest posterior density, from ``start``.
+    """Find the hyperparameters with the greatest posterior density, beginning at ``start``.
 
-    Weak priors keep them sensible with few points: length scales around a whole range, signal around the
-    values' own spread, noise around ``relative_noise`` (standard deviation over the values' spread).
+    With few points, weak priors keep them sensible: length scales around a whole range, signal around the values' own
+    spread, noise around ``relative_noise`` (standard deviation over the values' spread).
     """
     from scipy.optimize import minimize
 

@@ -1,9 +1,9 @@
-"""``search.sampler=gp_front``: a model of each objective, and the point that should add most to the front.
+"""``search.sampler=gp_front``: models each objective, and proposes the point that should add most to the front.
 
-Each proposal is the candidate with the greatest expected hypervolume improvement times the probability that
-it runs and keeps every constraint. Both are learned from the trials: speeds and watts as logarithms (their
-noise and their effects are multiplicative), what ran out of memory or broke as a second model of its own.
-Nothing is measured twice: the model's mean, not a repeat, takes the noise out.
+Each proposal is the candidate with the greatest expected hypervolume improvement times the probability that it runs and
+keeps every constraint. The sampler learns both from the trials. It models speeds and watts as logarithms, because their
+noise and effects are multiplicative, and learns in a second model which configurations fail. It never measures a point
+twice: the model's mean, not a repeat, removes the noise.
 """
 
 from __future__ import annotations
@@ -45,64 +45,64 @@ if TYPE_CHECKING:
 # Attributes that `study.py` writes on trials.
 STATE, CONFIGURATION, DUPLICATE, RECORD = "state", "configuration", "duplicate_of", "record"
 READINGS = "readings"  # of the objectives, in their order: median, low, high, n
-# States that say something about where configurations cannot run.
+# States of configurations that could not run.
 BROKEN = ("failed", "out_of_memory", "infeasible")
-SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a forecast of memory makes a trial infeasible
+SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a memory forecast makes a trial infeasible
 
-# Before there is this much to learn from, the initial design is followed.
+# The sampler follows the initial design until this many trials are measured.
 INITIAL_TRIALS = 7
 INITIAL_TRIALS_WITH_EARLIER = 4
-LEAST_PROBABLE = 0.5  # of a point of the design, after something ran out of memory
-# What a trial's value scatters by where no repeats say it; and what it scatters by at least, whatever they say.
+LEAST_PROBABLE = 0.5  # minimum probability that a point of the design fits, after a trial ran out of memory
+# The assumed scatter of a trial's value without repeats, and its minimum with repeats.
 EXPECTED_NOISE = 0.02
 LEAST_NOISE = 0.01
 MOST_FORECASTS = 20
-# Hyperparameters are fitted anew each time up to here, then every REFIT_EVERY trials.
+# Up to this number of trials, each proposal fits the hyperparameters again; then every REFIT_EVERY trials.
 REFIT_ALWAYS_UP_TO = 40
 REFIT_EVERY = 6
-# Gains are divided by a trial's expected seconds to this power: 0 counts trials, 1 counts seconds. Half of each took
-# no more trials than 0 and less time than either (docs/decisions/0005).
+# The sampler divides gains by a trial's expected seconds to this power: 0 counts trials, 1 counts seconds. The middle
+# took no more trials than 0, and less time than either (docs/decisions/0005).
 COST_POWER = 0.5
-# From so many measured trials on, every so many proposals ask what would make the recommendation better, rather than
-# the front: to the front's volume the point at the recommendation's line adds little.
+# After AIM_FROM measured trials, every AIM_EVERY-th proposal tries to improve the recommendation instead of the front:
+# the point at the recommendation's threshold adds little to the front's volume.
 AIM_FROM = 12
 AIM_EVERY = 4
-LEAST_AIM = 0.005  # of what is recommended now; below, the front's own gain goes first
-# Of a proposal's gain, with what is idle left as the baseline has it.
+LEAST_AIM = 0.005  # as a share of the present recommendation; below it, the front goes first
+# The share of a proposal's gain that must remain after ignored parameters return to their baseline values.
 CALM_ENOUGH = 0.8
 _BOUNDS = {tunable.clamped_to for tunable in TUNABLES.values()}
 TAKES_NO_MEMORY = frozenset(t.name for t in TUNABLES.values() if t.memory is None and t.name not in _BOUNDS)
-# A model rests on at most this many trials, those nearest the front first: cost grows with the cube.
+# A model uses at most this many trials, those nearest the front first, because its cost grows with the cube.
 MOST_DATA = 300
 
 
 @dataclass(slots=True)
 class _History:
-    """What the trials so far say, in oriented values."""
+    """The trials so far, sorted by outcome."""
 
     known: set[Configuration] = field(default_factory=set)
     measured: list[Configuration] = field(default_factory=list)
-    values: list[tuple[float, ...]] = field(default_factory=list)  # as told, not oriented
+    values: list[tuple[float, ...]] = field(default_factory=list)  # as recorded, not oriented
     violations: list[dict[str, float]] = field(default_factory=list)
     broken: list[Configuration] = field(default_factory=list)
-    short: list[Configuration] = field(default_factory=list)  # those of the broken that lacked memory
+    short: list[Configuration] = field(default_factory=list)  # the broken ones that lacked memory
     costs: list[Cost] = field(default_factory=list)
-    readings: list[list[Reading]] = field(default_factory=list)  # of the objectives, where they are kept
+    readings: list[list[Reading]] = field(default_factory=list)  # of the objectives, if they were recorded
 
 
 class GpFrontSampler(BaseSampler):
-    """See the module. Two or three objectives, or one.
+    """The sampler that the module describes, for one to three objectives.
 
     Args:
-        space: what to search.
-        seed: of everything random.
-        baseline: the first configuration to ask for; the space's base by default.
-        allowed: False for configurations that must not be asked for, such as by a forecast of memory. Asked
-            only of what would be proposed next, at most `MOST_FORECASTS` times a proposal.
-        line: of the pick that will be recommended, where it has one; see `AIM_FROM`.
-        earlier: what an earlier sweep measured, as points of this space, with this study's objectives.
-        metrics: names of the objectives, for what is known of which parameters touch them.
-        constrained: names of the metrics that constraints bound.
+        space: the search space.
+        seed: the random seed.
+        baseline: the first configuration to propose; the space's base by default.
+        allowed: returns False for configurations that the sampler must not propose, for example after a memory
+            forecast. Called only for the next proposals, at most `MOST_FORECASTS` times for each.
+        line: the threshold of the sweep's pick, if it has one; see `AIM_FROM`.
+        earlier: the measurements of an earlier sweep, as points of this space, with this study's objectives.
+        metrics: the names of the objectives, which decide the ignored parameters.
+        constrained: the names of the metrics that constraints bound.
     """
 
     def __init__(
@@ -139,7 +139,7 @@ class GpFrontSampler(BaseSampler):
     # -- Optuna's side ------------------------------------------------------------------------------------
 
     def infer_relative_search_space(self, study: Study, trial: FrozenTrial) -> dict[str, BaseDistribution]:
-        """All of the space is searched together."""
+        """The sampler searches the whole space together."""
         return self._space.distributions()
 
     def sample_relative(
@@ -161,7 +161,7 @@ class GpFrontSampler(BaseSampler):
     def sample_independent(
         self, study: Study, trial: FrozenTrial, param_name: str, param_distribution: BaseDistribution
     ) -> Any:
-        """Only where the space is used up: anything, which the sweep then settles as known."""
+        """Called only when the space is used up. Returns any value; the sweep then settles the point as known."""
         return self._space.parameters[param_name].values[0]
 
     def _read(self, study: Study, number: int) -> _History:
@@ -203,13 +203,13 @@ class GpFrontSampler(BaseSampler):
         if self._design is None:
             self._design = initial_design(self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed)
         rest = [c for c in self._design if c not in history.known]
-        if history.short and rest:  # what asks for at least as much as what broke would break as well
+        if history.short and rest:  # a point that asks for at least as much as a failed one also fails
             fits = MemoryOrder(history.measured, history.short).probability(rest)
             rest = [c for c, share in zip(rest, fits, strict=True) if share > LEAST_PROBABLE]
         return next((c for c in rest if self._may_run(c)), None)
 
     def _may_run(self, configuration: Configuration) -> bool:
-        """What the forecast says; asked once a configuration, since a forecast may cost a tenth of a second."""
+        """The forecast's answer, cached for each configuration because a forecast may take a tenth of a second."""
         if self._allowed is None:
             return True
         if configuration not in self._judged:
@@ -245,9 +245,10 @@ class GpFrontSampler(BaseSampler):
         history: _History,
         judge: Callable[[Array, Sequence[Configuration]], Array],
     ) -> Configuration:
-        """What is idle for everything that decides is left as the baseline has it, where that promises as much.
+        """Return ignored parameters to their baseline values, if the result promises about as much.
 
-        Else it would be anything: a recommendation with the fastest answers might read prompts on one thread.
+        These parameters cannot affect the objectives or constraints, so their values would otherwise be arbitrary. A
+        recommendation with the fastest answers might then read prompts on one thread.
         """
         baseline, params = self._space.params_of(self._baseline), self._space.params_of(configuration)
         for names in (self._idle, self._idle & TAKES_NO_MEMORY):
@@ -263,9 +264,9 @@ class GpFrontSampler(BaseSampler):
     def _best_that_may_run(
         self, candidates: Sequence[Configuration], gains: Array, costs: Array
     ) -> tuple[int, Array]:
-        """The candidate of the greatest gain for its cost that the forecast lets through, and the gains left.
+        """The candidate with the greatest gain for its cost that the forecast accepts, and the remaining gains.
 
-        Who is refused takes those with it that ask for at least as much, so a few forecasts are enough.
+        A refused candidate also rules out candidates that ask for at least as much memory, so a few forecasts suffice.
         """
         refused: list[Configuration] = []
         best = int((gains / costs).argmax())
@@ -309,7 +310,7 @@ class GpFrontSampler(BaseSampler):
     def _objective(
         self, index: int, features: Array, values: Array, refit: bool, noise: float
     ) -> ObjectiveModel:
-        """The model of one oriented objective, in logarithms where all its values have one sign."""
+        """The model of one oriented objective, in logarithms if all its values have the same sign."""
         key = f"objective {index}"
         sign = 1.0 if (values > 0).all() else -1.0 if (values < 0).all() else 0.0
         weights = self._encode.weights(self._metrics[index] if self._metrics else None)
@@ -335,24 +336,24 @@ class GpFrontSampler(BaseSampler):
 
 
 def _relative(noise: float, values: Array) -> float:
-    """Noise of logarithms as a share of their spread, within reason."""
+    """The noise of logarithms as a share of their spread, within bounds."""
     return min(0.5, max(1e-3, noise / (float(values.std()) or 1.0)))
 
 
 def _noise(history: _History, objective: int) -> float:
-    """The relative deviation of one trial's value, as the trials' repeats say it."""
+    """The relative deviation of one trial's value, estimated from the trials' repeats."""
     known = relative_noise(readings[objective] for readings in history.readings)
     return EXPECTED_NOISE if known is None else max(known, LEAST_NOISE)
 
 
 def _violation_keys(violations: Sequence[Mapping[str, float]]) -> list[str]:
-    """Constraints that differ between complete trials; the rest says nothing of where they are kept."""
+    """The constraints that differ between complete trials. Only these show which trials keep them."""
     keys = {key for each in violations for key in each}
     return sorted(k for k in keys if len({each.get(k, 0.0) for each in violations}) > 1)
 
 
 def _nearest_the_front(oriented: Array, feasible: Any) -> list[int]:
-    """Which trials a model rests on: all, or those on and behind the front, layer by layer."""
+    """The trials that a model uses: all, or those on and behind the front, layer by layer."""
     count = len(oriented)
     if count <= MOST_DATA:
         return list(range(count))

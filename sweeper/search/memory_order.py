@@ -1,7 +1,7 @@
-"""What ran out of memory says about others: whoever asks for at least as much will run out as well.
+"""Learns from failures: a configuration that asks for at least as much memory as a failed one also fails.
 
-An order, not a forecast: it knows no sizes, only that more layers on a device, more bits, a longer context
-or larger batches never need less. It serves where no forecast is at hand or where the forecast errs.
+This is an order, not a forecast. It knows no sizes. It knows only that more layers on a device, more bits, a longer
+context or larger batches never need less memory. It helps if there is no forecast, or if the forecast is wrong.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# How sure the order is before anything confirms it, as counts: nine in ten.
+# The order's initial confidence, as counts: nine in ten.
 CONFIRMED, REFUTED = 9.0, 1.0
-# A trial that ran although the order said it would not weighs this much more than one that confirmed it,
-# since what is taken for impossible is seldom tried.
+# A trial that ran against the order's prediction counts this many times as much as one that confirmed it, because
+# the search seldom tries configurations that it considers impossible.
 REFUTATION_WEIGHT = 4.0
 UNKNOWN_BITS = 16.0
 ALL_LAYERS = 10_000  # more than any model has
@@ -30,10 +30,10 @@ _DEMANDING = tuple(tunable for tunable in TUNABLES.values() if tunable.memory)
 
 
 class MemoryOrder:
-    """Probability that configurations fit, from what ran and what ran out of memory.
+    """Probability that configurations fit, learned from configurations that ran and that ran out of memory.
 
-    Layers on the GPU count upward for the GPU's memory and downward for the host's. Which of the two was
-    short is not known, so both orders are kept, each as trustworthy as the trials found it.
+    More layers on the GPU need more of the GPU's memory and less of the host's. It is unknown which of the two ran out,
+    so the class keeps both orders, and trusts each as far as the trials confirm it.
     """
 
     def __init__(self, ran: Sequence[Configuration], broke: Sequence[Configuration]) -> None:
@@ -48,7 +48,7 @@ class MemoryOrder:
         self._np = np
 
     def probability(self, configurations: Sequence[Configuration]) -> Array:
-        """That each of ``configurations`` fits (n,), as far as the order says anything; else 1."""
+        """The probability (n,) that each of ``configurations`` fits; 1 if the order says nothing about it."""
         result: Array = self._np.ones(len(configurations))
         for sign, short, trust in self._orders:
             implied = _reaches(_demands(configurations, sign), short).any(1)
@@ -62,7 +62,7 @@ def _demands(configurations: Sequence[Configuration], sign: float) -> Array:
 
 
 def _demand(tunable: Tunable, configuration: Configuration, sign: float) -> float:
-    """How much memory the value asks for, in an order of its own: bits of a type, else the number itself."""
+    """The memory demand of a value, for comparisons only: the bits of a type, else the number itself."""
     value = clamped(tunable.name, configuration)
     if tunable.kind == "word":
         size = {**FILE_BITS_PER_WEIGHT, **CACHE_BITS}.get(value or "", UNKNOWN_BITS)
@@ -72,6 +72,6 @@ def _demand(tunable: Tunable, configuration: Configuration, sign: float) -> floa
 
 
 def _reaches(demands: Array, short: Array) -> npt.NDArray[np.bool_]:
-    """(n, m): whether demand i is in every respect at least that of the failure j."""
+    """(n, m): whether demand i is at least that of failure j in every respect."""
     result: npt.NDArray[np.bool_] = np.all(demands[:, None, :] >= short[None, :, :], axis=2)
     return result

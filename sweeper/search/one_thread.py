@@ -1,4 +1,4 @@
-"""Small matrices are faster on one thread: a second one costs more to start than it saves, and it takes a core."""
+"""Limits BLAS to one thread. For small matrices, starting a second thread costs more than it saves."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ if TYPE_CHECKING:
 
 
 def one_thread() -> AbstractContextManager[object]:
-    """While it is entered, BLAS runs on one thread in this process."""
+    """A context in which BLAS uses one thread in this process."""
     limited: AbstractContextManager[object] = _controller().limit(limits=1, user_api="blas")
     return limited
 
 
 @functools.cache
 def _controller() -> ThreadpoolController:
-    import numpy  # noqa: F401  # what is not loaded yet cannot be limited
+    import numpy  # noqa: F401  # only loaded libraries can be limited
     import scipy.linalg  # noqa: F401
     from threadpoolctl import ThreadpoolController
 

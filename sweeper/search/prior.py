@@ -1,8 +1,8 @@
-"""What an earlier sweep on this machine measured, as further data of a new sweep's model.
+"""Adds an earlier sweep's measurements on this machine to a new sweep's model.
 
-Another model moves every figure, but much of what a setting does to it stays. So the earlier trials join the new
-ones in one Gaussian process with a feature that tells the two sweeps apart: where they go together the earlier ones
-count nearly in full, where they do not the feature's length scale takes them away.
+Another model changes every figure, but settings keep much of their relative effect. The earlier trials therefore join
+the new ones in one Gaussian process, and a feature separates the two sweeps. If the sweeps agree, the earlier trials
+count almost fully. If they disagree, the feature's length scale removes their influence.
 """
 
 from __future__ import annotations
@@ -21,26 +21,26 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# What the earlier sweep leads to expect of the new trials must go with them at least so well.
+# The earlier sweep's predictions of the new trials must correlate with the results at least this well.
 LEAST_CORRELATION = 0.9
 EARLIER, NOW = 0.25, 0.75
 
 Measured = Sequence[tuple[Configuration, tuple[float, ...]]]
-"""Configurations of the new space, each with the earlier sweep's objectives as they were measured."""
+"""Configurations of the new space, each with the objectives that the earlier sweep measured."""
 
-# Fewer trials taught the earlier sweep too little to hand on.
+# An earlier sweep with fewer trials has too little to pass on.
 LEAST_TRIALS = 10
-# What the earlier sweep's figures scatter by, relative to their range of logarithms: they are a first guess only.
+# The assumed scatter of the earlier figures, relative to the range of their logarithms; they are only a first guess.
 RELATIVE_NOISE = 0.1
 
 
 class Prior:
-    """The earlier trials of each objective, as logarithms that grow with what is better.
+    """The earlier trials of each objective, as logarithms that grow with better values.
 
     Args:
-        encode: of the new space.
+        encode: the encoder of the new space.
         measured: the earlier trials; at least `LEAST_TRIALS`.
-        maximized: for each objective whether more is better.
+        maximized: for each objective, whether more is better.
     """
 
     def __init__(self, encode: Encoder, measured: Measured, maximized: Sequence[bool]) -> None:
@@ -60,9 +60,9 @@ class Prior:
             self._logarithms.append(logarithms)
 
     def joined(self, objective: int, features: Array, logarithms: Array) -> tuple[Array, Array] | None:
-        """Features (k + n, d + 1) and values of both sweeps, the new one's last; None where they do not go together.
+        """Features (k + n, d + 1) and values of both sweeps, the new sweep's last; None if the sweeps disagree.
 
-        The earlier values are moved by the median difference between the sweeps, where both speak.
+        The earlier values are shifted by the median difference between the sweeps.
         """
         model = self._models[objective]
         if model is None:
@@ -82,5 +82,5 @@ def _go_together(expected: Array, found: Array) -> bool:
 
 
 def of_sweep(features: Array, which: float) -> Array:
-    """The features with one more, which says of which sweep they are: `EARLIER` or `NOW`."""
+    """The features with one more, which names their sweep: `EARLIER` or `NOW`."""
     return np.hstack([features, np.full((len(features), 1), which)])

@@ -1,4 +1,4 @@
-"""``search.sampler`` by name. Each is an Optuna sampler; ours is in ``gp_front.py``."""
+"""Makes the sampler that ``search.sampler`` names. Each is an Optuna sampler; ours is in ``gp_front.py``."""
 
 from __future__ import annotations
 
@@ -29,19 +29,20 @@ def make_sampler(
 ) -> BaseSampler:
     """The sampler of that name, seeded.
 
-    ``auto`` is ours: on every simulated machine and recorded table it took the fewest trials to 95 % of the front,
-    or as few as any (``docs/decisions/0009-slow-machines-measure-less.md``). ``grid`` is asked in order by the
-    sweep itself, which knows what is one point.
+    ``auto`` is our sampler. On every simulated machine and recorded table, it needed the fewest trials to 95 % of the
+    front, or as few as any other (``docs/decisions/0009-slow-machines-measure-less.md``). The sweep itself runs
+    ``grid`` in order, because it knows which points are equal.
 
     Args:
         name: one of ``sweeper.config.SAMPLERS``.
-        space: what is searched.
-        seed: of everything random.
-        allowed: False for configurations that need not be asked for, such as by a memory forecast.
-        line: of the pick that will be recommended, where it has one.
-        earlier: what an earlier sweep measured, as points of this space.
-        metrics: names of the objectives.
-        constrained: names of the metrics that constraints bound.
+        space: the search space.
+        seed: the random seed.
+        allowed: returns False for configurations that the sampler must not propose, for example after a memory
+            forecast.
+        line: the threshold of the sweep's pick, if it has one.
+        earlier: the measurements of an earlier sweep, as points of this space.
+        metrics: the names of the objectives.
+        constrained: the names of the metrics that constraints bound.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.
@@ -74,7 +75,7 @@ def make_sampler(
 
 
 def stopping_of(sampler: BaseSampler) -> Callable[[], str | None] | None:
-    """The stopping rule of a sampler that knows what is left to gain; None of others."""
+    """The stopping rule of a sampler that estimates the remaining gain; None for other samplers."""
     from sweeper.search.gp_front import GpFrontSampler
     from sweeper.search.stopping import StoppingRule
 

@@ -1,7 +1,7 @@
-"""What all trials together say of each: a model's mean in place of one noisy screening.
+"""Replaces one noisy screening by the mean of a model of all trials.
 
-Of many near-equals the luckiest looks best. A model that knows its neighbours takes the luck out, so that the
-final stage measures again what is good, not what was lucky. Nothing of it is recorded or recommended.
+Among many similar trials, the luckiest looks best. A model that knows the neighbours removes the luck, so the final
+stage measures good trials again instead of lucky ones. sweeper neither records nor recommends these means.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sweeper.search.one_thread import one_thread
 from sweeper.space.space import SearchSpace
 from sweeper.stats import relative_noise
 
-# Fewer trials do not tell noise from effects.
+# Fewer trials cannot separate noise from effects.
 LEAST_TRIALS = 10
-# No median of repeats is surer than this, whatever few repeats that agree by chance say.
+# No median of repeats has less noise than this, even if a few repeats agree by chance.
 LEAST_NOISE = 0.01
-# A model of more would take seconds; beyond, the screenings stand as they are.
+# A model of more trials would take seconds; beyond this number, the screenings stay unchanged.
 MOST_TRIALS = 400
 
 
 def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
-    """The record with the objectives of its complete trials as a model of all of them expects them."""
+    """The record with each complete trial's objectives replaced by the mean of a model of all trials."""
     names = [o.metric for o in record.objectives]
     whole = [t for t in record.trials if t.state == "complete" and all(m in t.metrics for m in names)]
     if not LEAST_TRIALS <= len(whole) <= MOST_TRIALS:
@@ -58,7 +58,7 @@ def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpa
 
 
 def _with_means(trial: TrialRecord, means: Mapping[str, float]) -> dict[str, Reading]:
-    """The trial's readings, moved as a whole to their expected medians; J/token follows."""
+    """The trial's readings, scaled to their expected medians; J/token is scaled accordingly."""
     metrics = dict(trial.metrics)
     for metric, mean in means.items():
         factor = mean / metrics[metric].median if metrics[metric].median else 1.0

@@ -1,4 +1,4 @@
-"""When to stop searching: what is left to gain is smaller than what a measurement can tell."""
+"""When to stop the search: the remaining gain is smaller than a measurement can show."""
 
 from __future__ import annotations
 
@@ -7,25 +7,25 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from sweeper.search.front_model import Outlook
 
-# Less growth of the front than this is not worth its trials, whatever the noise.
+# Growth of the front below this share is not worth its trials, whatever the noise.
 LEAST_GAIN = 0.01
-# A noisy machine raises the threshold, up to here: beyond, its noise is what must be mended.
+# A noisy machine raises the threshold, but not beyond this: the user must then reduce the noise.
 MOST_NOISE = 0.05
-# No verdict before this many trials, since a model of few points is sure of too much; and it must say the
-# same this often in a row, since one proposal's candidates may by chance be poor.
+# The rule decides nothing before this many trials, because a model of few points is overconfident. It must also agree
+# this often in a row, because the candidates of one proposal may be poor by chance.
 LEAST_TRIALS = 15
 IN_A_ROW = 3
 
 
 class StoppingRule:
-    """Judges what a model-based sampler expects. Ask it once after each proposal."""
+    """Judges the expectation of a model-based sampler. Call it once after each proposal."""
 
     def __init__(self, least_gain: float = LEAST_GAIN) -> None:
         self._least_gain = least_gain
-        self._agreed: list[int] = []  # finished trials at each verdict in a row
+        self._agreed: list[int] = []  # number of finished trials at each verdict in a row
 
     def __call__(self, outlook: Outlook | None) -> str | None:
-        """The reason to stop in words, or None to go on; ``outlook`` is the sampler's latest."""
+        """The reason to stop in words, or None to continue. ``outlook`` is the sampler's latest one."""
         if outlook is None or outlook.finished < LEAST_TRIALS:
             return None
         threshold = max(self._least_gain, min(outlook.noise, MOST_NOISE))

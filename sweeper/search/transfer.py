@@ -1,8 +1,8 @@
-"""What an earlier sweep on this machine found best, as points of a new sweep's space: where it may start from.
+"""Warm start: an earlier sweep's best configurations on this machine, as points of a new sweep's space.
 
-Another model or driver moves every figure, and with it what is best by a little; which threads, caps and cache
-types pay on a machine moves less. So nothing is believed: the best points are measured before anything else, and
-all of them are a first guess for the sampler's model (prior.py).
+Another model or driver changes every figure, and slightly changes which configurations are best. The best threads, caps
+and cache types of a machine change less. sweeper does not trust the earlier results. It measures the best points first,
+and uses all earlier trials as a first guess for the sampler's model (prior.py).
 """
 
 from __future__ import annotations
@@ -21,16 +21,16 @@ from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.warm_start import nearest
 from sweeper.space.space import SearchSpace
 
-# The pick and the ends of the front: more would be measured in place of what the new model asks for.
+# The pick and the ends of the front. More points would replace trials that the new model asks for.
 MOST_POINTS = 3
 
 
 @dataclass(frozen=True, slots=True)
 class Earlier:
-    """What an earlier sweep leaves, as points of the new space."""
+    """The results of an earlier sweep, as points of the new space."""
 
     sweep: str
-    configurations: tuple[Configuration, ...]  # the best, to be measured first
+    configurations: tuple[Configuration, ...]  # the best ones, to be measured first
     measured: tuple[
         tuple[Configuration, tuple[float, ...]], ...
     ] = ()  # each with its objectives, as measured
@@ -44,13 +44,13 @@ def from_earlier(
     space: SearchSpace,
     skip: str,
 ) -> Earlier | None:
-    """The latest sweep of the same machine for the same objectives, moved into ``space``; None where none is.
+    """The latest sweep with the same machine and objectives, moved into ``space``; None if there is none.
 
     Args:
-        root: where sweeps are kept.
-        machine: the machine at hand; its driver and memory may have changed.
+        root: the folder of sweeps.
+        machine: this machine; its driver and memory may have changed.
         simulated: whether the new sweep's engine is simulated.
-        objectives: of the new sweep.
+        objectives: the objectives of the new sweep.
         space: the new space.
         skip: the new sweep's own name.
     """
@@ -68,7 +68,7 @@ def from_earlier(
 
 
 def handed_on(record: SweepRecord, space: SearchSpace) -> Earlier:
-    """What ``record`` leaves for a sweep over ``space``."""
+    """The results of ``record`` for a new sweep over ``space``."""
     best = [moved(c, record.model.n_layer, space) for c in _best(record)]
     runs = [c for c in dict.fromkeys(best) if not space.violations(c)]
     names = [o.metric for o in record.objectives]
@@ -81,7 +81,7 @@ def handed_on(record: SweepRecord, space: SearchSpace) -> Earlier:
 
 
 def moved(configuration: Configuration, n_layer: int, space: SearchSpace) -> Configuration:
-    """The point of ``space`` that is most like ``configuration`` of a model with ``n_layer`` layers."""
+    """The point of ``space`` that is most similar to ``configuration`` of a model with ``n_layer`` layers."""
     return space.configuration(
         {
             name: _moved(name, getattr(configuration, name), parameter.values, n_layer, space)
@@ -105,7 +105,7 @@ def _moved(name: str, value: Any, values: Sequence[Any], n_layer: int, space: Se
 def _sweeps(root: Path, skip: str) -> Iterator[SweepRecord]:
     for name in reversed(sweep_names(root)):
         if name != skip:
-            with contextlib.suppress(StoreError):  # of another version, or damaged: it teaches nothing
+            with contextlib.suppress(StoreError):  # written by another version, or damaged: skip it
                 yield assemble(SweepStudy.load(root, name))
 
 

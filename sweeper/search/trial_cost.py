@@ -1,7 +1,7 @@
-"""What a trial would cost in seconds: so that, of what promises as much, the cheaper is measured first.
+"""Predicts how many seconds a trial takes. Of trials that promise the same gain, the fastest one runs first.
 
-A model that is loaded already saves its load; a slow configuration takes longer for the same tokens. Both are
-learned from the trials so far.
+A model that is already loaded saves its load, and a slow configuration takes longer for the same tokens. The prediction
+learns both from the trials so far.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# Fewer trials say nothing of what makes one long.
+# Fewer trials do not show which parameters make a trial long.
 LEAST_TRIALS = 4
-# Pulls the slopes towards 0 as this many trials would: a dozen features are fitted on a handful of trials.
+# Pulls the slopes towards 0 like this many trials would, because a dozen features are fitted to few trials.
 RIDGE = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Cost:
-    """What one finished trial took."""
+    """The time of one finished trial."""
 
     configuration: Configuration
-    seconds: float  # all of it
-    load_seconds: float | None  # of that, loading the model; None where it was kept
+    seconds: float  # the whole trial
+    load_seconds: float | None  # of these, loading the model; None if it was still loaded
 
 
 class TrialCost:
     """Expected seconds of trials.
 
     Args:
-        costs: of the finished trials, in their order; the last one's model is loaded.
+        costs: the costs of the finished trials, in order; the model of the last one is loaded.
         features: (n, d), of their configurations.
     """
 
@@ -62,10 +62,10 @@ class TrialCost:
             self._range = float(run.min()), float(run.max())
 
     def __call__(self, configurations: Sequence[Configuration], features: Array) -> Array:
-        """Expected seconds (m,) of ``configurations``, whose features are (m, d); all 1 while nothing is known."""
+        """Expected seconds (m,) of ``configurations`` with ``features`` (m, d); all 1 after too few trials."""
         if self._slopes is None:
             return np.ones(len(configurations))
-        # Never beyond what was seen: a straight line through logarithms runs away.
+        # Never beyond the observed range, because a straight line through logarithms diverges.
         run = np.exp(np.clip(self._mean + (features - self._centre) @ self._slopes, *self._range))
         result: Array = run + np.array([self._load_of(c) for c in configurations])
         return result

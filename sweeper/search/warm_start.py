@@ -1,4 +1,4 @@
-"""What to measure before there is anything to learn from: the default, corners, then points far apart."""
+"""The initial design, before the model has data: the default configuration, corners, then points far apart."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
 from sweeper.space.space import SearchSpace
 
-# Of this many random points the one farthest from all that is known is taken.
+# The design takes the one of this many random points that is farthest from all known points.
 SPREAD_OVER = 200
 
 
@@ -22,8 +22,8 @@ def initial_design(
 ) -> tuple[Configuration, ...]:
     """Up to ``count`` distinct configurations that may run, the baseline first.
 
-    After it come corners that lie near the front on most machines: the smallest weights at full speed, the
-    same at the lowest cap, with few threads, and partly on the GPU; then random points far apart.
+    Corners that lie near the front on most machines follow. They have the smallest weights: at full speed, at the
+    lowest cap, with few threads, and partly on the GPU. Random points far apart come last.
     """
     fast: dict[str, Any] = _smallest_weights(space) | _end(space, "n_gpu_layers", -1)
     frugal = fast | _end(space, "power_limit_watts", 0) | _end(space, "clock_limit_mhz", 0)
@@ -37,7 +37,7 @@ def initial_design(
         base | fast,
         base | frugal,
         base | fast | few,
-        # Partly on the GPU threads and layers trade speed for watts, which the corners above do not show.
+        # Partly on the GPU, threads and layers trade speed for watts. The corners above do not show this.
         base | frugal | few | _part_way(space, "n_gpu_layers", 0.85),
         base | fast | middle | _part_way(space, "n_gpu_layers", 0.5),
     ]
@@ -51,7 +51,7 @@ def initial_design(
 
 
 def nearest(values: Sequence[Any], wished: Any) -> Any:
-    """The value nearest to ``wished``; None (as found) counts as the highest limit."""
+    """The value nearest to ``wished``. None (as found) counts as the highest limit."""
     if wished in values:
         return wished
     numbers = [v for v in values if isinstance(v, (int, float))]
@@ -80,7 +80,7 @@ def _far_apart(
 
 
 def _smallest_weights(space: SearchSpace) -> dict[str, Any]:
-    """The quantisation with the fewest bits; the last listed where their names say nothing."""
+    """The quantisation with the fewest bits; the last one in the list if its bits are unknown."""
     if "quant" not in space.parameters:
         return {}
     values = space.parameters["quant"].values
