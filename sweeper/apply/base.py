@@ -77,6 +77,32 @@ class Draft:
     sets_power_limit: bool = False  # one of the files or commands does, so that no note has to ask for it
 
 
+@dataclass(frozen=True, slots=True)
+class ApplyPlan:
+    """What an apply would change, computed and not yet done."""
+
+    target: str
+    sweep: str
+    trial: int
+    pick: str
+    name: str
+    port: int
+    model_path: str
+    configuration: Configuration
+    changes: tuple[FileChange, ...]
+    commands: tuple[Command, ...]
+    notes: tuple[str, ...]
+    snippet: str | None
+    undo: tuple[str, ...] = ()  # what a rollback leaves to the user
+    limit_device: str | None = None
+    limit_watts: int | None = None  # None: writing this plan sets no limit
+
+    @property
+    def changes_nothing(self) -> bool:
+        """Every file is as it shall be, and no limit is to be set."""
+        return self.limit_watts is None and all(change.before == change.after for change in self.changes)
+
+
 class Target(Protocol):
     """One place where a recommended configuration goes. Adapters pass the contract in tests/apply."""
 

@@ -41,26 +41,6 @@ def model_file(record: SweepRecord, trial: TrialRecord) -> ModelFile:
         ) from None
 
 
-def differences(
-    record: SweepRecord,
-    trial: TrialRecord,
-    machine: MachineRecord,
-    engine: EngineRecord,
-    digest: Callable[[Path], str] = sha256_of,
-) -> tuple[str, ...]:
-    """What changed since the sweep, in words; empty where its figures still hold.
-
-    The model's SHA-256 is computed only where its size is right, since that takes seconds.
-
-    Raises:
-        ModelMissingError: where the model file is gone.
-    """
-    found = [*_machine(record.machine, machine), *_engine(record.engine, engine)]
-    if not record.engine.simulated:
-        found += _model(model_file(record, trial), digest)
-    return tuple(found)
-
-
 def require_fresh(
     record: SweepRecord,
     trial: TrialRecord,
@@ -70,19 +50,23 @@ def require_fresh(
     force: bool = False,
     digest: Callable[[Path], str] = sha256_of,
 ) -> tuple[str, ...]:
-    """`differences`, which only ``force`` lets pass.
+    """What changed since the sweep, in words; empty where its figures still hold.
+
+    The model's SHA-256 is computed only where its size is right, since that takes seconds.
 
     Raises:
-        StaleRecordError: names everything that changed.
-        ModelMissingError: where the model file is gone, whatever ``force`` says.
+        StaleRecordError: names everything that changed, unless ``force`` lets it pass.
+        ModelMissingError: the model file is gone, whatever ``force`` says.
     """
-    found = differences(record, trial, machine, engine, digest)
+    found = [*_machine(record.machine, machine), *_engine(record.engine, engine)]
+    if not record.engine.simulated:
+        found += _model(model_file(record, trial), digest)
     if found and not force:
         raise StaleRecordError(
             f"sweep {record.sweep!r} no longer describes this machine: {'; '.join(found)}. "
             "Run the sweep again, or pass --force to use it all the same"
         )
-    return found
+    return tuple(found)
 
 
 def _machine(then: MachineRecord, now: MachineRecord) -> list[str]:

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-from sweeper.apply.base import Command, FileChange, Request
+from sweeper.apply.base import ApplyPlan, Request
 from sweeper.apply.fresh import model_file, require_fresh, sha256_of
-from sweeper.apply.journal import Entry, PowerLimit, commit, journal_folder
+from sweeper.apply.journal import Entry, PowerLimit, journal_folder, write_plan
 from sweeper.apply.names import alias_for, check_text
 from sweeper.apply.targets.registry import target as target_named
 from sweeper.errors import UsageError
-from sweeper.files import Step, no_step
-from sweeper.records import Configuration, EngineRecord, MachineRecord, SweepRecord, TrialRecord
+from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,32 +23,6 @@ class Options:
     port: int | None = None
     file: Path | None = None  # the target's main file
     folder: Path | None = None  # for files of targets that name them themselves
-
-
-@dataclass(frozen=True, slots=True)
-class ApplyPlan:
-    """What an apply would change, computed and not yet done."""
-
-    target: str
-    sweep: str
-    trial: int
-    pick: str
-    name: str
-    port: int
-    model_path: str
-    configuration: Configuration
-    changes: tuple[FileChange, ...]
-    commands: tuple[Command, ...]
-    notes: tuple[str, ...]
-    snippet: str | None
-    undo: tuple[str, ...] = ()  # said by a rollback
-    limit_device: str | None = None
-    limit_watts: int | None = None  # None: no limit is set by writing this plan
-
-    @property
-    def changes_nothing(self) -> bool:
-        """Every file is as it shall be, and no limit is to be set."""
-        return self.limit_watts is None and all(change.before == change.after for change in self.changes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,11 +134,9 @@ def run(
     write: bool = False,
     force: bool = False,
     limit: PowerLimit | None = None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
     digest: Callable[[Path], str] = sha256_of,
-    step: Step = no_step,
 ) -> Outcome:
-    """Plan, and where ``write`` says so put into force, a pick of a sweep.
+    """Plan a pick of a sweep, and write it where ``write`` is true.
 
     Args:
         record: The sweep.
@@ -179,13 +149,11 @@ def run(
         write: Whether to write; else only the plan is made.
         force: Use the sweep although machine, driver, engine or model changed.
         limit: Where ``--power-limit`` was given: what sets it.
-        now: The clock.
         digest: Computes a file's SHA-256.
-        step: Called between any two changes of the disk.
 
     Raises:
         StaleRecordError: something changed since the sweep and ``force`` is not given.
-        UsageError, MissingError: see `plan` and `journal.commit`.
+        UsageError, MissingError, LimitRefused: see `plan` and `journal.write_plan`.
     """
     trial = resolve(record, pick)
     stale = require_fresh(record, trial, machine, engine, force=force, digest=digest)
@@ -196,35 +164,7 @@ def run(
         raise UsageError(
             f"sweep {record.sweep!r} is simulated, nothing of it was measured: --force writes it all the same"
         )
-    return write_plan(made, root=root, limit=limit, now=now, step=step)
-
-
-def write_plan(
-    made: ApplyPlan,
-    *,
-    root: Path,
-    limit: PowerLimit | None = None,
-    now: Callable[[], datetime] = lambda: datetime.now(UTC),
-    step: Step = no_step,
-) -> Outcome:
-    """Put a plan into force, with a backup in the journal.
-
-    Raises:
-        UsageError: a file changed since the plan was made, or an apply before this one was cut short.
-        MissingError, LimitRefused: see `journal.commit`.
-    """
-    entry = commit(
-        root,
-        made.changes,
-        target=made.target,
-        sweep=made.sweep,
-        trial=made.trial,
-        now=now(),
-        limit=limit,
-        watts=made.limit_watts,
-        undo=made.undo,
-        step=step,
-    )
+    entry = write_plan(made, root=root, limit=limit)
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
 
 

@@ -105,5 +105,7 @@ class FakeLimit:
         return float(self.file.read_text())
 
     def set(self, watts: float) -> float:
-        self.file.write_text(str(watts))
+        new = self.file.with_suffix(".new")  # a device takes a limit whole or not at all
+        new.write_text(str(watts))
+        new.replace(self.file)
         return watts

@@ -1,4 +1,6 @@
-"""Kills an apply, then a rollback, after each of their changes of the disk. Run by test_apply_killed.py.
+"""Kills an apply, then a rollback, before each of their changes of the disk. Run by test_apply_killed.py.
+
+Python's audit events say when a change is about to happen, so nothing in sweeper has to announce it.
 
 One process forks for every kill, since starting Python for each would take a minute. Prints as JSON how many
 kills there were and what differed afterwards.
@@ -28,7 +30,7 @@ def main(work: Path, target: str) -> None:
             place = work / f"{act}-{step}"
             died, problem = _one(place, target, act, step)
             if problem:
-                wrong.append(f"{act} killed after step {step}: {problem}")
+                wrong.append(f"{act} killed before change {step}: {problem}")
             shutil.rmtree(place)
             if not died:
                 break
@@ -37,7 +39,7 @@ def main(work: Path, target: str) -> None:
     print(json.dumps({"kills": kills, "wrong": wrong}))
 
 
-def _one(place: Path, target: str, act: str, kill_after: int) -> tuple[bool, str]:
+def _one(place: Path, target: str, act: str, kill_before: int) -> tuple[bool, str]:
     folder = place / "files"
     folder.mkdir(parents=True)
     record = _prepare(place, folder, target)
@@ -49,7 +51,7 @@ def _one(place: Path, target: str, act: str, kill_after: int) -> tuple[bool, str
         assert tree(folder) != before or limit.read() != FOUND_WATTS
     child = os.fork()
     if child == 0:
-        _act(place, folder, target, record, act, kill_after)
+        _act(place, folder, target, record, act, kill_before)
         os._exit(0)
     _, status = os.waitpid(child, 0)
     died = os.WIFSIGNALED(status)
@@ -62,7 +64,7 @@ def _one(place: Path, target: str, act: str, kill_after: int) -> tuple[bool, str
         return died, f"files differ: {sorted(tree(folder).items() ^ before.items())}"
     if limit.read() != FOUND_WATTS:
         return died, f"the limit is {limit.read()} W"
-    if kill_after % 4 == 0:  # a kill must not stand in the way of the next apply; a sample, for time's sake
+    if kill_before % 4 == 0:  # a kill must not stand in the way of the next apply; a sample, for time's sake
         _apply(place, folder, target, record)
     return died, ""
 
@@ -96,7 +98,7 @@ OLD_FILES = {
 }
 
 
-def _apply(place: Path, folder: Path, target: str, record, step=lambda _what: None) -> None:
+def _apply(place: Path, folder: Path, target: str, record) -> None:
     apply.run(
         record,
         3,
@@ -107,23 +109,33 @@ def _apply(place: Path, folder: Path, target: str, record, step=lambda _what: No
         engine=ENGINE,
         write=True,
         limit=FakeLimit(place / "limit"),
-        step=step,
     )
 
 
-def _act(place: Path, folder: Path, target: str, record, act: str, kill_after: int) -> None:
+CHANGES = {"os.chmod", "os.chown", "os.mkdir", "os.remove", "os.rename", "os.rmdir"}
+
+
+def _changes_disk(event: str, arguments: tuple) -> bool:
+    return event in CHANGES or (event == "open" and bool(arguments[2] & (os.O_WRONLY | os.O_RDWR)))
+
+
+def _act(place: Path, folder: Path, target: str, record, act: str, kill_before: int) -> None:
     count = 0
 
-    def step(_what: str) -> None:
+    def kill(event: str, arguments: tuple) -> None:
         nonlocal count
-        if count == kill_after:
-            os.kill(os.getpid(), signal.SIGKILL)
-        count += 1
+        if _changes_disk(event, arguments):
+            if count == kill_before:
+                if event == "open" and arguments[2] & os.O_TRUNC and os.path.exists(arguments[0]):
+                    os.truncate(arguments[0], 0)  # no event tells this moment from the one before
+                os.kill(os.getpid(), signal.SIGKILL)
+            count += 1
 
+    sys.addaudithook(kill)  # cannot be taken away again, but this process ends here
     if act == "apply":
-        _apply(place, folder, target, record, step)
+        _apply(place, folder, target, record)
     else:
-        apply.rollback(place / "root", FakeLimit(place / "limit"), step=step)
+        apply.rollback(place / "root", FakeLimit(place / "limit"))
 
 
 if __name__ == "__main__":

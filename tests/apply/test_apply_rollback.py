@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 from dataclasses import replace
 from pathlib import Path
@@ -264,3 +266,39 @@ def test_a_pick_that_nothing_keeps_is_not_applied_and_the_nearest_is_named(
             write=True,
         )
     assert not (folder / "llama-server.env").exists()
+
+
+def test_an_apply_of_the_first_release_still_rolls_back(tmp_path: Path) -> None:
+    """Its journal as it wrote it, cut short between the first file and the second."""
+    first, second, made = tmp_path / "a.ini", tmp_path / "new" / "b.ini", tmp_path / "new"
+    first.write_text("sweeper wrote this\n")
+    made.mkdir()
+    (made / "b.ini.sweeper-tmp").write_text("half")
+    entry = tmp_path / "root" / "journal" / "apply" / "20260101T000000.000000Z-llama-server"
+    entry.mkdir(parents=True)
+    (entry.parent / ".20260102T000000.000000Z-env").mkdir()  # another, killed while it was prepared
+    (entry / "0.before").write_text("theirs\n")
+    ours = hashlib.sha256(b"sweeper wrote this\n").hexdigest()
+    file = {
+        "path": str(first),
+        "backup": "0.before",
+        "before_sha256": hashlib.sha256(b"theirs\n").hexdigest(),
+        "after_sha256": ours,
+        "mode": 0o644,
+        "made_folders": [],
+    }
+    missing = {"path": str(second), "backup": None, "before_sha256": None, "mode": None}
+    head = {
+        "id": entry.name,
+        "target": "llama-server",
+        "sweep": "s",
+        "trial": 3,
+        "utc": "2026-01-01T00:00:00",
+    }
+    files = [file, {**missing, "after_sha256": ours, "made_folders": [str(made)]}]
+    rest = {"state": "prepared", "files": files, "limit": None, "undo": ["tell"], "schema": 1}
+    (entry / "entry.json").write_text(json.dumps(head | rest, indent=2))
+    undone = apply.rollback(tmp_path / "root")
+    assert (undone.restored, undone.unchanged, undone.notes) == ((str(first),), (str(second),), ("tell",))
+    assert first.read_text() == "theirs\n"
+    assert not made.exists()
