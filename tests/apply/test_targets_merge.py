@@ -180,6 +180,15 @@ def test_yaml_entry_is_added_after_the_last(tmp_path: Path) -> None:
     assert new.endswith(tail)
 
 
+def test_yaml_entry_that_holds_everything_already_keeps_its_layout(tmp_path: Path) -> None:
+    file = tmp_path / "config.yaml"
+    cmd = yaml.safe_load(planned("llama-swap", file))["models"]["mine"]["cmd"]
+    file.write_text(
+        f"models:\n    'mine':   # of mine\n        cmd: >-\n            {cmd}\n        ttl: 60\n"
+    )
+    assert planned("llama-swap", file) == file.read_text()
+
+
 @pytest.mark.parametrize(
     "empty", ["models:\n", "models: {}\n", "models: null # none\n", "a: 1\n", "", "# x\n", "---\n"]
 )
@@ -220,7 +229,7 @@ def test_yaml_gets_one_entry_and_loses_no_byte(others, rest, key, entry, indent)
         allow_unicode=True,
         sort_keys=False,
     )
-    new = with_entry(text, ("models",), key, entry, "f")
+    new = with_entry(text, "models", key, entry, "f")
     data = yaml.safe_load(new)
     assert data["models"].pop(key) == {**others.pop(key, {}), **entry}
     assert data == yaml.safe_load(text) | {"models": data["models"]}

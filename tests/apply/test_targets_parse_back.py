@@ -206,7 +206,7 @@ def test_textgen_settings(name: str) -> None:
     from sweeper.apply.targets.textgen import pattern_of, settings
     from sweeper.apply.yaml_text import with_entry
 
-    text = with_entry("", (), pattern_of(name), settings(C), "config-user.yaml")
+    text = with_entry("", None, pattern_of(name), settings(C), "config-user.yaml")
     entry = yaml.safe_load(text)[pattern_of(name)]
     assert entry == {
         "loader": "llama.cpp",

@@ -33,7 +33,7 @@ class Compose:
         path = request.target_file("compose.yaml")
         service = slug(request.name).lower()
         existing = read_text(path)
-        text = with_entry(existing or "", ("services",), service, service_of(request), str(path))
+        text = with_entry(existing or "", "services", service, service_of(request), str(path))
         says = (
             "a new file" if existing is None else f"sets services.{service} and keeps the rest byte for byte"
         )

@@ -41,7 +41,7 @@ class LlamaSwap:
         if request.environment:
             entry["env"] = [f"{name}={value}" for name, value in request.environment.items()]
         existing = read_text(path)
-        text = with_entry(existing or "", ("models",), request.name, entry, str(path))
+        text = with_entry(existing or "", "models", request.name, entry, str(path))
         says = (
             "a new file"
             if existing is None

@@ -47,7 +47,7 @@ class Textgen:
         file_name = Path(request.model_path).name
         existing = read_text(path)
         key = _key(existing or "", file_name)
-        text = with_entry(existing or "", (), key, settings(request.configuration), str(path))
+        text = with_entry(existing or "", None, key, settings(request.configuration), str(path))
         notes = [
             f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"
         ]
