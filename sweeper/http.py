@@ -1,4 +1,4 @@
-"""JSON over HTTP to a server on this machine, with errors that say which server and what to do."""
+"""JSON over HTTP to a server, with errors that say which server and what to do."""
 
 from __future__ import annotations
 
@@ -7,10 +7,10 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from sweeper.errors import EngineMissingError, UsageError, VerifyError
+from sweeper.errors import EngineMissingError, SweeperError, UsageError, VerifyError
 
 # A proxy from the environment must not stand between a client and a server on the same machine.
-_OPENER = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _MOST_BYTES = 64 * 1024 * 1024  # an answer longer than this is no answer to what is asked here
 
 
@@ -20,41 +20,52 @@ class NoSuchPageError(VerifyError):
 
 def get(url: str, seconds: float = 10.0) -> Any:
     """The JSON at ``url``. Raises as `post` does."""
-    return _fetch(urllib.request.Request(url), seconds)  # noqa: S310 - checked in _fetch
+    return _decoded(url, _fetch(url, None, seconds, _DIRECT))
 
 
-def post(url: str, body: dict[str, Any], seconds: float = 3600.0) -> Any:
-    """The JSON that answers ``body``.
+def post(url: str, body: dict[str, Any], seconds: float = 3600.0, *, use_proxy: bool = False) -> Any:
+    """The JSON that answers ``body``; ``use_proxy`` takes the environment's proxy, to a server elsewhere.
 
     Raises:
         EngineMissingError: nobody listens there.
         NoSuchPageError: the server has no such page.
         VerifyError: the server refuses, breaks off, takes too long, or answers with something else.
     """
-    data = json.dumps(body).encode("utf-8")
-    return _fetch(urllib.request.Request(url, data, {"Content-Type": "application/json"}), seconds)  # noqa: S310
+    opener = urllib.request.build_opener() if use_proxy else _DIRECT
+    return _decoded(url, _fetch(url, json.dumps(body).encode("utf-8"), seconds, opener))
 
 
-def _fetch(request: urllib.request.Request, seconds: float) -> Any:
-    if request.type not in ("http", "https"):
-        raise UsageError(f"{request.full_url} is no http address: write it as http://127.0.0.1:8080")
+def answers(url: str, seconds: float = 5.0) -> bool:
+    """Whether a server on this machine gives this page by now, with whatever content."""
     try:
-        with _OPENER.open(request, timeout=seconds) as answer:
-            return json.loads(answer.read(_MOST_BYTES))
+        _fetch(url, None, seconds, _DIRECT)
+    except SweeperError:
+        return False
+    return True
+
+
+def _fetch(url: str, data: bytes | None, seconds: float, opener: urllib.request.OpenerDirector) -> bytes:
+    if not url.startswith(("http://", "https://")):
+        raise UsageError(f"{url} is no http address: write it as http://127.0.0.1:8080")
+    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - checked
+    try:
+        with opener.open(request, timeout=seconds) as answer:
+            return bytes(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             text = error.read(500).decode("utf-8", "replace").strip()
         if error.code in (404, 405, 501):
-            raise NoSuchPageError(f"{request.full_url} is not there ({error.code})") from error
-        raise VerifyError(f"{request.full_url} answered {error.code}: {text}") from error
+            raise NoSuchPageError(f"{url} is not there ({error.code})") from error
+        raise VerifyError(f"{url} answered {error.code}: {text}") from error
     except (urllib.error.URLError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
-        raise EngineMissingError(
-            f"no server answers at {request.full_url} ({reason}): start it first"
-        ) from error
-    except (TimeoutError, OSError) as error:
-        raise VerifyError(
-            f"{request.full_url} gave no whole answer within {seconds:g} s ({error})"
-        ) from error
-    except json.JSONDecodeError as error:
-        raise NoSuchPageError(f"{request.full_url} answers with something else than JSON") from error
+        raise EngineMissingError(f"no server answers at {url} ({reason}): start it first") from error
+    except OSError as error:
+        raise VerifyError(f"{url} gave no whole answer within {seconds:g} s ({error})") from error
+
+
+def _decoded(url: str, answer: bytes) -> Any:
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise NoSuchPageError(f"{url} answers with something else than JSON") from error

@@ -30,8 +30,8 @@ HEAVY = {
 ORDER = (
     {"errors", "metrics"},
     {"parameters"},
-    {"records"},
-    {"stats", "power_settings", "nvml", "files", "locks", "http", "processes", "serving"},
+    {"records", "http"},
+    {"stats", "power_settings", "nvml", "files", "locks", "processes", "servers", "serving"},
     {"machine"},
     {"model"},
     {"engine", "meter", "limits"},

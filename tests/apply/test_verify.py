@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -25,11 +25,9 @@ from sweeper import apply
 from sweeper.apply.verify.check import FigureCheck, _beside_now, judge
 from sweeper.apply.verify.engine_now import speeds_of_engine
 from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
-from sweeper.apply.verify.processes import free_port, started
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
-    SweeperError,
     TrialFailed,
     UsageError,
     VerifyError,
@@ -38,6 +36,7 @@ from sweeper.http import get
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration, Reading, SweepRecord, TrialRecord, Workload
+from sweeper.servers import free_port, started
 
 pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
 
@@ -82,12 +81,8 @@ def applied(sweep: SweepRecord, target: str, folder: Path, port: int) -> apply.A
     return outcome.plan
 
 
-def answers(url: str) -> bool:
-    try:
-        get(url, 2.0)
-    except SweeperError:
-        return False
-    return True
+def running(argv: Sequence[str], page: str, log: Path) -> contextlib.AbstractContextManager:
+    return started(argv, page, log, 120, environment={}, failure=VerifyError)
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +91,7 @@ def python_server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
     folder, port = tmp_path_factory.mktemp("server"), free_port()
     (command,) = applied(sweep_of(model), "llama-cpp-python", folder, port).commands
     url = f"http://127.0.0.1:{port}"
-    with started(command.argv, {}, folder / "log", lambda: answers(f"{url}/v1/models"), 120):
+    with running(command.argv, f"{url}/v1/models", folder / "log"):
         yield url
 
 
@@ -241,11 +236,18 @@ def test_a_python_server_of_our_own_is_read_from_its_log_and_ended(model: Path) 
 
 
 def test_a_server_ends_with_us_even_when_we_are_killed(tmp_path: Path) -> None:
-    code = (
-        "import os, signal, sys; from pathlib import Path; from sweeper.apply.verify.processes import started\n"
-        "with started(('sleep', '600'), {}, Path(sys.argv[1]), lambda: True, 5) as pid:\n"
-        "    print(pid, flush=True); os.kill(os.getpid(), signal.SIGKILL)"
-    )
+    code = """
+import os, signal, sys
+from pathlib import Path
+from sweeper.errors import VerifyError
+from sweeper.servers import free_port, started
+port = str(free_port())
+argv = (sys.executable, "-m", "http.server", port, "--bind", "127.0.0.1")
+page = f"http://127.0.0.1:{port}"
+with started(argv, page, Path(sys.argv[1]), 60, environment={}, failure=VerifyError) as process:
+    print(process.pid, flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
     done = subprocess.run(
         [sys.executable, "-c", code, str(tmp_path / "log")], capture_output=True, check=False
     )
@@ -319,7 +321,7 @@ def test_a_router_with_the_preset_that_was_applied(model: Path, llama_server: st
     command = applied(sweep_of(model), "llama-server", tmp_path, port).commands[0]
     url = f"http://127.0.0.1:{port}"
     argv = (llama_server, *command.argv[1:])
-    with started(argv, {}, tmp_path / "log", lambda: answers(f"{url}/health"), 60):
+    with running(argv, f"{url}/health", tmp_path / "log"):
         found = apply.verify(sweep_of(model), 3, apply.VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
     assert found.kept
     assert {check.verdict for check in found.settings} == {
@@ -338,7 +340,7 @@ def test_llama_server_reads_every_hostile_path_from_a_preset(llama_server: str, 
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     argv = (llama_server, "--models-preset", str(preset), "--host", "127.0.0.1", "--port", str(port))
-    with started(argv, {}, tmp_path / "log", lambda: answers(f"{url}/health"), 60):
+    with running(argv, f"{url}/health", tmp_path / "log"):
         models = get(f"{url}/models")["data"]
     read = {m["id"]: from_llama_server_argv(m["status"]["args"]) for m in models}
     assert len(good) > 15

@@ -13,8 +13,8 @@ import pytest
 from process_groups import group_ends
 from tracked_sweep import record
 
+from sweeper.servers import free_port
 from sweeper.tracking import Tracker
-from sweeper.tracking.ui import free_port
 
 FIRST_OPEN = """
 import sys

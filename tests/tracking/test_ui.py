@@ -14,8 +14,9 @@ from headless_page import CHROMIUM, Page
 from process_groups import group_ends
 
 from sweeper.errors import StoreError, SweepMissingError
+from sweeper.servers import free_port
 from sweeper.tracking import ui as ui_module
-from sweeper.tracking.ui import MlflowUi, free_port
+from sweeper.tracking.ui import MlflowUi
 
 
 @pytest.fixture
@@ -126,7 +127,10 @@ HTTPServer(("127.0.0.1", int(sys.argv[1])), Healthy).serve_forever()
 def test_a_server_that_cannot_start_gives_its_last_words(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failing = [sys.executable, "-c", "print('one'); raise SystemExit('no such revision')"]
     monkeypatch.setattr(ui_module, "_command", lambda place, port: failing)
-    with pytest.raises(StoreError, match="did not start: no such revision"), MlflowUi(None, root):
+    with (
+        pytest.raises(StoreError, match=r"ended with 1 before it answered: one \| no such revision"),
+        MlflowUi(None, root),
+    ):
         pass
 
 

@@ -19,7 +19,6 @@ from sweeper.apply.names import alias_for
 from sweeper.apply.run import environment_of, resolve
 from sweeper.apply.targets.llama_cpp_python import model_settings
 from sweeper.apply.verify.client_speed import REPEAT_SECONDS, ClientSpeed, Meter, measure_speed
-from sweeper.apply.verify.processes import free_port, started
 from sweeper.apply.verify.servers import InForce, LlamaCppPythonServer, LlamaServer, Server, detect
 from sweeper.errors import (
     EngineMissingError,
@@ -29,9 +28,9 @@ from sweeper.errors import (
     UsageError,
     VerifyError,
 )
-from sweeper.http import get
 from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing, padded
 from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.servers import free_port, started
 
 ServerKind = Literal["auto", "llama-server", "llama-cpp-python", "ollama"]
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
@@ -345,20 +344,13 @@ def _start(
             # these three go before the file
             environment |= {"HOST": "127.0.0.1", "PORT": str(port), "CONFIG_FILE": str(config)}
             page = f"{url}/v1/models"
-        with started(argv, environment, log, lambda: _answers(page), options.start_timeout_seconds) as pid:
-            yield (
-                LlamaServer(url, pid=pid)
-                if kind == "llama-server"
-                else LlamaCppPythonServer(url, pid=pid, log=log)
-            )
-
-
-def _answers(page: str) -> bool:
-    try:
-        get(page, 2.0)
-    except SweeperError:
-        return False  # not yet: it is still loading
-    return True
+        with started(
+            argv, page, log, options.start_timeout_seconds, environment=environment, failure=VerifyError
+        ) as process:
+            if kind == "llama-server":
+                yield LlamaServer(url, pid=process.pid)
+            else:
+                yield LlamaCppPythonServer(url, pid=process.pid, log=log)
 
 
 def _settings(

@@ -20,9 +20,9 @@ from sweeper.apply.verify.in_force import (
     from_log,
     from_ollama_parameters,
 )
-from sweeper.apply.verify.processes import command_line_of_port
 from sweeper.errors import EngineMissingError, VerifyError
 from sweeper.http import NoSuchPageError, get, post
+from sweeper.servers import command_line_of_port
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,140 @@
+"""Starts a server on this machine, waits until it answers, and ends it together with its children."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from sweeper.errors import EngineMissingError, SweeperError
+from sweeper.http import answers
+
+HOST = "127.0.0.1"
+_END_SECONDS = 10.0  # a server that does not end within this is killed
+_POLL_SECONDS = 0.1
+_LOG_LINES = 8
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def free_port(wished: int = 0) -> int:
+    """``wished`` where it is free on 127.0.0.1, else a free one of the kernel's choice."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # as servers do: no wait after another
+        try:
+            probe.bind((HOST, wished))
+        except OSError:
+            probe.bind((HOST, 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def started(
+    argv: Sequence[str],
+    page: str,
+    log: Path,
+    timeout_seconds: float,
+    *,
+    environment: Mapping[str, str],
+    failure: type[SweeperError],
+) -> Iterator[subprocess.Popen[bytes]]:
+    """Run a server while the block lasts, from when it answers.
+
+    Args:
+        argv: The program and its arguments.
+        page: The address that answers once the server is ready.
+        log: Where its output goes.
+        timeout_seconds: How long it may take until it answers.
+        environment: Variables besides those of this process.
+        failure: What to raise, with the last lines of the log, if it ends or does not answer in time.
+
+    Raises:
+        EngineMissingError: the program cannot be started.
+    """
+    with log.open("wb") as output:
+        try:
+            process = subprocess.Popen(
+                argv,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **environment},
+                start_new_session=True,  # Ctrl-C reaches sweeper alone, which ends the server's whole group
+                preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+            )
+        except OSError as error:
+            raise EngineMissingError(
+                f"cannot start {argv[0]} ({error.strerror}): install it, or name it"
+            ) from error
+    program = " ".join(argv[:3]) if list(argv[1:2]) == ["-m"] else argv[0]
+    deadline = time.monotonic() + timeout_seconds
+    try:
+        while not answers(page):
+            if process.poll() is not None:
+                raise failure(
+                    f"{program} ended with {process.returncode} before it answered: {last_lines(log)}"
+                )
+            if time.monotonic() > deadline:
+                raise failure(f"{program} did not answer within {timeout_seconds:g} s: {last_lines(log)}")
+            time.sleep(_POLL_SECONDS)
+        yield process
+    finally:
+        _signal_group(process, signal.SIGTERM)
+        try:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(_END_SECONDS)
+        finally:
+            _signal_group(process, signal.SIGKILL)  # whatever of the group is left
+            process.wait()
+
+
+def last_lines(log: Path) -> str:
+    """The last lines that a server printed, as one line."""
+    lines = [line.strip() for line in log.read_text("utf-8", "replace").splitlines() if line.strip()]
+    return " | ".join(lines[-_LOG_LINES:]) or "it printed nothing"
+
+
+def command_line_of_port(port: int, pid: int | None = None) -> list[str]:
+    """The command line of the process that listens on a port; empty where this user may not see it."""
+    import psutil
+
+    try:
+        if pid is None:
+            listening = psutil.net_connections(kind="inet")
+            owners = {
+                c.pid
+                for c in listening
+                if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port and c.pid
+            }
+            if len(owners) != 1:
+                return []
+            pid = owners.pop()
+        return list(psutil.Process(pid).cmdline())
+    except psutil.Error:
+        return []
+
+
+def _die_with(parent: int) -> Callable[[], None]:
+    """Asks the kernel to end the server where this process is killed and cannot end it itself.
+
+    The library is loaded here, before the fork: little is safe between fork and exec.
+    """
+    library = ctypes.CDLL(None, use_errno=True)
+
+    def ask() -> None:
+        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it was killed before we asked
+            os._exit(1)
+
+    return ask
+
+
+def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
