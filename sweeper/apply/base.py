@@ -1,4 +1,4 @@
-"""What the targets of ``sweeper apply`` share: their question, their answer, and their Protocol.
+"""What the targets of ``sweeper apply`` share: the request, the draft and the plan.
 
 A target computes text and touches nothing. ``journal.py`` writes, and undoes.
 """
@@ -6,10 +6,9 @@ A target computes text and touches nothing. ``journal.py`` writes, and undoes.
 from __future__ import annotations
 
 import re
-from collections.abc import Container, Mapping
+from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
 
 from sweeper.errors import StoreError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
@@ -36,7 +35,7 @@ class Request:
 
     @property
     def configuration(self) -> Configuration:
-        """The configuration to put into force."""
+        """The configuration to apply."""
         return self.trial.configuration
 
     def target_file(self, default: str) -> Path:
@@ -103,37 +102,18 @@ class ApplyPlan:
         return self.limit_watts is None and all(change.before == change.after for change in self.changes)
 
 
-class Target(Protocol):
-    """One place where a recommended configuration goes. Adapters pass the contract in tests/apply."""
+@dataclass(frozen=True, slots=True)
+class Target:
+    """One place where a recommended configuration goes.
 
-    @property
-    def name(self) -> str:
-        """As typed after ``--to``."""
-        ...
+    ``draft`` reads the files that it merges into and changes nothing. It raises UsageError for a name, path or
+    file that the format cannot hold, and MissingError for a folder that the target needs.
+    """
 
-    @property
-    def summary(self) -> str:
-        """One line for ``--help``."""
-        ...
-
-    @property
-    def default_port(self) -> int:
-        """The port that this kind of server listens on by default."""
-        ...
-
-    @property
-    def default_folder(self) -> Path:
-        """Where its files go when neither a file nor a folder is named."""
-        ...
-
-    def draft(self, request: Request) -> Draft:
-        """What to write. Reads the files that it merges into and changes nothing.
-
-        Raises:
-            UsageError: a name or path that the format cannot hold, or a file that cannot be merged into.
-            MissingError: a folder or program that the target needs.
-        """
-        ...
+    name: str  # as typed after ``--to``
+    draft: Callable[[Request], Draft]
+    default_port: int = 8080
+    default_folder: Path = Path()  # where its files go when the user names neither a file nor a folder
 
 
 def read_existing(path: Path) -> bytes | None:

@@ -6,7 +6,6 @@ in every string, so it is doubled.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,32 +18,21 @@ _IMAGE = "ghcr.io/ggml-org/llama.cpp"
 _INSIDE_PORT = 8080
 
 
-@dataclass(frozen=True, slots=True)
-class Compose:
-    """A service of ``compose.yaml``."""
-
-    name: str = "compose"
-    summary: str = "a service in compose.yaml with llama.cpp's server image"
-    default_port: int = 8080
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The file with our service in it; every other byte stays."""
-        path = request.target_file("compose.yaml")
-        service = slug(request.name).lower()
-        existing = read_text(path)
-        text = with_entry(existing or "", "services", service, service_of(request), str(path))
-        says = (
-            "a new file" if existing is None else f"sets services.{service} and keeps the rest byte for byte"
-        )
-        start = ("docker", "compose", "-f", str(path), "up", "-d", service)
-        return Draft(
-            files=(change(path, text, says),),
-            commands=(Command("start it", start),),
-            notes=(
-                "the image holds a llama.cpp of its own, not the one that was measured: run `sweeper verify`",
-            ),
-        )
+def draft(request: Request) -> Draft:
+    """The file with our service in it; every other byte stays."""
+    path = request.target_file("compose.yaml")
+    service = slug(request.name).lower()
+    existing = read_text(path)
+    text = with_entry(existing or "", "services", service, service_of(request), str(path))
+    says = "a new file" if existing is None else f"sets services.{service} and keeps the rest byte for byte"
+    start = ("docker", "compose", "-f", str(path), "up", "-d", service)
+    return Draft(
+        files=(change(path, text, says),),
+        commands=(Command("start it", start),),
+        notes=(
+            "the image holds a llama.cpp of its own, not the one that was measured: run `sweeper verify`",
+        ),
+    )
 
 
 def service_of(request: Request) -> dict[str, Any]:

@@ -6,33 +6,22 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass
-from pathlib import Path
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change
 from sweeper.apply.llama_options import check_alias, model_options
 
 
-@dataclass(frozen=True, slots=True)
-class Env:
-    """``LLAMA_ARG_…`` variables."""
-
-    name: str = "env"
-    summary: str = "a shell file with llama-server's LLAMA_ARG_… variables"
-    default_port: int = 8080
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The whole file; one that is there is replaced."""
-        path = request.target_file("llama-server.env")
-        lines = [f"{name}={shlex.quote(value)}" for name, value in variables(request).items()]
-        rest = [word for option in model_options(request) if not option.environment for word in option.argv()]
-        script = f"set -a; . {shlex.quote(str(path))}; exec llama-server {shlex.join(rest)}"
-        head = "# every setting but --threads-batch, which llama-server takes on its command line only\n"
-        return Draft(
-            files=(change(path, head + "".join(f"{line}\n" for line in lines)),),
-            commands=(Command("start llama-server with it", ("sh", "-c", script)),),
-        )
+def draft(request: Request) -> Draft:
+    """The whole file; one that is there is replaced."""
+    path = request.target_file("llama-server.env")
+    lines = [f"{name}={shlex.quote(value)}" for name, value in variables(request).items()]
+    rest = [word for option in model_options(request) if not option.environment for word in option.argv()]
+    script = f"set -a; . {shlex.quote(str(path))}; exec llama-server {shlex.join(rest)}"
+    head = "# every setting but --threads-batch, which llama-server takes on its command line only\n"
+    return Draft(
+        files=(change(path, head + "".join(f"{line}\n" for line in lines)),),
+        commands=(Command("start llama-server with it", ("sh", "-c", script)),),
+    )
 
 
 def variables(request: Request) -> dict[str, str]:

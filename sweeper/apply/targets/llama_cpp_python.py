@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -49,39 +48,30 @@ def model_settings(configuration: Configuration, model_path: str, name: str) -> 
     }
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaCppPython:
-    """JSON configuration of ``python -m llama_cpp.server``."""
-
-    name: str = "llama-cpp-python"
-    summary: str = "JSON file for `python -m llama_cpp.server --config_file`"
-    default_port: int = 8000
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The file with our model first, since the server loads its first model; others stay in it."""
-        path = request.target_file("llama-cpp-python.json")
-        ours = model_settings(request.configuration, request.model_path, request.name)
-        existing = _existing(path)
-        models: list[dict[str, Any]] = existing.get("models", [])
-        others = [m for m in models if m.get("model_alias") != request.name]
-        before = next((m for m in models if m.get("model_alias") == request.name), {})
-        settings = {
-            **existing,
-            "host": LOOPBACK,
-            "port": request.port,
-            "models": [{**before, **ours}, *others],
-        }
-        text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
-        argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
-        return Draft(
-            files=(change(path, text, _says(existing, others)),),
-            commands=(Command("start the server", argv, request.environment),),
-            notes=(
-                "HOST, PORT and CONFIG_FILE in the server's environment go before this file",
-                *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
-            ),
-        )
+def draft(request: Request) -> Draft:
+    """The file with our model first, since the server loads its first model; others stay in it."""
+    path = request.target_file("llama-cpp-python.json")
+    ours = model_settings(request.configuration, request.model_path, request.name)
+    existing = _existing(path)
+    models: list[dict[str, Any]] = existing.get("models", [])
+    others = [m for m in models if m.get("model_alias") != request.name]
+    before = next((m for m in models if m.get("model_alias") == request.name), {})
+    settings = {
+        **existing,
+        "host": LOOPBACK,
+        "port": request.port,
+        "models": [{**before, **ours}, *others],
+    }
+    text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
+    return Draft(
+        files=(change(path, text, _says(existing, others)),),
+        commands=(Command("start the server", argv, request.environment),),
+        notes=(
+            "HOST, PORT and CONFIG_FILE in the server's environment go before this file",
+            *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
+        ),
+    )
 
 
 def _existing(path: Path) -> dict[str, Any]:

@@ -7,8 +7,6 @@ comment anywhere in a value, and a section's name ends at the first ``]``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
-from pathlib import Path
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
 from sweeper.apply.llama_options import Option, model_options, server_argv
@@ -20,36 +18,25 @@ _KEY = re.compile(r"^[ \t]*([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
 _RESERVED = ("*", "default")  # the section for all models, and the one of lines before any header
 
 
-@dataclass(frozen=True, slots=True)
-class LlamaServer:
-    """Router preset INI and plain command line."""
-
-    name: str = "llama-server"
-    summary: str = "preset file for `llama-server --models-preset`, and the plain command line"
-    default_port: int = 8080
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The preset with our section in it; what else the file holds stays as it is."""
-        path = request.target_file("llama-server.ini")
-        options = model_options(request)
-        _check(request)
-        existing = read_text(path)
-        text = _merge(existing or "", request.name, options) if existing else _fresh(request.name, options)
-        router = (self.name, "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
-        return Draft(
-            files=(change(path, text, _says(existing, request.name)),),
-            commands=(
-                Command(
-                    "start llama-server with every model of the preset file", router, request.environment
-                ),
-                Command("or with this model alone", server_argv(request), request.environment),
-            ),
-            notes=(
-                "llama-server passes its own command line and its LLAMA_ARG_… environment on to every model, "
-                "above the preset: start it with no more options than these",
-            ),
-        )
+def draft(request: Request) -> Draft:
+    """The preset with our section in it; what else the file holds stays as it is."""
+    path = request.target_file("llama-server.ini")
+    options = model_options(request)
+    _check(request)
+    existing = read_text(path)
+    text = _merge(existing or "", request.name, options) if existing else _fresh(request.name, options)
+    router = ("llama-server", "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
+    return Draft(
+        files=(change(path, text, _says(existing, request.name)),),
+        commands=(
+            Command("start llama-server with every model of the preset file", router, request.environment),
+            Command("or with this model alone", server_argv(request), request.environment),
+        ),
+        notes=(
+            "llama-server passes its own command line and its LLAMA_ARG_… environment on to every model, "
+            "above the preset: start it with no more options than these",
+        ),
+    )
 
 
 def _check(request: Request) -> None:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from sweeper.apply.base import Draft, Request, not_settable
 from sweeper.parameters import TUNABLES, Configuration
 
@@ -12,18 +9,9 @@ from sweeper.parameters import TUNABLES, Configuration
 SETTABLE = {*(t.name for t in TUNABLES.values() if t.lm_studio), "n_ubatch", "n_threads_batch"}
 
 
-@dataclass(frozen=True, slots=True)
-class LmStudio:
-    """Steps in LM Studio's window."""
-
-    name: str = "lm-studio"
-    summary: str = "the steps in LM Studio, which has no file for a model's settings"
-    default_port: int = 1234
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """Nothing to write."""
-        return Draft(snippet=steps(request), notes=_cannot(request.configuration))
+def draft(request: Request) -> Draft:
+    """Nothing to write."""
+    return Draft(snippet=steps(request), notes=_cannot(request.configuration))
 
 
 def steps(request: Request) -> str:

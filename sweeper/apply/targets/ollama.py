@@ -6,8 +6,6 @@ dropped (``parser/parser.go`` of Ollama). What Ollama has no setting for is said
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable
@@ -24,38 +22,29 @@ SETTABLE = {
 CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
 
 
-@dataclass(frozen=True, slots=True)
-class Ollama:
-    """Modelfile, drop-in, and the steps."""
-
-    name: str = "ollama"
-    summary: str = "a Modelfile, a systemd drop-in for the server's variables, and the steps"
-    default_port: int = 11434
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """Both files beside each other; only the steps touch Ollama itself."""
-        path = request.target_file("Modelfile")
-        conf = path.with_name(path.name + ".ollama-service.conf")
-        name = slug(request.name)
-        place = "/etc/systemd/system/ollama.service.d/sweeper.conf"
-        return Draft(
-            files=(
-                change(path, modelfile(request), "the model"),
-                change(conf, drop_in(request), "for the whole server"),
+def draft(request: Request) -> Draft:
+    """Both files beside each other; only the steps touch Ollama itself."""
+    path = request.target_file("Modelfile")
+    conf = path.with_name(path.name + ".ollama-service.conf")
+    name = slug(request.name)
+    place = "/etc/systemd/system/ollama.service.d/sweeper.conf"
+    return Draft(
+        files=(
+            change(path, modelfile(request), "the model"),
+            change(conf, drop_in(request), "for the whole server"),
+        ),
+        commands=(
+            Command(
+                "give the server its variables", ("sudo", "install", "-D", "-m", "0644", str(conf), place)
             ),
-            commands=(
-                Command(
-                    "give the server its variables", ("sudo", "install", "-D", "-m", "0644", str(conf), place)
-                ),
-                Command("make systemd read them", ("sudo", "systemctl", "daemon-reload")),
-                Command("restart Ollama", ("sudo", "systemctl", "restart", "ollama")),
-                Command("make the model", ("ollama", "create", name, "-f", str(path))),
-                Command("run it", ("ollama", "run", name)),
-            ),
-            notes=_cannot(request.configuration),
-            undo=(f"Ollama keeps what it was given: ollama rm {name}; sudo rm {place}; restart it",),
-        )
+            Command("make systemd read them", ("sudo", "systemctl", "daemon-reload")),
+            Command("restart Ollama", ("sudo", "systemctl", "restart", "ollama")),
+            Command("make the model", ("ollama", "create", name, "-f", str(path))),
+            Command("run it", ("ollama", "run", name)),
+        ),
+        notes=_cannot(request.configuration),
+        undo=(f"Ollama keeps what it was given: ollama rm {name}; sudo rm {place}; restart it",),
+    )
 
 
 def modelfile(request: Request) -> str:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from pathlib import Path
-
 from sweeper.apply.base import Draft, Request, change, not_settable
 from sweeper.apply.targets.llama_cpp_python import SETTABLE, model_settings
 
@@ -12,22 +9,13 @@ from sweeper.apply.targets.llama_cpp_python import SETTABLE, model_settings
 _SERVER_ONLY = ("model", "model_alias", "cache")
 
 
-@dataclass(frozen=True, slots=True)
-class PythonSnippet:
-    """Code to paste, or a file where one is named."""
-
-    name: str = "python"
-    summary: str = "Python code that loads the model with llama-cpp-python"
-    default_port: int = 8000
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The code; written only where the user named a file."""
-        text = snippet(request)
-        notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
-        if request.file is None:
-            return Draft(snippet=text, notes=notes)
-        return Draft(files=(change(request.target_file(""), text, "the whole file"),), notes=notes)
+def draft(request: Request) -> Draft:
+    """The code; written only where the user named a file."""
+    text = snippet(request)
+    notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
+    if request.file is None:
+        return Draft(snippet=text, notes=notes)
+    return Draft(files=(change(request.target_file(""), text, "the whole file"),), notes=notes)
 
 
 def snippet(request: Request) -> str:

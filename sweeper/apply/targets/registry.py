@@ -1,49 +1,44 @@
-"""The targets of ``sweeper apply --to`` by name."""
+"""The targets of ``sweeper apply --to``, in the order in which help shows them."""
 
 from __future__ import annotations
 
 from sweeper.apply.base import Target
-from sweeper.apply.targets.compose import Compose
-from sweeper.apply.targets.env import Env
-from sweeper.apply.targets.llama_cpp_python import LlamaCppPython
-from sweeper.apply.targets.llama_server import LlamaServer
-from sweeper.apply.targets.llama_swap import LlamaSwap
-from sweeper.apply.targets.lm_studio import LmStudio
-from sweeper.apply.targets.ollama import Ollama
-from sweeper.apply.targets.python_snippet import PythonSnippet
-from sweeper.apply.targets.systemd import Systemd
-from sweeper.apply.targets.textgen import Textgen
+from sweeper.apply.targets import (
+    compose,
+    env,
+    llama_cpp_python,
+    llama_server,
+    llama_swap,
+    lm_studio,
+    ollama,
+    python_snippet,
+    systemd,
+    textgen,
+)
 from sweeper.errors import UsageError
 
-
-def targets() -> tuple[Target, ...]:
-    """Every target, in the order in which help shows them."""
-    return (
-        LlamaServer(),
-        LlamaCppPython(),
-        Ollama(),
-        LlamaSwap(),
-        Textgen(),
-        Compose(),
-        Systemd(),
-        Env(),
-        PythonSnippet(),
-        LmStudio(),
-    )
+_TARGETS = (
+    Target("llama-server", llama_server.draft),
+    Target("llama-cpp-python", llama_cpp_python.draft, default_port=8000),
+    Target("ollama", ollama.draft, default_port=11434),
+    Target("llama-swap", llama_swap.draft),
+    Target("textgen", textgen.draft, default_port=5000),
+    Target("compose", compose.draft),
+    Target("systemd", systemd.draft, default_folder=systemd.FOLDER),
+    Target("env", env.draft),
+    Target("python", python_snippet.draft, default_port=8000),
+    Target("lm-studio", lm_studio.draft, default_port=1234),
+)
 
 
 def target_names() -> tuple[str, ...]:
     """The words that ``--to`` takes."""
-    return tuple(target.name for target in targets())
+    return tuple(target.name for target in _TARGETS)
 
 
 def target(name: str) -> Target:
-    """The target of that name.
-
-    Raises:
-        UsageError: names those that there are.
-    """
-    for candidate in targets():
+    """The target of that name; UsageError, with the names that exist, where there is none."""
+    for candidate in _TARGETS:
         if candidate.name == name:
             return candidate
     raise UsageError(f"no target is called {name!r}: one of {', '.join(target_names())}")

@@ -7,7 +7,6 @@ those of systemd.service(5) and systemd.unit(5): ``%`` and ``$`` are doubled, wo
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.apply.base import Command, Draft, FileChange, Request, change
@@ -20,50 +19,39 @@ SERVICE = "llama-server.service"
 LIMIT_SERVICE = "sweeper-power-limit.service"
 
 
-@dataclass(frozen=True, slots=True)
-class Systemd:
-    """A service drop-in, and a oneshot unit that sets the power limit at boot."""
-
-    name: str = "systemd"
-    summary: str = "a drop-in for llama-server.service, and a unit that sets the power limit at every boot"
-    default_port: int = 8080
-    default_folder: Path = FOLDER
-
-    def draft(self, request: Request) -> Draft:
-        """The units, in ``/etc/systemd/system`` unless another folder is named."""
-        folder = request.folder.expanduser().absolute()
-        if request.file is not None:
-            folder = request.file.expanduser().absolute().parent
-        main = request.target_file(f"{SERVICE}.d/sweeper.conf")
-        files: list[FileChange] = []
-        base = folder / SERVICE
-        if not any((place / SERVICE).exists() for place in (folder, *_VENDOR_FOLDERS)) or _is_ours(base):
-            files.append(change(base, _service(), "a whole service, since there is none of that name yet"))
-        files.append(change(main, drop_in(request), "what the service runs"))
-        limit = _limit_unit(request)
-        units = [SERVICE]
-        if limit is not None:
-            files.append(change(folder / LIMIT_SERVICE, limit, "sets the power limit at every boot"))
-            units.insert(0, LIMIT_SERVICE)
-        notes = [] if limit or request.configuration.power_limit_watts is None else [_no_device(request)]
-        if files[0].path == base:
-            notes.append("the service runs as a user of its own, who must be able to read the model")
-        return Draft(
-            files=tuple(files),
-            commands=(
-                Command("make systemd read the units", ("sudo", "systemctl", "daemon-reload")),
-                Command("start them now and at every boot", ("sudo", "systemctl", "enable", "--now", *units)),
-                Command(
-                    "take up the change where they run already", ("sudo", "systemctl", "restart", *units)
-                ),
-            ),
-            notes=tuple(notes),
-            undo=(
-                f"stop what still runs: sudo systemctl disable --now {' '.join(units)}; "
-                "sudo systemctl daemon-reload",
-            ),
-            sets_power_limit=limit is not None,
-        )
+def draft(request: Request) -> Draft:
+    """The units, in ``/etc/systemd/system`` unless another folder is named."""
+    folder = request.folder.expanduser().absolute()
+    if request.file is not None:
+        folder = request.file.expanduser().absolute().parent
+    main = request.target_file(f"{SERVICE}.d/sweeper.conf")
+    files: list[FileChange] = []
+    base = folder / SERVICE
+    if not any((place / SERVICE).exists() for place in (folder, *_VENDOR_FOLDERS)) or _is_ours(base):
+        files.append(change(base, _service(), "a whole service, since there is none of that name yet"))
+    files.append(change(main, drop_in(request), "what the service runs"))
+    limit = _limit_unit(request)
+    units = [SERVICE]
+    if limit is not None:
+        files.append(change(folder / LIMIT_SERVICE, limit, "sets the power limit at every boot"))
+        units.insert(0, LIMIT_SERVICE)
+    notes = [] if limit or request.configuration.power_limit_watts is None else [_no_device(request)]
+    if files[0].path == base:
+        notes.append("the service runs as a user of its own, who must be able to read the model")
+    return Draft(
+        files=tuple(files),
+        commands=(
+            Command("make systemd read the units", ("sudo", "systemctl", "daemon-reload")),
+            Command("start them now and at every boot", ("sudo", "systemctl", "enable", "--now", *units)),
+            Command("take up the change where they run already", ("sudo", "systemctl", "restart", *units)),
+        ),
+        notes=tuple(notes),
+        undo=(
+            f"stop what still runs: sudo systemctl disable --now {' '.join(units)}; "
+            "sudo systemctl daemon-reload",
+        ),
+        sets_power_limit=limit is not None,
+    )
 
 
 def word(text: str) -> str:

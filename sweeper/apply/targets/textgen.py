@@ -8,7 +8,6 @@ read: ``flag=value,flag=value``.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -27,36 +26,25 @@ _OWN_KEYS = {
 _OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # that every version of it takes
 
 
-@dataclass(frozen=True, slots=True)
-class Textgen:
-    """An entry in text-generation-webui's settings."""
-
-    name: str = "textgen"
-    summary: str = "an entry in text-generation-webui's user_data/models/config-user.yaml"
-    default_port: int = 5000
-    default_folder: Path = Path()
-
-    def draft(self, request: Request) -> Draft:
-        """The settings with our model's entry last; every other byte stays."""
-        path = request.target_file("user_data/models/config-user.yaml")
-        if request.file is None and not path.parent.is_dir():
-            raise MissingError(
-                f"{path.parent} is not there: run this in text-generation-webui's folder, "
-                "or name the file with --file"
-            )
-        file_name = Path(request.model_path).name
-        existing = read_text(path)
-        key = _key(existing or "", file_name)
-        text = with_entry(existing or "", None, key, settings(request.configuration), str(path))
-        notes = [
-            f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"
-        ]
-        if request.environment:
-            words = " ".join(f"{k}={v}" for k, v in request.environment.items())
-            notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
-        notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
-        says = "a new file" if existing is None else f"sets {key} and keeps the rest byte for byte"
-        return Draft(files=(change(path, text, says),), notes=tuple(notes))
+def draft(request: Request) -> Draft:
+    """The settings with our model's entry last; every other byte stays."""
+    path = request.target_file("user_data/models/config-user.yaml")
+    if request.file is None and not path.parent.is_dir():
+        raise MissingError(
+            f"{path.parent} is not there: run this in text-generation-webui's folder, "
+            "or name the file with --file"
+        )
+    file_name = Path(request.model_path).name
+    existing = read_text(path)
+    key = _key(existing or "", file_name)
+    text = with_entry(existing or "", None, key, settings(request.configuration), str(path))
+    notes = [f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"]
+    if request.environment:
+        words = " ".join(f"{k}={v}" for k, v in request.environment.items())
+        notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
+    notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
+    says = "a new file" if existing is None else f"sets {key} and keeps the rest byte for byte"
+    return Draft(files=(change(path, text, says),), notes=tuple(notes))
 
 
 def pattern_of(file_name: str) -> str:
