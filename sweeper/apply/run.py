@@ -84,6 +84,9 @@ def plan(
     words = pick if isinstance(pick, str) else ""
     place = target_named(target)
     model = model_file(record, trial)
+    port = options.port or place.default_port
+    if not 0 < port < 65536:
+        raise UsageError(f"port {port} does not exist: 1 to 65535")
     request = Request(
         record=record,
         trial=trial,
@@ -91,7 +94,7 @@ def plan(
         name=check_text(
             "the name", options.name or alias_for(record.model.name, trial.configuration.quant, words)
         ),
-        port=_port(options.port or place.default_port),
+        port=port,
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
         environment=environment_of(record),
@@ -166,12 +169,6 @@ def run(
         )
     entry = write_plan(made, root=root, limit=limit)
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
-
-
-def _port(port: int) -> int:
-    if not 0 < port < 65536:
-        raise UsageError(f"port {port} does not exist: 1 to 65535")
-    return port
 
 
 def environment_of(record: SweepRecord) -> Mapping[str, str]:

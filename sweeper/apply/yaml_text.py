@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
 
+from sweeper.apply.base import FileChange, change, read_text
 from sweeper.errors import UsageError
 
 # PyYAML counts these ends of lines in its marks.
@@ -40,6 +42,14 @@ def _represent_string(writer: _Writer, text: str) -> yaml.ScalarNode:
 
 
 _Writer.add_representer(str, _represent_string)
+
+
+def entry_change(path: Path, parent: str | None, key: str, entry: Mapping[str, Any]) -> FileChange:
+    """The change that sets one entry of a YAML file; see `with_entry`."""
+    existing = read_text(path)
+    place = f"{parent}.{key}" if parent else key
+    says = "a new file" if existing is None else f"sets {place} and keeps the rest byte for byte"
+    return change(path, with_entry(existing or "", parent, key, entry, str(path)), says)
 
 
 def with_entry(text: str, parent: str | None, key: str, entry: Mapping[str, Any], where: str) -> str:

@@ -9,10 +9,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, read_text
+from sweeper.apply.base import LOOPBACK, Command, Draft, Request
 from sweeper.apply.llama_options import server_argv
 from sweeper.apply.names import slug
-from sweeper.apply.yaml_text import with_entry
+from sweeper.apply.yaml_text import entry_change
 
 _IMAGE = "ghcr.io/ggml-org/llama.cpp"
 _INSIDE_PORT = 8080
@@ -22,12 +22,9 @@ def draft(request: Request) -> Draft:
     """The file with our service in it; every other byte stays."""
     path = request.target_file("compose.yaml")
     service = slug(request.name).lower()
-    existing = read_text(path)
-    text = with_entry(existing or "", "services", service, service_of(request), str(path))
-    says = "a new file" if existing is None else f"sets services.{service} and keeps the rest byte for byte"
     start = ("docker", "compose", "-f", str(path), "up", "-d", service)
     return Draft(
-        files=(change(path, text, says),),
+        files=(entry_change(path, "services", service, service_of(request)),),
         commands=(Command("start it", start),),
         notes=(
             "the image holds a llama.cpp of its own, not the one that was measured: run `sweeper verify`",

@@ -13,8 +13,8 @@ from typing import Any
 
 import yaml
 
-from sweeper.apply.base import Draft, Request, change, on_off, read_text
-from sweeper.apply.yaml_text import with_entry
+from sweeper.apply.base import Draft, Request, on_off, read_text
+from sweeper.apply.yaml_text import entry_change
 from sweeper.errors import MissingError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
 
@@ -35,16 +35,13 @@ def draft(request: Request) -> Draft:
             "or name the file with --file"
         )
     file_name = Path(request.model_path).name
-    existing = read_text(path)
-    key = _key(existing or "", file_name)
-    text = with_entry(existing or "", None, key, settings(request.configuration), str(path))
+    key = _key(read_text(path) or "", file_name)
     notes = [f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"]
     if request.environment:
         words = " ".join(f"{k}={v}" for k, v in request.environment.items())
         notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
     notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
-    says = "a new file" if existing is None else f"sets {key} and keeps the rest byte for byte"
-    return Draft(files=(change(path, text, says),), notes=tuple(notes))
+    return Draft(files=(entry_change(path, None, key, settings(request.configuration)),), notes=tuple(notes))
 
 
 def pattern_of(file_name: str) -> str:

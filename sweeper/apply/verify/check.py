@@ -402,28 +402,20 @@ def _figures(
     ]
     if meter is not None:
         rows.append(("watts", speed.watts, None, False))
-    comparable = meter is None or _same_sensor(record.power, meter.source)
     checks = []
-    for metric, found, own, more in rows:
+    for metric, found, own, more_is_better in rows:
         promised = trial.metrics.get(metric)
+        verdict: Verdict = "unknown"
         if promised is None:
-            checks.append(
-                FigureCheck(metric, None, found, own, "unknown", "the sweep promised no such figure")
-            )
+            says = "the sweep promised no such figure"
         elif found is None:
-            checks.append(
-                FigureCheck(metric, promised, None, own, "unknown", missing.get(metric, "not measured"))
-            )
-        elif metric == "watts" and not comparable:
+            says = missing.get(metric, "not measured")
+        elif metric == "watts" and meter is not None and not _same_sensor(record.power, meter.source):
             says = "measured on another sensor than the sweep: not compared"
-            checks.append(FigureCheck(metric, promised, found, own, "unknown", says))
         else:
-            verdict = judge(promised, found, tolerance, more_is_better=more)
-            checks.append(
-                FigureCheck(
-                    metric, promised, found, own, verdict, _says(metric, promised, found, tolerance, verdict)
-                )
-            )
+            verdict = judge(promised, found, tolerance, more_is_better=more_is_better)
+            says = _says(metric, promised, found, tolerance, verdict)
+        checks.append(FigureCheck(metric, promised, found, own, verdict, says))
     return tuple(checks)
 
 

@@ -33,20 +33,7 @@ _PROMPT_FILL = 0.97  # of the workload's prompt length: a salt of other digits m
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
 _POWER_SECONDS = 2.0  # ... and at least this
 _POWER_REPEATS = 3
-_WORDS = (
-    "time",
-    "water",
-    "light",
-    "stone",
-    "river",
-    "music",
-    "paper",
-    "green",
-    "seven",
-    "north",
-    "cloud",
-    "glass",
-)
+_WORDS = ("time", "water", "light", "stone", "river", "music", "paper", "green", "seven", "north", "cloud")
 
 
 class PowerWindow(Protocol):
@@ -146,7 +133,7 @@ def measure_speed(
     decode = _reading(speeds)
     missing: list[tuple[str, str]] = []
     prefill, own_prefill, prompt_tokens = _prefill(
-        server, name, workload, n_ctx, decode.median, (repeats, repeat_seconds), missing, progress
+        server, name, workload, n_ctx, decode.median, repeats, repeat_seconds, missing, progress
     )
     watts = _watts(server, name, plan, meter, missing, progress, clock)
     return ClientSpeed(
@@ -217,11 +204,11 @@ def _prefill(
     workload: Workload,
     n_ctx: int,
     decode: float,
-    repeats_of_seconds: tuple[int, float],
+    repeats: int,
+    repeat_seconds: float,
     missing: list[tuple[str, str]],
     progress: Callable[[str], None],
 ) -> tuple[Reading | None, Reading | None, int]:
-    repeats, repeat_seconds = repeats_of_seconds
     wanted = min(workload.prompt_tokens, n_ctx - 16)
     words = _calibrate(server, name, wanted, n_ctx)
     speeds: list[float] = []

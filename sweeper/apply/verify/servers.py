@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -70,16 +70,12 @@ class Server(Protocol):
         ...
 
 
-Clock = Callable[[], float]
-
-
 @dataclass(slots=True)
 class LlamaServer:
     """llama.cpp's own server, alone or as a router."""
 
     url: str
     kind: str = "llama-server"
-    clock: Clock = time.perf_counter
     pid: int | None = None  # where we started it
 
     def offered(self) -> Mapping[str, str | None]:
@@ -115,9 +111,7 @@ class LlamaServer:
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         """``ignore_eos`` keeps a model from ending early; greedy, so that sampling costs least."""
         body = {"model": name, "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
-        started = self.clock()
-        answer = post(f"{self.url}/completion", body)
-        seconds = self.clock() - started
+        answer, seconds = _timed_post(f"{self.url}/completion", body)
         timings = answer.get("timings") or {}
         return Generation(
             prompt_tokens=int(answer["tokens_evaluated"]),
@@ -134,7 +128,6 @@ class LlamaCppPythonServer:
 
     url: str
     kind: str = "llama-cpp-python"
-    clock: Clock = time.perf_counter
     pid: int | None = None
     log: Path | None = None  # where we started it, verbose
     _hold: bool = field(default=False, init=False)  # whether the model ended early without being held
@@ -186,9 +179,7 @@ class LlamaCppPythonServer:
         body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
         if self._hold:
             body["min_tokens"] = tokens
-        started = self.clock()
-        answer = post(f"{self.url}/v1/completions", body)
-        seconds = self.clock() - started
+        answer, seconds = _timed_post(f"{self.url}/v1/completions", body)
         usage = answer["usage"]
         return Generation(int(usage["prompt_tokens"]), int(usage["completion_tokens"]), seconds)
 
@@ -199,7 +190,6 @@ class OllamaServer:
 
     url: str
     kind: str = "ollama"
-    clock: Clock = time.perf_counter
 
     def offered(self) -> Mapping[str, str | None]:
         """Every model it has, with and without the tag ``latest``."""
@@ -226,9 +216,7 @@ class OllamaServer:
         """Raw, so that no template lengthens the prompt."""
         options = {"num_predict": tokens, "temperature": 0}
         body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
-        started = self.clock()
-        answer = post(f"{self.url}/api/generate", body)
-        seconds = self.clock() - started
+        answer, seconds = _timed_post(f"{self.url}/api/generate", body)
         return Generation(
             prompt_tokens=int(answer.get("prompt_eval_count") or 0),
             generated_tokens=int(answer.get("eval_count") or 0),
@@ -238,13 +226,6 @@ class OllamaServer:
                 answer.get("prompt_eval_count"), answer.get("prompt_eval_duration")
             ),
         )
-
-
-KINDS: Mapping[str, Callable[[str], Server]] = {
-    "llama-server": LlamaServer,
-    "llama-cpp-python": LlamaCppPythonServer,
-    "ollama": OllamaServer,
-}
 
 
 def detect(url: str) -> Server:
@@ -269,8 +250,15 @@ def detect(url: str) -> Server:
         return LlamaCppPythonServer(url)
     except NoSuchPageError:
         raise EngineMissingError(
-            f"what answers at {url} is none of {', '.join(KINDS)}: give the address of one with --url"
+            f"what answers at {url} is none of llama-server, llama-cpp-python, ollama: "
+            "give the address of one with --url"
         ) from None
+
+
+def _timed_post(url: str, body: dict[str, Any]) -> tuple[Any, float]:
+    started = time.perf_counter()
+    answer = post(url, body)
+    return answer, time.perf_counter() - started
 
 
 def _options(argv: list[str]) -> dict[str, Any]:
