@@ -193,9 +193,9 @@ def rollback(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """`sweeper verify`. The table first, then VerifyError where the promise is not kept."""
-    from sweeper.apply.verify.check import VerifyOptions
     from sweeper.apply.verify.check import verify as check
     from sweeper.apply.verify.engine_now import speeds_of_engine
+    from sweeper.apply.verify.find import VerifyOptions
     from sweeper.apply.verify.text import render_verification, verification_to_plain
 
     record = load_record(options.root, options.sweep, real=True)

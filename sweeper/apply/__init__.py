@@ -8,7 +8,8 @@ from sweeper.apply.journal import last_to_undo, rollback, write_plan
 from sweeper.apply.run import Options, plan, resolve, run
 from sweeper.apply.targets.registry import target_names
 from sweeper.apply.text import render_outcome, render_undone
-from sweeper.apply.verify.check import VerifyOptions, verify
+from sweeper.apply.verify.check import verify
+from sweeper.apply.verify.find import VerifyOptions
 from sweeper.apply.verify.text import render_verification, verification_to_plain
 
 __all__ = [

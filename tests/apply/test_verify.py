@@ -148,7 +148,7 @@ def test_where_the_engine_is_as_slow_now_the_machine_is_named_and_not_the_server
     assert found.figures[0].says.endswith(
         "sweeper's own engine gives 0.1 tok/s now, -100.0 % against the sweep: the machine, not the server"
     )
-    assert "the server gives what this machine gives now" in apply.render_verification(found)
+    assert "the server is as fast as the engine is now" in apply.render_verification(found)
 
 
 def test_where_the_engine_is_as_fast_as_promised_the_server_is_to_blame(
@@ -437,7 +437,7 @@ def test_ollama_by_its_api(model: Path) -> None:
     assert decode.found.median == pytest.approx(25.0)  # it ends early, so its own figure is taken
     assert prefill.own is not None
     assert prefill.own.median == pytest.approx(400.0, rel=1e-3)
-    assert "not told by the server: " in apply.render_verification(found)
+    assert "not reported by the server: " in apply.render_verification(found)
 
 
 def test_ollama_with_another_model_and_context(model: Path) -> None:

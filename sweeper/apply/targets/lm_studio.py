@@ -1,4 +1,4 @@
-"""LM Studio: it documents no file for a model's settings, so these are the steps."""
+"""LM Studio: it documents no file for a model's settings, so sweeper shows the steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ SETTABLE = {*(t.name for t in TUNABLES.values() if t.lm_studio), "n_ubatch", "n_
 
 
 def draft(request: Request) -> Draft:
-    """Nothing to write."""
+    """No file to write, only steps."""
     return Draft(snippet=steps(request), notes=_cannot(request.configuration))
 
 

@@ -1,1 +1,1 @@
-"""Measuring a running server against what was promised."""
+"""Measures a running server and compares it with what the sweep promised."""

@@ -1,8 +1,8 @@
-"""A server's speed as its client sees it: from whole answers, by differences that leave overheads out.
+"""Measures a server's speed as its client sees it, by differences in which overheads cancel out.
 
-Decode: two answers to one prompt, one of them longer by a known number of tokens. Their difference in time is
-those tokens alone: connection, JSON, tokenising and the prompt are in both. Prefill: a prompt that is new to
-the server, and the same one with a word more, which comes from its prefix cache; the difference is the work.
+Decode: two answers to one prompt, one of them longer by a known number of tokens. The difference in time is
+the time for those tokens, since connection, JSON, tokenising and the prompt are in both. Prefill: a prompt that
+is new to the server, and the same prompt with one more word, which the server's prefix cache holds.
 """
 
 from __future__ import annotations
@@ -19,16 +19,16 @@ from sweeper.errors import VerifyError
 from sweeper.records import EnergyReading, PowerSource, Reading, Workload
 from sweeper.stats import interval, median
 
-_STEADY_FRACTION = 0.05  # two answers in a row this near each other end the warm-up
-_WARMUP_PAIRS = 4  # ... and so many end it anyway: loading and page faults are over by then
+_STEADY_FRACTION = 0.05  # two answers in a row that differ by less end the warm-up
+_WARMUP_PAIRS = 4  # ... and this many pairs end it anyway: loading and page faults are over by then
 REPEAT_SECONDS = 1.0  # a repeat lasts about this, so that a scheduler's tick of 4 ms is under 1 % of it
-_MOST_PAIRS = 20  # ... but no more pairs than this
-_LONGEST_ANSWER_SECONDS = 20.0  # a slow model's answers are cut to this: by then their speed shows
-_LEAST_TOKENS = 16  # ... but not below so many tokens
+_MOST_PAIRS = 20  # of answers in a repeat
+_LONGEST_ANSWER_SECONDS = 20.0  # a slow model's answers are cut to this, which is enough to measure speed
+_LEAST_TOKENS = 16  # ... but not below this many tokens
 _PROBE_WORDS = (12, 36)
-_SMALL_PROBE_WORDS = (2, 8)  # where the context holds under this many tokens
+_SMALL_PROBE_WORDS = (2, 8)  # in a context below _SMALL_CONTEXT tokens
 _SMALL_CONTEXT = 512
-_MORE_PAIRS = 3  # where noise made the longer answers the faster ones
+_MORE_PAIRS = 3  # if noise made the longer answers the faster ones
 _PROMPT_FILL = 0.97  # of the workload's prompt length: a salt of other digits may be a few tokens longer
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
 _POWER_SECONDS = 2.0  # ... and at least this
@@ -37,7 +37,7 @@ _WORDS = ("time", "water", "light", "stone", "river", "music", "paper", "green",
 
 
 class PowerWindow(Protocol):
-    """What the meter's window gives once it has ended."""
+    """A meter's window after it has ended."""
 
     def reading(self, started: float, ended: float) -> EnergyReading:
         """Energy between two ``time.monotonic()`` moments inside the window."""
@@ -45,7 +45,7 @@ class PowerWindow(Protocol):
 
 
 class Meter(Protocol):
-    """What of `sweeper.meter.base.PowerMeter` is used here; apply does not depend on power."""
+    """The part of `sweeper.meter.base.PowerMeter` that verify uses."""
 
     @property
     def source(self) -> PowerSource:
@@ -64,12 +64,12 @@ class Meter(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ClientSpeed:
-    """What a client measured, in tok/s and W. None where it could not be, with the reason in ``missing``."""
+    """What a client measured, in tok/s and W. None if it could not, with the reason in ``missing``."""
 
     decode: Reading
     prefill: Reading | None
     watts: Reading | None
-    own_decode: Reading | None  # as the server says of the same answers
+    own_decode: Reading | None  # as the server reports it for the same answers
     own_prefill: Reading | None
     decode_tokens: int
     prompt_tokens: int
@@ -78,7 +78,7 @@ class ClientSpeed:
 
 @dataclass(frozen=True, slots=True)
 class _Plan:
-    """Lengths in tokens: the prompt before decoding, the short and the long answer."""
+    """The prompt before decoding, and the lengths of the short and the long answer in tokens."""
 
     prompt: str
     short: int
@@ -103,15 +103,15 @@ def measure_speed(
         server: The server.
         name: The model's name there.
         workload: Prompt, answer and depth that the promise was measured with.
-        n_ctx: The context in force, which nothing may exceed.
+        n_ctx: The server's context, which no prompt with its answer may exceed.
         repeats: How many times, for the spread; at least 2.
-        repeat_seconds: How long a repeat of decoding lasts at least, in pairs of answers.
-        meter: Measures power meanwhile, where one is given; entered by the caller.
-        progress: Is told what goes on.
+        repeat_seconds: The least duration of a repeat; it takes as many pairs of answers as that needs.
+        meter: An open meter, to measure power too.
+        progress: Gets one line for each step.
         clock: The meter's clock.
 
     Raises:
-        VerifyError: the server refuses, or is too fast to be measured this way.
+        VerifyError: the server refuses, or is too fast for this method.
         EngineMissingError: the server went away.
     """
     depth = min(workload.depth_at(n_ctx), max(0, n_ctx - workload.generated_tokens - 32))
@@ -149,7 +149,7 @@ def measure_speed(
 
 
 def _warm_up(server: Server, name: str, plan: _Plan) -> float:
-    """Answer until two pairs in a row agree; gives the seconds of the longer part of a pair."""
+    """Generate until two pairs in a row agree; returns the seconds of the longer answer."""
     before = None
     for _ in range(_WARMUP_PAIRS):
         server.generate(name, plan.prompt, plan.short)
@@ -164,10 +164,10 @@ def _warm_up(server: Server, name: str, plan: _Plan) -> float:
 def _decode(
     server: Server, name: str, plan: _Plan, pairs: int, *, long_first: bool
 ) -> tuple[float, list[Generation]]:
-    """The speed over some pairs of answers, short and long in turn so that drift hits both alike.
+    """The speed over some pairs of answers, short and long in turn so that drift affects both alike.
 
-    The first answer after a pause is a little slower, so who comes first changes from repeat to repeat. Medians of
-    either length, so that one answer that was held up does not count.
+    The first answer after a pause is a little slower, so the first length alternates between repeats. The medians
+    of both lengths count, so that one delayed answer does not.
     """
     shorts: list[Generation] = []
     longs: list[Generation] = []
@@ -184,14 +184,14 @@ def _decode(
         return _by_itself(longs, server), longs
     if seconds <= 0:
         raise VerifyError(
-            f"{server.url} answers {plan.long} tokens no slower than {plan.short}: too fast, or too busy a "
-            "machine, to be measured; raise workload.generated_tokens"
+            f"{server.url} generates {plan.long} tokens no slower than {plan.short}: the server is too fast, or the "
+            "machine too busy, to measure it; raise workload.generated_tokens"
         )
     return tokens / seconds, longs
 
 
 def _by_itself(answers: list[Generation], server: Server) -> float:
-    """The server's own figure, where the model ends its answers early and the server cannot hold it."""
+    """The server's own figure, for a model that ends its answers early."""
     own = [a.own_tokens_per_second for a in answers if a.own_tokens_per_second and a.generated_tokens > 1]
     if not own:
         raise VerifyError(f"the model ends its answers at {server.url} too early to measure its speed")
@@ -223,7 +223,7 @@ def _prefill(
     most = max(a.prompt_tokens for a in answers)
     if len(speeds) < repeats:
         missing.append(
-            ("prompt_tokens_per_second", "a new prompt took no longer than one that the server had kept")
+            ("prompt_tokens_per_second", "a new prompt took no longer than one in the server's cache")
         )
         return None, own_reading, most
     return _reading(speeds), own_reading, most
@@ -232,9 +232,9 @@ def _prefill(
 def _prefill_once(
     server: Server, name: str, words: int, decode: float, repeat_seconds: float
 ) -> tuple[float | None, list[Generation]]:
-    """The speed over some pairs of a new prompt and the same one kept; None where the new one is no slower.
+    """The speed over pairs of a new prompt and the same prompt cached; None if the new one is no slower.
 
-    Medians of either, as for decode: a short prompt takes a few milliseconds, and one pair may lie.
+    The medians count, as for decode: a short prompt takes a few milliseconds, and one pair may be off.
     """
     news: list[Generation] = []
     kept: list[float] = []
@@ -259,7 +259,7 @@ def _watts(
     progress: Callable[[str], None],
     clock: Callable[[], float],
 ) -> Reading | None:
-    """Power while answers are generated one after another, over windows that the sensor can resolve."""
+    """Power while the server generates one answer after another, over windows that the sensor can resolve."""
     if meter is None:
         return None
     least = max(_POWER_SECONDS, _POWER_PERIODS * meter.update_period_seconds)
@@ -281,7 +281,7 @@ def _watts(
 
 
 def _prompt_of(server: Server, name: str, depth: int, n_ctx: int) -> str:
-    """A prompt of about ``depth`` tokens: what lies in the context before the answer begins."""
+    """A prompt of about ``depth`` tokens, which fills the context before the answer begins."""
     if depth <= 8:
         return "a"
     words = _calibrate(server, name, min(depth, n_ctx - 16), n_ctx)
@@ -289,15 +289,15 @@ def _prompt_of(server: Server, name: str, depth: int, n_ctx: int) -> str:
 
 
 def _calibrate(server: Server, name: str, tokens: int, n_ctx: int) -> int:
-    """How many words make a prompt of just under ``tokens``; asked with short prompts, since long ones cost.
+    """How many words make a prompt of just under ``tokens``.
 
-    The words repeat, so tokens are a straight line over them.
+    Two short prompts tell: the words repeat, so the number of tokens grows linearly with theirs.
     """
     probes = _PROBE_WORDS if n_ctx >= _SMALL_CONTEXT else _SMALL_PROBE_WORDS
     few, more = (server.generate(name, _text(n, _salt()), 1).prompt_tokens for n in probes)
     slope = (more - few) / (probes[1] - probes[0])
     if slope <= 0:
-        return max(1, tokens // 8)  # no count: a byte tokeniser's 6 tokens a word, and a reserve
+        return max(1, tokens // 8)  # the server does not count: assume a byte tokeniser's 6 tokens a word
     base = few - slope * probes[0]
     return max(1, math.floor((_PROMPT_FILL * tokens - base) / slope))
 
@@ -307,7 +307,7 @@ def _salt() -> str:
 
 
 def _text(words: int, salt: str) -> str:
-    """So many words; the salt stands first, so that the server's prefix cache holds none of it."""
+    """A text of ``words`` words. The salt comes first, so that the server's prefix cache holds none of it."""
     return " ".join([salt, *(_WORDS[i % len(_WORDS)] for i in range(words))])
 
 

@@ -1,4 +1,4 @@
-"""From what servers say of themselves to sweeper's names of parameters. What is not said is left out."""
+"""Translates what servers report into sweeper's parameters. A setting that is not reported is left out."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def _read(tunable: Tunable, word: str) -> Any:
 
 
 def from_llama_server_argv(argv: list[str]) -> dict[str, Any]:
-    """What a llama-server's command line sets; the last of two wins, as in llama-server."""
+    """What a llama-server's command line sets; the last of two options wins, as in llama-server."""
     found: dict[str, Any] = {}
     for word, following in zip(argv, [*argv[1:], None], strict=True):
         if word in _SWITCHES:
@@ -80,7 +80,7 @@ _LOG = {
 
 
 def from_log(text: str) -> dict[str, Any]:
-    """What llama.cpp printed of the last context that it made."""
+    """What llama.cpp logged about the last context that it made."""
     found = {}
     for name, pattern in _LOG.items():
         values = re.findall(pattern, text, re.MULTILINE)

@@ -1,6 +1,6 @@
-"""The servers that `verify` can ask: what they offer, what they say is in force, and one timed generation.
+"""The servers that `verify` can measure: their models, their settings in force, and one timed answer.
 
-None of them tells everything: a setting that a server does not say is left out, never guessed.
+No server reports every setting. One that it does not report is left out, never guessed.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from sweeper.servers import command_line_of_port
 
 @dataclass(frozen=True, slots=True)
 class Generation:
-    """One answer, as its client saw it. ``own_…`` is what the server says of itself, in tok/s."""
+    """One answer, as its client saw it. ``own_…`` is the server's own figure, in tok/s."""
 
     prompt_tokens: int
     generated_tokens: int
@@ -38,7 +38,7 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """A setting as the server has it, and where that was read."""
+    """A setting as the server has it, and where sweeper read it."""
 
     value: Any
     read_from: str
@@ -58,7 +58,7 @@ class Server(Protocol):
         ...
 
     def offered(self) -> Mapping[str, str | None]:
-        """The models' names, with their files where the server says them."""
+        """The models' names, with their files where the server reports them."""
         ...
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
@@ -66,7 +66,7 @@ class Server(Protocol):
         ...
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
-        """Generate exactly ``tokens``, whatever the model would like; Ollama may end before."""
+        """Generate exactly ``tokens``, even if the model would end earlier; Ollama cannot force that."""
         ...
 
 
@@ -76,10 +76,10 @@ class LlamaServer:
 
     url: str
     kind: str = "llama-server"
-    pid: int | None = None  # where we started it
+    pid: int | None = None  # if sweeper started it
 
     def offered(self) -> Mapping[str, str | None]:
-        """Router: every preset. Alone: its alias."""
+        """A router offers every preset; a server of one model offers its alias."""
         found: dict[str, str | None] = {}
         for model in get(f"{self.url}/models")["data"]:
             argv = (model.get("status") or {}).get("args")
@@ -124,21 +124,21 @@ class LlamaServer:
 
 @dataclass(slots=True)
 class LlamaCppPythonServer:
-    """``python -m llama_cpp.server``, which says nothing of its settings and gives no timings."""
+    """``python -m llama_cpp.server``, which reports neither its settings nor timings."""
 
     url: str
     kind: str = "llama-cpp-python"
     pid: int | None = None
-    log: Path | None = None  # where we started it, verbose
-    _hold: bool = field(default=False, init=False)  # whether the model ended early without being held
+    log: Path | None = None  # if sweeper started it, verbose
+    _hold: bool = field(default=False, init=False)  # whether to send ``min_tokens``
 
     def offered(self) -> Mapping[str, str | None]:
-        """The aliases; the files from the process's own configuration."""
+        """The aliases, with the files that the process's own configuration names."""
         files = {m.get("model_alias") or m["model"]: m["model"] for m in self._models()}
         return {model["id"]: files.get(model["id"]) for model in get(f"{self.url}/v1/models")["data"]}
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
-        """What llama.cpp printed when it loaded, where we started it; else the process's configuration."""
+        """What llama.cpp logged at the load, if sweeper started it; else the process's configuration."""
         settings: dict[str, InForce] = {}
         for model in self._models():
             if (model.get("model_alias") or model["model"]) == name:
@@ -158,12 +158,12 @@ class LlamaCppPythonServer:
         try:
             data = json.loads(Path(file).read_text("utf-8"))
         except (OSError, ValueError):
-            return []  # gone or YAML: then the server's settings are not known
+            return []  # gone or YAML: the server's settings stay unknown
         models = data.get("models") if isinstance(data, dict) else None
         return [m for m in models if isinstance(m, dict) and "model" in m] if isinstance(models, list) else []
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
-        """Asks again with ``min_tokens`` where the model ended early; that costs time, so not before."""
+        """Asks again with ``min_tokens`` if the model ended early; that option costs time, so not before."""
         answer = self._ask(name, prompt, tokens)
         if answer.generated_tokens < tokens and not self._hold:
             self._hold = True
@@ -171,7 +171,7 @@ class LlamaCppPythonServer:
         if answer.generated_tokens < tokens:
             raise VerifyError(
                 f"{self.url} ends after {answer.generated_tokens} of {tokens} tokens, so its speed cannot be "
-                "measured: ask for fewer with workload.generated_tokens"
+                "measured: set workload.generated_tokens lower"
             )
         return answer
 
@@ -186,18 +186,18 @@ class LlamaCppPythonServer:
 
 @dataclass(slots=True)
 class OllamaServer:
-    """Ollama. It has no way to keep a model from ending early, so what it generated is counted."""
+    """Ollama. It cannot keep a model from ending early, so the tokens that it generated are counted."""
 
     url: str
     kind: str = "ollama"
 
     def offered(self) -> Mapping[str, str | None]:
-        """Every model it has, with and without the tag ``latest``."""
+        """Every installed model, with and without the tag ``latest``."""
         names = [model["name"] for model in get(f"{self.url}/api/tags")["models"]]
         return dict.fromkeys([*names, *(n.removesuffix(":latest") for n in names)])
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
-        """Parameters from ``/api/show``; context and layers from ``/api/ps``, where the model is loaded."""
+        """Parameters from ``/api/show``; context and layers from ``/api/ps``, if the model is loaded."""
         shown = post(f"{self.url}/api/show", {"model": name}, 30.0)
         values = from_ollama_parameters(shown.get("parameters") or "")
         settings = {key: InForce(value, "/api/show") for key, value in values.items()}
@@ -213,7 +213,7 @@ class OllamaServer:
         return settings
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
-        """Raw, so that no template lengthens the prompt."""
+        """Sent raw, so that no template lengthens the prompt."""
         options = {"num_predict": tokens, "temperature": 0}
         body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
         answer, seconds = _timed_post(f"{self.url}/api/generate", body)
@@ -229,10 +229,10 @@ class OllamaServer:
 
 
 def detect(url: str) -> Server:
-    """The server at ``url``, told apart by pages that only its kind has.
+    """The server at ``url``, recognised by a page that only its kind has.
 
     Raises:
-        EngineMissingError: nobody listens there, or something that is none of the three.
+        EngineMissingError: nothing listens there, or something else than these three servers.
     """
     url = url.rstrip("/")
     try:

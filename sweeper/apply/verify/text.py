@@ -12,13 +12,11 @@ _NAMES = {"tokens_per_second": "decode", "prompt_tokens_per_second": "prefill", 
 
 
 def render_verification(verification: Verification) -> str:
-    """Two tables, settings and figures, and the verdict."""
+    """Two tables, settings and metrics, and the verdict."""
     v = verification
     lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {v.server} at {v.url}"]
     if v.started:
-        lines.append(
-            "no running server offers this model, so this one was started for the measurement and ended"
-        )
+        lines.append("no running server offers this model, so verify started this one and ended it")
     lines.append("")
     lines += _table(("setting", "configured", "in force", "verdict"), [_setting(s) for s in v.settings])
     lines.append("")
@@ -41,11 +39,14 @@ def _verdict(v: Verification) -> str:
     if not v.kept:
         return "the promise is NOT kept"
     if any(f.verdict == "drifted" for f in v.figures):
-        return "the server gives what this machine gives now, which is less than at the sweep: sweep again, or look why"
+        return (
+            "the server is as fast as the engine is now, but both are slower than during the sweep: "
+            "close other programs, check the cooling, or sweep again"
+        )
     if any(f.verdict == "unclear" for f in v.figures):
-        return "unclear: too noisy to tell; close other programs and verify again"
+        return "unclear: the measurements are too noisy; close other programs and verify again"
     unknown = [s.name for s in v.settings if s.verdict == "unknown"]
-    more = f"; not told by the server: {', '.join(unknown)}" if unknown else ""
+    more = f"; not reported by the server: {', '.join(unknown)}" if unknown else ""
     return f"the promise is kept (tolerance {100 * v.tolerance:g} %){more}"
 
 
