@@ -11,11 +11,11 @@ from sweeper.errors import EngineMissingError, SweeperError, UsageError, VerifyE
 
 # A proxy from the environment must not stand between a client and a server on the same machine.
 _DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-_MOST_BYTES = 64 * 1024 * 1024  # an answer longer than this is no answer to what is asked here
+_MOST_BYTES = 64 * 1024 * 1024  # a longer answer cannot be the one that sweeper asked for
 
 
 class NoSuchPageError(VerifyError):
-    """The server answers, and knows no such address: it is another kind of server."""
+    """The server answers, but has no such page: it is another kind of server."""
 
 
 def get(url: str, seconds: float = 10.0) -> Any:
@@ -27,7 +27,7 @@ def post(url: str, body: dict[str, Any], seconds: float = 3600.0, *, use_proxy: 
     """The JSON that answers ``body``; ``use_proxy`` takes the environment's proxy, to a server elsewhere.
 
     Raises:
-        EngineMissingError: nobody listens there.
+        EngineMissingError: nothing listens there.
         NoSuchPageError: the server has no such page.
         VerifyError: the server refuses, breaks off, takes too long, or answers with something else.
     """
@@ -36,7 +36,7 @@ def post(url: str, body: dict[str, Any], seconds: float = 3600.0, *, use_proxy: 
 
 
 def answers(url: str, seconds: float = 5.0) -> bool:
-    """Whether a server on this machine gives this page by now, with whatever content."""
+    """Whether a server on this machine answers this page without an error; the content does not matter."""
     try:
         _fetch(url, None, seconds, _DIRECT)
     except SweeperError:

@@ -14,23 +14,23 @@ from sweeper.errors import StoreError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
 from sweeper.records import SweepRecord, TrialRecord
 
-LOOPBACK = "127.0.0.1"  # a server of one's own answers its own machine, unless its user says otherwise
+LOOPBACK = "127.0.0.1"  # servers answer this machine alone, unless the user configures them otherwise
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a target is asked to write: one trial of one sweep, under a name, on a port."""
+    """The input of a target: one trial of one sweep, a name and a port."""
 
     record: SweepRecord
     trial: TrialRecord
     model_path: str  # absolute
-    name: str  # under which clients ask for the model
+    name: str  # by which clients ask for the model
     port: int
     folder: Path  # where a target's files go when no file is named
-    file: Path | None = None  # the target's main file, where the user named it
+    file: Path | None = None  # the target's main file, if the user named it
     environment: Mapping[str, str] = field(
         default_factory=dict
-    )  # what the trial ran under, as OMP_WAIT_POLICY
+    )  # of the trial's engine, for example OMP_WAIT_POLICY
     power_device: str | None = None  # the GPU or zone whose limit the configuration sets
 
     @property
@@ -46,18 +46,18 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class FileChange:
-    """One file as it is and as it shall be. ``before`` is None where there is no file yet."""
+    """One file's content before and after the apply. ``before`` is None if there is no file yet."""
 
     path: Path
     before: bytes | None
     after: bytes
-    says: str = ""  # what of the file is kept, or what it is for
-    mode: int | None = None  # of a file that is created; a file that is there keeps its own
+    says: str = ""  # what the file is for, or which parts of it stay
+    mode: int | None = None  # of a new file; an existing one keeps its own
 
 
 @dataclass(frozen=True, slots=True)
 class Command:
-    """A command that the user runs, as a list of arguments, with what it does."""
+    """A command for the user to run; ``says`` is what it does."""
 
     says: str
     argv: tuple[str, ...]
@@ -71,9 +71,9 @@ class Draft:
     files: tuple[FileChange, ...] = ()
     commands: tuple[Command, ...] = ()
     notes: tuple[str, ...] = ()
-    snippet: str | None = None  # text to paste where a target has no file
-    undo: tuple[str, ...] = ()  # what a rollback leaves to the user, since it lies outside the files
-    sets_power_limit: bool = False  # one of the files or commands does, so that no note has to ask for it
+    snippet: str | None = None  # text to paste, for a target without a file
+    undo: tuple[str, ...] = ()  # what the user must undo after a rollback, since it lies outside the files
+    sets_power_limit: bool = False  # by a file or command, so that no note has to ask for it
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,13 +92,13 @@ class ApplyPlan:
     commands: tuple[Command, ...]
     notes: tuple[str, ...]
     snippet: str | None
-    undo: tuple[str, ...] = ()  # what a rollback leaves to the user
+    undo: tuple[str, ...] = ()  # what the user must undo after a rollback
     limit_device: str | None = None
     limit_watts: int | None = None  # None: writing this plan sets no limit
 
     @property
     def changes_nothing(self) -> bool:
-        """Every file is as it shall be, and no limit is to be set."""
+        """Every file has its new content already, and there is no limit to set."""
         return self.limit_watts is None and all(change.before == change.after for change in self.changes)
 
 
@@ -134,7 +134,7 @@ def read_existing(path: Path) -> bytes | None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file that is merged into, byte for byte (line ends kept), or None where there is none.
+    """The text of a file with its line ends as they are, or None where there is none.
 
     Raises:
         UsageError: where it is not UTF-8.
@@ -156,7 +156,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def change(path: Path, text: str, says: str = "", mode: int | None = None) -> FileChange:
-    """A change of ``path`` to ``text``, with what is there now."""
+    """A change of ``path`` from its present content to ``text``."""
     return FileChange(path, read_existing(path), text.encode("utf-8"), says, mode)
 
 
@@ -166,7 +166,7 @@ def on_off(value: bool) -> str:
 
 
 def not_settable(configuration: Configuration, target: str, settable: Container[str]) -> tuple[str, ...]:
-    """One note for each parameter that decides speed or watts here and that a target cannot set."""
+    """One note for each parameter that differs from its default and that a target cannot set."""
     values = configuration.to_dict()
     return tuple(
         f"{target} has no setting for {t.name}; {t.name}={t.to_word(values[t.name])} was measured"

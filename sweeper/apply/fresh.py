@@ -1,4 +1,4 @@
-"""Whether a sweep's figures still hold: the machine, driver, engine and model of now against the record's."""
+"""Whether a sweep's results still hold: compares machine, driver, engine and model with the record."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 from sweeper.errors import ModelMissingError, StaleRecordError, StoreError
 from sweeper.records import EngineRecord, MachineRecord, ModelFile, SweepRecord, TrialRecord
 
-# What a fingerprint may rest on and people recognise; a GPU's driver is compared by itself.
+# The parts of a fingerprint that people recognise. Drivers of GPUs are compared separately.
 _MACHINE_WORDS = ("cpu", "physical_cores", "logical_cores", "memory_mib", "kernel")
 
 
@@ -28,7 +28,7 @@ def sha256_of(path: Path) -> str:
 
 
 def model_file(record: SweepRecord, trial: TrialRecord) -> ModelFile:
-    """The file that the trial ran.
+    """The model file that the trial ran.
 
     Raises:
         StaleRecordError: where the record holds no file of the trial's quantisation.
@@ -50,7 +50,7 @@ def require_fresh(
     force: bool = False,
     digest: Callable[[Path], str] = sha256_of,
 ) -> tuple[str, ...]:
-    """What changed since the sweep, in words; empty where its figures still hold.
+    """What changed since the sweep, in words; empty if its results still hold.
 
     The model's SHA-256 is computed only where its size is right, since that takes seconds.
 
@@ -64,7 +64,7 @@ def require_fresh(
     if found and not force:
         raise StaleRecordError(
             f"sweep {record.sweep!r} no longer describes this machine: {'; '.join(found)}. "
-            "Run the sweep again, or pass --force to use it all the same"
+            "Run the sweep again, or pass --force to use it anyway"
         )
     return tuple(found)
 

@@ -1,7 +1,7 @@
-"""A configuration in llama-server's own words, and every other spelling that llama-server takes for each.
+"""Translates a configuration into llama-server's options, with every spelling that llama-server accepts.
 
-Source: ``common/arg.cpp`` of llama.cpp. Whatever starts llama-server (a preset, a command line, systemd,
-Compose, llama-swap) takes its options from here, so that none of them can forget one.
+Source: ``common/arg.cpp`` of llama.cpp. Every target that starts llama-server (a preset, a command line,
+systemd, Compose, llama-swap) takes its options from here, so that none of them can forget one.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ class Option:
     value: str
     spellings: tuple[str, ...] = ()
     environment: str | None = None
-    switch: bool = False  # on the command line `--key` or `--no-key`, without a value
+    switch: bool = False  # `--key` or `--no-key` on the command line, without a value
 
     def argv(self) -> tuple[str, ...]:
-        """As on a command line."""
+        """The option's words on a command line."""
         if self.switch:
             return (f"--{self.key}" if self.value == "on" else f"--no-{self.key}",)
         return (f"--{self.key}", self.value)
 
     def all_spellings(self) -> frozenset[str]:
-        """Every key by which a preset may mean this option."""
+        """Every key that means this option in a preset."""
         own = {self.key, *self.spellings}
         if self.environment:
             own.add(self.environment)
@@ -44,7 +44,7 @@ def check_alias(name: str) -> None:
     """llama-server splits ``--alias`` at commas and strips the parts.
 
     Raises:
-        UsageError: where that would change the name.
+        UsageError: that would change the name.
     """
     refuse_characters("the name", name, ",", "llama-server would split it; choose another with --name")
     if name != name.strip():

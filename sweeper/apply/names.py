@@ -1,4 +1,4 @@
-"""Names and paths on their way into other programs' files: what is refused, and how a safe name is made."""
+"""Checks names and paths for other programs' files, and makes safe names."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from sweeper.errors import UsageError
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
 _LINE_ENDS = "\u0085\u2028\u2029"  # YAML and str.splitlines take them for ends of lines
 
-# The words that a pick adds to the model's name, so that two picks can stand side by side in one file.
+# The word that a pick adds to the model's name, so that one file can hold two picks.
 _PICK_WORDS = {
     "fastest": "fast",
     "greenest": "green",
@@ -23,10 +23,10 @@ _PICK_WORDS = {
 
 
 def check_text(what: str, value: str) -> str:
-    """``value`` itself, where it is fit to stand on one line of a file.
+    """``value`` itself, if one line of a file can hold it.
 
     Raises:
-        UsageError: where it is empty, holds a line end, NUL or another control character, or is not UTF-8.
+        UsageError: it is empty, holds a line end, NUL or another control character, or is not UTF-8.
     """
     if not value:
         raise UsageError(f"{what} is empty: give it a name")
@@ -44,7 +44,7 @@ def check_text(what: str, value: str) -> str:
 
 
 def refuse_characters(what: str, value: str, characters: str, why: str) -> str:
-    """``value`` itself, where it holds none of ``characters``.
+    """``value`` itself, if it holds none of ``characters``.
 
     Raises:
         UsageError: names the character, and ``why`` the format cannot hold it.
@@ -58,7 +58,7 @@ def refuse_characters(what: str, value: str, characters: str, why: str) -> str:
 def slug(text: str) -> str:
     """A name of ASCII letters, digits, ``.``, ``_`` and ``-`` that every server and URL takes.
 
-    Where letters are lost, a digest of the whole text is added, so that two models never share a name.
+    If letters are lost, a digest of the whole text follows, so that two models never share a name.
     """
     ascii_text = unicodedata.normalize("NFKD", text).encode("ascii", "ignore").decode()
     cleaned = _UNSAFE.sub("-", ascii_text).strip("-._")

@@ -1,4 +1,4 @@
-"""``sweeper apply``: from a sweep and a pick to a plan, and from a plan to files that can be rolled back."""
+"""``sweeper apply``: makes a plan from a sweep and a pick, and writes it so that it can be rolled back."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecor
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """What the user may say about where and under which name; None leaves it to the target."""
+    """The user's choice of name, port and place; the target chooses for None."""
 
     name: str | None = None
     port: int | None = None
     file: Path | None = None  # the target's main file
-    folder: Path | None = None  # for files of targets that name them themselves
+    folder: Path | None = None  # for files that the target names itself
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """A plan, and the journal's entry where it was written."""
+    """A plan, and the journal's entry if the plan was written."""
 
     plan: ApplyPlan
     entry: Entry | None = None
@@ -70,14 +70,13 @@ def plan(
     stale: tuple[str, ...] = (),
     limit: PowerLimit | None = None,
 ) -> ApplyPlan:
-    """What writing a pick to a target would change. Reads the files that are merged into, changes nothing.
+    """What writing a pick to a target would change. Reads existing files and changes nothing.
 
-    ``stale`` is what changed since the sweep and is said in the notes; ``limit`` is given where the power
-    limit shall be set too.
+    ``stale`` is what changed since the sweep, for the notes. With ``limit`` the plan sets the power limit too.
 
     Raises:
         UsageError: a target, pick, name or file that cannot be used.
-        MissingError: a folder that the target needs is not there.
+        MissingError: a folder that the target needs does not exist.
     """
     options = options or Options()
     trial = resolve(record, pick)
@@ -139,7 +138,7 @@ def run(
     limit: PowerLimit | None = None,
     digest: Callable[[Path], str] = sha256_of,
 ) -> Outcome:
-    """Plan a pick of a sweep, and write it where ``write`` is true.
+    """Plan a pick of a sweep, and write it if ``write`` is true.
 
     Args:
         record: The sweep.
@@ -147,11 +146,11 @@ def run(
         target: One of `registry.target_names`.
         options: Where to, and under which name.
         root: sweeper's data folder (``mlruns``), which holds the journal.
-        machine: The machine of now.
-        engine: The engine of now.
-        write: Whether to write; else only the plan is made.
+        machine: The present machine.
+        engine: The present engine.
+        write: Whether to write the plan.
         force: Use the sweep although machine, driver, engine or model changed.
-        limit: Where ``--power-limit`` was given: what sets it.
+        limit: Sets the power limit, for ``--power-limit``.
         digest: Computes a file's SHA-256.
 
     Raises:
@@ -165,14 +164,14 @@ def run(
         return Outcome(made)
     if record.engine.simulated and not force:
         raise UsageError(
-            f"sweep {record.sweep!r} is simulated, nothing of it was measured: --force writes it all the same"
+            f"sweep {record.sweep!r} is simulated, so none of its results were measured: --force writes it anyway"
         )
     entry = write_plan(made, root=root, limit=limit)
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
 
 
 def environment_of(record: SweepRecord) -> Mapping[str, str]:
-    """The variables that the engine's worker was given, as OMP_WAIT_POLICY: the server needs them too."""
+    """The variables of the engine's worker, for example OMP_WAIT_POLICY: the server needs them too."""
     engine = record.config.get("engine")
     given = engine.get("environment") if isinstance(engine, Mapping) else None
     if not isinstance(given, Mapping):
@@ -184,16 +183,16 @@ def environment_of(record: SweepRecord) -> Mapping[str, str]:
 
 
 def _notes(request: Request, limit: PowerLimit | None, target_sets_it: bool) -> tuple[str, ...]:
-    """What a user must know whatever the target."""
+    """The notes that do not depend on the target."""
     c = request.configuration
     notes = []
     if request.record.state == "running":
         notes.append("this sweep is still running, or was cut off: what it recommends may change")
     if request.record.engine.simulated:
-        notes.append("this sweep is simulated: no figure of it was measured")
+        notes.append("this sweep is simulated: none of its results were measured")
     if not request.trial.remeasured and not request.record.engine.simulated:
         notes.append(
-            f"trial {request.trial.number} was measured once only: let the sweep end before relying on it"
+            f"trial {request.trial.number} was measured only once: let the sweep end before you rely on it"
         )
     if c.power_limit_watts is not None and limit is None and not target_sets_it:
         notes.append(

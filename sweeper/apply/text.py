@@ -12,7 +12,7 @@ from sweeper.apply.run import Outcome
 
 
 def diff_of(change: FileChange) -> str:
-    """A unified diff, empty where nothing changes. What a terminal would hide or obey is escaped."""
+    """A unified diff, empty if nothing changes. Characters that a terminal would hide or obey are escaped."""
     if change.before == change.after:
         return ""
     before, after = (_shown(data) for data in (change.before or b"", change.after))
@@ -27,7 +27,7 @@ def command_line(command: Command) -> str:
 
 
 def render_outcome(outcome: Outcome) -> str:
-    """What was done, or would be done by ``--write``: the diffs, the commands that follow, the notes."""
+    """What apply did, or would do with ``--write``: the diffs, the commands to run next, the notes."""
     plan = outcome.plan
     parts = [_headline(outcome)]
     for change in plan.changes:
@@ -46,7 +46,7 @@ def render_outcome(outcome: Outcome) -> str:
 
 
 def render_undone(undone: Undone) -> str:
-    """What a rollback put back."""
+    """What a rollback restored."""
     entry = undone.entry
     lines = [
         f"rolled back the apply to {entry.target} of {entry.utc} (sweep {entry.sweep}, trial {entry.trial})"

@@ -19,25 +19,23 @@ _INSIDE_PORT = 8080
 
 
 def draft(request: Request) -> Draft:
-    """The file with our service in it; every other byte stays."""
+    """Set one service; every other byte of the file stays."""
     path = request.target_file("compose.yaml")
     service = slug(request.name).lower()
     start = ("docker", "compose", "-f", str(path), "up", "-d", service)
     return Draft(
         files=(entry_change(path, "services", service, service_of(request)),),
         commands=(Command("start it", start),),
-        notes=(
-            "the image holds a llama.cpp of its own, not the one that was measured: run `sweeper verify`",
-        ),
+        notes=("the image has its own llama.cpp, not the one that the sweep measured: run `sweeper verify`",),
     )
 
 
 def service_of(request: Request) -> dict[str, Any]:
-    """The service, every option in its command."""
+    """The service, with every option in its command."""
     c = request.configuration
     gpu = c.n_gpu_layers != 0 and any(g.uuid.startswith("GPU-") for g in request.record.machine.gpus)
     inside = "/models/" + Path(request.model_path).name
-    # The image's entry point is the server itself, so the program's name is left out.
+    # The image's entry point is the server itself, so the command omits the program's name.
     command = server_argv(request, model_path=inside, host="0.0.0.0", port=str(_INSIDE_PORT))[1:]  # noqa: S104
     service: dict[str, Any] = {
         "image": f"{_IMAGE}:server-cuda" if gpu else f"{_IMAGE}:server",

@@ -1,6 +1,6 @@
 """A file of environment variables for llama-server, to be sourced by a shell.
 
-``--threads-batch`` has no variable in llama.cpp (``common/arg.cpp``), so it stands in the command.
+``--threads-batch`` has no variable in llama.cpp (``common/arg.cpp``), so it is an option of the command.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from sweeper.apply.llama_options import check_alias, model_options
 
 
 def draft(request: Request) -> Draft:
-    """The whole file; one that is there is replaced."""
+    """Write the whole file; an existing one is replaced."""
     path = request.target_file("llama-server.env")
     lines = [f"{name}={shlex.quote(value)}" for name, value in variables(request).items()]
     rest = [word for option in model_options(request) if not option.environment for word in option.argv()]

@@ -1,7 +1,7 @@
 """The server of llama-cpp-python: ``python -m llama_cpp.server --config_file FILE``.
 
-Its settings read the environment for every key that the file leaves out (``N_CTX``, ``MODEL``, …), and its
-defaults are not llama.cpp's, so every key is written.
+The server reads the environment (``N_CTX``, ``MODEL``, …) for every key that the file omits, and its defaults
+are not llama.cpp's. So sweeper writes every key.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def setting(tunable: Tunable, value: Any) -> Any:
     """A value as ``ModelSettings`` takes it: llama.cpp's integers for split modes and cache types.
 
     Raises:
-        UsageError: where llama.cpp keeps no cache in that type.
+        UsageError: llama.cpp has no cache of that type.
     """
     if tunable.name == "split_mode":
         return SPLIT_MODES[value]
@@ -49,7 +49,7 @@ def model_settings(configuration: Configuration, model_path: str, name: str) -> 
 
 
 def draft(request: Request) -> Draft:
-    """The file with our model first, since the server loads its first model; others stay in it."""
+    """Put the model first, since the server loads the first one; the file keeps the others."""
     path = request.target_file("llama-cpp-python.json")
     ours = model_settings(request.configuration, request.model_path, request.name)
     existing = _existing(path)
@@ -68,7 +68,7 @@ def draft(request: Request) -> Draft:
         files=(change(path, text, _says(existing, others)),),
         commands=(Command("start the server", argv, request.environment),),
         notes=(
-            "HOST, PORT and CONFIG_FILE in the server's environment go before this file",
+            "the server prefers HOST, PORT and CONFIG_FILE in its environment to this file",
             *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
         ),
     )
@@ -98,4 +98,4 @@ def _says(existing: dict[str, Any], others: list[dict[str, Any]]) -> str:
     if not others:
         return "changes this model and keeps every key that sweeper does not set"
     names = ", ".join(str(m.get("model_alias") or m.get("model")) for m in others)
-    return f"puts this model first and keeps {names}; the file is laid out anew"
+    return f"puts this model first, keeps {names} and reformats the file"

@@ -15,16 +15,16 @@ from sweeper.errors import UsageError
 
 _HEADER = re.compile(r"^[ \t]*\[[ \t]*([^\]\r\n]*?)[ \t]*\]")
 _KEY = re.compile(r"^[ \t]*([A-Za-z_][A-Za-z0-9_.-]*)[ \t]*=")
-_RESERVED = ("*", "default")  # the section for all models, and the one of lines before any header
+_RESERVED = ("*", "default")  # the sections for all models, and for lines before any header
 
 
 def draft(request: Request) -> Draft:
-    """The preset with our section in it; what else the file holds stays as it is."""
+    """Set the model's section in the preset file; the rest of the file stays byte for byte."""
     path = request.target_file("llama-server.ini")
     options = model_options(request)
     _check(request)
     existing = read_text(path)
-    text = _merge(existing or "", request.name, options) if existing else _fresh(request.name, options)
+    text = _merge(existing or "version = 1\n", request.name, options)
     router = ("llama-server", "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
     return Draft(
         files=(change(path, text, _says(existing, request.name)),),
@@ -33,8 +33,8 @@ def draft(request: Request) -> Draft:
             Command("or with this model alone", server_argv(request), request.environment),
         ),
         notes=(
-            "llama-server passes its own command line and its LLAMA_ARG_… environment on to every model, "
-            "above the preset: start it with no more options than these",
+            "llama-server prefers its own command line and LLAMA_ARG_… environment to the preset, for every "
+            "model: start it with no more options than these",
         ),
     )
 
@@ -57,10 +57,6 @@ def _lines(options: tuple[Option, ...], end: str) -> str:
     return "".join(f"{option.key} = {option.value}{end}" for option in options)
 
 
-def _fresh(name: str, options: tuple[Option, ...]) -> str:
-    return f"version = 1\n\n[{name}]\n{_lines(options, chr(10))}"
-
-
 def _says(existing: str | None, name: str) -> str:
     if existing is None:
         return "a new preset file"
@@ -76,15 +72,14 @@ def _titles(text: str) -> list[str]:
 
 
 def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:
-    """``text`` with the section ``name`` holding ``options``; keys of that section that are not ours stay."""
+    """``text`` with ``options`` in the section ``name``; the section keeps keys that sweeper does not set."""
     end = "\r\n" if "\r\n" in text else "\n"
     lines = lines_of(text)
     starts = [i for i, line in enumerate(lines) if (found := _HEADER.match(line)) and found.group(1) == name]
     if not starts:
-        gap = "" if not text or text.endswith(("\n\n", "\r\n\r\n")) else end
-        return (
-            f"{text}{'' if text.endswith(end) or not text else end}{gap}[{name}]{end}{_lines(options, end)}"
-        )
+        last_end = "" if text.endswith(end) else end
+        gap = "" if text.endswith(end * 2) else end
+        return f"{text}{last_end}{gap}[{name}]{end}{_lines(options, end)}"
     if len(starts) > 1:
         raise UsageError(
             f"the preset file holds [{name}] {len(starts)} times: keep one of them, or choose another --name"

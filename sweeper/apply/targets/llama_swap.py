@@ -18,7 +18,7 @@ _MACRO = re.compile(r"\$\{[A-Za-z0-9_.-]+\}")
 
 
 def draft(request: Request) -> Draft:
-    """The configuration with our model in it; every other byte stays."""
+    """Set one model; every other byte of the file stays."""
     path = request.target_file("config.yaml")
     for what, value in (("the model's path", request.model_path), ("the name", request.name)):
         if found := _MACRO.search(value):

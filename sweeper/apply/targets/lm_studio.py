@@ -10,7 +10,7 @@ SETTABLE = {*(t.name for t in TUNABLES.values() if t.lm_studio), "n_ubatch", "n_
 
 
 def draft(request: Request) -> Draft:
-    """No file to write, only steps."""
+    """Show the steps; there is no file to write."""
     return Draft(snippet=steps(request), notes=_cannot(request.configuration))
 
 

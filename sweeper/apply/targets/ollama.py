@@ -1,7 +1,7 @@
-"""Ollama: a Modelfile for what a model decides, and a systemd drop-in for what the whole server decides.
+"""Ollama: a Modelfile for the model's settings, and a systemd drop-in for those of the whole server.
 
 A Modelfile knows no escapes: a value runs to the end of its line, and characters that Go does not print are
-dropped (``parser/parser.go`` of Ollama). What Ollama has no setting for is said, one note each.
+dropped (``parser/parser.go`` of Ollama). A note names each parameter that Ollama has no setting for.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from sweeper.apply.targets.systemd import quoted
 from sweeper.errors import UsageError
 from sweeper.parameters import TUNABLES, Configuration
 
-# Parameters that a Modelfile or a variable of the server sets, or that a note of their own is about.
+# Parameters that a Modelfile or a variable of the server sets, or that have a note of their own.
 SETTABLE = {
     *(t.name for t in TUNABLES.values() if t.ollama),
     *("n_ubatch", "n_threads_batch", "flash_attn", "type_k", "type_v"),
@@ -23,7 +23,7 @@ CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
 
 
 def draft(request: Request) -> Draft:
-    """Both files beside each other; only the steps touch Ollama itself."""
+    """Write both files beside each other; only the commands change Ollama itself."""
     path = request.target_file("Modelfile")
     conf = path.with_name(path.name + ".ollama-service.conf")
     name = slug(request.name)
@@ -43,7 +43,7 @@ def draft(request: Request) -> Draft:
             Command("run it", ("ollama", "run", name)),
         ),
         notes=_cannot(request.configuration),
-        undo=(f"Ollama keeps what it was given: ollama rm {name}; sudo rm {place}; restart it",),
+        undo=(f"Ollama keeps the model and its drop-in: ollama rm {name}; sudo rm {place}; restart Ollama",),
     )
 
 
@@ -68,7 +68,7 @@ def _word(value: Any) -> str:
 
 
 def server_variables(request: Request) -> dict[str, str]:
-    """What Ollama decides for all models at once. One request at a time, as it was measured."""
+    """Ollama's settings for all models at once; one request at a time, as the sweep measured."""
     c = request.configuration
     cache = c.type_k if c.type_k in CACHE_TYPES else "f16"
     return {
@@ -90,7 +90,7 @@ def drop_in(request: Request) -> str:
 
 def _cannot(configuration: Configuration) -> tuple[str, ...]:
     c = configuration
-    notes = ["the drop-in holds for every model of this Ollama server"]
+    notes = ["the drop-in applies to every model of this Ollama server"]
     if c.n_ubatch != c.n_batch:
         notes.append(f"Ollama sets n_ubatch to num_batch ({c.n_batch}); {c.n_ubatch} was measured")
     if c.n_threads_batch != c.n_threads:
@@ -101,6 +101,6 @@ def _cannot(configuration: Configuration) -> tuple[str, ...]:
         )
     notes += not_settable(c, "Ollama", SETTABLE)
     notes.append(
-        "Ollama brings a llama.cpp of its own, not the build that was measured: check with `sweeper verify`"
+        "Ollama has its own llama.cpp, not the build that the sweep measured: check with `sweeper verify`"
     )
     return tuple(notes)

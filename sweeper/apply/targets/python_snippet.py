@@ -1,4 +1,4 @@
-"""Python: a snippet that loads the model with llama-cpp-python as it was measured."""
+"""Python: a snippet that loads the model with llama-cpp-python, with the measured settings."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _SERVER_ONLY = ("model", "model_alias", "cache")
 
 
 def draft(request: Request) -> Draft:
-    """The code; written only where the user named a file."""
+    """Show the code; write it only if the user named a file."""
     text = snippet(request)
     notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
     if request.file is None:

@@ -37,7 +37,7 @@ def target_names() -> tuple[str, ...]:
 
 
 def target(name: str) -> Target:
-    """The target of that name; UsageError, with the names that exist, where there is none."""
+    """The target of that name. Raises UsageError, which lists the names, if there is none."""
     for candidate in _TARGETS:
         if candidate.name == name:
             return candidate

@@ -1,7 +1,7 @@
 """systemd: a drop-in for ``llama-server.service``, and a unit that sets the power limit at boot.
 
-A unit of that name that is there is left alone; where there is none, a whole one is written. Escapes are
-those of systemd.service(5) and systemd.unit(5): ``%`` and ``$`` are doubled, words quoted with C escapes.
+An existing unit of that name stays as it is; if there is none, sweeper writes a whole one. Escapes follow
+systemd.service(5) and systemd.unit(5): ``%`` and ``$`` are doubled, words quoted with C escapes.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LIMIT_SERVICE = "sweeper-power-limit.service"
 
 
 def draft(request: Request) -> Draft:
-    """The units, in ``/etc/systemd/system`` unless another folder is named."""
+    """Write the units to ``/etc/systemd/system``, or to the folder that the user named."""
     folder = request.folder.expanduser().absolute()
     if request.file is not None:
         folder = request.file.expanduser().absolute().parent
@@ -28,7 +28,7 @@ def draft(request: Request) -> Draft:
     files: list[FileChange] = []
     base = folder / SERVICE
     if not any((place / SERVICE).exists() for place in (folder, *_VENDOR_FOLDERS)) or _is_ours(base):
-        files.append(change(base, _service(), "a whole service, since there is none of that name yet"))
+        files.append(change(base, _service(), "a whole service, since none of that name exists"))
     files.append(change(main, drop_in(request), "what the service runs"))
     limit = _limit_unit(request)
     units = [SERVICE]
@@ -37,13 +37,13 @@ def draft(request: Request) -> Draft:
         units.insert(0, LIMIT_SERVICE)
     notes = [] if limit or request.configuration.power_limit_watts is None else [_no_device(request)]
     if files[0].path == base:
-        notes.append("the service runs as a user of its own, who must be able to read the model")
+        notes.append("the service runs as a user of its own: make the model readable for all users")
     return Draft(
         files=tuple(files),
         commands=(
             Command("make systemd read the units", ("sudo", "systemctl", "daemon-reload")),
             Command("start them now and at every boot", ("sudo", "systemctl", "enable", "--now", *units)),
-            Command("take up the change where they run already", ("sudo", "systemctl", "restart", *units)),
+            Command("restart those that run already", ("sudo", "systemctl", "restart", *units)),
         ),
         notes=tuple(notes),
         undo=(
@@ -66,7 +66,7 @@ def quoted(text: str) -> str:
 
 
 def drop_in(request: Request) -> str:
-    """The drop-in: an empty ``ExecStart=`` takes back the unit's own before ours is set."""
+    """The drop-in: an empty ``ExecStart=`` clears the unit's own command first."""
     program = shutil.which("llama-server") or "llama-server"
     argv = server_argv(request, str(Path(program).absolute()) if "/" in program else program)
     lines = ["[Service]"]
@@ -78,7 +78,7 @@ def drop_in(request: Request) -> str:
 
 
 def _program(path: str) -> str:
-    """The program's own word: ``@ - : + !`` before it are orders to systemd, and ``$`` is not expanded."""
+    """The program's own word: ``@ - : + !`` before it mean something to systemd, which expands no ``$`` here."""
     return (
         path
         if path.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum()
@@ -144,7 +144,7 @@ def _limit_unit(request: Request) -> str | None:
 
 
 def _gpu(request: Request) -> GpuRecord | None:
-    """The GPU whose limit the sweep set: the one that its watts came from, else the main one."""
+    """The GPU whose limit the sweep set: the one that it measured the watts of, else the main one."""
     gpus = [gpu for gpu in request.record.machine.gpus if gpu.uuid.startswith("GPU-")]
     wanted = next((gpu for gpu in gpus if gpu.uuid == request.power_device), None)
     return (
@@ -157,5 +157,5 @@ def _gpu(request: Request) -> GpuRecord | None:
 def _no_device(request: Request) -> str:
     return (
         f"the configuration holds a power limit of {request.configuration.power_limit_watts} W, and the "
-        "sweep's record names no device that a unit could set it on: set it by hand"
+        "sweep's record names no device that a unit could set it for: set it by hand"
     )

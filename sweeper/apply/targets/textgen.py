@@ -1,8 +1,8 @@
 """text-generation-webui: one entry of ``user_data/models/config-user.yaml``.
 
-Its key is a regular expression that is matched, both in lower case, against the model's file name; later
-entries go before earlier ones. ``extra_flags`` are llama-server's own, in the form that old and new versions
-read: ``flag=value,flag=value``.
+Its key is a regular expression that text-generation-webui matches against the model's file name, both in lower
+case; later entries override earlier ones. ``extra_flags`` are llama-server's own, in the form that old and new
+versions read: ``flag=value,flag=value``.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from sweeper.apply.yaml_text import entry_change
 from sweeper.errors import MissingError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
 
-# Parameters with a key below, or handled by themselves; all others go into `extra_flags`.
+# Parameters that `settings` writes by name; all others go into `extra_flags`.
 _OWN_KEYS = {
     *("n_gpu_layers", "n_ctx", "type_k", "type_v", "n_threads", "n_threads_batch", "n_batch", "n_ubatch"),
     *("offload_kqv", "use_mmap", "use_mlock", "split_mode", "flash_attn", "main_gpu"),
 }
-_OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # that every version of it takes
+_OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # which every version takes
 
 
 def draft(request: Request) -> Draft:
-    """The settings with our model's entry last; every other byte stays."""
+    """Set the model's entry; every other byte of the file stays."""
     path = request.target_file("user_data/models/config-user.yaml")
     if request.file is None and not path.parent.is_dir():
         raise MissingError(
@@ -47,8 +47,8 @@ def draft(request: Request) -> Draft:
 def pattern_of(file_name: str) -> str:
     """The regular expression that matches this file name alone.
 
-    In lower case already: text-generation-webui lowers pattern and name by themselves, and a letter such as
-    Σ becomes another one before a backslash than before a dot.
+    It is in lower case already: text-generation-webui lowers the pattern and the name separately, and a letter
+    such as Σ becomes another one before a backslash than before a dot.
     """
     return re.escape(file_name.lower()) + "$"
 
@@ -85,12 +85,12 @@ def settings(configuration: Configuration) -> dict[str, Any]:
 
 
 def _key(text: str, file_name: str) -> str:
-    """text-generation-webui's own key for this file where it wrote one that matches, else ours."""
+    """The key that text-generation-webui itself wrote for this file, if it matches; else `pattern_of`."""
     own = f"{file_name}$"
     try:
         keys = yaml.safe_load(text) or {}
         if isinstance(keys, dict) and own in keys and re.match(own.lower(), file_name.lower()):
             return own
     except (yaml.YAMLError, re.error):
-        pass  # `with_entry` reports a file that is not YAML; a key that is no expression is not ours
+        pass  # `with_entry` reports a file that is not YAML; a key that is no expression is not for this file
     return pattern_of(file_name)
