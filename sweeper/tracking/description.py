@@ -1,4 +1,4 @@
-"""Descriptions in MLflow: the parent's alone answers "what should I run?". Pure; markdown."""
+"""Descriptions in MLflow, in markdown: the parent's alone answers "what should I run?". Pure."""
 
 from __future__ import annotations
 
@@ -15,49 +15,34 @@ CUT = "\n\n… cut here: all of it is in `report.html`, under Artifacts.\n"
 
 def describe(record: SweepRecord) -> str:
     """The parent run's description: what to run, the next commands, the front, and how far to trust it."""
-    result = "" if record.state == "running" and record.recommended is None else picks_markdown(record)
-    doubt = f"**{escape(disturbed(record))}**" if result and disturbed(record) else ""
-    parts = [_running(record), doubt, result.strip(), _stopped(record), _foot(record)]
-    return _fit("\n\n".join(part for part in parts if part))
+    parts = []
+    if record.state == "running":
+        command = (
+            f"sweeper report {shlex.quote(clean(record.sweep))}  # in a terminal: the figures known so far"
+        )
+        parts.append(f"**This sweep is still running**; this is not its result yet.\n\n{fence(command)}")
+    if record.state != "running" or record.recommended is not None:
+        result = picks_markdown(record).strip()
+        doubt = disturbed(record)
+        parts += [f"**{escape(doubt)}**" if result and doubt else "", result]
+    if record.state == "stopped":
+        # After the answer: the page folds all but the first lines, and shows the run's state beside them.
+        parts.append(f"**This sweep was stopped** ({escape(record.stopped_because or 'by hand')}).")
+    machine = " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
+    parts.append(
+        f"Machine: {escape(machine)} · {escape(tally(record))}  \n"
+        f"Watts: {escape(power_line(record.power))}: {escape(TRUST[record.power.kind])}  \n"
+        "Artifacts: `report.html` has the plots, `front.csv` the figures"
+    )
+    text = "\n\n".join(part for part in parts if part)
+    return text if len(text) <= LIMIT else text[: text.rindex("\n", 0, LIMIT - len(CUT))] + CUT
 
 
 def describe_experiment(record: SweepRecord) -> str:
     """The experiment's description: how to read its runs."""
     return (
         f"Sweeps of {escape(record.model.name)} by sweeper: one parent run a sweep, under it one run "
-        "a trial. What to run stands in the parent's description.\n\n"
+        "a trial. The parent's description says what to run.\n\n"
         'Filters: `tags.sweeper.front = "true"` · `tags.sweeper.kind = "sweep"` · '
         '`attributes.status = "FINISHED"` leaves out failed and impossible configurations.'
     )
-
-
-def _running(record: SweepRecord) -> str:
-    if record.state != "running":
-        return ""
-    command = f"sweeper report {shlex.quote(clean(record.sweep))}  # in a terminal: the figures known so far"
-    return f"**This sweep is still running**; what stands here is not its result yet.\n\n{fence(command)}"
-
-
-def _stopped(record: SweepRecord) -> str:
-    # After the answer: the page folds all but the first lines, and shows the run's state beside them.
-    if record.state != "stopped":
-        return ""
-    return f"**This sweep was stopped** ({escape(record.stopped_because or 'by hand')})."
-
-
-def _foot(record: SweepRecord) -> str:
-    machine = " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
-    return "\n".join(
-        (
-            f"Machine: {escape(machine)} · {escape(tally(record))}  ",
-            f"Watts: {escape(power_line(record.power))}: {escape(TRUST[record.power.kind])}  ",
-            "Artifacts: `report.html` has the plots, `front.csv` the figures",
-        )
-    )
-
-
-def _fit(text: str) -> str:
-    """``text`` within the limit, cut between two lines."""
-    if len(text) <= LIMIT:
-        return text
-    return text[: text.rindex("\n", 0, LIMIT - len(CUT))] + CUT

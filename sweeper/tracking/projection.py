@@ -1,4 +1,4 @@
-"""What should stand in MLflow for a sweep and its trials. Pure: nothing here knows MLflow's client."""
+"""What MLflow should show for a sweep and its trials. Pure: nothing here knows MLflow's client."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import reason
 from sweeper.report.words import clean, figure, unit
 
@@ -63,15 +63,18 @@ def sweep_id(record: SweepRecord) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
-def experiment_name(record: SweepRecord) -> str:
-    """One experiment a model; simulated figures never stand beside real ones."""
-    name = clean(record.model.name).strip().replace("/", "-") or "model"
+def experiment_name(record: SweepRecord, chosen: str | None = None) -> str:
+    """The ``chosen`` name, else the model's; simulated figures never stand beside real ones."""
+    name = chosen or clean(record.model.name).strip().replace("/", "-") or "model"
     return f"{name} (simulated)" if record.engine.simulated else name
 
 
 def sweep_image(record: SweepRecord) -> RunImage:
     """The parent run, without its description."""
     status: dict[str, Status] = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED"}
+    start_ms = milliseconds(record.started_utc)
+    # A clock that was set back in between makes no negative duration.
+    end_ms = max(start_ms, milliseconds(record.updated_utc or record.started_utc))
     kind = "" if record.power.kind == "measured" else f" · watts {record.power.kind}"
     tags = _sweep_wide(record) | {
         "sweeper.kind": "sweep",
@@ -95,8 +98,8 @@ def sweep_image(record: SweepRecord) -> RunImage:
     return RunImage(
         name=name,
         status=status[record.state],
-        start_ms=milliseconds(record.started_utc),
-        end_ms=None if record.state == "running" else _no_earlier(record.updated_utc, record.started_utc),
+        start_ms=start_ms,
+        end_ms=None if record.state == "running" else end_ms,
         tags=_tags(tags | {NAME: name}),
         metrics=_sweep_metrics(record),
     )
@@ -105,6 +108,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
 def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
     """The child run of a trial, without the tag that names its parent."""
     start = milliseconds(trial.started_utc or record.started_utc)
+    intervals = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
     tags = _sweep_wide(record) | {
         "sweeper.kind": "trial",
         "sweeper.trial": str(trial.number),
@@ -115,14 +119,15 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         "sweeper.violations": ", ".join(f"{k} by {v:g}" for k, v in trial.violations.items() if v > 0),
         "sweeper.missing": "\n".join(f"{metric}: {reason}" for metric, reason in trial.missing.items()),
         "sweeper.caveats": ", ".join(c.name.lower() for c in trial.caveats),
-        "sweeper.intervals": _intervals(trial),
+        "sweeper.intervals": json.dumps(intervals) if intervals else "",
         "sweeper.configuration": json.dumps(trial.configuration.to_dict()),
         "sweeper.in_force": json.dumps(dict(trial.in_force), default=str) if trial.in_force else "",
         NOTE: _trial_note(trial),
     }
     if record.state != "running":  # what stands on the front is known at the end, and can change in a resume
         tags[FRONT] = _flag(trial.number in record.front)
-        tags["sweeper.role"] = _role(record, trial)
+        roles = (("baseline", record.baseline), ("recommended", record.recommended))
+        tags["sweeper.role"] = ", ".join(role for role, number in roles if number == trial.number)
     name = _trial_name(record, trial)
     return RunImage(
         name=name,
@@ -143,11 +148,6 @@ def milliseconds(utc: str) -> int:
     """
     moment = datetime.fromisoformat(utc)
     return round(1000 * (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
-
-
-def _no_earlier(end_utc: str, start_utc: str) -> int:
-    """The end in milliseconds; a clock that was set back in between makes no negative duration."""
-    return max(milliseconds(end_utc or start_utc), milliseconds(start_utc))
 
 
 def _sweep_wide(record: SweepRecord) -> dict[str, str]:
@@ -177,11 +177,6 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
 
 def _flag(value: bool) -> str:
     return "true" if value else "false"
-
-
-def _role(record: SweepRecord, trial: TrialRecord) -> str:
-    roles = (("baseline", record.baseline), ("recommended", record.recommended))
-    return ", ".join(name for name, number in roles if number == trial.number)
 
 
 def _param(record: SweepRecord, trial: TrialRecord, key: str) -> str:
@@ -225,12 +220,6 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
     return {name: value for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _intervals(trial: TrialRecord) -> str:
-    """Low, high and number of repeats of every metric, as JSON; empty where nothing was measured."""
-    bounds = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
-    return json.dumps(bounds) if bounds else ""
-
-
 def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
     """``12 · 41.3 tok/s · 23.1 W``: what a legend or a table's first column should say."""
     parts = [str(trial.number)]
@@ -238,16 +227,12 @@ def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
         for objective in record.objectives:
             reading = trial.metrics.get(objective.metric)
             if reading is not None:
-                parts.append(_short(record, objective.metric, reading))
+                parts.append(f"{figure(reading.median)} {unit(objective.metric, record.power)}")
     if trial.state != "complete":
         parts.append(trial.state.replace("_", " "))
     elif not trial.feasible:
         parts.append("outside the constraints")
     return " · ".join(parts)
-
-
-def _short(record: SweepRecord, metric: str, reading: Reading) -> str:
-    return f"{figure(reading.median)} {unit(metric, record.power)}"
 
 
 def _trial_note(trial: TrialRecord) -> str:

@@ -124,36 +124,44 @@ def first_line(error: BaseException) -> str:
 
 
 def connect(place: Location) -> GuardedClient:
-    """A client on a store that has its schema and answered; a folder was tried by opening it for writing.
+    """A client on a store that can be written, has its schema and answered.
 
     Raises:
-        StoreError: where the store cannot be reached or written, within a few seconds.
+        StoreError: the store cannot be reached or written; within a few seconds.
     """
-    if place.root is not None:
-        _prepare_folder(place.root)
     probe(place)
+    root = place.root
+    if root is None:
+        with store_errors(place.words):
+            return GuardedClient(_client(place.uri), place.words)
+    try:
+        (root / ARTIFACTS).mkdir(parents=True, exist_ok=True)
+        for name in (LOCK, DATABASE):
+            (root / name).open("ab").close()
+    except OSError as error:
+        raise StoreError(
+            f"cannot write {root / DATABASE}: {first_line(error)}; choose another folder"
+        ) from error
     with store_errors(place.words):
-        import mlflow  # noqa: F401 - seconds, and so before the lock
+        import mlflow  # noqa: F401 - takes seconds, and so before the lock
 
-        if place.root is None:
-            client = _client(place)
-        else:
-            with locked(place.root):  # two first clients at once make the schema twice, and one dies of it
-                _make_schema(place.root)
-                client = _client(place)
-                mend_moved(place.root)
-    return GuardedClient(client, place.words)
+        with (root / LOCK).open("a") as lock:
+            # Two first clients at once make the schema twice, and one dies of it. The lock ends with its process.
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            _make_schema(root)
+            mend_moved(root)
+            return GuardedClient(_client(place.uri), place.words)
 
 
-def _client(place: Location) -> Any:
+def _client(uri: str) -> Any:
     from mlflow import MlflowClient
 
     for name in ("mlflow", "alembic", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # It prints the traceback of what it then raises, and what it raises is said in one line here.
+    # This logger prints the traceback of an error that it then raises, and that becomes one line here.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
-    client = MlflowClient(tracking_uri=place.uri, registry_uri=place.uri)
-    client.search_experiments(max_results=1)  # of a server the first answer, of a database a second look
+    client = MlflowClient(tracking_uri=uri, registry_uri=uri)
+    client.search_experiments(max_results=1)  # the first answer of a server, the second look at a database
     return client
 
 
@@ -162,56 +170,28 @@ def _make_schema(root: Path) -> None:
 
     They are made in a file of their own, which then takes the database's place.
     """
-    database, fresh = root / DATABASE, root / f".{DATABASE}.new"
-    if database.exists() and database.stat().st_size > 0:
+    if (root / DATABASE).stat().st_size > 0:
         return
-    for leftover in root.glob(f".{DATABASE}.new*"):
+    fresh = root / f".{DATABASE}.new"
+    for leftover in root.glob(f"{fresh.name}*"):
         leftover.unlink()
-    _client(Location(f"sqlite:///{fresh.absolute()}", None, None))
-    os.replace(fresh, database)
-
-
-def _prepare_folder(root: Path) -> None:
-    """Make the folder, and find out now whether it and the database can be written."""
-    try:
-        (root / ARTIFACTS).mkdir(parents=True, exist_ok=True)
-        with (root / LOCK).open("a"):
-            pass
-        with (root / DATABASE).open("ab"):
-            pass
-        if (root / DATABASE).stat().st_size == 0:
-            return
-        with closing(sqlite3.connect(root / DATABASE, timeout=LOCK_SECONDS)) as database:
-            database.execute("begin immediate")
-            database.rollback()
-    except (OSError, sqlite3.Error) as error:
-        raise StoreError(
-            f"cannot write {root / DATABASE}: {first_line(error)}; choose another folder"
-        ) from error
-
-
-@contextmanager
-def locked(root: Path) -> Iterator[None]:
-    """One process at a time makes the schema or mends the folder; the lock ends with its process."""
-    with (root / LOCK).open("a") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+    _client(f"sqlite:///{fresh}")
+    fresh.replace(root / DATABASE)
 
 
 def probe(place: Location) -> None:
     """Ask a server, and nothing else, whether it is there: MLflow's own client would try for minutes.
 
     Raises:
-        StoreError: where nothing answers.
+        StoreError: nothing answers.
     """
     if not place.uri.startswith(("http://", "https://")):
         return
-    request = urllib.request.Request(place.uri.rstrip("/") + "/health", method="GET")  # noqa: S310 - http(s) only
     try:
-        with urllib.request.urlopen(request, timeout=PROBE_SECONDS):  # noqa: S310
+        with urllib.request.urlopen(place.uri.rstrip("/") + "/health", timeout=PROBE_SECONDS):  # noqa: S310
             return
     except urllib.error.HTTPError:
-        return  # something answered; whether it is MLflow, and lets us in, is asked next
+        return  # something answered; the next call asks whether it is MLflow, and lets us in
     except (OSError, ValueError) as error:
         raise StoreError(
             f"no MLflow server answers at {place.words} ({first_line(error)}): "
@@ -223,10 +203,12 @@ def mend_moved(root: Path) -> int:
     """Point every run of a store at the artifacts beside its database; returns how many places were mended.
 
     MLflow keeps absolute addresses of artifacts. Where the folder was moved or copied, those of sweeper's
-    own experiments lead to the old place.
+    own experiments lead to the old place. This is SQL because no call of MLflow changes an address. The lock
+    for writing finds a database that is none or is busy, of which MLflow tries to make a store for a minute.
     """
     here = (root / ARTIFACTS).as_uri()
     with closing(sqlite3.connect(root / DATABASE, timeout=LOCK_SECONDS)) as database, database:
+        database.execute("begin immediate")
         moved = database.execute(
             "select e.experiment_id, e.artifact_location from experiments e join experiment_tags t"
             " on t.experiment_id = e.experiment_id and t.key = 'sweeper.kind'"

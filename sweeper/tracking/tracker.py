@@ -1,15 +1,15 @@
-"""``Tracker``: keeps MLflow in step with a sweep. What a sweep calls, and nothing else."""
+"""``Tracker`` keeps MLflow in step with a sweep."""
 
 from __future__ import annotations
 
+import functools
+import itertools
 import json
-import shutil
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import Any, Self, TypeVar
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
 import yaml
 
@@ -17,306 +17,214 @@ from sweeper.errors import StoreError
 from sweeper.records import SweepRecord, TrialRecord, to_plain
 from sweeper.tracking import store
 from sweeper.tracking.description import describe, describe_experiment
-from sweeper.tracking.projection import (
-    NOTE,
-    PARENT,
-    RunImage,
-    experiment_name,
-    sweep_id,
-    sweep_image,
-    trial_image,
-)
-from sweeper.tracking.reconcile import OPEN, ForeignRunError, bring, create
+from sweeper.tracking.projection import NOTE, PARENT, experiment_name, sweep_id, sweep_image, trial_image
+from sweeper.tracking.reconcile import ForeignRunError, bring
 from sweeper.tracking.views import view_tag
 
+P = ParamSpec("P")
 T = TypeVar("T")
 
-PAGE = 1000  # runs in one answer of a search: MLflow's own default
 RETRY_SECONDS = (0.5, 2.0)  # a server that restarts or a database that is busy is back by then
+MOST_RUNS = 50_000  # in one answer of a search: MLflow takes no higher number, and no sweep has so many
+MOST_METRICS = 1000  # in one call: MLflow's limit
 
 
-@dataclass(slots=True)
-class _Child:
-    """A trial's run: as the store last showed it, or the image that was written since."""
+def _patiently(
+    work: Callable[Concatenate[Tracker, P], T],
+) -> Callable[Concatenate[Tracker, P], T]:
+    """Run ``work`` again after a moment where the store failed; ``work`` looks first at what is there."""
 
-    run_id: str
-    run: Any = None
-    written: RunImage | None = None
+    @functools.wraps(work)
+    def patient(self: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> T:
+        if self._gone:
+            store.probe(self._place)  # a server that is still gone costs a sweep no more than this
+        for wait in () if self._gone else RETRY_SECONDS:
+            try:
+                return work(self, *args, **kwargs)
+            except ForeignRunError:
+                raise
+            except StoreError:
+                self._parents.clear()
+                time.sleep(wait)
+        self._gone = True
+        self._parents.clear()
+        result = work(self, *args, **kwargs)
+        self._gone = False
+        return result
+
+    return patient
 
 
 class Tracker:
     """Projects sweeps into one MLflow store.
 
-    Every method may be repeated, and each brings the store to what it should be from whatever a killed
-    process left. One process at a time writes a sweep (the sweep's own lock sees to that).
+    Every method may be repeated, and brings the store to what it should be from whatever a killed process
+    left. The sweep's own lock ensures that one process at a time writes a sweep.
 
-    A method that raises ``StoreError`` (server gone, disk full) left the store as far as it came: say so
-    once, go on with the sweep, and call ``sweep_finished`` at the end as always: it writes all that is
-    missing. Nothing but ``StoreError`` is raised for what a store does. ``record.started_utc`` must be the
-    same through all resumes: with name and machine it is what a sweep is found again by.
+    A method that raises ``StoreError`` (server gone, disk full) leaves the store as far as it came. Go on with
+    the sweep, and call ``sweep_finished`` at the end as always: it writes all that is missing. A store's
+    failure raises nothing but ``StoreError``. ``record.started_utc`` must stay the same through all resumes:
+    with name and machine it identifies the sweep.
     """
 
-    def __init__(self, place: store.Location, client: store.GuardedClient) -> None:
+    def __init__(
+        self, place: store.Location, client: store.GuardedClient, experiment: str | None = None
+    ) -> None:
         self._place = place
         self._client = client
-        self._experiments: dict[str, str] = {}  # name -> id
-        self._parents: dict[str, Any] = {}  # sweep id -> the parent's run as last read
-        self._children: dict[str, dict[int, _Child]] = {}  # sweep id -> trial number -> its run
+        self._experiment = experiment
+        self._parents: dict[str, Any] = {}  # sweep id -> the parent run's `info`
         self._gone = False  # the last call failed for good: try once, without patience
 
     @classmethod
-    def open(cls, uri: str | None, root: Path) -> Self:
+    def open(cls, uri: str | None, root: Path, experiment: str | None = None) -> Self:
         """Open the store at ``uri``, or SQLite in the folder ``root`` where that is None.
 
+        ``experiment`` names the MLflow experiment; None: the model's name.
+
         Raises:
-            StoreError: where it cannot be reached, read or written; within a few seconds.
+            StoreError: the store cannot be reached, read or written; within a few seconds.
         """
         place = store.location(uri, root)
-        return cls(place, store.connect(place))
+        return cls(place, store.connect(place), experiment)
 
-    @property
-    def uri(self) -> str:
-        """The tracking URI."""
-        return self._place.uri
-
-    def experiment_id(self, record: SweepRecord) -> str:
-        """The id of the sweep's experiment, which is made where it is not there."""
-        return self._do(lambda: self._experiment(record))
-
+    @_patiently
     def sweep_started(self, record: SweepRecord) -> str:
         """Open the sweep's parent run, or the one that an earlier process left; returns its run id."""
+        self._bring_parent(record)
+        self._log_opening(record)
+        return str(self._parent(record).run_id)
 
-        def work() -> str:
-            run = self._bring_parent(record)
-            self._save_view(record)
-            self._log_texts(run.info.run_id, _opening_files(record))
-            return str(run.info.run_id)
-
-        return self._do(work)
-
+    @_patiently
     def trial_finished(self, record: SweepRecord, trial: TrialRecord) -> None:
         """Write one trial's run, or bring it to the trial's final figures."""
-        self._do(lambda: self._bring_trial(record, trial))
+        parent = self._parent(record)
+        where = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`sweeper.trial` = '{trial.number}'"
+        self._bring_trial(record, trial, next(iter(self._search(parent.experiment_id, where)), None))
 
+    @_patiently
     def sync(self, record: SweepRecord) -> None:
         """Write whatever is missing, and close what an earlier process left open."""
-        self._do(lambda: self._sync(record))
+        self._sync(record)
 
+    @_patiently
     def sweep_finished(self, record: SweepRecord, files: Mapping[str, Path]) -> None:
-        """Conclude: all trials, the parent's description and figures, ``files`` by their names in MLflow."""
+        """Write all trials, the parent's description and figures, and ``files``.
 
-        def work() -> None:
-            run_id = self._parent(record).info.run_id
-            self._save_view(record)
-            self._log_texts(run_id, _opening_files(record))
-            for name, path in files.items():
-                self._log_file(run_id, name, path)
-            self._sync(record)  # last, so that a parent that reads FINISHED has everything
-
-        self._do(work)
-
-    # -- patience -----------------------------------------------------------------------------------
-
-    def _do(self, work: Callable[[], T]) -> T:
-        """Run ``work``, again after a moment where it failed: it looks first at what stands there."""
-        if self._gone:
-            store.probe(self._place)  # a server that is still gone costs a sweep no more than this
-        for wait in () if self._gone else RETRY_SECONDS:
-            try:
-                return self._once(work)
-            except ForeignRunError:
-                raise
-            except StoreError:
-                time.sleep(wait)
-        self._gone = True
-        result = self._once(work)
-        self._gone = False
-        return result
-
-    def _once(self, work: Callable[[], T]) -> T:
-        try:
-            return work()
-        except StoreError:
-            self._experiments.clear()
-            self._parents.clear()
-            self._children.clear()
-            raise
-
-    # -- runs ---------------------------------------------------------------------------------------
+        The keys of ``files`` are the paths in MLflow; each ends with its file's own name.
+        """
+        self._log_opening(record)
+        for name, path in files.items():
+            folder = name.rpartition("/")[0]
+            self._client.log_artifact(self._parent(record).run_id, str(path), folder or None)
+        self._sync(record)  # last, so that a parent that reads FINISHED has everything
 
     def _sync(self, record: SweepRecord) -> None:
-        self._parents.pop(sweep_id(record), None)
-        self._children.pop(sweep_id(record), None)
-        children = self._known(record)
+        self._parents.pop(sweep_id(record), None)  # its user may have deleted it since
+        parent = self._parent(record)
+        children: dict[str, Any] = {}
+        for run in self._search(parent.experiment_id, f"tags.`{PARENT}` = '{parent.run_id}'"):
+            if "sweeper.trial" in run.data.tags:
+                children.setdefault(run.data.tags["sweeper.trial"], run)
         for trial in record.trials:
-            self._bring_trial(record, trial)
-        for number in set(children) - {trial.number for trial in record.trials}:
-            run = children[number].run
-            if run.info.status in OPEN and run.info.lifecycle_stage == "active":
+            self._bring_trial(record, trial, children.pop(str(trial.number), None))
+        for run in children.values():
+            if run.info.status in ("RUNNING", "SCHEDULED") and run.info.lifecycle_stage == "active":
                 self._client.set_terminated(run.info.run_id, status="KILLED")
-        self._log_hypervolume(record)
+        if record.state != "running" and record.hypervolume:
+            self._log_hypervolume(record)
         self._bring_parent(record)
 
-    def _bring_parent(self, record: SweepRecord) -> Any:
+    def _bring_parent(self, record: SweepRecord) -> None:
         image = sweep_image(record)
-        run = self._parent(record)
-        tags = {**image.tags, NOTE: describe(record)}
-        bring(self._client, run, replace(image, tags=tags))
-        self._parents.pop(sweep_id(record), None)
-        return run
+        run = self._client.get_run(self._parent(record).run_id)
+        bring(self._client, run, replace(image, tags={**image.tags, NOTE: describe(record)}))
 
-    def _bring_trial(self, record: SweepRecord, trial: TrialRecord) -> None:
+    def _bring_trial(self, record: SweepRecord, trial: TrialRecord, run: Any | None) -> None:
         image = trial_image(record, trial)
-        children = self._known(record)
-        child = children.get(trial.number)
-        if child is None:
-            marks = {PARENT: self._parent(record).info.run_id, "sweeper.trial": str(trial.number)}
-            run = create(self._client, self._experiment(record), image, marks)
-            child = children[trial.number] = _Child(run.info.run_id, run)
-        if child.written == image:
-            return
-        run = child.run or self._client.get_run(child.run_id)
+        if run is None:
+            parent = self._parent(record)
+            tags = {**image.tags, PARENT: parent.run_id}
+            run = self._client.create_run(parent.experiment_id, image.start_ms, tags, image.name)
         if run.info.lifecycle_stage == "active":  # a trial that its user deleted stays deleted
             bring(self._client, run, image)
-        child.run, child.written = None, image
-
-    def _known(self, record: SweepRecord) -> dict[int, _Child]:
-        """The sweep's children by trial number, read once."""
-        key = sweep_id(record)
-        if key not in self._children:
-            parent = self._parent(record).info.run_id
-            found: dict[int, _Child] = {}
-            for run in self._search(self._experiment(record), f"tags.`{PARENT}` = '{parent}'"):
-                number = run.data.tags.get("sweeper.trial", "")
-                if number.isdecimal():
-                    found.setdefault(int(number), _Child(run.info.run_id, run))
-            self._children[key] = found
-        return self._children[key]
 
     def _parent(self, record: SweepRecord) -> Any:
+        """The ``info`` of the sweep's parent run, which is made where it is not there."""
         key = sweep_id(record)
         if key not in self._parents:
-            self._parents[key] = self._find_parent(record) or self._create_parent(record)
+            experiment_id = self._experiment_id(record)
+            where = f"tags.`sweeper.id` = '{key}' and tags.`sweeper.kind` = 'sweep'"
+            found = self._search(experiment_id, where)
+            if found:
+                self._restore(found[0].info)
+            else:
+                image = sweep_image(record)
+                found = [self._client.create_run(experiment_id, image.start_ms, image.tags, image.name)]
+            self._parents[key] = found[0].info
         return self._parents[key]
 
-    def _find_parent(self, record: SweepRecord) -> Any:
-        where = f"tags.`sweeper.id` = '{sweep_id(record)}' and tags.`sweeper.kind` = 'sweep'"
-        runs = self._search(self._experiment(record), where)
-        if not runs:
-            return None
-        if runs[0].info.lifecycle_stage != "active":
-            return self._restore(record, runs[0])
-        return runs[0]
-
-    def _restore(self, record: SweepRecord, parent: Any) -> Any:
-        """A sweep that its user deleted and then goes on with comes back with all its trials."""
-        parent_id = parent.info.run_id
-        for run in self._search(self._experiment(record), f"tags.`{PARENT}` = '{parent_id}'"):
+    def _restore(self, parent: Any) -> None:
+        """Bring back a deleted sweep with all its trials when it goes on."""
+        if parent.lifecycle_stage == "active":
+            return
+        for run in self._search(parent.experiment_id, f"tags.`{PARENT}` = '{parent.run_id}'"):
             if run.info.lifecycle_stage != "active":
                 self._client.restore_run(run.info.run_id)
-        self._client.restore_run(
-            parent_id
-        )  # last: until then a killed process finds it deleted, and begins again
-        return self._client.get_run(parent_id)
-
-    def _create_parent(self, record: SweepRecord) -> Any:
-        return create(self._client, self._experiment(record), sweep_image(record), {})
+        self._client.restore_run(parent.run_id)  # last: after a kill the next process begins again
 
     def _search(self, experiment_id: str, where: str) -> list[Any]:
         """All runs that match, the oldest first, deleted ones too."""
         from mlflow.entities import ViewType
 
-        found: list[Any] = []
-        token = None
-        while True:
-            page = self._client.search_runs(
-                [experiment_id], where, ViewType.ALL, PAGE, ["attributes.start_time ASC"], token
-            )
-            found += page
-            token = page.token
-            if not token:
-                return found
+        order = ["attributes.start_time ASC"]
+        return list(self._client.search_runs([experiment_id], where, ViewType.ALL, MOST_RUNS, order))
 
-    def _experiment(self, record: SweepRecord) -> str:
-        name = experiment_name(record)
-        if name not in self._experiments:
-            self._experiments[name] = self._find_experiment(name) or self._create_experiment(record, name)
-        return self._experiments[name]
-
-    def _find_experiment(self, name: str) -> str | None:
+    def _experiment_id(self, record: SweepRecord) -> str:
+        """The sweep's experiment, which is made or brought back where it is not there."""
+        name = experiment_name(record, self._experiment)
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            return None
+            tags = {
+                "sweeper.kind": "experiment",
+                "sweeper.model": record.model.name,
+                "mlflow.experimentKind": "custom_model_development",  # else its page opens in the GenAI mode
+                NOTE: describe_experiment(record),
+            }
+            # Fails where another sweep of this model was faster; the next attempt finds its experiment.
+            return str(self._client.create_experiment(name, self._place.artifacts, tags))
         if found.lifecycle_stage != "active":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
-    def _create_experiment(self, record: SweepRecord, name: str) -> str:
-        tags = {
-            "sweeper.kind": "experiment",
-            "sweeper.model": record.model.name,
-            "mlflow.experimentKind": "custom_model_development",  # else its page opens in the GenAI mode
-            NOTE: describe_experiment(record),
-        }
-        try:
-            return str(self._client.create_experiment(name, self._place.artifacts, tags))
-        except StoreError:
-            found = self._find_experiment(name)  # another sweep of this model was faster
-            if found is None:
-                raise
-            return found
-
-    # -- the parent's curve and files ---------------------------------------------------------------
+    def _log_opening(self, record: SweepRecord) -> None:
+        """Log what is known before the first trial: the sweep's view, its configuration, the machine."""
+        parent = self._parent(record)
+        key, value = view_tag(record)
+        if key not in self._client.get_experiment(parent.experiment_id).tags:  # else its user's changes stay
+            self._client.set_experiment_tag(parent.experiment_id, key, value)
+        config = yaml.safe_dump(to_plain(dict(record.config)), sort_keys=False, allow_unicode=True)
+        machine = json.dumps(to_plain(record.machine), indent=2, ensure_ascii=False) + "\n"
+        self._client.log_text(parent.run_id, config, "config.yaml")
+        self._client.log_text(parent.run_id, machine, "machine.json")
 
     def _log_hypervolume(self, record: SweepRecord) -> None:
-        """The search's progress as one metric over trials.
+        """Log the search's progress as one metric over trials.
 
         The curve is relative to the final reference point, so a resume can change all of it, and MLflow
         deletes no metric: a curve that changed gets a name of its own, and a tag says which one counts.
         """
         from mlflow.entities import Metric
 
-        if record.state == "running" or not record.hypervolume:
-            return
-        parent = self._parent(record)
+        run_id = self._parent(record).run_id
         curve = list(enumerate(record.hypervolume))
-        name = "hypervolume"
-        for edition in range(2, 1000):
-            there = [(m.step, m.value) for m in self._client.get_metric_history(parent.info.run_id, name)]
-            if sorted(there) == curve[: len(there)]:
+        for edition in itertools.count(1):
+            name = "hypervolume" if edition == 1 else f"hypervolume.{edition}"
+            there = sorted((m.step, m.value) for m in self._client.get_metric_history(run_id, name))
+            if there == curve[: len(there)]:
                 break
-            name = f"hypervolume.{edition}"
         now = round(1000 * time.time())
         missing = [Metric(name, value, now, step) for step, value in curve[len(there) :]]
-        for begin in range(0, len(missing), PAGE):
-            self._client.log_batch(parent.info.run_id, metrics=missing[begin : begin + PAGE])
-        self._client.set_tag(parent.info.run_id, "sweeper.hypervolume", name)
-
-    def _save_view(self, record: SweepRecord) -> None:
-        """The sweep's view of the page of runs, once: what its user changes in it later stays."""
-        key, value = view_tag(record)
-        experiment_id = self._experiment(record)
-        if key not in self._client.get_experiment(experiment_id).tags:
-            self._client.set_experiment_tag(experiment_id, key, value)
-
-    def _log_texts(self, run_id: str, texts: Mapping[str, str]) -> None:
-        for name, text in texts.items():
-            self._client.log_text(run_id, text, name)
-
-    def _log_file(self, run_id: str, name: str, path: Path) -> None:
-        """One file as ``name``; a name with slashes goes into folders."""
-        folder, _, leaf = name.rpartition("/")
-        if path.name == leaf:
-            self._client.log_artifact(run_id, str(path), folder or None)
-            return
-        with store.store_errors(self._place.words), TemporaryDirectory(prefix="sweeper-") as temporary:
-            copy = shutil.copyfile(path, Path(temporary) / leaf)
-            self._client.log_artifact(run_id, str(copy), folder or None)
-
-
-def _opening_files(record: SweepRecord) -> dict[str, str]:
-    """What is known before the first trial: the composed configuration and the machine."""
-    return {
-        "config.yaml": yaml.safe_dump(to_plain(dict(record.config)), sort_keys=False, allow_unicode=True),
-        "machine.json": json.dumps(to_plain(record.machine), indent=2, ensure_ascii=False) + "\n",
-    }
+        for begin in range(0, len(missing), MOST_METRICS):
+            self._client.log_batch(run_id, metrics=missing[begin : begin + MOST_METRICS])
+        self._client.set_tag(run_id, "sweeper.hypervolume", name)

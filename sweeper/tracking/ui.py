@@ -9,17 +9,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
-from sweeper.errors import StoreError, SweeperError, SweepMissingError
-from sweeper.http import post
+from sweeper.errors import StoreError, SweepMissingError
 from sweeper.servers import HOST, free_port, last_lines, started
 from sweeper.tracking import store
 from sweeper.tracking.views import view_of
 
 PORT = 5000  # MLflow's own
 START_SECONDS = 300.0  # 11 to 21 s on 2 quiet cores, over 100 s were seen on busy ones
-ANSWER_SECONDS = 5.0
 
 # The pages for models, not those for chat traces; without it MLflow decides by itself.
 MODE = "?workflowType=machine_learning"
@@ -61,15 +59,18 @@ class MlflowUi:
         self._wished_port = port
         self._process: subprocess.Popen[bytes] | None = None
         self._log = Path()
-        self._base = ""
+        self._base = self._place.uri.rstrip("/")
         self._held = ExitStack()
 
     def __enter__(self) -> Self:
-        if self._place.uri.startswith(("http://", "https://")):
-            self._base = self._place.uri.rstrip("/")
+        root = self._place.root
+        if root is not None and not (
+            (root / store.DATABASE).is_file() and (root / store.DATABASE).stat().st_size
+        ):
+            raise SweepMissingError(f"no sweep in {root} yet: run `sweeper sweep` first")
+        self._client = store.connect(self._place)
+        if self._base.startswith(("http://", "https://")):
             return self
-        if self._place.root is not None:
-            _check_local(self._place.root)
         port = free_port(self._wished_port)
         self._base = f"http://{HOST}:{port}"
         with ExitStack() as held:
@@ -97,19 +98,26 @@ class MlflowUi:
 
         Raises:
             SweepMissingError: no sweep of that name is in the store.
-            StoreError: the server does not answer any more.
+            StoreError: the store does not answer any more.
         """
-        run = self._newest_sweep(sweep)
+        runs = self._client.search_runs(
+            [e.experiment_id for e in self._client.search_experiments(max_results=1000)],
+            "tags.`sweeper.kind` = 'sweep'",
+            max_results=1 if sweep is None else 1000,
+            order_by=["attributes.start_time DESC"],
+        )
+        run = next((r for r in runs if sweep in (None, r.data.tags.get("sweeper.sweep"))), None)
+        home = f"{self._base}/#/experiments"
         if run is None:
             if sweep is not None:
                 raise SweepMissingError(f"no sweep {sweep!r} in MLflow at {self._place.words}")
-            return Pages(f"{self._base}/#/experiments{MODE}")
-        experiment = f"{self._base}/#/experiments/{run['info']['experiment_id']}"
+            return Pages(home + MODE)
+        runs_page = f"{home}/{run.info.experiment_id}/runs"
         return Pages(
-            home=self._base + "/#/experiments" + MODE,
-            experiment=f"{experiment}/runs{MODE}",
-            sweep=f"{experiment}/runs/{run['info']['run_id']}{MODE}",
-            charts=f"{experiment}/runs{MODE}&compareRunsMode=CHART&viewStateShareKey={view_of(_tags(run))}",
+            home=home + MODE,
+            experiment=runs_page + MODE,
+            sweep=f"{runs_page}/{run.info.run_id}{MODE}",
+            charts=f"{runs_page}{MODE}&compareRunsMode=CHART&viewStateShareKey={view_of(run.data.tags)}",
         )
 
     def wait(self) -> None:
@@ -117,38 +125,6 @@ class MlflowUi:
         if self._process is not None:
             self._process.wait()
             raise StoreError(f"MLflow's server ended: {last_lines(self._log)}")
-
-    def _newest_sweep(self, sweep: str | None) -> dict[str, Any] | None:
-        found = self._ask("experiments/search", {"max_results": 1000})
-        ids = [e["experiment_id"] for e in found.get("experiments", [])]
-        asked = {
-            "experiment_ids": ids,
-            "filter": "tags.`sweeper.kind` = 'sweep'",
-            "order_by": ["attributes.start_time DESC"],
-            "max_results": 1 if sweep is None else 1000,
-        }
-        for run in self._ask("runs/search", asked).get("runs", []):
-            if sweep is None or _tags(run).get("sweeper.sweep") == sweep:
-                return dict(run)
-        return None
-
-    def _ask(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        address = f"{self._base}/api/2.0/mlflow/{path}"
-        try:
-            return dict(post(address, body, ANSWER_SECONDS, use_proxy=self._process is None))
-        except SweeperError as error:
-            raise StoreError(f"MLflow does not answer: {error}") from error
-
-
-def _check_local(root: Path) -> None:
-    if not (root / store.DATABASE).is_file() or (root / store.DATABASE).stat().st_size == 0:
-        raise SweepMissingError(f"no sweep in {root} yet: run `sweeper sweep` first")
-    with store.store_errors(str(root / store.DATABASE)), store.locked(root):
-        store.mend_moved(root)
-
-
-def _tags(run: dict[str, Any]) -> dict[str, str]:
-    return {tag["key"]: tag["value"] for tag in run["data"].get("tags", [])}
 
 
 def _command(place: store.Location, port: int) -> list[str]:

@@ -73,9 +73,8 @@ def _state(record: SweepRecord) -> dict[str, Any]:
 
 
 def _columns(record: SweepRecord) -> list[str]:
-    extra = [m for m in ("joules_per_token",) if m not in _metrics(record)]
     return [
-        *(f"metrics.`{metric}`" for metric in (*_metrics(record), *extra)),
+        *(f"metrics.`{metric}`" for metric in dict.fromkeys((*_metrics(record), "joules_per_token"))),
         *(f"params.`{key}`" for key in record.space),
         *(f"tags.`{tag}`" for tag in ("sweeper.front", "sweeper.role", "sweeper.power.kind")),
     ]

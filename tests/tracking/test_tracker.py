@@ -34,9 +34,10 @@ def swept(tracker: Tracker, final: SweepRecord, files: dict[str, Path] | None = 
 @pytest.fixture
 def files(tmp_path: Path) -> dict[str, Path]:
     made = {"report.html": "<h1>report</h1>", "front.csv": "a,b\n", "plots/front.json": "{}"}
+    (tmp_path / "plots").mkdir()
     for name, text in made.items():
-        (tmp_path / name.replace("/", "_")).write_text(text)
-    return {name: tmp_path / name.replace("/", "_") for name in made}
+        (tmp_path / name).write_text(text)
+    return {name: tmp_path / name for name in made}
 
 
 def test_a_sweep_is_one_parent_and_one_flat_child_a_trial(root: Path, files: dict[str, Path]) -> None:
@@ -219,8 +220,8 @@ def test_a_deleted_sweep_that_goes_on_comes_back_whole(root: Path) -> None:
 
 
 def test_a_deleted_experiment_comes_back(root: Path) -> None:
-    tracker = Tracker.open(None, root)
-    experiment = tracker.experiment_id(record())
+    Tracker.open(None, root).sweep_started(record("running", trials=()))
+    experiment = runs_of(client_of(sqlite_of(root)), record())[0].info.experiment_id
     client_of(sqlite_of(root)).delete_experiment(experiment)
     Tracker.open(None, root).sweep_started(record("running", trials=()))
     assert client_of(sqlite_of(root)).get_experiment(experiment).lifecycle_stage == "active"
@@ -242,11 +243,24 @@ def test_another_sweep_is_never_taken_for_this_one(root: Path, other: dict[str, 
     assert tracker.sweep_started(record("running", trials=())) == first
 
 
-def test_simulated_figures_have_an_experiment_of_their_own(root: Path) -> None:
-    tracker = Tracker.open(None, root)
-    real = record()
-    simulated = replace(real, engine=replace(real.engine, simulated=True))
-    assert tracker.experiment_id(real) != tracker.experiment_id(simulated)
+def experiment_of(root: Path, swept: SweepRecord, chosen: str | None = None) -> Any:
+    Tracker.open(None, root, chosen).sweep_started(swept)
+    client = client_of(sqlite_of(root))
+    return client.get_experiment(runs_of(client, swept)[0].info.experiment_id)
+
+
+@pytest.mark.parametrize(("chosen", "name"), [(None, "llama-15m"), ("fan at 40 %", "fan at 40 %")])
+def test_an_experiments_name_is_the_models_or_the_chosen_one(
+    root: Path, chosen: str | None, name: str
+) -> None:
+    assert experiment_of(root, record("running", trials=()), chosen).name == name
+
+
+@pytest.mark.parametrize("chosen", [None, "mine"])
+def test_simulated_figures_have_an_experiment_of_their_own(root: Path, chosen: str | None) -> None:
+    real = record("running", trials=())
+    simulated = replace(real, sweep="simulated", engine=replace(real.engine, simulated=True))
+    assert experiment_of(root, real, chosen).name != experiment_of(root, simulated, chosen).name
 
 
 def test_estimated_watts_are_named_so_wherever_a_name_is_read(root: Path) -> None:
