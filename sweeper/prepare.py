@@ -67,7 +67,8 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         workload = rig.workload or settings.workload_record()
         name = sweep_name(settings, space, workload, rig, root)
         held.enter_context(alone(root, name))
-        tracker = Tracker.open(settings.tracking.uri, root)  # before the first trial: no store, no sweep
+        # Before the first trial: no store, no sweep.
+        tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
         rig = with_quality(rig, space, settings, root, held, say)
         first = initial_design(
             space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed

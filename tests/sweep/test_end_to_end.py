@@ -17,6 +17,8 @@ import pytest
 import yaml
 from fast_sweep import FAST
 
+EXPERIMENT = "evenings of été"
+
 
 @pytest.fixture(scope="module")
 def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path) -> Path:
@@ -24,7 +26,10 @@ def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path) -> Pat
     folder = tmp_path_factory.mktemp("swept") / "dossier d'été 測試"
     folder.mkdir()
     done = subprocess.run(
-        [sys.executable, "-m", "sweeper", "sweep", *FAST, f"model.path='{smallest_model}'", "name=first"],
+        [
+            *(sys.executable, "-m", "sweeper", "sweep", *FAST, f"model.path='{smallest_model}'"),
+            *("name=first", f"tracking.experiment='{EXPERIMENT}'"),
+        ],
         cwd=folder,
         env=os.environ | {"NO_COLOR": "1"},
         capture_output=True,
@@ -131,9 +136,9 @@ def _children(root: Path, sweep: str) -> list[str]:
     from mlflow.tracking import MlflowClient
 
     client = MlflowClient(f"sqlite:///{(root / 'mlflow.db').resolve()}")
-    experiments = [e.experiment_id for e in client.search_experiments()]
+    experiment = client.get_experiment_by_name(EXPERIMENT)
     found = client.search_runs(
-        experiments, f"tags.`sweeper.sweep` = '{sweep}' and tags.`sweeper.kind` = 'trial'"
+        [experiment.experiment_id], f"tags.`sweeper.sweep` = '{sweep}' and tags.`sweeper.kind` = 'trial'"
     )
     return [run.data.tags["sweeper.trial"] for run in found]
 
