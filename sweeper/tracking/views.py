@@ -1,7 +1,7 @@
 """A saved view of MLflow's page of runs, one a sweep: its trials with what was swept, and the front's chart.
 
-MLflow (3.17) keeps a saved view as a tag of the experiment; it stands in the page's list "Views". Another
-version that does not know the tag passes over it. Pure.
+MLflow (3.17) keeps a saved view as a tag of the experiment, lists it under "Views", and fills in its own
+defaults for what the view leaves out. A version that does not know the tag ignores it. Pure.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from sweeper.tracking.projection import milliseconds, sweep_id
 TAG = "mlflow.sharedViewState."
 CARD_HEIGHT = 440  # pixels: one chart and the head of the next on a screen of 1000
 RUNS_SHOWN = 1000  # more trials than a sweep has: a chart with some of them left out misleads
+SECTION = "sweeper"
 
 
 def view_of(tags: Mapping[str, str]) -> str:
-    """The key of a sweep's view, as it stands in the page's address, from the tags of the sweep's run."""
+    """The key of a sweep's view in the page's address, from the tags of the sweep's run."""
     return f"sweeper{tags.get('sweeper.id', '')}"
 
 
@@ -34,63 +35,14 @@ def view_tag(record: SweepRecord) -> tuple[str, str]:
 
 
 def _state(record: SweepRecord) -> dict[str, Any]:
-    section = "sweeper"
-    return {
-        "searchFilter": f"tags.`sweeper.id` = '{sweep_id(record)}' and tags.`sweeper.kind` = 'trial'"
-        " and attributes.status = 'FINISHED'",
-        "orderByKey": f"metrics.`{record.objectives[0].metric}`",
-        "orderByAsc": record.objectives[0].direction == "minimize",
-        "startTime": "ALL",
-        "lifecycleFilter": "Active",
-        "datasetsFilter": [],
-        "modelVersionFilter": "All Runs",
-        "selectedColumns": _columns(record),
-        "columnOrder": [],
-        "columnWidths": {},
-        "runsHiddenMode": "SHOWALL",
-        "compareRunCharts": [dict(chart, metricSectionId=section) for chart in _charts(record)],
-        "compareRunSections": [
-            {
-                "uuid": section,
-                "name": "Front",
-                "display": True,
-                "isReordered": False,
-                "deleted": False,
-                "isGenerated": False,
-                "columns": 1,  # side by side, the names of 6 parameters run into each other
-                "cardHeight": CARD_HEIGHT,
-            }
-        ],
-        "viewMaximized": False,
-        "runListHidden": False,
-        "isAccordionReordered": True,
-        "useGroupedValuesInCharts": True,
-        "hideEmptyCharts": True,
-        "groupBy": None,
-        "groupsExpanded": {},
-        "globalLineChartConfig": {"xAxisKey": "step", "lineSmoothness": 0, "selectedXAxisMetricKey": ""},
-    }
-
-
-def _columns(record: SweepRecord) -> list[str]:
-    return [
-        *(f"metrics.`{metric}`" for metric in dict.fromkeys((*_metrics(record), "joules_per_token"))),
+    first, *others = metrics = [objective.metric for objective in record.objectives]
+    columns = [
+        *(f"metrics.`{metric}`" for metric in dict.fromkeys((*metrics, "joules_per_token"))),
         *(f"params.`{key}`" for key in record.space),
         *(f"tags.`{tag}`" for tag in ("sweeper.front", "sweeper.role", "sweeper.power.kind")),
     ]
-
-
-def _metrics(record: SweepRecord) -> list[str]:
-    return [objective.metric for objective in record.objectives]
-
-
-def _charts(record: SweepRecord) -> list[dict[str, Any]]:
-    """The objectives against each other, then every swept parameter against the objectives."""
-    first, *others = _metrics(record)
-    common = {"runsCountToCompare": RUNS_SHOWN, "deleted": False, "isGenerated": False}
     scatter = [
-        common
-        | {
+        {
             "uuid": f"scatter-{other}",
             "type": "SCATTER",
             "xaxis": {"key": other, "type": "METRIC"},
@@ -98,11 +50,34 @@ def _charts(record: SweepRecord) -> list[dict[str, Any]]:
         }
         for other in others
     ]
-    parallel = common | {
+    parallel = {
         "uuid": "parallel",
         "type": "PARALLEL",
         "selectedParams": list(record.space),
         "selectedMetrics": [*others, first],  # the last one gives the lines their colour
         "showAllRuns": False,
     }
-    return [*scatter, parallel]
+    of_a_chart = {"runsCountToCompare": RUNS_SHOWN, "deleted": False, "isGenerated": False}
+    section = {
+        "uuid": SECTION,
+        "name": "Front",
+        "display": True,
+        "isReordered": False,
+        "deleted": False,
+        "isGenerated": False,
+        "columns": 1,  # side by side, the names of 6 parameters run into each other
+        "cardHeight": CARD_HEIGHT,
+    }
+    return {
+        "searchFilter": f"tags.`sweeper.id` = '{sweep_id(record)}' and tags.`sweeper.kind` = 'trial'"
+        " and attributes.status = 'FINISHED'",
+        "orderByKey": f"metrics.`{first}`",
+        "orderByAsc": record.objectives[0].direction == "minimize",
+        "selectedColumns": columns,
+        "runsHiddenMode": "SHOWALL",
+        "compareRunCharts": [
+            chart | of_a_chart | {"metricSectionId": SECTION} for chart in (*scatter, parallel)
+        ],
+        "compareRunSections": [section],
+        "isAccordionReordered": True,
+    }
