@@ -12,11 +12,9 @@ Each apply has a folder, ``<root>/journal/apply/<when>-<target>/``. It holds eac
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import stat
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +25,7 @@ from cattrs import BaseValidationError
 from sweeper.apply.base import ApplyPlan, FileChange
 from sweeper.errors import SweepBusyError, SweeperError, UsageError
 from sweeper.files import cannot_write, temporary_of, write_atomically
+from sweeper.locks import held
 from sweeper.records import from_plain, to_plain
 
 _LIMIT_TOLERANCE_WATTS = 0.13  # processors count in units of 1/8 W, rounded down; GPUs in mW
@@ -290,18 +289,11 @@ def _digest(data: bytes | None) -> str | None:
     return None if data is None else _sha256(data)
 
 
-@contextlib.contextmanager
-def _lock(root: Path) -> Iterator[None]:
-    """One apply or rollback at a time on this data folder; the lock falls with the process."""
-    path = journal_folder(root) / ".lock"
-    _make_folder(path.parent)
-    try:
-        file = path.open("w")
-    except OSError as error:
-        raise cannot_write(path, error) from error
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise SweepBusyError("another apply or rollback runs on this data folder: wait for it") from error
-        yield
+def _lock(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Allow one apply or rollback at a time on this data folder."""
+    return held(
+        journal_folder(root) / ".lock",
+        lambda owner: SweepBusyError(
+            f"another apply or rollback (process {owner}) runs on this data folder: wait for it"
+        ),
+    )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import functools
 import logging
 import os
@@ -18,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sweeper.errors import StoreError
+from sweeper.locks import held
 
 DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
@@ -136,8 +136,7 @@ def connect(place: Location) -> GuardedClient:
             return GuardedClient(_client(place.uri), place.words)
     try:
         (root / ARTIFACTS).mkdir(parents=True, exist_ok=True)
-        for name in (LOCK, DATABASE):
-            (root / name).open("ab").close()
+        (root / DATABASE).open("ab").close()
     except OSError as error:
         raise StoreError(
             f"cannot write {root / DATABASE}: {first_line(error)}; choose another folder"
@@ -145,9 +144,8 @@ def connect(place: Location) -> GuardedClient:
     with store_errors(place.words):
         import mlflow  # noqa: F401 - takes seconds, and so before the lock
 
-        with (root / LOCK).open("a") as lock:
-            # Two first clients at once make the schema twice, and one dies of it. The lock ends with its process.
-            fcntl.flock(lock, fcntl.LOCK_EX)
+        # Two first clients at once make the schema twice, and one dies of it.
+        with held(root / LOCK):
             _make_schema(root)
             mend_moved(root)
             return GuardedClient(_client(place.uri), place.words)

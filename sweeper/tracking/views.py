@@ -57,7 +57,7 @@ def _state(record: SweepRecord) -> dict[str, Any]:
         "selectedMetrics": [*others, first],  # the last one gives the lines their colour
         "showAllRuns": False,
     }
-    of_a_chart = {"runsCountToCompare": RUNS_SHOWN, "deleted": False, "isGenerated": False}
+    of_a_chart: dict[str, object] = {"runsCountToCompare": RUNS_SHOWN, "deleted": False, "isGenerated": False}
     section = {
         "uuid": SECTION,
         "name": "Front",
@@ -76,7 +76,7 @@ def _state(record: SweepRecord) -> dict[str, Any]:
         "selectedColumns": columns,
         "runsHiddenMode": "SHOWALL",
         "compareRunCharts": [
-            chart | of_a_chart | {"metricSectionId": SECTION} for chart in (*scatter, parallel)
+            {**chart, **of_a_chart, "metricSectionId": SECTION} for chart in (*scatter, parallel)
         ],
         "compareRunSections": [section],
         "isAccordionReordered": True,
