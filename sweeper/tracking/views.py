@@ -41,7 +41,7 @@ def _state(record: SweepRecord) -> dict[str, Any]:
         *(f"params.`{key}`" for key in record.space),
         *(f"tags.`{tag}`" for tag in ("sweeper.front", "sweeper.role", "sweeper.power.kind")),
     ]
-    scatter = [
+    scatter: list[dict[str, object]] = [
         {
             "uuid": f"scatter-{other}",
             "type": "SCATTER",
@@ -50,7 +50,7 @@ def _state(record: SweepRecord) -> dict[str, Any]:
         }
         for other in others
     ]
-    parallel = {
+    parallel: dict[str, object] = {
         "uuid": "parallel",
         "type": "PARALLEL",
         "selectedParams": list(record.space),
