@@ -12,9 +12,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, make_dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 from sweeper.errors import ConfigError
 from sweeper.metrics import OBJECTIVES
@@ -57,20 +57,18 @@ class EngineConfig:
     table: str | None = None
 
 
-@dataclass
-class WorkloadConfig:
-    """See `sweeper.records.Workload`."""
-
-    name: str = "chat"
-    prompt_tokens: int = 512
-    generated_tokens: int = 128
-    depth: int | None = 0
-    warmup_seconds: float = 30.0
-    screening_seconds: float = 5.0
-    screening_repeats: int = 3
-    final_seconds: float = 20.0
-    final_repeats: int = 10
-    n_ctx: int = 0
+if TYPE_CHECKING:
+    from sweeper.records import Prices as PricesConfig
+    from sweeper.records import Workload as WorkloadConfig
+else:
+    # The records say fields, types and defaults; OmegaConf would make a frozen schema read-only.
+    PricesConfig, WorkloadConfig = (
+        make_dataclass(
+            f"{record.__name__}Config",
+            [(f.name, get_type_hints(record)[f.name], field(default=f.default)) for f in fields(record)],
+        )
+        for record in (Prices, Workload)
+    )
 
 
 @dataclass
@@ -104,15 +102,6 @@ class TrackingConfig:
 
     uri: str | None = None
     experiment: str | None = None
-
-
-@dataclass
-class PricesConfig:
-    """See `sweeper.records.Prices`."""
-
-    currency: str = "EUR"
-    per_kwh: float = 0.30
-    hours_per_day: float = 4.0
 
 
 @dataclass

@@ -38,10 +38,10 @@ class Workload:
     prompt_tokens: int = 512
     generated_tokens: int = 128
     depth: int | None = 0
-    warmup_seconds: float = 1.0
+    warmup_seconds: float = 30.0  # at most; it ends as soon as the speed is steady
     screening_seconds: float = 5.0
     screening_repeats: int = 3
-    final_seconds: float = 10.0
+    final_seconds: float = 20.0
     final_repeats: int = 10
     n_ctx: int = 0  # the context that the user wants, in tokens, even if a window fills less
 
