@@ -20,36 +20,35 @@ class NoSuchPageError(VerifyError):
 
 def get(url: str, seconds: float = 10.0) -> Any:
     """The JSON at ``url``. Raises as `post` does."""
-    return _decoded(url, _fetch(url, None, seconds, _DIRECT))
+    return _decoded(url, _fetch(url, None, seconds))
 
 
-def post(url: str, body: dict[str, Any], seconds: float = 3600.0, *, use_proxy: bool = False) -> Any:
-    """The JSON that answers ``body``; ``use_proxy`` takes the environment's proxy, to a server elsewhere.
+def post(url: str, body: dict[str, Any], seconds: float = 3600.0) -> Any:
+    """The JSON that answers ``body``.
 
     Raises:
         EngineMissingError: nothing listens there.
         NoSuchPageError: the server has no such page.
         VerifyError: the server refuses, breaks off, takes too long, or answers with something else.
     """
-    opener = urllib.request.build_opener() if use_proxy else _DIRECT
-    return _decoded(url, _fetch(url, json.dumps(body).encode("utf-8"), seconds, opener))
+    return _decoded(url, _fetch(url, json.dumps(body).encode("utf-8"), seconds))
 
 
 def answers(url: str, seconds: float = 5.0) -> bool:
     """Whether a server on this machine answers this page without an error; the content does not matter."""
     try:
-        _fetch(url, None, seconds, _DIRECT)
+        _fetch(url, None, seconds)
     except SweeperError:
         return False
     return True
 
 
-def _fetch(url: str, data: bytes | None, seconds: float, opener: urllib.request.OpenerDirector) -> bytes:
+def _fetch(url: str, data: bytes | None, seconds: float) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{url} is no http address: write it as http://127.0.0.1:8080")
     request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - checked
     try:
-        with opener.open(request, timeout=seconds) as answer:
+        with _DIRECT.open(request, timeout=seconds) as answer:
             return bytes(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         with error:
