@@ -22,9 +22,10 @@ from apply_sweep import ENGINE, MACHINE, make_sweep
 from hostile import NAMES
 
 from sweeper import apply
-from sweeper.apply.verify.check import FigureCheck, _beside_now, judge
+from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge
 from sweeper.apply.verify.engine_now import speeds_of_engine
 from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
+from sweeper.apply.verify.servers import InForce
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -211,6 +212,15 @@ def test_settings_that_differ_are_named(model: Path, python_server: str) -> None
     assert [s.name for s in found.settings if s.verdict == "missed"] == ["n_threads_batch", "type_v"]
     with pytest.raises(VerifyError, match="n_threads_batch is 2, not 1; type_v is q8_0, not f16"):
         found.demand()
+
+
+@pytest.mark.parametrize(("read_back", "verdict"), [(2048, "kept"), (512, "kept"), (1024, "missed")])
+def test_a_batch_is_kept_as_asked_for_and_as_cut_to_the_context(
+    model: Path, read_back: int, verdict: str
+) -> None:
+    sweep = sweep_of(model, configuration=C.with_(n_batch=2048))
+    checks = _settings(sweep, sweep.trials[0], {"n_batch": InForce(read_back, "its command line")})
+    assert [check.verdict for check in checks if check.name == "n_batch"] == [verdict]
 
 
 def test_a_model_that_is_not_offered_is_named_with_those_that_are(model: Path, python_server: str) -> None:

@@ -14,7 +14,7 @@ from sweeper.apply.verify.client_speed import ClientSpeed, Meter, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
 from sweeper.apply.verify.servers import InForce
 from sweeper.errors import TrialFailed, UsageError, VerifyError
-from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing, padded
+from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing
 from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
 
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
@@ -229,7 +229,10 @@ def _settings(
         elif key == "n_gpu_layers":
             checks.append(_layers_check(configured[key], said, record.model.n_layer))
         else:
-            checks.append(_check(key, as_engine_has_it(key, trial.configuration), said))
+            # A command line holds the value as asked for; a log holds what llama.cpp made of it.
+            as_asked = said.value == configured[key]
+            wanted = configured[key] if as_asked else as_engine_has_it(key, trial.configuration)
+            checks.append(_check(key, wanted, said))
     return tuple(checks)
 
 
@@ -244,8 +247,8 @@ def _layers_check(configured: int, said: InForce, n_layer: int) -> SettingCheck:
 
 
 def _check(name: str, configured: Any, said: InForce) -> SettingCheck:
-    kept = said.value == configured or (name == "n_ctx" and said.value == padded(configured))
-    return SettingCheck(name, configured, said.value, said.read_from, "kept" if kept else "missed")
+    verdict: Verdict = "kept" if said.value == configured else "missed"
+    return SettingCheck(name, configured, said.value, said.read_from, verdict)
 
 
 def _figures(
