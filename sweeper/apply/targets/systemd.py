@@ -6,6 +6,7 @@ systemd.service(5) and systemd.unit(5): ``%`` and ``$`` are doubled, words quote
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -79,11 +80,7 @@ def drop_in(request: Request) -> str:
 
 def _program(path: str) -> str:
     """The program's own word: ``@ - : + !`` before it mean something to systemd, which expands no ``$`` here."""
-    return (
-        path
-        if path.replace("/", "").replace("-", "").replace("_", "").replace(".", "").isalnum()
-        else quoted(path)
-    )
+    return path if re.fullmatch("[A-Za-z0-9/._-]+", path) else quoted(path)
 
 
 def _service() -> str:
