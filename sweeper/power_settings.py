@@ -15,8 +15,8 @@ SOURCES = ("auto", "nvml", "rapl", "hwmon", "battery", "plug", "command", "estim
 PLUG_KINDS = ("shelly", "tasmota")
 MEANS = ("auto", "direct", "helper", "zeusd")
 COMMAND_UNITS = ("watts", "joules")
-# Above 20 Hz the sampler itself costs energy that is then counted (docs/measuring.md); what looks more
-# often where refreshes would go unseen keeps to a budget of processor time instead (`sweeper.meter.sampling`).
+# Above 20 Hz, the sampler itself uses energy, which then counts as the trial's. To catch refreshes, the meter may
+# sample more often within a budget of processor time (`sweeper.meter.sampling`).
 MOST_SAMPLE_HZ = 20.0
 # Counters must be read at least once a second, so that a wrap is never missed.
 LEAST_SAMPLE_HZ = 1.0

@@ -1,1 +1,1 @@
-"""Measuring power."""
+"""Power measurement."""

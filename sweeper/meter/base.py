@@ -12,18 +12,20 @@ from sweeper.records import Caveat, EnergyReading, PowerSource
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One reading of a sensor. A counter gives joules (cumulative, any origin), a power sensor watts."""
+    """One reading of a sensor. A counter gives joules (cumulative, any origin), a power sensor gives watts."""
 
     monotonic_seconds: float
     energy_joules: float | None = None
     power_watts: float | None = None
-    epoch: int = 0  # counts up where the counter lost its origin: energies of two epochs do not subtract
-    parts: tuple[Sample, ...] = ()  # of a sum: each device's own, refreshed at moments of its own
+    epoch: int = 0  # increases when the counter loses its origin: energies of two epochs cannot be subtracted
+    parts: tuple[
+        Sample, ...
+    ] = ()  # for a sum: the sample of each device; devices refresh at different moments
 
 
 @dataclass(frozen=True, slots=True)
 class DeviceState:
-    """What stands beside a sample. None and empty where the device does not say."""
+    """The device's state beside a sample. Values that the device does not report are None or empty."""
 
     temperature_celsius: float | None = None
     clock_mhz: float | None = None
@@ -43,28 +45,28 @@ class Sensor(Protocol):
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """What is known to be wrong with this sensor, from its trust check."""
+        """Known problems of this sensor, from its trust check."""
         ...
 
     def open(self) -> None:
-        """Take the handle. Raises SensorMissingError or RightMissingError with the line that mends it."""
+        """Open the sensor. Raises SensorMissingError or RightMissingError; the message contains the fix."""
         ...
 
     def read(self) -> Sample:
-        """One sample, now. Raises ReadingFailed where the sensor gave none."""
+        """Take one sample now. Raises ReadingFailed if the sensor gave none."""
         ...
 
     def state(self) -> DeviceState:
-        """Temperature, clocks, throttling, now."""
+        """The present temperature, clocks and throttling."""
         ...
 
     def close(self) -> None:
-        """Give the handle back. May be called twice."""
+        """Close the sensor. May be called twice."""
         ...
 
 
 class PowerWindow(Protocol):
-    """Samples around one stretch of inference. Ask for the reading after the ``with`` block ended."""
+    """Samples around one stretch of inference. Call ``reading`` after the ``with`` block has ended."""
 
     def reading(self, started: float, ended: float) -> EnergyReading:
         """Energy between two ``time.monotonic()`` moments inside the window."""
@@ -72,16 +74,16 @@ class PowerWindow(Protocol):
 
 
 class PowerMeter(Protocol):
-    """Samples one ranking sensor (and others beside it) in a thread that never spins."""
+    """Samples the ranking sensor, and any sensors beside it, in threads that block between samples."""
 
     @property
     def source(self) -> PowerSource:
-        """The source that ranks."""
+        """The source that ranks trials."""
         ...
 
     @property
     def update_period_seconds(self) -> float:
-        """The ranking sensor's update period, from which window lengths follow."""
+        """The ranking sensor's update period, which sets the window lengths."""
         ...
 
     def window(self) -> AbstractContextManager[PowerWindow]:

@@ -1,8 +1,8 @@
-"""Choosing a sensor: the one that was named, or by trust the best that this machine has.
+"""Chooses a sensor: the one that the user named, or the most trustworthy one on this machine.
 
-``auto`` takes the GPU's own sensor where layers can go to a GPU, else the processor's (RAPL), else an
-estimate. It never takes a battery (its readings are smoothed over seconds and exist only unplugged), nor a
-plug or a command, whose addresses only the user knows. What it passed over, and why, is in the notes.
+``auto`` takes the GPU's own sensor if layers can go to a GPU, else the processor's (RAPL), else an estimate. It never
+takes a battery, because batteries smooth their readings over seconds and work only unplugged. It never takes a plug
+or a command, because only the user knows their addresses. The notes list the skipped sources and the reasons.
 """
 
 from __future__ import annotations
@@ -29,11 +29,11 @@ from sweeper.records import Caveat, Reading
 
 Clock = Callable[[], float]
 
-# Sensors that can be polled every 5 ms. A plug, a command and a battery are too slow for that, and their
-# periods are known; an estimate has nothing to be trusted.
+# Sensors that can be polled every 5 ms. A plug, a command and a battery are too slow, and their periods are known. An
+# estimate has nothing to check.
 TRUST_CHECKED = ("nvml", "rapl", "hwmon")
 IDLE_WINDOWS = 5
-# Not a word of the configuration: a board whose rails cover the processor too, tried by `auto` alone.
+# A board whose rails also cover the processor. The configuration has no word for it; only `auto` tries it.
 RAILS = "rails"
 
 
@@ -44,21 +44,21 @@ def find_meter(
     clock: Clock = time.monotonic,
     trust_seconds: float = SHORT_SECONDS,
 ) -> tuple[PowerMeter, tuple[str, ...]]:
-    """The meter that ``settings`` ask for, not yet entered, and what to say about the choice.
+    """The meter that ``settings`` ask for, not yet entered, and notes about the choice.
 
-    A device seen for the first time is polled for ``trust_seconds``; what that found is kept under ``root``.
+    sweeper polls a new device for ``trust_seconds`` and keeps the result under ``root``.
 
     Args:
         settings: the group ``power``.
-        root: folder in which what was found out about sensors is kept.
+        root: the folder for the results of sensor checks.
         gpu_used: whether layers can be offloaded to a GPU.
         clock: stamps samples.
         trust_seconds: how long to poll a new device.
 
     Raises:
-        ConfigError: a word or value in ``settings`` that cannot work.
-        SensorMissingError: the named source is not there, or gives nothing.
-        RightMissingError: it is there, and this user may not read it.
+        ConfigError: ``settings`` contain a word or value that cannot work.
+        SensorMissingError: the named source does not exist, or gives no reading.
+        RightMissingError: the named source exists, but this user may not read it.
     """
     check_settings(settings)
     finder = _Finder(settings, root, gpu_used, clock, trust_seconds)
@@ -78,19 +78,19 @@ def measure_idle(
     clock: Clock = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Reading | None:
-    """Power in W of a machine left alone for ``seconds``, with its spread over ``windows`` stretches.
+    """Power in W of an idle machine over ``seconds``, with its spread over ``windows`` stretches.
 
-    Whether the machine rests, or holds a loaded model, is up to the caller.
+    The caller decides whether the machine is at rest or holds a loaded model.
 
     Args:
-        meter: entered.
-        seconds: in all; each stretch is at least one update period long.
-        windows: number of stretches.
-        clock: as the meter's.
+        meter: the entered meter.
+        seconds: the total time; each stretch is at least one update period long.
+        windows: the number of stretches.
+        clock: the meter's clock.
         sleep: blocks.
 
     Returns:
-        The reading, or None where the meter gave nothing in one of the stretches.
+        The reading, or None if the meter gave nothing in one of the stretches.
     """
     each = max(seconds / windows, meter.update_period_seconds)
     found: list[float] = []
@@ -110,12 +110,12 @@ def make_sensor(name: str, settings: PowerSettings, gpu_used: bool, clock: Clock
     """The sensor of that name, not yet open.
 
     Raises:
-        SensorMissingError: there is none, with the line that mends it.
+        SensorMissingError: there is no such sensor; the message contains the fix.
     """
     sysfs, procfs = Path(settings.sysfs_root), Path(settings.procfs_root)
     if name == "rapl":
         platform = settings.device == "psys"
-        # A discrete GPU is outside the package; an integrated one is inside: that cannot be told here.
+        # A discrete GPU is outside the package and an integrated one is inside; RAPL cannot show which.
         caveats = (Caveat.MISSING_DOMAIN,) if gpu_used and not platform else ()
         return RaplSensor(sysfs, platform=platform, clock=clock, caveats=caveats)
     if name == "estimate":
@@ -136,11 +136,11 @@ def make_sensor(name: str, settings: PowerSettings, gpu_used: bool, clock: Clock
 
 
 def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
-    """The sensor after it was opened and read, closed again, together with what its trust check found.
+    """Open, read and close the sensor, and combine it with the result of its trust check.
 
     Raises:
-        SensorMissingError: it gives nothing that can be used.
-        RightMissingError: this user may not read it.
+        SensorMissingError: the sensor gives no usable reading.
+        RightMissingError: this user may not read the sensor.
     """
     sensor.open()
     try:
@@ -176,18 +176,18 @@ class _Finder:
         return proven(sensor, self._root, self._clock, self._trust_seconds)
 
     def best(self) -> tuple[Sensor, list[str]]:
-        """The first candidate that works, and a line for each that did not."""
+        """The first candidate that works, and a note for each one that did not."""
         notes: list[str] = []
         for name in ("nvml", "hwmon", "rapl") if self._gpu_used else ("rapl", RAILS):
             try:
                 return self.tried(name), notes
             except MissingError as error:
-                if name != RAILS:  # nobody without such a board needs to hear of its rails
+                if name != RAILS:  # users without such a board need no note about its rails
                     notes.append(f"{name}: {error}")
         return self.tried("estimate"), notes
 
     def processor_beside(self, ranking: Sensor) -> list[Sensor]:
-        """The processor beside a GPU: worth recording without being asked, where it can be read."""
+        """The processor's sensor, if readable: sweeper records it beside a GPU automatically."""
         if ranking.source.name not in ("nvml", "hwmon"):
             return []
         try:

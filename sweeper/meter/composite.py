@@ -1,6 +1,6 @@
-"""Sensors made of sensors: the sum of several devices of one scope, and a sensor with what its check found.
+"""Combined sensors: the sum of several devices of one scope, and a sensor with the result of its trust check.
 
-Different scopes are never added: a GPU inside a package, or a package behind a wall plug, would count twice.
+sweeper never adds different scopes: a GPU inside a package, or a package behind a wall plug, would count twice.
 """
 
 from __future__ import annotations
@@ -19,39 +19,39 @@ if TYPE_CHECKING:
 
 @runtime_checkable
 class PowerBeside(Protocol):
-    """A sensor that reads power beside its counter, so that one can be checked against the other."""
+    """A sensor that reads power beside its counter, so that sweeper can compare the two."""
 
     @property
     def power_source(self) -> PowerSource:
-        """What ``source`` would be without the counter."""
+        """The value of ``source`` without the counter."""
         ...
 
     def leave_power_out(self) -> None:
-        """Read the counter alone from now on."""
+        """Read only the counter from now on."""
         ...
 
 
 class SumSensor:
-    """Several devices of one kind and scope, such as the GPUs over which a model is split."""
+    """The sum of several devices of one kind and scope, such as the GPUs that a model is split over."""
 
     def __init__(self, sensors: Sequence[Sensor]) -> None:
-        """Open nothing yet. ``sensors`` are read one after the other, within a few ms."""
+        """Open nothing yet. The sum reads ``sensors`` one after the other, within a few ms."""
         if not sensors:
             raise ConfigError("no sensor to add up")
         self._sensors = tuple(sensors)
 
     @property
     def source(self) -> PowerSource:
-        """The first one's source, over all devices; the longest update period."""
+        """The first sensor's source, for all devices, with the longest update period."""
         return self._over_all([sensor.source for sensor in self._sensors])
 
     @property
     def power_source(self) -> PowerSource:
-        """What ``source`` would be without counters."""
+        """The value of ``source`` without counters."""
         return self._over_all([_power_source(sensor) for sensor in self._sensors])
 
     def leave_power_out(self) -> None:
-        """Read no power beside a counter any more."""
+        """Stop reading power beside a counter."""
         for sensor in self._sensors:
             if isinstance(sensor, PowerBeside):
                 sensor.leave_power_out()
@@ -70,7 +70,7 @@ class SumSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """Those of every device."""
+        """The caveats of all devices."""
         return tuple(dict.fromkeys(c for sensor in self._sensors for c in sensor.caveats))
 
     @property
@@ -82,8 +82,8 @@ class SumSensor:
         """Open all of them, or none.
 
         Raises:
-            SensorMissingError: one is not there.
-            ConfigError: they are of different scopes or read through different interfaces.
+            SensorMissingError: one sensor is missing.
+            ConfigError: the sensors have different scopes or interfaces.
         """
         opened: list[Sensor] = []
         try:
@@ -100,7 +100,7 @@ class SumSensor:
         """The sum, at the mean moment.
 
         Raises:
-            ReadingFailed: one of them gave nothing; a sum without it would be too low.
+            ReadingFailed: one sensor gave nothing, so a sum would be too low.
         """
         samples = [sensor.read() for sensor in self._sensors]
         joules = [s.energy_joules for s in samples]
@@ -114,7 +114,7 @@ class SumSensor:
         )
 
     def state(self) -> DeviceState:
-        """The hottest, the mean clock, every reason, all limits added."""
+        """The highest temperature, the mean clock, all reasons, the sum of the limits."""
         states = [sensor.state() for sensor in self._sensors]
         temperatures = [s.temperature_celsius for s in states if s.temperature_celsius is not None]
         clocks = [s.clock_mhz for s in states if s.clock_mhz is not None]
@@ -143,16 +143,16 @@ class SumSensor:
 
 
 class TrustedSensor:
-    """A sensor with what its trust check found: update period, caveats, and no counter that stands still."""
+    """A sensor with the result of its trust check: update period, caveats, and no counter that stands still."""
 
     def __init__(self, sensor: Sensor, trust: Trust) -> None:
-        """Wrap ``sensor``; ``trust`` is of this device, driver and kernel."""
+        """Wrap ``sensor``. ``trust`` must belong to this device, driver and kernel."""
         self._sensor = sensor
         self._trust = trust
 
     @property
     def source(self) -> PowerSource:
-        """The sensor's source with the update period that was found."""
+        """The sensor's source with the update period that the check found."""
         source = self._sensor.source
         if self._trust.counter_stands_still:
             interface = f"power instead of {source.interface}, which stands still"
@@ -160,27 +160,27 @@ class TrustedSensor:
         period = self._trust.period_seconds
         if period is None:
             return source
-        if source.settling_seconds is not None:  # a mean is no finer for being refreshed more often
+        if source.settling_seconds is not None:  # refreshing a mean more often does not make it finer
             period = max(period, source.update_period_seconds or 0.0)
         return replace(source, update_period_seconds=period)
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """The sensor's, and a conflict where counter and power disagree."""
+        """The sensor's caveats, and a conflict if counter and power disagree."""
         found = (Caveat.SENSOR_CONFLICT,) if self._trust.in_conflict else ()
         return tuple(dict.fromkeys((*self._sensor.caveats, *found)))
 
     def open(self) -> None:
-        """As the sensor; power beside a counter that counts was read often enough."""
+        """Open the sensor. After the check, it no longer reads power beside a working counter."""
         self._sensor.open()
         if isinstance(self._sensor, PowerBeside) and self._trust.counter_period_seconds is not None:
             self._sensor.leave_power_out()
 
     def read(self) -> Sample:
-        """As the sensor, without the energy of a counter that stands still.
+        """Read the sensor, without the energy of a counter that stands still.
 
         Raises:
-            ReadingFailed: nothing is left to read.
+            ReadingFailed: there is nothing else to read.
         """
         sample = self._sensor.read()
         if not self._trust.counter_stands_still:
@@ -193,11 +193,11 @@ class TrustedSensor:
         return replace(sample, energy_joules=None, parts=parts)
 
     def state(self) -> DeviceState:
-        """As the sensor."""
+        """The sensor's state."""
         return self._sensor.state()
 
     def close(self) -> None:
-        """As the sensor."""
+        """Close the sensor."""
         self._sensor.close()
 
 

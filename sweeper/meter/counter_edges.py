@@ -1,9 +1,9 @@
-"""A counter's edges: when it was refreshed, as far as the looks at it tell, and the joules between two moments.
+"""A counter's edges: the moments of its refreshes, as seen from samples, and the joules between two moments.
 
-A counter holds its value from one refresh to the next, so what it shows is exact at its edges and late between
-them. Energy is therefore counted from an edge to an edge, over whole refresh periods inside the window. What is
-left at the window's two ends, less than a period each, is taken at the power of the periods beside it, inside:
-the load begins and ends with the window, so that the period across its edge is half rest.
+A counter holds its value from one refresh to the next. Its value is exact at its edges and late between them. sweeper
+therefore counts energy from edge to edge, over whole refresh periods inside the window. Less than a period remains at
+each end of the window. sweeper takes that remainder at the power of the neighbouring periods inside. The load begins
+and ends with the window, so the period across the window's end is half rest.
 """
 
 from __future__ import annotations
@@ -12,18 +12,18 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-# Power at a window's end is that of the periods nearest to it. So many of them, or so many seconds where that is
-# more, make it good to a few percent where each edge is known to a fifth of a period; a load that changes later
-# is left out.
+# The power at a window's end is the power of the nearest periods: this many periods, or this many seconds if that is
+# longer. The result is right to a few percent if each edge is known to a fifth of a period. A load that changes later
+# does not count.
 NEAR_PERIODS = 4.0
 NEAR_SECONDS = 0.2
-# Between two looks a load that steps is off a straight line by at most a quarter of their distance.
+# Between two samples, a stepping load differs from a straight line by at most a quarter of their distance.
 STEP_SHARE = 0.25
 
 
 @dataclass(frozen=True, slots=True)
 class Edge:
-    """One refresh of a counter: its moment, known to ``slack`` seconds either way, and what it showed then."""
+    """One refresh of a counter: its moment, known to ± ``slack`` seconds, and the new value."""
 
     moment: float
     slack: float
@@ -32,22 +32,22 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Joules of a window, and how far they may be off."""
+    """Joules of a window, and their possible error."""
 
     joules: float
     error_joules: float
 
 
 def edges_of(points: Sequence[tuple[float, float]], period: float) -> list[Edge]:
-    """The edges that these looks show.
+    """The edges that these samples show.
 
     Args:
-        points: moment and joules of each look, in order of time.
-        period: the counter's update period in s; 0 for a counter that is always fresh.
+        points: moment and joules of each sample, in order of time.
+        period: the counter's update period in s; 0 for a counter that is always up to date.
 
     Returns:
-        An edge for the first look and for each that differs from the one before. An edge lies after the look
-        that did not show it yet, and at most a period before the one that did.
+        An edge for the first sample, and for each sample that differs from the one before. An edge lies after the last
+        sample with the old value, and at most one period before the first sample with the new value.
     """
     edges: list[Edge] = []
     for index, (moment, joules) in enumerate(points):
@@ -62,12 +62,12 @@ def edges_of(points: Sequence[tuple[float, float]], period: float) -> list[Edge]
 def energy_between(
     points: Sequence[tuple[float, float]], started: float, ended: float, period: float
 ) -> Energy | None:
-    """Energy between two moments, None where the looks show too few edges for it.
+    """Energy between two moments; None if the samples show too few edges.
 
     Args:
-        points: moment and joules of each look around the window, in order of time.
-        started: beginning of the window.
-        ended: its end.
+        points: moment and joules of each sample around the window, in order of time.
+        started: the beginning of the window.
+        ended: the end of the window.
         period: the counter's update period in s.
     """
     edges = edges_of(points, period)
@@ -77,7 +77,7 @@ def energy_between(
     near = max(NEAR_SECONDS, NEAR_PERIODS * period)
     earlier = next((edge for edge in reversed(edges) if edge.moment < started), None)
     later = next((edge for edge in edges if edge.moment > ended), None)
-    # The window's end is its beginning in a mirror.
+    # The window's end is the mirror image of its beginning.
     mirrored = [_mirror(edge) for edge in reversed(inside)]
     head = _beginning(inside, started, near, earlier, points[0][0] <= started)
     tail = _beginning(mirrored, -ended, near, later and _mirror(later), points[-1][0] >= ended)
@@ -87,7 +87,7 @@ def energy_between(
 
 @dataclass(frozen=True, slots=True)
 class _Beginning:
-    """The edge from which whole periods are counted, and what came before it."""
+    """The edge at which whole periods begin, and the energy of the window before it."""
 
     edge: Edge
     joules: float
@@ -97,16 +97,16 @@ class _Beginning:
 def _beginning(
     inside: Sequence[Edge], moment: float, near: float, outside: Edge | None, enclosed: bool
 ) -> _Beginning:
-    """What a window holds before its whole periods.
+    """The energy of a window before its first whole period.
 
     Args:
-        inside: edges inside the window, two or more, in order.
-        moment: the window's beginning.
-        near: over how many seconds the power beside it is taken.
-        outside: the last edge before the window, None where none was seen.
-        enclosed: whether there was a look at ``moment`` or before it.
+        inside: the edges inside the window, two or more, in order.
+        moment: the beginning of the window.
+        near: the number of seconds over which to take the neighbouring power.
+        outside: the last edge before the window; None if there is none.
+        enclosed: whether there was a sample at ``moment`` or before it.
     """
-    # A look that came late leaves its edge in doubt: then the next one may be the better to begin with.
+    # If a sample was late, its edge is uncertain. A later edge may then be the better start.
     reach = moment + min(near, (inside[-1].moment - moment) / 4)
     first = min(
         (edge for edge in inside[:-1] if edge is inside[0] or edge.moment <= reach),
@@ -117,8 +117,9 @@ def _beginning(
     watts = (far.joules - first.joules) / apart if apart > 0 else 0.0
     joules = flat = watts * seconds
     if outside is not None:
-        # What flowed since the edge outside is known. No more than all of it is the window's; and no less than an
-        # even share, unless more was drawn before, as by prefill before decode: so what it adds is in doubt.
+        # The energy since the outside edge is known. The window has at most all of it, and at least an even share,
+        # unless the load was heavier before the window (prefill before decode). The amount above the flat estimate is
+        # therefore uncertain.
         across = first.joules - outside.joules
         longest = first.moment - outside.moment + first.slack + outside.slack
         joules = min(across, max(flat, across * seconds / longest))
@@ -129,7 +130,7 @@ def _beginning(
 
 
 def _mean_around(edges: Sequence[Edge], started: float, ended: float) -> Energy | None:
-    """A window shorter than two periods: the mean power of the periods around it."""
+    """The energy of a window shorter than two periods, from the mean power of the periods around it."""
     if len(edges) < 2:
         return None
     first = next((edge for edge in reversed(edges[:-1]) if edge.moment <= started), edges[0])

@@ -1,9 +1,10 @@
-"""From samples to joules: pure functions, with an error bar, and a reason wherever there is no answer.
+"""From samples to joules: pure functions that return an error bar, or a reason if there is no answer.
 
-A sensor refreshes its value once an update period u and holds it. A counter is read at its edges (see
-`sweeper.meter.counter_edges`); a power sample taken at t tells of t − u/2 on average, and is moved back by that
-much. What is left at the two ends of an unaligned window is at most u/T of its energy (docs/measuring.md, "Per
-trial", 4). Nothing here answers 0: a window whose energy cannot be known has ``joules=None`` and says why.
+A sensor refreshes its value once in each update period u, and holds it. A counter is read at its edges (see
+`sweeper.meter.counter_edges`). A power sample taken at t shows the power at t − u/2 on average, so sweeper moves it
+back by u/2. The remainder at the two ends of an unaligned window of length T is at most u/T of its energy
+(``docs/measuring.md``). No function returns 0 for a missing value: if the energy of a window cannot be known,
+``joules`` is None and there is a reason.
 """
 
 from __future__ import annotations
@@ -17,20 +18,20 @@ from itertools import pairwise
 from sweeper.meter.base import Sample
 from sweeper.meter.counter_edges import energy_between
 
-# A counter that does not move for this long, and for this many of its update periods, stands still: even a
-# sleeping CPU package or GPU draws enough to move a counter of mJ within milliseconds.
+# A counter stands still if it does not move for this long and for this many of its update periods. Even a sleeping CPU
+# package or GPU draws enough to move a counter of mJ within milliseconds.
 STILL_SECONDS = 2.0
 STILL_PERIODS = 20.0
-# A window's end may lie this far beyond the last sample, or u where that is more: one lost sample at 10 Hz
-# and a sampler that was held up for a moment. It widens the error bar.
+# A window's end may lie this far beyond the last sample, or u if that is longer. This allows for one lost sample at
+# 10 Hz and a short delay of the sampler. It widens the error bar.
 EDGE_SECONDS = 0.5
-# With more than half of the window unseen, a mean over the rest is a guess and not a reading.
+# If more than this share of the window has no samples, a mean over the rest is a guess, not a reading.
 MOST_UNSEEN = 0.5
 
 
 @dataclass(frozen=True, slots=True)
 class Integral:
-    """Energy between two moments. ``joules`` is None only together with a ``reason``."""
+    """Energy between two moments. If ``joules`` is None, ``reason`` says why."""
 
     joules: float | None
     reason: str | None
@@ -40,18 +41,18 @@ class Integral:
 
 
 class CounterTrack:
-    """Follows one raw counter over its wraps and resets, one reading after the other.
+    """Follows one raw counter over wraps and resets, one reading after the other.
 
-    Where the counter cannot be followed, the epoch counts up: energies of two epochs cannot be subtracted.
+    If a step cannot be explained, the epoch increases: energies of two epochs cannot be subtracted.
     """
 
     def __init__(self, range_joules: float | None, max_watts: float, slack_seconds: float = 0.25) -> None:
         """Start before the first reading.
 
         Args:
-            range_joules: where the counter wraps to 0, or None where it does not wrap.
-            max_watts: more than the device can draw; a step that would need more was no consumption.
-            slack_seconds: how much older than its moment a reading may be.
+            range_joules: the value at which the counter wraps to 0, or None if it does not wrap.
+            max_watts: more than the device can draw; a step that needs more power was not consumption.
+            slack_seconds: how much older than its time stamp a reading may be.
         """
         self._range = range_joules
         self._max_watts = max_watts
@@ -76,9 +77,9 @@ class CounterTrack:
         return self._total, self._epoch
 
     def _step(self, seconds: float, delta: float) -> float | None:
-        """Joules consumed in a step, or None where that cannot be told."""
+        """Joules consumed in a step, or None if they cannot be known."""
         if self._range is not None and seconds >= self._range / self._max_watts:
-            return None  # it may have wrapped any number of times
+            return None  # the counter may have wrapped several times
         if delta < 0:
             if self._range is None:
                 return None
@@ -93,14 +94,14 @@ def integrate(
     update_period_seconds: float | None = None,
     settling_seconds: float | None = None,
 ) -> Integral:
-    """Energy between two ``time.monotonic()`` moments: from the counter where there is one, else from power.
+    """Energy between two ``time.monotonic()`` moments, from the counter if there is one, else from power.
 
     Args:
-        samples: in any order; doubled ones do no harm. Devices that are summed are integrated one by one.
-        started: beginning of the window.
-        ended: end of the window.
-        update_period_seconds: the sensor's u, None where it is not known (then taken as 0).
-        settling_seconds: how long power takes to show a step in full; None where it shows it at once.
+        samples: in any order; duplicates do no harm. Summed devices are integrated one by one.
+        started: the beginning of the window.
+        ended: the end of the window.
+        update_period_seconds: the sensor's u; None if it is not known (0 is then used).
+        settling_seconds: how long power takes to show a step in full; None if it shows a step at once.
     """
     period = update_period_seconds or 0.0
     if not ended > started:
@@ -118,7 +119,7 @@ def integrate(
 
 
 def _total(each: Sequence[Integral]) -> Integral:
-    """The sum over devices; without one of them there is none. Their errors may all point the same way."""
+    """The sum over all devices; None if one is missing. Errors add up, because all may have the same sign."""
     for one in each:
         if one.joules is None:
             return one
@@ -156,7 +157,7 @@ def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, 
 def _integrate_power(
     samples: Sequence[Sample], started: float, ended: float, period: float, age: float
 ) -> Integral:
-    """Trapezoids over power that is ``age`` seconds old when it is read."""
+    """Integrate power by trapezoids. A value is ``age`` seconds old when it is read."""
     by_time = {
         s.monotonic_seconds - age: s.power_watts
         for s in samples
@@ -177,8 +178,8 @@ def _integrate_power(
             len(inside),
             gap,
         )
-    # The load begins and ends with the window: what may have been taken outside of it tells of rest, and where
-    # there are others, the ends are taken at the power of the values beside them.
+    # The load begins and ends with the window, so values that may come from outside it can show rest. If there are
+    # enough other values, only those count, and the ends of the window take the power of the nearest ones.
     certain = [t for t in inside if started + age <= t <= ended - age]
     used = certain if len(certain) > 1 else inside
     joules = _trapezoids(used, [by_time[t] for t in used], started, ended)
@@ -190,10 +191,10 @@ def _integrate_power(
 def _integrate_mean_power(
     samples: Sequence[Sample], started: float, ended: float, period: float, settling: float
 ) -> Integral:
-    """Power that is a mean over the time before it: until it has settled it tells of what ran before the window.
+    """Integrate averaged power. Until it has settled, it still includes the load before the window.
 
-    The rest of the window stands for all of it: each value looks back, so its first moments are in there too,
-    with less weight than the others. What little they may differ is in the bar, as if u were the settling time.
+    The rest of the window stands for all of it. Each value looks back, so the first moments count as well, with less
+    weight than the others. The error bar covers the small difference, as if u were the settling time.
     """
     settled = [s for s in samples if s.monotonic_seconds >= started + settling]
     rest = _integrate_power(settled, started + settling, ended, period, age=0.0)
@@ -209,7 +210,7 @@ def _nothing(reason: str, samples: int, gap: float | None) -> Integral:
 
 
 def _span(times: Sequence[float], started: float, ended: float, edge: float) -> tuple[int, int] | str:
-    """Indices of the samples that surround the window, or why there are too few."""
+    """Indices of the samples that surround the window, or the reason if there are too few."""
     if not times:
         return "the sensor gave no sample"
     first = max(0, bisect_right(times, started) - 1)
@@ -231,7 +232,7 @@ def _largest_gap(times: Sequence[float], started: float, ended: float) -> float:
 def _broken(
     times: Sequence[float], energies: Sequence[float], epochs: Iterable[int], period: float
 ) -> str | None:
-    """Why this stretch of a counter cannot be used, or None."""
+    """The reason why this part of a counter cannot be used, or None."""
     if len(set(epochs)) > 1:
         return "the energy counter was reset, or wrapped unseen, inside the window"
     still_since = times[0]

@@ -1,10 +1,9 @@
-"""The meter: sensors sampled in threads that block between samples, and windows cut out of what they gave.
+"""The meter: threads sample the sensors and block between samples; windows are cut out of the samples.
 
-A thread reads its sensor once a second while nothing is measured (so that no counter wraps unseen and the
-live display has a figure) and at ``hz`` while a window is open, plus once as the window opens and once as it
-closes. Where more looks tell more (a counter's edges, power that is refreshed faster) it looks up to five times
-as often, as far as the budget of processor time goes. Each sensor has a thread of its own: a plug that takes a
-second to answer delays no GPU counter.
+Outside windows, a thread reads its sensor once a second, so that no counter wraps unseen and the live display has a
+figure. While a window is open, it reads at ``hz``, plus once as the window opens and once as it closes. It samples up
+to five times as often if that shows more (a counter's edges, or power that refreshes faster), within a budget of
+processor time. Each sensor has its own thread: a plug that takes a second to answer does not delay a GPU counter.
 """
 
 from __future__ import annotations
@@ -23,37 +22,36 @@ from sweeper.meter.integrate import integrate
 from sweeper.power_settings import LEAST_SAMPLE_HZ, MOST_SAMPLE_HZ
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
-# Between windows; also the least rate for counters (docs/measuring.md).
+# Time between samples outside windows; also the longest time between samples of a counter.
 RESTING_SECONDS = 1.0
 # Temperatures and clocks change slowly, and reading them costs as much as reading power.
 STATE_SECONDS = 0.5
-# How long a closing window waits for the last sample of a sensor that does not rank.
+# How long a closing window waits for the last sample of a sensor that does not rank trials.
 BESIDE_WAIT_SECONDS = 1.0
-# A sensor whose period was not found out is taken to refresh this often: NVML's usual value.
+# The assumed update period of a sensor whose period is unknown: NVML's usual value.
 UNKNOWN_PERIOD_SECONDS = 0.1
-# More looks than two at each value of a slow sensor tell little new, and cost it dearly.
+# More than two samples of each value of a slow sensor show little more, and are expensive.
 LOOKS_PER_SLOW_VALUE = 2
-# A counter's edge is known to one look: five looks at each refresh place it to a tenth of its period.
+# A counter's edge lies between two samples: five samples in each period place it to a tenth of the period.
 LOOKS_PER_EDGE = 5
-# The most looks for each one that ``hz`` asks for.
+# The maximum number of samples for each one that ``hz`` asks for.
 LOOKS_PER_SAMPLE = 5
-# What looking more often than ``hz`` may cost, in processor time: with a busy machine's noise it stays below 1 %
-# of a core.
+# The share of a core that sampling may cost. With the noise of a busy machine, it stays below 1 % of a core.
 MOST_BUSY_SHARE = 0.008
-# A sensor beside never ranks: half the rate is enough for it, and takes so much of that (RAPL's, as measured).
+# A sensor beside never ranks, so half the rate is enough. Each one takes this share of a core (measured for RAPL).
 BESIDE_RATE = 0.5
 BESIDE_BUSY_SHARE = 0.0025
-# A pause shorter than a tenth of a second needs no waking, and sleeping costs a third less than an event.
+# A shorter pause than this needs no wake-up; sleeping costs a third less than an event.
 SHORT_SECONDS = 0.1
-# The live display averages over this long at least.
+# The live display averages over at least this long.
 LIVE_SECONDS = 0.5
-# A cap met in one sample of twenty is a cap that shapes the figure; a single sample can be a start-up spike.
+# If at least one sample in twenty is capped, the cap shapes the figure; a single sample may be a start-up spike.
 CAPPED_SHARE = 0.05
 
 
 @dataclass(slots=True)
 class _Take:
-    """What one sensor gave while one window was open."""
+    """The samples of one sensor during one window."""
 
     samples: list[Sample] = field(default_factory=list)
     states: list[DeviceState] = field(default_factory=list)
@@ -63,14 +61,14 @@ class _Take:
 def look_seconds(
     period: float | None, is_counter: bool, hz: float, cost_seconds: float, busy_share: float
 ) -> float:
-    """Seconds between two looks at a sensor while a window is open. Pure.
+    """Seconds between two samples of a sensor while a window is open. The function is pure.
 
     Args:
-        period: its update period in s, None where it is not known.
-        is_counter: whether it gives energy.
-        hz: samples a second that are asked for.
-        cost_seconds: processor time of one look.
-        busy_share: the share of a core that looks beyond ``hz`` may take; 0 for none.
+        period: the sensor's update period in s; None if it is not known.
+        is_counter: whether the sensor gives energy.
+        hz: the requested samples a second.
+        cost_seconds: the processor time of one sample.
+        busy_share: the share of a core that sampling faster than ``hz`` may take; 0 forbids it.
     """
     asked = 1.0 / hz
     if period is None:
@@ -81,24 +79,26 @@ def look_seconds(
         return asked
     least = max(asked / LOOKS_PER_SAMPLE, cost_seconds / busy_share)
     dense = max(least, period / LOOKS_PER_EDGE if is_counter else period)
-    if is_counter and dense >= period:  # it refreshes between any two looks: more of them tell nothing more
+    if (
+        is_counter and dense >= period
+    ):  # the counter refreshes between any two samples, so more samples show nothing more
         return asked
     return min(asked, dense)
 
 
 class Sampler:
-    """One sensor and the thread that reads it."""
+    """One sensor, and the thread that reads it."""
 
     def __init__(self, sensor: Sensor, hz: float, clock: Callable[[], float], busy_share: float) -> None:
         self.sensor = sensor
         self.latest: Sample | None = None
         self.latest_state: DeviceState | None = None
-        self.busy_seconds = 0.0  # processor time that the thread has used
+        self.busy_seconds = 0.0  # processor time of the thread so far
         self._hz = hz
         self._busy_share = busy_share
         self._looks = 0
         self._period_seconds: float | None = None
-        # For live watts of a counter: a sample that is old enough, and the one that will be.
+        # For a counter's live watts: a sample that is old enough, and the next one that will be.
         self._mark: Sample | None = None
         self._next_mark: Sample | None = None
         self._clock = clock
@@ -110,7 +110,7 @@ class Sampler:
         self._thread: threading.Thread | None = None
 
     def start(self) -> None:
-        """Open the sensor and begin to sample."""
+        """Open the sensor and begin sampling."""
         self.sensor.open()
         self._period_seconds = self.sensor.source.update_period_seconds
         self._stopping = False
@@ -128,7 +128,7 @@ class Sampler:
         self.sensor.close()
 
     def begin(self, take: _Take, wait: bool) -> None:
-        """Collect into ``take`` from now on; with ``wait`` the first sample is there on return."""
+        """Collect samples into ``take`` from now on. With ``wait``, take the first one before returning."""
         with self._lock:
             self._takes.append(take)
         if wait:
@@ -136,7 +136,7 @@ class Sampler:
         self._wake.set()
 
     def end(self, take: _Take, wait_seconds: float | None) -> None:
-        """Take a last sample for ``take`` and let go of it; None waits as long as the sensor needs."""
+        """Take a last sample for ``take`` and stop collecting; None waits as long as the sensor needs."""
         if self._lock.acquire(timeout=-1 if wait_seconds is None else wait_seconds):
             try:
                 self._read()
@@ -170,7 +170,7 @@ class Sampler:
         return look_seconds(self._period_seconds, is_counter, self._hz, cost, self._busy_share)
 
     def _read(self) -> None:
-        """One sample into every open take. A failure is kept as words: the integral decides what it means."""
+        """Add one sample to every open take. A failure is kept as text; the integration decides if it matters."""
         try:
             sample = self.sensor.read()
         except ReadingFailed as error:
@@ -192,7 +192,7 @@ class Sampler:
             self._mark, self._next_mark = newest, sample
 
     def watts_now(self) -> float | None:
-        """Power at the last look, or a counter's over the last half second or more; None before there is one."""
+        """The latest power, or a counter's mean over at least half a second; None before there is any."""
         latest, mark = self.latest, self._mark or self._next_mark
         if latest is None:
             return None
@@ -227,7 +227,7 @@ class _Window:
 
 
 class SampledMeter:
-    """Samples a ranking sensor, and others beside it. Enter it to open the sensors."""
+    """Samples a ranking sensor, and other sensors beside it. Enter it to open the sensors."""
 
     def __init__(
         self,
@@ -239,11 +239,12 @@ class SampledMeter:
         """Open nothing yet.
 
         Args:
-            sensor: the one that ranks.
-            beside: recorded in each reading's ``beside``, at half the rate; they never rank and are never added.
-            hz: samples a second while a window is open, at most 20; the ranking sensor is looked at up to five
-                times as often where its refreshes would go unseen otherwise.
-            clock: seconds; says when temperatures and clocks are due again. Sensors stamp samples themselves.
+            sensor: the sensor that ranks trials.
+            beside: sensors that each reading records in ``beside``, at half the rate. They never rank and are never
+                added up.
+            hz: samples a second while a window is open, at most 20. The meter samples the ranking sensor up to five
+                times as often if it would otherwise miss refreshes.
+            clock: in seconds; decides when to read temperatures and clocks. Sensors stamp samples themselves.
         """
         if not LEAST_SAMPLE_HZ <= hz <= MOST_SAMPLE_HZ:
             raise ConfigError(f"power.sample_hz={hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}")
@@ -254,18 +255,18 @@ class SampledMeter:
 
     @property
     def source(self) -> PowerSource:
-        """The source that ranks."""
+        """The source that ranks trials."""
         return self._ranking.sensor.source
 
     @property
     def update_period_seconds(self) -> float:
-        """The ranking sensor's update period in seconds, or the time that it takes to settle where that is more."""
+        """The ranking sensor's update period in seconds, or its settling time if that is longer."""
         source = self.source
         return max(source.update_period_seconds or UNKNOWN_PERIOD_SECONDS, source.settling_seconds or 0.0)
 
     @property
     def busy_seconds(self) -> float:
-        """Processor time in seconds that the sampling threads have used so far."""
+        """Processor time of the sampling threads so far, in seconds."""
         return sum(sampler.busy_seconds for sampler in (self._ranking, *self._beside))
 
     @contextmanager
@@ -289,11 +290,11 @@ class SampledMeter:
                 sampler.end(take, BESIDE_WAIT_SECONDS)
 
     def watts_now(self) -> float | None:
-        """The latest power in W, for the live display only; None before there is one."""
+        """The latest power in W, for the live display only; None before there is any."""
         return self._ranking.watts_now()
 
     def temperature_celsius(self) -> float | None:
-        """The ranking device's temperature in °C at the last look, or None."""
+        """The latest temperature of the ranking device in °C, or None."""
         state = self._ranking.latest_state
         return None if state is None else state.temperature_celsius
 
@@ -331,7 +332,7 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
         reason=reason,
         samples=integral.samples,
         largest_gap_seconds=integral.largest_gap_seconds,
-        # An estimate errs by its ratings, and nobody knows how far; the error of its sampling says nothing.
+        # The ratings cause the error of an estimate, and their error is unknown. The sampling error says nothing.
         error_fraction=None if source.kind == "estimated" else integral.error_fraction,
         temperature_start_celsius=temperatures[0] if temperatures else None,
         temperature_end_celsius=temperatures[-1] if temperatures else None,
@@ -346,9 +347,9 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
 
 
 def _with_caveats(reading: EnergyReading, known: tuple[Caveat, ...]) -> EnergyReading:
-    """Add what this window itself shows to what is known of the sensor.
+    """Add this window's own caveats to the sensor's known ones.
 
-    Whether it is short is not judged here: the windows of one trial count together.
+    Whether a window is too short is decided elsewhere, for all windows of a trial together.
     """
     shown = {
         Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in reading.throttle_reasons),

@@ -1,4 +1,4 @@
-"""Reading small files of sysfs and procfs, with the errors of this package."""
+"""Reads small files of sysfs and procfs, and raises the errors of this package."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from sweeper.errors import ReadingFailed
 
 
 def read_text(path: Path) -> str | None:
-    """The file's text without its newline, or None where it is absent or cannot be read."""
+    """The file's text without its newline, or None if it is missing or unreadable."""
     try:
         return path.read_text(encoding="utf-8", errors="replace").strip()
     except OSError:
@@ -16,7 +16,7 @@ def read_text(path: Path) -> str | None:
 
 
 def read_int(path: Path) -> int | None:
-    """The file's whole number, or None where it is absent, cannot be read or is no number."""
+    """The file's whole number, or None if it is missing, unreadable or not a number."""
     text = read_text(path)
     try:
         return None if text is None else int(text, 0)
@@ -28,7 +28,7 @@ def must_read_int(path: Path) -> int:
     """The file's whole number.
 
     Raises:
-        ReadingFailed: where the file gave none.
+        ReadingFailed: the file contained none.
     """
     try:
         return int(path.read_text(encoding="utf-8"), 0)
@@ -37,7 +37,7 @@ def must_read_int(path: Path) -> int:
 
 
 def may_read(path: Path) -> bool:
-    """Whether this process can read the file's content now. Trying it is the only sure test."""
+    """Whether this process can read the file's content now. Only trying shows it."""
     try:
         path.read_bytes()
     except OSError:

@@ -1,7 +1,7 @@
-"""How far a sensor can be trusted: found out once for each device, driver and kernel, and kept.
+"""The trust check of a sensor. It runs once for each device, driver and kernel, and sweeper keeps the result.
 
-A short burst of polling tells how often a sensor refreshes its value, whether its counter moves at all, and
-whether counter and power agree.
+A short burst of polling shows how often a sensor refreshes its value, whether its counter moves at all, and whether
+counter and power agree.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ from sweeper.records import from_plain, to_plain
 
 # Fast enough to see the shortest published update period of NVML (20 ms) several times.
 POLL_SECONDS = 0.005
-# docs/measuring.md: long enough for a period of 100 ms to show a hundred times.
+# Long enough to see a period of 100 ms a hundred times.
 FULL_SECONDS = 10.0
-# What a sweep spends unasked on a device that it sees for the first time.
+# The time that a sweep spends on a new device.
 SHORT_SECONDS = 2.0
-# Counter and power further apart than this disagree (docs/measuring.md).
+# If counter and power differ by more than this, they disagree (docs/measuring.md).
 MOST_CONFLICT = 0.05
-# Below this many refreshes a period is a guess.
+# With fewer refreshes, the period would be a guess.
 LEAST_CHANGES = 5
-SCHEMA = 2  # 1 took the sum of several devices for one
+SCHEMA = 2  # schema 1 treated the sum of several devices as one device
 
 
 @dataclass(frozen=True, slots=True)
 class Trust:
-    """What polling a sensor found. Periods are None where too few changes were seen to tell."""
+    """The result of polling a sensor. A period is None if there were too few changes."""
 
     polls: int
     seconds: float
@@ -51,7 +51,7 @@ class Trust:
 
     @property
     def period_seconds(self) -> float | None:
-        """The period of what is used: the counter where it moves, else power."""
+        """The period of the value in use: the counter if it moves, else power."""
         if self.counter_period_seconds is not None and not self.counter_stands_still:
             return self.counter_period_seconds
         return self.power_period_seconds
@@ -63,10 +63,10 @@ class Trust:
 
 
 def judge(samples: Sequence[Sample]) -> Trust:
-    """What a burst of samples, in order, tells of their sensor. Pure."""
+    """Judge a sensor by a burst of samples, in order. The function is pure."""
     seconds = samples[-1].monotonic_seconds - samples[0].monotonic_seconds if samples else 0.0
     devices = len(samples[0].parts) if samples else 0
-    if devices:  # each refreshes at moments of its own: their sum changes more often than any of them
+    if devices:  # devices refresh at different moments, so their sum changes more often than each of them
         each = [judge([sample.parts[device] for sample in samples]) for device in range(devices)]
         return _together(each, len(samples), seconds)
     counted = [(s.monotonic_seconds, s.energy_joules) for s in samples if s.energy_joules is not None]
@@ -83,7 +83,7 @@ def judge(samples: Sequence[Sample]) -> Trust:
 
 
 def _together(each: Sequence[Trust], polls: int, seconds: float) -> Trust:
-    """Devices whose watts are summed: as slow, and as far from the truth, as the worst of them."""
+    """The trust of a sum of devices: as slow, and as far off, as the worst device."""
     counters = [trust.counter_period_seconds for trust in each]
     powers = [trust.power_period_seconds for trust in each]
     conflicts = [trust.conflict_fraction for trust in each if trust.conflict_fraction is not None]
@@ -99,7 +99,7 @@ def _together(each: Sequence[Trust], polls: int, seconds: float) -> Trust:
 
 
 def _longest(periods: Sequence[float | None]) -> float | None:
-    """The longest, or None where one of them is not known."""
+    """The longest period, or None if one of them is unknown."""
     return None if None in periods else max(period for period in periods if period is not None)
 
 
@@ -110,10 +110,10 @@ def examine_sensor(
     sleep: Callable[[float], None] = time.sleep,
     poll_seconds: float = POLL_SECONDS,
 ) -> Trust:
-    """Poll an open sensor for ``seconds`` and judge what it gave.
+    """Poll an open sensor for ``seconds`` and judge it.
 
     Raises:
-        ReadingFailed: the sensor gave nothing at all.
+        ReadingFailed: the sensor gave no reading at all.
     """
     samples: list[Sample] = []
     failure: ReadingFailed | None = None
@@ -136,10 +136,10 @@ def known_or_examined(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Trust:
-    """The trust kept under ``root`` for this open sensor, or a fresh one, which is then kept.
+    """The stored trust of this open sensor under ``root``, or a new one, which is then stored.
 
     Raises:
-        ReadingFailed: the sensor gave nothing.
+        ReadingFailed: the sensor gave no reading.
     """
     path = cache_path(sensor, root)
     known = _load(path)
@@ -147,15 +147,15 @@ def known_or_examined(
         return known
     trust = examine_sensor(sensor, seconds, clock, sleep)
     if trust.in_conflict:
-        # A power that was just falling looks like a conflict too, and the verdict is kept: look twice.
+        # Falling power also looks like a conflict, and the result is stored, so check a second time.
         trust = examine_sensor(sensor, seconds, clock, sleep)
-    if not trust.counter_stands_still:  # that may mend itself, and is cheap to see again
+    if not trust.counter_stands_still:  # a counter may start to move later, and this is quick to check again
         _store(path, trust, identity(sensor))
     return trust
 
 
 def identity(sensor: Sensor) -> dict[str, Any]:
-    """What a trust is valid for: device, interface, driver and kernel."""
+    """The device, interface, driver and kernel that a trust is valid for."""
     source = sensor.source
     return {
         "name": source.name,
@@ -167,13 +167,13 @@ def identity(sensor: Sensor) -> dict[str, Any]:
 
 
 def cache_path(sensor: Sensor, root: Path) -> Path:
-    """The file that keeps the trust of this open sensor."""
+    """The file with the stored trust of this open sensor."""
     key = hashlib.sha256(json.dumps(identity(sensor), sort_keys=True).encode()).hexdigest()[:16]
     return root / "trust" / f"{sensor.source.name}-{key}.json"
 
 
 def _period(values: Sequence[tuple[float, float]]) -> float | None:
-    """Median time between refreshes in s, None where too few were seen."""
+    """Median time between refreshes in s; None if there were too few."""
     changes = [moment for (_, before), (moment, after) in pairwise(values) if after != before]
     if len(changes) < LEAST_CHANGES:
         return None
@@ -189,7 +189,7 @@ def _conflict(counted: Sequence[tuple[float, float]], powers: Sequence[tuple[flo
 
 
 def _load(path: Path) -> Trust | None:
-    """A kept trust; None where there is none, or none that this sweeper wrote."""
+    """A stored trust; None if there is none, or another version wrote it."""
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):

@@ -1,4 +1,4 @@
-"""How much of the host's memory a new process can take."""
+"""The memory of the host that a new process can take."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ _BYTES_PER_MIB = 1 << 20
 
 
 def host_available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float | None:
-    """MiB that can be taken without swapping, within the limits of this process's control groups.
+    """MiB that a process can take without swapping, within the limits of this process's control groups.
 
-    None where the system does not say.
+    None if the system does not report it.
     """
     known = [mib for mib in (_system(proc / "meminfo"), *_groups(proc, cgroups)) if mib is not None]
     return min(known, default=None)
@@ -28,7 +28,7 @@ def _system(meminfo: Path) -> float | None:
 
 
 def _groups(proc: Path, cgroups: Path) -> list[float | None]:
-    """What is left in this process's group and in each above it (control groups, version 2)."""
+    """The free memory of this process's group and of each group above it (control groups, version 2)."""
     try:
         lines = (proc / "self" / "cgroup").read_text().splitlines()
     except OSError:
@@ -46,9 +46,9 @@ def _groups(proc: Path, cgroups: Path) -> list[float | None]:
 
 def _group(folder: Path) -> float | None:
     try:
-        limit = int((folder / "memory.max").read_text())  # "max" is no number: no limit
+        limit = int((folder / "memory.max").read_text())  # "max" is not a number and means no limit
         used = int((folder / "memory.current").read_text())
-        # Cached pages of files count as used, and are given up when memory is needed.
+        # Cached file pages count as used, but the kernel frees them when memory is needed.
         for line in (folder / "memory.stat").read_text().splitlines():
             if line.startswith("inactive_file "):
                 used -= int(line.split()[1])

@@ -1,4 +1,4 @@
-"""SHA-256 of model files, remembered, since hashing 20 GB takes half a minute."""
+"""Cached SHA-256 of model files, because hashing 20 GB takes half a minute."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ _KEEP_ENTRIES = 1_000
 
 
 def sha256_of(path: Path, root: Path) -> str:
-    """The SHA-256 of a file in hex, remembered in ``root/sha256.json`` by path, size and time of change.
+    """The SHA-256 of a file in hex, cached in ``root/sha256.json`` by path, size and modification time.
 
     Raises:
-        ModelMissingError: where the file cannot be read.
+        ModelMissingError: the file cannot be read.
     """
     path = Path(path).resolve()
     try:
@@ -40,7 +40,7 @@ def sha256_of(path: Path, root: Path) -> str:
 
 
 def write_atomically(path: Path, text: str) -> None:
-    """Write a small file so that a reader, or a kill, never meets half of it."""
+    """Write a small file atomically, so that neither a reader nor a kill leaves half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
     try:
@@ -57,7 +57,7 @@ def _read(cache: Path) -> dict[str, dict[str, Any]]:
     try:
         data = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return {}  # a cache that is not there or is damaged is only slower
+        return {}  # a missing or damaged cache only costs time
     return (
         {key: value for key, value in data.items() if isinstance(value, dict)}
         if isinstance(data, dict)
@@ -70,6 +70,6 @@ def _remember(cache: Path, key: str, entry: dict[str, Any]) -> None:
     entries.pop(key, None)
     entries[key] = entry
     kept = dict(list(entries.items())[-_KEEP_ENTRIES:])
-    # A cache that cannot be written costs time and nothing else.
+    # If the cache cannot be written, it only costs time.
     with contextlib.suppress(OSError):
         write_atomically(cache, json.dumps(kept, indent=0))

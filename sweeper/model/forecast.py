@@ -1,4 +1,4 @@
-"""What memory a configuration will take, by llama.cpp's own plan, before a trial costs time."""
+"""The memory that a configuration will take, from llama.cpp's own plan, before a trial costs time."""
 
 from __future__ import annotations
 
@@ -18,41 +18,41 @@ from sweeper.parameters import SPLIT_MODES, Configuration
 from sweeper.processes import WorkerProcess
 
 HOST = "host"
-# What the worker takes beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).
+# Memory of the worker beside llama.cpp's buffers: Python and the libraries (48 MiB measured on a CPU).
 HOST_OVERHEAD_MIB = 100.0
-# A CUDA context and its libraries take 300 to 600 MiB of a device beside the buffers.
+# A CUDA context and its libraries take 300 to 600 MiB of a device, beside the buffers.
 DEVICE_OVERHEAD_MIB = 600.0
-# Planning a context takes 20 bytes and 0.2 µs a token all the same; no model is made for as many.
+# No model supports a larger context, and planning one takes 20 bytes and 0.2 µs for each token.
 MAX_CONTEXT = 1 << 24
-_START_SECONDS = 120.0  # the first forecast starts the worker; a GPU's driver may need its time
+_START_SECONDS = 120.0  # the first forecast starts the worker; a GPU's driver may be slow to start
 _BYTES_PER_MIB = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryForecast:
-    """Buffers in MiB by device: ``host``, and each GPU by ggml's name, for example ``CUDA0``."""
+    """Buffers in MiB by device: ``host``, and each GPU under ggml's name, for example ``CUDA0``."""
 
     weights_mib: Mapping[str, float]
     kv_mib: Mapping[str, float]
     compute_mib: Mapping[str, float]
-    free_mib: Mapping[str, float]  # now; a device that does not say is left out
+    free_mib: Mapping[str, float]  # at present; devices that do not report it are left out
     in_force: Mapping[str, int]  # n_ctx, n_batch and n_ubatch as llama.cpp would set them
 
     def needed_mib(self, device: str = HOST) -> float:
-        """All buffers on one device."""
+        """The total of all buffers on one device."""
         return sum(part.get(device, 0.0) for part in (self.weights_mib, self.kv_mib, self.compute_mib))
 
     @property
     def devices(self) -> tuple[str, ...]:
-        """The devices that hold something, the host first."""
+        """The devices with buffers, the host first."""
         names = {*self.weights_mib, *self.kv_mib, *self.compute_mib} - {HOST}
         return (HOST, *sorted(names))
 
     def fits(self, reclaimed_mib: Mapping[str, float] | None = None) -> str | None:
-        """None where it fits into what is free, else the reason in a line.
+        """None if the plan fits into the free memory, else the reason in one line.
 
         Args:
-            reclaimed_mib: what will be free by then by device, for example the model now loaded.
+            reclaimed_mib: memory that will be free by then, by device, for example that of the loaded model.
         """
         for device in self.devices:
             needed = self.needed_mib(device)
@@ -75,19 +75,19 @@ class MemoryForecast:
 
 
 class Forecaster:
-    """Asks llama.cpp for its plan, in a worker process that lives from the first forecast to `close`."""
+    """Asks llama.cpp for its plan, in a worker process that runs from the first forecast until `close`."""
 
     def __init__(self) -> None:
         self._worker = WorkerProcess("sweeper.model.forecast_worker")
         self._headers: dict[tuple[Path, int], GgufHeader] = {}
 
     def forecast(self, path: Path, configuration: Configuration) -> MemoryForecast:
-        """The plan for ``configuration`` on the model at ``path``: 0.1 s a model, 10 ms a context on it.
+        """The plan for ``configuration`` on the model at ``path``: 0.1 s for a model, and 10 ms for a context on it.
 
         Raises:
-            ModelMissingError, ModelFileError: where the model cannot be read.
-            EngineRefused: where llama.cpp would refuse the configuration, with its reason.
-            EngineCrashed, EngineTimeout: where its process ended badly; the next forecast starts another.
+            ModelMissingError, ModelFileError: the model cannot be read.
+            EngineRefused: llama.cpp would refuse the configuration; the message contains its reason.
+            EngineCrashed, EngineTimeout: the process failed; the next forecast starts another one.
         """
         check(configuration)
         stamp, header = self._header(Path(path))
@@ -123,21 +123,19 @@ class Forecaster:
         try:
             stamp = path.stat().st_mtime_ns
         except OSError:
-            stamp = 0  # read_header says what is wrong
+            stamp = 0  # read_header reports the error
         if (path, stamp) not in self._headers:
             self._headers[path, stamp] = read_header(path)
         return stamp, self._headers[path, stamp]
 
 
 def check(configuration: Configuration) -> None:
-    """Raise EngineRefused for what would end llama.cpp instead of being refused by it."""
+    """Raise EngineRefused for settings that would end llama.cpp instead of being refused by it."""
     for key in ("n_ctx", "n_batch", "n_ubatch"):
         if getattr(configuration, key) < 1:
             raise EngineRefused(f"{key}={getattr(configuration, key)}: must be at least 1")
     if configuration.n_ctx > MAX_CONTEXT:
-        raise EngineRefused(
-            f"n_ctx={configuration.n_ctx}: more than {MAX_CONTEXT}, which no model is made for"
-        )
+        raise EngineRefused(f"n_ctx={configuration.n_ctx}: more than {MAX_CONTEXT}, which no model supports")
     for key in ("type_k", "type_v"):
         if getattr(configuration, key) not in CACHE_TYPES:
             known = ", ".join(CACHE_TYPES)
@@ -149,9 +147,9 @@ def check(configuration: Configuration) -> None:
 def weights_by_device(
     header: GgufHeader, layers: Mapping[int, str], configuration: Configuration | None = None
 ) -> dict[str, float]:
-    """MiB of weights by device, where layer ``n_layer`` stands for the output.
+    """MiB of weights by device. Layer ``n_layer`` stands for the output.
 
-    The token embeddings stay on the host; where they serve as the output as well, a GPU has a copy.
+    The token embeddings stay on the host. If they also serve as the output, a GPU has a copy.
     """
     result: Counter[str] = Counter()
     wanted = (configuration or Configuration()).to_dict()
@@ -181,5 +179,5 @@ def _on_devices(by_buffer: Mapping[str, Any]) -> dict[str, float]:
 
 
 def _device(name: str) -> str:
-    """A device or buffer type of ggml's as one of ours: CPU, CPU_REPACK, CUDA_Host, … are the host's."""
+    """Translate a ggml device or buffer type to our names: CPU, CPU_REPACK, CUDA_Host, … belong to the host."""
     return HOST if name.startswith(("CPU", "BLAS", "AMX")) or name.endswith("_Host") else name

@@ -1,7 +1,7 @@
 """llama.cpp's own forecast of its buffers: `python -m sweeper.model.forecast_worker`.
 
-With ``no_alloc`` it reads a model's header and plans its buffers without taking them, as its own
-``--fit`` does. What it planned stands in its log only; :data:`PATTERNS` is the one place that reads it.
+With ``no_alloc``, llama.cpp reads a model's header and plans its buffers without allocating them, like its own
+``--fit``. The plan is only in its log. :data:`PATTERNS` is the one place that reads the log.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: discrete and integrated
 
 
 class ForecastWorker:
-    """Keeps the last model's plan, which only model parameters change."""
+    """Keeps the last model's plan, because only model parameters change it."""
 
     def __init__(self) -> None:
         import llama_cpp
@@ -41,7 +41,7 @@ class ForecastWorker:
         self._layers: dict[int, str] = {}
 
     def forecast(self, path: str, stamp: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
-        """Buffers in MiB for a configuration's parameters; ``stamp`` changes with the file."""
+        """Plan the buffers for a configuration's parameters, in MiB. ``stamp`` changes with the file."""
         self._load(path, stamp, wanted)
         self._log.clear()
         params = context_params(self._api, wanted)
@@ -75,7 +75,7 @@ class ForecastWorker:
             self._loaded, self._model = None, None
         params = model_params(self._api, wanted)
         params.no_alloc = True
-        params.load_mode = 0  # mapping the file would be to no end
+        params.load_mode = 0  # there is no need to map the file
         self._log.clear()
         self._model = self._api.llama_model_load_from_file(os.fsencode(path), params)
         if not self._model:
@@ -88,7 +88,7 @@ class ForecastWorker:
         return f"{message}: {errors[-1]}" if errors else message
 
     def _free_mib(self) -> dict[str, float]:
-        """Free memory of each GPU by ggml's name of it."""
+        """Free memory of each GPU, under ggml's name."""
         ggml = _ggml()
         free: dict[str, float] = {}
         for index in range(ggml.ggml_backend_dev_count()):
@@ -101,13 +101,13 @@ class ForecastWorker:
 
 
 def layer_devices(lines: Iterable[str]) -> dict[int, str]:
-    """The device of each layer; the layer after the last is the output."""
+    """The device of each layer. The layer after the last one is the output."""
     found = (PATTERNS["layer"].search(line) for line in lines)
     return {int(match["layer"]): match["device"] for match in found if match}
 
 
 def kv_by_device(lines: Iterable[str]) -> dict[str, float]:
-    """MiB of KV cache by device. A cache states its total; its layers share it evenly."""
+    """MiB of KV cache by device. The log states the total of a cache; its layers share it evenly."""
     result: dict[str, float] = {}
     layers: Counter[str] = Counter()
     for line in lines:

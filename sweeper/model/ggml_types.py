@@ -61,7 +61,7 @@ _TYPES = (
 TYPE_BY_NUMBER = {entry.number: entry for entry in _TYPES}
 TYPE_BY_NAME = {entry.name: entry for entry in _TYPES}
 
-# general.file_type; enum llama_ftype. 1024 is the flag "guessed" and counts as not said.
+# general.file_type; enum llama_ftype. 1024 is the flag "guessed" and counts as not stated.
 FILE_TYPES = {
     0: "F32",
     1: "F16",
@@ -102,7 +102,7 @@ FILE_TYPES = {
 }
 FILE_TYPE_BY_NAME = {name: number for number, name in FILE_TYPES.items()}
 
-# Bits per weight of whole files of a 7B llama as `llama-quantize` lists them: mixes of types, so no type's own.
+# Bits per weight of whole files of a 7B llama, as `llama-quantize` lists them. Files mix types, so these are averages.
 FILE_BITS_PER_WEIGHT = {
     "F32": 32.0,
     "F16": 16.0,
@@ -123,8 +123,8 @@ FILE_BITS_PER_WEIGHT = {
     "Q2_K": 3.0,
 }
 
-# What a KV cache may be of, by the name a Configuration bears.
+# The types of a KV cache, by their name in a Configuration.
 CACHE_TYPES = {name: TYPE_BY_NAME[name.upper()] for name in parameters.CACHE_TYPES}
 CACHE_BITS = {name: 8 * entry.block_bytes / entry.block_elements for name, entry in CACHE_TYPES.items()}
-# The same as ggml's integers, as llama.cpp and the servers' files take them.
+# The same types as ggml's integers, for llama.cpp and the servers' files.
 CACHE_TYPE_NUMBERS = {name: entry.number for name, entry in CACHE_TYPES.items()}

@@ -1,6 +1,6 @@
-"""What a GGUF file says of itself: architecture, sizes, tensors, and what decoding a token must read.
+"""The header of a GGUF file: architecture, sizes, tensors, and the bytes that decoding a token reads.
 
-Split models (``…-00001-of-00003.gguf``) are read as one through their first part, with every part at hand.
+A split model (``…-00001-of-00003.gguf``) is read as one model through its first part. All parts must be present.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ __all__ = [
 
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _DEFAULT_ALIGNMENT = 32  # the specification's
-_MAX_BYTES = 1 << 53  # no model is larger; keeps products of dimensions sane
+_MAX_BYTES = 1 << 53  # no model is larger; this bounds products of dimensions
 
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """One tensor; ``shape`` is as in ggml: the row's length first."""
+    """One tensor. ``shape`` has ggml's order: the row's length first."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,13 +43,13 @@ class Tensor:
 
     @property
     def elements(self) -> int:
-        """How many weights it holds."""
+        """Number of weights in the tensor."""
         return math.prod(self.shape)
 
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """A model's header. A number that the file does not state is 0 where 0 means "none", else None."""
+    """A model's header. A number that the file does not state is 0 if 0 means "none", else None."""
 
     path: Path
     size_bytes: int  # all parts together
@@ -76,7 +76,7 @@ class GgufHeader:
     metadata: Mapping[str, Value]  # scalars, strings and short arrays; never the vocabulary
 
     def kv_bytes_per_token(self, type_k: str = "f16", type_v: str = "f16") -> float:
-        """Bytes that one token takes in the KV cache of full attention; see :func:`kv_bytes_per_token`."""
+        """Bytes of one token in the KV cache of full attention; see :func:`kv_bytes_per_token`."""
         return kv_bytes_per_token(self, type_k, type_v)
 
     def bytes_per_token(self, context: int = 0, type_k: str = "f16", type_v: str = "f16") -> float:
@@ -85,28 +85,30 @@ class GgufHeader:
 
 
 def kv_bytes_per_token(header: GgufHeader, type_k: str = "f16", type_v: str = "f16") -> float:
-    """Bytes that one token takes in the KV cache, all layers.
+    """Bytes of one token in the KV cache of all layers.
 
-    An upper bound where layers attend through a sliding window or keep a recurrent state instead.
+    This is an upper bound if layers attend through a sliding window or keep a recurrent state instead.
 
     Raises:
-        ModelFileError: for a cache type that llama.cpp does not take.
+        ModelFileError: llama.cpp does not accept the cache type.
     """
     heads = sum(header.head_count_kv_by_layer)
     total = 0.0
     for name, length in ((type_k, header.key_length), (type_v, header.value_length)):
         if name not in CACHE_TYPES:
-            raise ModelFileError(f"no KV cache can be of type {name}: choose from {', '.join(CACHE_TYPES)}")
+            raise ModelFileError(
+                f"a KV cache cannot have the type {name}: choose from {', '.join(CACHE_TYPES)}"
+            )
         cache = CACHE_TYPES[name]
         total += heads * length * cache.block_bytes / cache.block_elements
     return total
 
 
 def bytes_per_token(header: GgufHeader, context: int = 0, type_k: str = "f16", type_v: str = "f16") -> float:
-    """Bytes that decoding one token must read from memory: the ceiling's denominator.
+    """Bytes that decoding one token reads from memory. This is the denominator of the ceiling.
 
-    Every weight once; of a mixture's experts only those used; of the token embeddings one row, unless
-    they serve as the output as well; and the cache of ``context`` tokens.
+    It counts every weight once, but only the active experts of a mixture. Of the token embeddings it counts one row,
+    unless they also serve as the output. It adds the cache of ``context`` tokens.
     """
     share = header.expert_used_count / header.expert_count if header.expert_count else 1.0
     tied = not any(tensor.name == "output.weight" for tensor in header.tensors)
@@ -122,13 +124,13 @@ def bytes_per_token(header: GgufHeader, context: int = 0, type_k: str = "f16", t
 
 
 def read_header(path: Path) -> GgufHeader:
-    """Read a GGUF file's header, version 2 or 3, and that of the other parts of a split model.
+    """Read the header of a GGUF file, version 2 or 3, and of the other parts of a split model.
 
-    The file is held against its header: every tensor must lie inside it.
+    The function compares the file with its header: every tensor must lie inside the file.
 
     Raises:
-        ModelMissingError: where there is no such file.
-        ModelFileError: where it is not a GGUF, is truncated, or has a header that cannot be true.
+        ModelMissingError: there is no such file.
+        ModelFileError: the file is not a GGUF, is truncated, or has an impossible header.
     """
     path = Path(path)
     first = _read_part(path)
@@ -146,7 +148,7 @@ def read_header(path: Path) -> GgufHeader:
 
 
 def split_names(name: str) -> tuple[str, ...]:
-    """The names of all parts of the split model that ``name`` is a part of; empty where it is whole."""
+    """The names of all parts of the split model that ``name`` belongs to; empty if the model is not split."""
     match = _SPLIT_NAME.match(name)
     if match is None:
         return ()
@@ -189,20 +191,20 @@ def _parts(path: Path, raw: RawHeader) -> tuple[Path, ...]:
     parts = tuple(path.with_name(name) for name in names)
     for part in parts:
         if not part.is_file():
-            raise ModelMissingError(f"{path.name} is one of {count} parts and {part} is not there")
+            raise ModelMissingError(f"{path.name} is one of {count} parts, and {part} is missing")
     return parts
 
 
 def _tensors(raw: RawHeader, size: int) -> tuple[Tensor, ...]:
     alignment = _whole(raw.values.get("general.alignment"), _DEFAULT_ALIGNMENT)
     if alignment <= 0 or alignment & (alignment - 1):
-        raise BadHeader(f"general.alignment is {alignment}, which is no power of two")
+        raise BadHeader(f"general.alignment is {alignment}, which is not a power of two")
     data_start = -(-raw.header_bytes // alignment) * alignment
     seen: set[str] = set()
     tensors = []
     for entry in raw.tensors:
         if entry.name in seen:
-            raise BadHeader(f"the tensor {entry.name[:80]!r} stands in its header twice")
+            raise BadHeader(f"the tensor {entry.name[:80]!r} is in its header twice")
         seen.add(entry.name)
         tensor = _tensor(entry)
         end = data_start + entry.offset + tensor.bytes
@@ -225,7 +227,7 @@ def _tensor(entry: RawTensor) -> Tensor:
         raise BadHeader(f"the tensor {name!r} has the impossible shape {list(entry.shape)}")
     if entry.shape[0] % kind.block_elements:
         raise BadHeader(
-            f"the tensor {name!r} has rows of {entry.shape[0]}, no multiple of {kind.name}'s block"
+            f"the tensor {name!r} has rows of {entry.shape[0]}, not a multiple of {kind.name}'s block"
         )
     return Tensor(entry.name, entry.shape, kind.name, kind.row_bytes(elements))
 
@@ -274,7 +276,7 @@ def _header(path: Path, parts: tuple[Path, ...], raw: RawHeader, tensors: tuple[
 
 
 def _whole(value: Value | None, default: int) -> int:
-    """A whole number of the header; of figures per layer the largest."""
+    """A whole number of the header; the largest one if there is one for each layer."""
     if isinstance(value, tuple):
         value = max((int(item) for item in value if math.isfinite(item)), default=default)
     if isinstance(value, bool) or not isinstance(value, int):
@@ -283,7 +285,7 @@ def _whole(value: Value | None, default: int) -> int:
 
 
 def _per_layer(value: Value | None, n_layer: int, default: int) -> tuple[int, ...]:
-    # A count of layers far beyond the tensor table's own bound cannot be true.
+    # A layer count far beyond the tensor table's bound cannot be true.
     if n_layer > 100_000:
         raise BadHeader(f"its header states {n_layer} layers")
     if isinstance(value, tuple):
@@ -302,7 +304,7 @@ def _vocab_size(raw: RawHeader, tensors: Sequence[Tensor], architecture: str) ->
 
 
 def _file_type(values: Mapping[str, Value], tensors: Sequence[Tensor]) -> str:
-    """The quantisation's name; where the file does not state it, the type of most of its bytes."""
+    """The name of the quantisation; if the file does not state it, the type of most of its bytes."""
     stated = FILE_TYPES.get(_whole(values.get("general.file_type"), -1))
     if stated is not None:
         return stated

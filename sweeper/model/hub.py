@@ -1,8 +1,8 @@
-"""Fetches a GGUF from the Hugging Face hub, pinned to a commit, its SHA-256 held against the hub's own.
+"""Fetches a GGUF from the Hugging Face hub, pinned to a commit, and compares its SHA-256 with the hub's.
 
-The file goes where huggingface_hub keeps its files (``HF_HOME``), so that other programs find it too. What
-was fetched is written down under ``root/hub/``; without a network a file that was fetched before is used
-again, after its SHA-256 was checked.
+The file goes where huggingface_hub keeps its files (``HF_HOME``), so other programs find it as well. sweeper notes
+each fetched file under ``root/hub/``. Without a network, it reuses a file that it fetched before, after checking its
+SHA-256.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ _LIST_AT_MOST = 10
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file of the hub as it lies on this machine. ``checked``: the hub gave a SHA-256, and it was right."""
+    """A file of the hub on this machine. ``checked`` means that the hub gave a SHA-256 and it matched."""
 
     path: Path
     repo: str
     file: str
-    commit: str  # what the revision stands for
+    commit: str  # the commit of the revision
     sha256: str
     size_bytes: int
     checked: bool
@@ -50,22 +50,22 @@ def fetch(
     token: bool | str | None = None,
     cache_dir: Path | None = None,
 ) -> Fetched:
-    """The GGUF ``file`` of ``repo`` at ``revision``, downloaded unless it is there.
+    """The GGUF ``file`` of ``repo`` at ``revision``, downloaded if it is not on this machine.
 
     Args:
         repo: ``OWNER/NAME``.
-        file: its path in the repository; None where the repository has one GGUF only. For a split model the
-            first part; all are fetched.
-        revision: commit, tag or branch; None is the default branch. It is resolved to a commit.
-        root: what was fetched is noted in ``root/hub/``.
-        endpoint: another hub; None is ``HF_ENDPOINT`` or the public one.
-        token: as huggingface_hub takes it; None is what its user logged in with.
-        cache_dir: None is huggingface_hub's own.
+        file: the path in the repository; None if the repository has only one GGUF. For a split model, name the first
+            part; all parts are fetched.
+        revision: commit, tag or branch; None is the default branch. The function resolves it to a commit.
+        root: notes about fetched files go to ``root/hub/``.
+        endpoint: another hub; None is ``HF_ENDPOINT`` or the public hub.
+        token: as huggingface_hub accepts it; None is the token of the user's login.
+        cache_dir: None is huggingface_hub's own folder.
 
     Raises:
-        ConfigError: for a repository or file name that cannot be, or a choice left open.
-        ModelMissingError: where the hub has no such thing, refuses it, or cannot be reached.
-        ModelFileError: where what came is not what the hub says it is.
+        ConfigError: the name of the repository or file is impossible, or the repository has several GGUF files.
+        ModelMissingError: the hub does not have the file, refuses it, or cannot be reached.
+        ModelFileError: the fetched file differs from the hub's.
     """
     note = root / "hub" / f"{_digest(repo, file, revision, endpoint)}.json"
     try:
@@ -79,7 +79,7 @@ def fetch(
                 "or try again with a network"
             ) from None
         return known
-    # Without the note only the use without a network is lost.
+    # Without the note, the file cannot be reused without a network; nothing else is lost.
     with suppress(OSError):
         write_atomically(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
     return fetched
@@ -107,14 +107,14 @@ def _fetch(
     paths, checked = [], True
     for name in names:
         if name not in entries:
-            raise ModelMissingError(f"{repo} has no file {name} at {commit[:12]}: look at its file list")
+            raise ModelMissingError(f"{repo} has no file {name} at {commit[:12]}: check its file list")
         path = Path(api.hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
         lfs = getattr(entries[name], "lfs", None)
         expected = getattr(lfs, "sha256", None)
         checked = checked and expected is not None
         if expected is not None and sha256_of(path, root) != expected:
             raise ModelFileError(
-                f"{path} is not what the hub has, of SHA-256 {str(expected)[:12]}…: delete it, fetch it again"
+                f"{path} differs from the hub's file with SHA-256 {str(expected)[:12]}…: delete it, and fetch it again"
             )
         paths.append(path)
     return Fetched(
@@ -140,12 +140,12 @@ def _chosen(file: str | None, names: list[str], repo: str) -> str:
     if not firsts:
         raise ModelMissingError(f"{repo} has no .gguf file: choose a repository of GGUF files")
     shown = ", ".join(firsts[:_LIST_AT_MOST]) + (", …" if len(firsts) > _LIST_AT_MOST else "")
-    raise ConfigError(f"{repo} has {len(firsts)} GGUF files, choose one with model.file=…: {shown}")
+    raise ConfigError(f"{repo} has {len(firsts)} GGUF files; choose one with model.file=…: {shown}")
 
 
 @contextmanager
 def _hub_errors(repo: str, file: str | None, revision: str | None) -> Iterator[None]:
-    """Each error of the hub's client as one of ours, in a line."""
+    """Turn each error of the hub's client into one of sweeper's, in one line."""
     from huggingface_hub import errors
 
     try:
@@ -157,20 +157,20 @@ def _hub_errors(repo: str, file: str | None, revision: str | None) -> Iterator[N
             f"{repo} is gated: accept its terms on the hub and run `hf auth login`"
         ) from None
     except errors.RevisionNotFoundError:
-        raise ModelMissingError(f"{repo} has no revision {revision}: mend model.revision") from None
+        raise ModelMissingError(f"{repo} has no revision {revision}: correct model.revision") from None
     except errors.RepositoryNotFoundError:
         raise ModelMissingError(
-            f"the hub has no repository {repo}, or hides it: mend model.repo, or run `hf auth login`"
+            f"the hub has no repository {repo}, or hides it: correct model.repo, or run `hf auth login`"
         ) from None
     except errors.LocalEntryNotFoundError as error:
         raise _Unreachable(_first_line(error)) from None
     except errors.EntryNotFoundError:
         raise ModelMissingError(
-            f"{repo} has no file {file}: look at its file list, mend model.file"
+            f"{repo} has no file {file}: check its file list, and correct model.file"
         ) from None
-    except errors.HTTPError as error:  # the server's trouble or the network's
+    except errors.HTTPError as error:  # a problem of the server or the network
         raise _Unreachable(_first_line(error)) from None
-    except ConnectionError as error:  # HF_HUB_OFFLINE is one
+    except ConnectionError as error:  # HF_HUB_OFFLINE raises it
         raise _Unreachable(_first_line(error)) from None
     except OSError as error:
         raise ModelMissingError(f"cannot fetch {repo}: {_first_line(error)}") from None
@@ -186,7 +186,7 @@ def _digest(*terms: str | None) -> str:
 
 
 def _known(note: Path, root: Path) -> Fetched | None:
-    """What was fetched before for the same words, if it still lies there unchanged."""
+    """The file that was fetched before with the same arguments, if it is still there unchanged."""
     try:
         data = json.loads(note.read_text(encoding="utf-8"))
         known = Fetched(**(data | {"path": Path(data["path"])}))

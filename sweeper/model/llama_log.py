@@ -1,6 +1,6 @@
-"""What llama.cpp logs, kept line by line; its log is the only place where many failures say why.
+"""Keeps llama.cpp's log line by line. For many failures, only the log contains the reason.
 
-The engine's levels are those of ``ggml.h``: ``llama_cpp`` numbers them differently (see ``LEVELS``).
+The levels are those of ``ggml.h``; ``llama_cpp`` numbers them differently (see ``LEVELS``).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any
 
 LEVELS = {1: "debug", 2: "info", 3: "warn", 4: "error"}  # enum ggml_log_level; 0 is none, 5 continues a line
 _CONTINUE = 5
-_KEEP_LINES = 4000  # a load logs 200 to 700 lines, a quantisation two a tensor
+_KEEP_LINES = 4000  # a load logs 200 to 700 lines, a quantisation two lines for each tensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,7 +25,7 @@ class LogLine:
 
 @dataclass(slots=True)
 class LogCapture:
-    """A ring of the engine's last log lines, oldest first. ``callback`` must live as long as the engine."""
+    """A ring buffer of the engine's last log lines, oldest first. ``callback`` must live as long as the engine."""
 
     lines: deque[LogLine]
     callback: Any = None
@@ -33,10 +33,10 @@ class LogCapture:
     _partial: str = ""
 
     def feed(self, level: int, text: str) -> None:
-        """Take one piece of log, which may be part of a line or several lines."""
+        """Add one piece of log, which may be part of a line or several lines."""
         if level != _CONTINUE:
             name = LEVELS.get(level, "none")
-            if name != self._level:  # the quantiser continues its lines with their own level
+            if name != self._level:  # the quantiser continues its lines with the same level
                 self.flush()
             self._level = name
         pieces = (self._partial + text).split("\n")
@@ -45,7 +45,7 @@ class LogCapture:
             self._keep(piece)
 
     def flush(self) -> None:
-        """Keep a line that was begun and never ended."""
+        """Keep an unfinished line."""
         if self._partial:
             self._keep(self._partial)
             self._partial = ""
@@ -56,12 +56,12 @@ class LogCapture:
         return tuple(line.text for line in list(self.lines)[-count:])
 
     def of_level(self, *levels: str) -> tuple[str, ...]:
-        """The texts of the lines of some levels, oldest first."""
+        """The texts of the lines with these levels, oldest first."""
         self.flush()
         return tuple(line.text for line in self.lines if line.level in levels)
 
     def clear(self) -> None:
-        """Forget what was kept so far."""
+        """Delete all kept lines."""
         self._partial = ""
         self.lines.clear()
 
@@ -73,7 +73,7 @@ class LogCapture:
 
 
 def capture_log(keep: int = _KEEP_LINES) -> LogCapture:
-    """Send the log of the llama.cpp in this process to a new capture, instead of to stderr.
+    """Redirect llama.cpp's log in this process from stderr to a new capture.
 
     Keep the returned object for as long as llama.cpp may log: it holds the callback's only reference.
     """

@@ -1,6 +1,6 @@
-"""How a configuration becomes llama.cpp's own parameters: for trials, and for the forecast of their memory.
+"""Turns a configuration into llama.cpp's own parameters, for trials and for the memory forecast.
 
-``wanted`` is a configuration, or the part of one, by parameter name.
+``wanted`` is a configuration, or a part of one, by parameter name.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Any
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.parameters import SPLIT_MODES
 
-# The tensors that llama.cpp takes for experts (common/common.h, LLM_FFN_EXPS_REGEX).
+# llama.cpp's own pattern for tensors of experts (common/common.h, LLM_FFN_EXPS_REGEX).
 _EXPERT_TENSORS = r"ffn_(?:up|down|gate|gate_up)_(?:ch|)exps"
 _EXPERTS = re.compile(rf"blk\.(\d+)\.{_EXPERT_TENSORS}")
 
@@ -42,20 +42,20 @@ def context_params(api: Any, wanted: Mapping[str, Any]) -> Any:
 
 
 def stays_on_host(tensor: str, wanted: Mapping[str, Any]) -> bool:
-    """Whether a tensor stays on the host although its layer is on a GPU."""
+    """Whether a tensor stays on the host even if its layer is on a GPU."""
     found = _EXPERTS.match(tensor)
     return found is not None and int(found[1]) < wanted["n_cpu_moe"]
 
 
 class _Override(ctypes.Structure):
-    """``llama_model_tensor_buft_override``: a regular expression of tensors' names, and their buffer type."""
+    """``llama_model_tensor_buft_override``: a regular expression for tensor names, and their buffer type."""
 
     _fields_ = (("pattern", ctypes.c_char_p), ("buffer_type", ctypes.c_void_p))
 
 
-@functools.cache  # llama.cpp keeps the address, so the list must live on
+@functools.cache  # llama.cpp keeps the address, so the list must stay alive
 def _experts_on_host(layers: int) -> Any:
-    """What llama-server makes of ``--n-cpu-moe``: the rule for the experts of the first layers, and an empty one."""
+    """The list that llama-server makes for ``--n-cpu-moe``: a rule for the first layers' experts, and an end mark."""
     from llama_cpp import _ggml
 
     cpu = _ggml.libggml.ggml_backend_cpu_buffer_type

@@ -1,8 +1,8 @@
-"""The bytes of a GGUF header, walked within bounds: a header is hostile input.
+"""Reads the bytes of a GGUF header within bounds, because a header is untrusted input.
 
-Nothing is allocated by a count from the file before that count was held against the bytes that are left,
-arrays such as the vocabulary are passed over without being kept, and the work is bounded as well as the
-memory, so that a sparse file of terabytes cannot keep its reader busy.
+Before it allocates anything, the reader compares each count from the file with the remaining bytes. It skips arrays
+such as the vocabulary. It limits the work as well as the memory, so that a sparse file of terabytes cannot keep it
+busy.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Value = Scalar | tuple[int | float | bool, ...]
 MAX_KEYS = 65_536
 MAX_TENSORS = 200_000
 MAX_NAME_BYTES = 65_535  # the specification's own bound for keys
-MAX_ELEMENTS_WALKED = 1 << 22  # elements of string arrays, all together; walking so many takes seconds
+MAX_ELEMENTS_WALKED = 1 << 22  # total elements of string arrays; walking so many takes seconds
 MAX_NESTING = 3
-KEEP_STRING_BYTES = 65_536  # longer strings (chat templates run to 20 kB) are passed over
-KEEP_ARRAY_ELEMENTS = 1_024  # figures per layer are kept, vocabularies are not
+KEEP_STRING_BYTES = 65_536  # longer strings are skipped (chat templates have up to 20 kB)
+KEEP_ARRAY_ELEMENTS = 1_024  # keeps figures for each layer, but no vocabularies
 
 _STRING, _ARRAY = 8, 9
 _SCALARS = {  # type number -> struct format
@@ -42,12 +42,12 @@ _CHUNK = 1 << 20
 
 
 class BadHeader(Exception):
-    """Why a header cannot be true; becomes a ModelFileError that names the file."""
+    """The reason why a header is impossible. It becomes a ModelFileError that names the file."""
 
 
 @dataclass(frozen=True, slots=True)
 class RawTensor:
-    """One entry of the tensor table as it stands in the file; ``shape`` is fastest dimension first."""
+    """One entry of the tensor table, as in the file. ``shape`` has the fastest dimension first."""
 
     name: str
     shape: tuple[int, ...]
@@ -57,13 +57,13 @@ class RawTensor:
 
 @dataclass(frozen=True, slots=True)
 class RawHeader:
-    """A header as it stands in the file. ``lengths`` holds the length of every array."""
+    """A header, as in the file. ``lengths`` holds the length of every array."""
 
     version: int
     values: Mapping[str, Value]
     lengths: Mapping[str, int]
     tensors: tuple[RawTensor, ...]
-    header_bytes: int  # where the tensor table ends; the data begins at the next multiple of the alignment
+    header_bytes: int  # the end of the tensor table; the data begins at the next multiple of the alignment
 
 
 class _Cursor:
@@ -74,7 +74,7 @@ class _Cursor:
         self._size = size
         self._buffer = b""
         self._at = 0  # position inside the buffer
-        self._start = 0  # where the buffer lies in the file
+        self._start = 0  # position of the buffer in the file
         self.walked = 0
 
     @property
@@ -127,7 +127,7 @@ def read_raw(stream: BinaryIO, size: int) -> RawHeader:
     """The header of a GGUF file of ``size`` bytes, version 2 or 3, little endian.
 
     Raises:
-        BadHeader: with the reason why it cannot be read or cannot be true.
+        BadHeader: the header cannot be read or is impossible; the message contains the reason.
     """
     cursor = _Cursor(stream, size)
     version = _version(cursor)
@@ -153,14 +153,14 @@ def _version(cursor: _Cursor) -> int:
         return version
     if version & 0xFFFF == 0:
         raise BadHeader("it is a big-endian GGUF: convert it for this machine")
-    raise BadHeader(f"its GGUF version is {version}; versions 2 and 3 can be read: convert the model anew")
+    raise BadHeader(f"its GGUF version is {version}; sweeper reads versions 2 and 3: convert the model again")
 
 
 def _read_key(cursor: _Cursor, values: dict[str, Value], lengths: dict[str, int]) -> None:
     key = cursor.string(MAX_NAME_BYTES, "a key")
     kind = cursor.unsigned("<I")
     if key in values or key in lengths:
-        raise BadHeader(f"the key {key[:80]!r} stands in its header twice")
+        raise BadHeader(f"the key {key[:80]!r} is in its header twice")
     if kind in _SCALARS:
         values[key] = cursor.number(_SCALARS[kind])
     elif kind == _STRING:

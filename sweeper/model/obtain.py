@@ -1,4 +1,4 @@
-"""From the configuration's words to a model on disk: a user's file, one from a hub, or a synthetic one."""
+"""Gets the model that the configuration names: a user's file, a file of a hub, or a synthetic model."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from sweeper.records import ModelFile, ModelRecord
 
 @dataclass(frozen=True, slots=True)
 class Wanted:
-    """What was asked for; see ``conf/model/``. ``files`` are further quantisations that the user has."""
+    """The requested model; see ``conf/model/``. ``files`` are the user's other quantisations."""
 
     name: str | None = None
     path: str | None = None
@@ -34,7 +34,7 @@ class Wanted:
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model at hand: its record, its header and the file that it was given as."""
+    """A model on this machine: its record, its header and its original file."""
 
     record: ModelRecord
     header: GgufHeader
@@ -42,15 +42,15 @@ class Model:
 
 
 def obtain(wanted: Wanted, root: Path) -> Model:
-    """The model, fetched or written where it is not there yet.
+    """Get the model; fetch or write it if it is not on this machine yet.
 
     Args:
-        wanted: a path goes before a repository, a repository before a shape.
-        root: the folder of runs; ``models/`` keeps synthetic models, ``hub/`` what is known of fetched ones.
+        wanted: a path takes precedence over a repository, and a repository over a shape.
+        root: the folder of sweeps. ``models/`` keeps synthetic models, ``hub/`` notes about fetched ones.
 
     Raises:
-        ConfigError: nothing was asked for, or the shape is wrong.
-        ModelMissingError, ModelFileError: no such file, or not a model.
+        ConfigError: no model was requested, or the shape is wrong.
+        ModelMissingError, ModelFileError: the file does not exist, or is not a model.
         StoreError: the model could not be fetched or written.
     """
     source: Literal["synthetic", "file", "hub"]
@@ -97,7 +97,7 @@ def _fetched(wanted: Wanted, root: Path) -> tuple[Path, str]:
 
 
 def _synthetic(wanted: Wanted, root: Path) -> Path:
-    """The synthetic model's file; its name carries what it was made from."""
+    """The synthetic model's file. Its name contains a digest of its shape, quantisation and seed."""
     from sweeper.model.synthetic import write_synthetic
 
     given = dict(wanted.shape or {})
@@ -115,7 +115,7 @@ def _synthetic(wanted: Wanted, root: Path) -> Path:
 
 
 def _further(files: Mapping[str, str], header: GgufHeader, root: Path) -> dict[str, ModelFile]:
-    """The files of other quantisations that the user has; each must be of the same model."""
+    """The user's files of other quantisations. Each must be the same model."""
     found = {}
     for quant, text in files.items():
         path = Path(text).expanduser()
@@ -126,11 +126,13 @@ def _further(files: Mapping[str, str], header: GgufHeader, root: Path) -> dict[s
             header.embedding_length,
             header.vocab_size,
         ):
-            raise ConfigError(f"model.files.{quant}: {path.name} is another model than {header.path.name}")
+            raise ConfigError(
+                f"model.files.{quant}: {path.name} is a different model than {header.path.name}"
+            )
         found[quant] = ModelFile(quant, str(path.resolve()), sha256_of(path, root), other.size_bytes)
     return found
 
 
 def _clean(name: str) -> str:
-    """A name without what MLflow, file systems and terminals stumble over."""
+    """A name without characters that cause problems in MLflow, file systems or terminals."""
     return re.sub(r"[/\\\x00-\x1f:]+", "-", name).strip() or "model"

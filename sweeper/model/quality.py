@@ -1,8 +1,8 @@
-"""What a quantisation, or a smaller KV cache, costs in quality: mean KL divergence per token, measured.
+"""Measures the quality loss of a quantisation or a smaller KV cache: mean KL divergence per token.
 
-The divergence is that of the candidate's next-token distribution from the reference's (the highest precision
-at hand, f16 cache), over a text. With a synthetic model the number is real and says nothing about real
-models. The bundled text is Lincoln's Gettysburg Address (1863, the Bliss copy) and the beginning of Lewis
+The divergence compares the candidate's next-token distribution with the reference's, over a text. The reference is the
+most precise file, with an f16 cache. With a synthetic model, the number is real but says nothing about real models. The
+bundled text is Lincoln's Gettysburg Address (1863, the Bliss copy) and the beginning of Lewis
 Carroll's "Alice's Adventures in Wonderland" (1865), both in the public domain.
 """
 
@@ -29,11 +29,11 @@ from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
-# 256 scored tokens. On the 110M default a chunk takes 1.4 s on one core, 2.1 s with a quantised cache, so
-# three levels with two caches take 12 s, and the standard error of the mean is below 1 % of it. On real
-# models divergence varies more from token to token: the standard error stands beside every mean.
+# 256 scored tokens. On the default 110M model, a chunk takes 1.4 s on one core, or 2.1 s with a quantised cache. Three
+# levels with two caches take 12 s, and the standard error is below 1 % of the mean. On real models, divergence varies
+# more from token to token, so every mean comes with its standard error.
 DEFAULT_CHUNKS = 1
-# The reference's logits are kept as float32, so that a model compared with itself gives exactly 0.
+# The reference's logits are kept as float32, so a model compared with itself gives exactly 0.
 MAX_KEPT_BYTES = 2 << 30
 _SCORED_TOKENS = 256
 _TIMEOUT_SECONDS = 3600.0  # two chunks of a 34B model on two slow cores take some minutes
@@ -43,13 +43,13 @@ _PARTIAL = "partial-"
 
 @dataclass(frozen=True, slots=True)
 class Divergence:
-    """A candidate's distance from the reference, in nats per token, over ``tokens`` predictions."""
+    """A candidate's KL divergence from the reference, in nats per token, over ``tokens`` predictions."""
 
     mean: float
     standard_error: float
     tokens: int
     chunks: int
-    same_top_share: float  # share of predictions whose most likely token is the reference's
+    same_top_share: float  # share of predictions with the same most likely token as the reference
     type_k: str
     type_v: str
     text_sha256: str
@@ -57,15 +57,15 @@ class Divergence:
 
 
 class QualityMeter:
-    """Compares GGUF files with one reference on one text, in a worker process; results are kept.
+    """Compares GGUF files with one reference on one text, in a worker process, and keeps the results.
 
     Args:
-        reference: the file of the highest precision at hand.
+        reference: the most precise file.
         root: results go to ``root/quality/``.
         text: the text; None is the bundled one.
-        chunks: how many chunks of 512 tokens at most; fewer where the text is short.
-        threads: None is all that this process may use.
-        n_gpu_layers: layers on the GPU, for the reference and for every candidate.
+        chunks: the maximum number of chunks of 512 tokens; fewer if the text is short.
+        threads: None is the number that this process may use.
+        n_gpu_layers: layers on the GPU, for the reference and every candidate.
     """
 
     def __init__(
@@ -89,13 +89,13 @@ class QualityMeter:
         self._worker = WorkerProcess("sweeper.model.quality_worker")
 
     def divergence(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> Divergence:
-        """How far ``candidate``, run with these cache types, is from the reference.
+        """The divergence of ``candidate``, run with these cache types, from the reference.
 
         Raises:
-            ConfigError: for a cache type that does not exist, a text too short, or a file of another model.
-            ModelMissingError, ModelFileError: where a file cannot be read or run.
-            StoreError: where ``root`` cannot be written.
-            EngineCrashed, EngineTimeout, OutOfMemory: where the worker ended badly.
+            ConfigError: the cache type does not exist, the text is too short, or the file is another model.
+            ModelMissingError, ModelFileError: a file cannot be read or run.
+            StoreError: ``root`` cannot be written.
+            EngineCrashed, EngineTimeout, OutOfMemory: the worker failed.
         """
         for key, name in (("type_k", type_k), ("type_v", type_v)):
             if name not in CACHE_TYPES:
@@ -114,7 +114,7 @@ class QualityMeter:
             answer = self._measure(Path(candidate), type_k, type_v, text_sha256)
         finally:
             if self._n_gpu_layers:
-                self._worker.close()  # else it would keep the GPU's memory while trials are measured
+                self._worker.close()  # otherwise it would hold the GPU's memory during trials
         result = Divergence(**answer, type_k=type_k, type_v=type_v, text_sha256=text_sha256)
         with _store_errors(kept):
             write_atomically(kept, json.dumps({"terms": terms, "result": _plain(result)}, indent=1))
@@ -153,7 +153,7 @@ class QualityMeter:
             ) from None
 
     def _reference_terms(self, text_sha256: str) -> dict[str, Any]:
-        """All that the reference's predictions depend on."""
+        """Everything that the reference's predictions depend on."""
         return {
             "schema": _SCHEMA,
             "reference": sha256_of(self._reference, self._root),
@@ -164,18 +164,18 @@ class QualityMeter:
         }
 
     def _reference_logits(self, text_sha256: str) -> tuple[Path, Path]:
-        """The files with the reference's logits and the chunks' tokens, made where they are not there."""
+        """The files with the reference's logits and the chunks' tokens. The method creates them if they are missing."""
         stem = _digest(self._reference_terms(text_sha256))
         folder = self._folder / "reference"
         logits, tokens = folder / f"{stem}.logits.npy", folder / f"{stem}.tokens.npy"
         if logits.is_file() and tokens.is_file():
             with contextlib.suppress(OSError):
-                os.utime(logits)  # the oldest goes first
+                os.utime(logits)  # the oldest is deleted first
             return logits, tokens
         needed = self._chunks * _SCORED_TOKENS * read_header(self._reference).vocab_size * 4
         if needed > MAX_KEPT_BYTES:
             raise ConfigError(
-                f"quality chunks={self._chunks}: needs {needed >> 20} MiB of logits; take fewer"
+                f"quality chunks={self._chunks}: this needs {needed >> 20} MiB for logits; use fewer"
             )
         with _store_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -224,11 +224,11 @@ def _read(path: Path) -> Divergence | None:
         data = json.loads(path.read_text(encoding="utf-8"))
         return replace(Divergence(**data["result"]), cached=True)
     except (OSError, ValueError, TypeError, KeyError):
-        return None  # not there, or damaged: measured anew
+        return None  # missing or damaged: measure again
 
 
 def _make_room(folder: Path, needed: int) -> None:
-    """Delete what a kill left, and the oldest logits until ``needed`` bytes more are within the bound."""
+    """Delete files that a kill left, and the oldest logits, until ``needed`` more bytes fit in the limit."""
     for left in folder.glob(f"{_PARTIAL}*"):
         if time.time() - left.stat().st_mtime > _TIMEOUT_SECONDS:
             shutil.rmtree(left, ignore_errors=True)

@@ -1,8 +1,8 @@
 """Runs models over a text and compares their predictions: `python -m sweeper.model.quality_worker`.
 
-Requests: ``reference`` (keep a model's logits) and ``divergence`` (hold another against them). The protocol
-is that of llama.cpp's perplexity tool: chunks of 512 tokens, of which the last 256 count, so that each
-prediction has at least 256 tokens of context.
+Requests: ``reference`` (store a model's logits) and ``divergence`` (compare another model with them). The protocol is
+    that of llama.cpp's perplexity tool. Chunks have 512 tokens, and the last 256 count, so each prediction has at
+    least 256 tokens of context.
 """
 
 from __future__ import annotations
@@ -20,14 +20,16 @@ from sweeper.serving import Refused, serve
 
 CHUNK_TOKENS = 512
 SCORED_TOKENS = 256
-_ROWS_AT_ONCE = 32  # rows of logits at a time: 4 MiB at 32,000 tokens of vocabulary, which stays in the cache
+_ROWS_AT_ONCE = (
+    32  # rows of logits at a time: 4 MiB with a vocabulary of 32,000 tokens, which fits in the cache
+)
 _MMAP = 1  # LLAMA_LOAD_MODE_MMAP
 
 Logits = NDArray[np.float32]
 
 
 class QualityWorker:
-    """Keeps the last model loaded, since its cache types are compared one after the other."""
+    """Keeps the last model loaded, because its cache types are compared one after the other."""
 
     def __init__(self) -> None:
         import llama_cpp
@@ -70,7 +72,7 @@ class QualityWorker:
         if kept.shape != (len(parts) * SCORED_TOKENS, self._n_vocab()):
             raise Refused(
                 f"its vocabulary has {self._n_vocab()} tokens, the reference's {kept.shape[1]}: "
-                "they are not of one model"
+                "they are different models"
             )
         values, agreeing = [], 0
         for index, scored in enumerate(self._run(parts, type_k, type_v, threads)):
@@ -81,7 +83,7 @@ class QualityWorker:
                 agreeing += int((expected[rows].argmax(axis=1) == scored[rows].argmax(axis=1)).sum())
         each = np.concatenate(values)
         return {
-            "mean": max(0.0, float(each.mean())),  # rounding can leave -1e-9 where nearly 0 is meant
+            "mean": max(0.0, float(each.mean())),  # rounding can give -1e-9 instead of nearly 0
             "standard_error": float(each.std(ddof=1) / np.sqrt(len(each))),
             "tokens": len(each),
             "chunks": len(parts),
@@ -104,13 +106,13 @@ class QualityWorker:
 
     def _reason(self) -> str:
         errors = self._log.of_level("error")
-        return errors[-1] if errors else "it did not say why"
+        return errors[-1] if errors else "it gave no reason"
 
     def _n_vocab(self) -> int:
         return int(self._api.llama_vocab_n_tokens(self._api.llama_model_get_vocab(self._model)))
 
     def _chunks(self, text: str, chunks: int) -> NDArray[np.int32]:
-        """The text's first chunks of tokens; each begins with the model's begin token, if it has one."""
+        """The first chunks of the text, as tokens. Each begins with the model's begin token, if it has one."""
         vocabulary = self._api.llama_model_get_vocab(self._model)
         raw = text.encode()
         room = (self._api.llama_token * (len(raw) + 8))()
@@ -127,7 +129,7 @@ class QualityWorker:
         return np.array([begin + room[i * step : (i + 1) * step] for i in range(found)], dtype=np.int32)
 
     def _run(self, parts: NDArray[np.int32], type_k: str, type_v: str, threads: int) -> Any:
-        """The logits of each chunk's scored tokens, one array of (256, vocabulary) a chunk."""
+        """The logits of each chunk's scored tokens: one array of (256, vocabulary) for each chunk."""
         context = self._context(type_k, type_v, threads)
         batch = self._api.llama_batch_init(CHUNK_TOKENS, 0, 1)
         try:
@@ -142,7 +144,7 @@ class QualityWorker:
         params.n_ctx = params.n_batch = params.n_ubatch = CHUNK_TOKENS
         params.n_outputs_max = SCORED_TOKENS
         params.n_threads = params.n_threads_batch = threads
-        params.flash_attn_type = 1  # a quantised V cache needs it, and all must run alike
+        params.flash_attn_type = 1  # a quantised V cache needs it, and all runs must be alike
         params.type_k, params.type_v = CACHE_TYPES[type_k].number, CACHE_TYPES[type_v].number
         self._log.clear()
         context = self._api.llama_init_from_model(self._model, params)
@@ -161,7 +163,7 @@ class QualityWorker:
         if status != 0:
             raise Refused(f"llama_decode answered {status}: {self._reason()}")
         pointer = self._api.llama_get_logits(context)
-        # A copy, since the next decode overwrites it.
+        # A copy, because the next decode overwrites the original.
         scored: Logits = np.ctypeslib.as_array(pointer, shape=(SCORED_TOKENS, self._n_vocab())).copy()
         if not np.isfinite(scored).all():
             raise Refused("its predictions are not finite numbers: the file is damaged")
@@ -171,8 +173,8 @@ class QualityWorker:
 def divergence_of(expected: Logits, scored: Logits) -> NDArray[np.float64]:
     """KL(expected ‖ scored) of each row of logits, in nats; exactly 0 for equal rows.
 
-    With p = exp(a) / A it is Σ exp(a)·(a − b) / A − ln A + ln B. Single precision is enough for the terms
-    (1e-9 nats), the sums are in double.
+    With p = exp(a) / A, the divergence is Σ exp(a)·(a − b) / A − ln A + ln B. Single precision is enough for the terms
+    (1e-9 nats); the sums use double precision.
     """
     a = expected - expected.max(axis=1, keepdims=True)
     b = scored - scored.max(axis=1, keepdims=True)

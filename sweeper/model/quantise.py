@@ -1,4 +1,4 @@
-"""Makes a model's quantisation levels with llama.cpp's own quantiser, once, and keeps them."""
+"""Makes a model's quantisation levels with llama.cpp's own quantiser, each level once, and keeps them."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ LEVELS = (
     *("F32", "BF16", "F16", "Q8_0", "Q6_K", "Q5_K_M", "Q5_K_S", "Q5_1", "Q5_0", "Q4_K_M", "Q4_K_S", "Q4_1"),
     *("Q4_0", "IQ4_NL", "IQ4_XS", "Q3_K_L", "Q3_K_M", "Q3_K_S", "IQ3_M", "IQ3_S", "Q2_K", "TQ1_0", "TQ2_0"),
 )
-# Levels that it makes with an importance matrix only; sweeper computes none.
+# Levels that llama.cpp makes only with an importance matrix; sweeper computes none.
 LEVELS_NEEDING_IMPORTANCE = (
     *("IQ3_XS", "IQ3_XXS", "IQ2_M", "IQ2_S", "IQ2_XS", "IQ2_XXS", "IQ1_M", "IQ1_S", "Q2_K_S"),
 )
-SOURCES = ("F32", "F16", "BF16")  # quantising what was quantised adds both errors: refused
+SOURCES = ("F32", "F16", "BF16")  # sweeper refuses quantised sources, because both errors would add up
 
 _SPARE_BYTES = 64 << 20  # left free on the disk beside the result
 _SIZE_TIMEOUT_SECONDS = 300.0
@@ -36,32 +36,32 @@ _TIMEOUT_SECONDS = 6 * 3600.0  # a 70B model on two slow cores takes about two h
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """A level of a model. ``warnings`` are llama.cpp's, such as tensors that fell back to another type."""
+    """A level of a model. ``warnings`` are llama.cpp's, for example about tensors that fell back to another type."""
 
     file: ModelFile
     warnings: tuple[str, ...]
-    seconds: float  # that making it took
-    made: bool  # now; False: it was there
+    seconds: float  # the time to make it
+    made: bool  # True: made now; False: it existed
 
 
 def quantised(source: Path, level: str, root: Path, threads: int | None = None) -> Quantised:
     """The model at ``source`` in quantisation ``level``, made now or found under ``root/quantised/``.
 
-    The level that the source is already of is the source itself. Two processes that ask for one level at
-    once make it once.
+    If the source already has this level, the result is the source itself. If two processes ask for the same level at
+    the same time, one of them makes it.
 
     Args:
         source: an F32, F16 or BF16 GGUF.
         level: one of :data:`LEVELS`.
-        root: the folder of all that is kept (``mlruns``).
-        threads: how many to quantise with; None is all that this process may use.
+        root: the folder of all stored files (``mlruns``).
+        threads: the number of threads; None is the number that this process may use.
 
     Raises:
-        ConfigError: for a level that does not exist, or that needs an importance matrix.
-        UsageError: where the source is quantised itself.
-        StoreError: where the result cannot be written or does not fit on the disk.
-        EngineRefused: where llama.cpp could not make it, with its reason.
-        EngineCrashed, EngineTimeout, OutOfMemory: where its process ended badly.
+        ConfigError: the level does not exist, or needs an importance matrix.
+        UsageError: the source itself is quantised.
+        StoreError: the result cannot be written, or does not fit on the disk.
+        EngineRefused: llama.cpp could not make the level; the message contains its reason.
+        EngineCrashed, EngineTimeout, OutOfMemory: the process failed.
     """
     source = Path(source)
     header = read_header(source)
@@ -72,7 +72,7 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
     if header.file_type not in SOURCES:
         raise UsageError(
             f"{source.name} is {header.file_type}: {level} can be made only from {', '.join(SOURCES)}; "
-            f"give such a file, or take space.quant={header.file_type}"
+            f"give such a file, or set space.quant={header.file_type}"
         )
     target = root / "quantised" / digest[:16] / f"{level}.gguf"
     notes = target.with_suffix(".json")
@@ -87,7 +87,7 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
 
 
 def check_level(level: str) -> None:
-    """Raise ConfigError where ``level`` cannot be made, with what to choose instead."""
+    """Raise ConfigError if ``level`` cannot be made. The message names alternatives."""
     if level in LEVELS_NEEDING_IMPORTANCE:
         raise ConfigError(_needs_importance(level))
     if level not in LEVELS:
@@ -96,13 +96,13 @@ def check_level(level: str) -> None:
 
 def _needs_importance(level: str) -> str:
     return (
-        f"space.quant={level}: llama.cpp makes this level with an importance matrix only; "
-        "take IQ4_XS or Q3_K_M, or give a file of that level with model.path"
+        f"space.quant={level}: llama.cpp makes this level only with an importance matrix; "
+        "use IQ4_XS or Q3_K_M, or give a file of that level with model.path"
     )
 
 
 def _make(source: Path, target: Path, level: str, threads: int) -> None:
-    # The name is fixed, since the lock keeps others away: what a killed run left is overwritten.
+    # The name is fixed, because the lock keeps others away. It overwrites the file of a killed run.
     partial = target.with_name(f".{level}.part")
     ftype = FILE_TYPE_BY_NAME[level]
     try:
@@ -114,7 +114,7 @@ def _make(source: Path, target: Path, level: str, threads: int) -> None:
             _check_space(target.parent, int(size["mib"] * (1 << 20)), level)
             began = time.monotonic()
             answer = worker.ask("quantise", _TIMEOUT_SECONDS, **job)
-        read_header(partial)  # whole, and a model
+        read_header(partial)  # check that the file is complete and a model
         notes = {"warnings": answer["warnings"], "seconds": time.monotonic() - began, "source": source.name}
         os.replace(partial, target)
         write_atomically(target.with_suffix(".json"), json.dumps(notes, indent=1))
@@ -132,5 +132,5 @@ def _check_space(folder: Path, needed: int, level: str) -> None:
     if free < needed + _SPARE_BYTES:
         raise StoreError(
             f"{level} needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
-            "free some, or leave it out of space.quant"
+            "free some space, or leave the level out of space.quant"
         )

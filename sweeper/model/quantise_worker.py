@@ -1,6 +1,6 @@
 """Runs llama.cpp's own quantiser in a process of its own: `python -m sweeper.model.quantise_worker`.
 
-Requests: ``size`` (what a level would take, without writing it) and ``quantise``.
+Requests: ``size`` (the size of a level, without writing it) and ``quantise``.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class QuantiseWorker:
         llama_cpp.llama_backend_init()
 
     def size(self, source: str, target: str, ftype: int, threads: int) -> dict[str, Any]:
-        """MiB that the weights would take, and whether llama.cpp wants an importance matrix for it."""
+        """The size of the weights in MiB, and whether llama.cpp needs an importance matrix."""
         self._run(source, target, ftype, threads, dry_run=True)
         for line in reversed(self._log.lines):
             match = _QUANT_SIZE.search(line.text)
@@ -38,7 +38,7 @@ class QuantiseWorker:
         raise Refused("llama.cpp did not say how large the result would be")
 
     def quantise(self, source: str, target: str, ftype: int, threads: int) -> dict[str, Any]:
-        """Write ``target``; the answer holds the warnings of the log."""
+        """Write ``target``. The answer contains the warnings of the log."""
         self._run(source, target, ftype, threads, dry_run=False)
         return {"warnings": [" ".join(line.split()) for line in self._log.of_level("warn")]}
 
@@ -51,7 +51,7 @@ class QuantiseWorker:
             os.fsencode(source), os.fsencode(target), ctypes.byref(params)
         )
         if status != 0:
-            raise Refused(self._reason() or f"llama.cpp's quantiser answered {status} and said nothing")
+            raise Refused(self._reason() or f"llama.cpp's quantiser answered {status} without a reason")
 
     def _reason(self) -> str:
         for line in reversed(self._log.of_level("error")):

@@ -1,4 +1,4 @@
-"""The shape of a model of the llama family: what decides its size, and its speed on a machine."""
+"""The shape of a model of the llama family, which decides its size and its speed on a machine."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from sweeper.errors import ConfigError
 
 SPECIAL_TOKENS = 3  # unknown, begin, end
-BYTE_TOKENS = 256  # so that every text can be tokenised
+BYTE_TOKENS = 256  # these make every text tokenisable
 _MIN_VOCABULARY = SPECIAL_TOKENS + BYTE_TOKENS
 
 
 @dataclass(frozen=True, slots=True)
 class ModelShape:
-    """Sizes of a llama model; the names are GGUF's. With an ``expert_count`` it is a mixture of experts."""
+    """Sizes of a llama model, under GGUF's names. With an ``expert_count``, it is a mixture of experts."""
 
     n_layer: int
     embedding_length: int
@@ -31,10 +31,10 @@ class ModelShape:
     architecture: str = "llama"
 
     def __post_init__(self) -> None:
-        """Refuse what llama.cpp would refuse, or die of, with the key to mend."""
+        """Refuse shapes that llama.cpp would refuse or crash on. The message names the key to correct."""
         if self.architecture != "llama":
             raise ConfigError(
-                f"model.shape.architecture={self.architecture}: synthetic models are of llama only"
+                f"model.shape.architecture={self.architecture}: synthetic models support only llama"
             )
         for key in ("n_layer", "embedding_length", "feed_forward_length", "head_count", "head_count_kv"):
             if getattr(self, key) < 1:
@@ -51,7 +51,7 @@ class ModelShape:
         if self.vocab_size < _MIN_VOCABULARY:
             raise ConfigError(
                 f"model.shape.vocab_size={self.vocab_size}: at least {_MIN_VOCABULARY}, "
-                "for the special tokens and one a byte"
+                "for the special tokens and one token for each byte"
             )
         if self.n_ctx_train < 1:
             raise ConfigError(f"model.shape.n_ctx_train={self.n_ctx_train}: must be at least 1")
@@ -70,7 +70,7 @@ class ModelShape:
 
     @property
     def parameters(self) -> int:
-        """How many weights the model has, norms included."""
+        """Number of weights in the model, including norms."""
         total = 0
         for tensor in self.tensors():
             size = 1
@@ -80,7 +80,7 @@ class ModelShape:
         return total
 
     def tensors(self) -> Iterator[TensorShape]:
-        """Every tensor in the order in which it is written; shapes as numpy has them, rows last."""
+        """Every tensor, in the order of the file. Shapes have numpy's order, rows last."""
         width, wide, kv_width = (
             self.embedding_length,
             self.feed_forward_length,
@@ -112,7 +112,7 @@ class ModelShape:
 
 @dataclass(frozen=True, slots=True)
 class TensorShape:
-    """A tensor's name and shape, rows last; ``shape[-1]`` is the fan-in of a matrix."""
+    """A tensor's name and shape, rows last. ``shape[-1]`` is the fan-in of a matrix."""
 
     name: str
     shape: tuple[int, ...]

@@ -1,4 +1,4 @@
-"""Writes GGUF models of a real shape with random weights, tensor by tensor, never whole in memory."""
+"""Writes GGUF models of a real shape with random weights, tensor by tensor, without the whole model in memory."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ _SPARE_BYTES = 64 << 20  # left free on the disk beside the model
 def write_synthetic(
     shape: ModelShape, path: Path, quant: str = "F16", seed: int = 0, name: str | None = None
 ) -> Path:
-    """Write a llama model of ``shape`` with random weights to ``path``, replacing what is there.
+    """Write a llama model of ``shape`` with random weights to ``path``, and replace an existing file.
 
-    The file appears whole or not at all. Float weights are Gaussian with deviation 1/√fan-in and can be
-    quantised; for a quantised ``quant`` the blocks themselves are drawn (see :mod:`sweeper.model.weights`).
+    The file appears completely or not at all. Float weights are Gaussian with deviation 1/√fan-in, and can be
+    quantised. For a quantised ``quant``, the function draws the blocks themselves (see :mod:`sweeper.model.weights`).
     The same shape, quant and seed give the same bytes.
 
     Raises:
-        ConfigError: for a quantisation that synthetic models are not written in.
-        StoreError: where the folder cannot be written or the disk is too small.
+        ConfigError: synthetic models do not support this quantisation.
+        StoreError: the folder cannot be written, or the disk is too small.
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
@@ -52,16 +52,16 @@ def write_synthetic(
 
 @contextlib.contextmanager
 def _claimed(partial: Path) -> Iterator[None]:
-    """Hold ``partial`` alone until it is renamed; what is still there then, or was left by a kill, goes.
+    """Lock ``partial`` until it is renamed, and delete it if it was not renamed.
 
-    The name is fixed, so that a killed run leaves one file at most, which the next one overwrites.
+    The name is fixed, so a killed run leaves at most one file, and the next run overwrites it.
     """
     while True:
         stream = partial.open("ab")
-        fcntl.flock(stream, fcntl.LOCK_EX)  # given back when closed, or when the process dies
+        fcntl.flock(stream, fcntl.LOCK_EX)  # released when the file is closed or the process dies
         if partial.exists() and os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
             break
-        stream.close()  # the one before us renamed it meanwhile
+        stream.close()  # the previous holder renamed it meanwhile
     with stream:
         try:
             yield
@@ -71,7 +71,7 @@ def _claimed(partial: Path) -> Iterator[None]:
 
 
 def synthetic_bytes(shape: ModelShape, quant: str) -> int:
-    """The bytes of the weights of a model of ``shape`` written as ``quant``."""
+    """The bytes of the weights of a model of ``shape``, written as ``quant``."""
     return sum(tensor_type(t, shape, quant).row_bytes(math.prod(t.shape)) for t in shape.tensors())
 
 
@@ -81,7 +81,7 @@ def _check_space(shape: ModelShape, folder: Path, quant: str) -> None:
     if free < needed:
         raise StoreError(
             f"the model needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
-            "free some, or choose a smaller model"
+            "free some space, or choose a smaller model"
         )
 
 
@@ -105,7 +105,7 @@ def _write(shape: ModelShape, path: Path, quant: str, seed: int, name: str) -> N
         writer.write_header_to_file()
         writer.write_kv_data_to_file()
         writer.write_ti_data_to_file()
-        # write_tensor_data takes a whole tensor, and one of a mixture of experts has a gigabyte.
+        # write_tensor_data needs a whole tensor, and a tensor of a mixture of experts has a gigabyte.
         stream = writer.fout[0]
         writer.write_padding(stream, stream.tell())
         for tensor, kind in kinds:

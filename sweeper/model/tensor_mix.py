@@ -1,7 +1,7 @@
-"""Which type each tensor of a synthetic model gets, as llama.cpp's own quantiser would choose it.
+"""Gives each tensor of a synthetic model the type that llama.cpp's own quantiser would choose.
 
-Source: ``llama_tensor_get_type_impl`` in llama.cpp's ``llama-quant.cpp`` (2026-10), for llama without an
-importance matrix. A test holds it against ``llama_model_quantize``.
+Source: ``llama_tensor_get_type_impl`` in llama.cpp's ``llama-quant.cpp`` (2026-10), for llama without an importance
+matrix. A test compares the result with ``llama_model_quantize``.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ BASE_TYPES = {
     "Q4_K_M": "Q4_K",
     "Q4_0": "Q4_0",
 }
-_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # rows that are no multiple of 256
-_EIGHT_EXPERTS = 8  # llama.cpp spends more bits on the attention of mixtures of exactly eight
+_FALLBACK = {"Q4_K": "Q5_0", "Q5_K": "Q5_1", "Q6_K": "Q8_0"}  # for rows that are not a multiple of 256
+_EIGHT_EXPERTS = 8  # llama.cpp uses more bits for the attention of mixtures of exactly eight experts
 
 
 def tensor_type(tensor: TensorShape, shape: ModelShape, quant: str) -> GgmlType:
-    """The type in which ``tensor`` is written when the model is of quantisation ``quant``.
+    """The type of ``tensor`` in a model of quantisation ``quant``.
 
     Raises:
-        ConfigError: for a quantisation that synthetic models are not written in.
+        ConfigError: synthetic models do not support this quantisation.
     """
     if quant not in BASE_TYPES:
         raise ConfigError(
             f"model.quant={quant}: a synthetic model is written as {', '.join(BASE_TYPES)}; "
-            "other levels are made from an F16 with space.quant"
+            "make other levels from an F16 model with space.quant"
         )
     if len(tensor.shape) == 1 or "ffn_gate_inp" in tensor.name:
         return TYPE_BY_NAME["F32"]

@@ -1,4 +1,4 @@
-"""A complete tokenizer for a synthetic model: special tokens, one token a byte, and syllables."""
+"""A complete tokenizer for a synthetic model: special tokens, one token for each byte, and syllables."""
 
 from __future__ import annotations
 
@@ -33,14 +33,14 @@ def vocabulary(size: int) -> Vocabulary:
     count = size - SPECIAL_TOKENS - BYTE_TOKENS
     words = list(itertools.islice(_words(), count))
     tokens = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(BYTE_TOKENS)), *words]
-    # A merge with a higher score comes first, as in vocabularies that were trained: shorter before longer.
+    # A merge with a higher score comes first, as in trained vocabularies: shorter words before longer ones.
     scores = [0.0] * (SPECIAL_TOKENS + BYTE_TOKENS) + [-float(rank) for rank in range(count)]
     types = [_UNKNOWN, _CONTROL, _CONTROL] + [_BYTE] * BYTE_TOKENS + [_NORMAL] * count
     return Vocabulary(tuple(tokens), tuple(scores), tuple(types))
 
 
 def _words() -> Iterator[str]:
-    """Distinct words without end: letters and marks first, then one, two, three … syllables."""
+    """An endless sequence of distinct words: letters and marks first, then one, two, three … syllables."""
     yield _SPACE
     yield from "etaoinshrdlucmfwypvbgkjqxz.,;:!?'\"-()\n0123456789ETAOINSHRDLUCMFWYPVBGKJQXZ"
     syllables = [first + second for first in _CONSONANTS for second in _VOWELS]

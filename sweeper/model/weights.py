@@ -1,9 +1,9 @@
-"""Random weights from a seed, in pieces: Gaussian where the type is a float, else random quantised blocks.
+"""Random weights from a seed, in pieces: Gaussian for float types, else random quantised blocks.
 
-A quantised tensor is not quantised from floats: its blocks are drawn directly, every field of a block
-uniformly at random, save the block's scale, which is one number for the tensor, chosen so that the
-weights it decodes to have the standard deviation 1/√fan-in and nearly no mean. Speed, memory and watts do not
-depend on the weights' values; the quality of such a model means nothing either way.
+A quantised tensor is not quantised from floats. Its blocks are drawn directly, every field uniformly at random,
+except the scale. The scale is the same for the whole tensor, and gives the decoded weights the standard deviation
+1/√fan-in and a mean near 0. Speed, memory and watts do not depend on the weights' values. The quality of such a model
+has no meaning in either case.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ from sweeper.model.shapes import TensorShape
 
 Bytes = NDArray[np.uint8]
 
-_PIECE_ELEMENTS = 1 << 22  # weights made at a time: 16 MiB of float32
-# For each block type: where its half-precision scale lies; where the scale of its offsets lies, and how much
-# larger that one must be for the mean to vanish (mean quant × mean scale / mean offset).
+_PIECE_ELEMENTS = 1 << 22  # weights generated at a time: 16 MiB of float32
+# For each block type: the position of its half-precision scale; the position of the scale of its offsets; and the
+# factor between the two that makes the mean vanish (mean quant × mean scale / mean offset).
 _BLOCKS: dict[str, tuple[int, int | None, float]] = {
     "Q4_0": (0, None, 0.0),
     "Q5_0": (0, None, 0.0),
-    "Q5_1": (0, 2, -15.5),  # here the offset is added
+    "Q5_1": (0, 2, -15.5),  # in this type, the offset is added
     "Q8_0": (0, None, 0.0),
     "Q4_K": (0, 2, 7.5),
     "Q5_K": (0, 2, 15.5),
@@ -38,7 +38,7 @@ _CALIBRATION_BLOCKS = 2_048
 
 
 def pieces(tensor: TensorShape, kind: GgmlType, seed: int) -> Iterator[Bytes]:
-    """The bytes of one tensor, some MiB at a time; the same for the same seed and name."""
+    """The bytes of one tensor, some MiB at a time. The same seed and name give the same bytes."""
     rng = np.random.Generator(np.random.SFC64([seed, zlib.crc32(tensor.name.encode())]))
     elements = math.prod(tensor.shape)
     if len(tensor.shape) == 1:
@@ -73,12 +73,12 @@ def _half(value: float) -> Bytes:
 
 @cache
 def _unit_deviation(kind: GgmlType) -> float:
-    """Standard deviation of the weights that random blocks of scale 1 decode to."""
+    """The standard deviation of the decoded weights of random blocks with scale 1."""
     from gguf import GGMLQuantizationType
     from gguf.quants import dequantize
 
     rng = np.random.Generator(np.random.SFC64(0))
-    # A power of two far from half precision's ends, so that calibrating rounds nothing.
+    # A power of two far from the limits of half precision, so that calibration rounds nothing.
     scale = 2.0**-6
     sample: NDArray[Any] = _blocks(rng, kind, _CALIBRATION_BLOCKS, scale)
     return float(dequantize(sample, GGMLQuantizationType(kind.number)).std()) / scale

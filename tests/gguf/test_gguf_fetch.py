@@ -57,7 +57,9 @@ def test_what_is_there_is_not_fetched_again(get, hub):
 
 def test_a_file_that_is_not_what_the_hub_says_is_refused(get, hub):
     hub.stated_sha256["a-Q4_K_M.gguf"] = "1" * 64
-    with pytest.raises(ModelFileError, match=r"is not what the hub has, of SHA-256 111111111111…: delete it"):
+    with pytest.raises(
+        ModelFileError, match=r"differs from the hub's file with SHA-256 111111111111…: delete it"
+    ):
         get()
 
 
@@ -77,7 +79,7 @@ def test_a_split_model_is_fetched_whole(get, hub):
 def test_the_only_model_of_a_repository_needs_no_name(get, hub):
     assert get(file=None).file == "a-Q4_K_M.gguf"
     hub.files["b.gguf"] = MODEL
-    with pytest.raises(ConfigError, match=r"2 GGUF files, choose one with model\.file=…: a-Q4_K_M\.gguf, b"):
+    with pytest.raises(ConfigError, match=r"2 GGUF files; choose one with model\.file=…: a-Q4_K_M\.gguf, b"):
         get(file=None)
     hub.files = {"README.md": b""}
     with pytest.raises(ModelMissingError, match=r"no \.gguf file"):

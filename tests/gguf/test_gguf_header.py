@@ -131,7 +131,7 @@ def test_missing_empty_and_foreign_files(tmp_path):
         (raw.whole(tensors=(raw.tensor("t", (1,) * 9),)), "9 dimensions"),
         (raw.whole(tensors=(raw.tensor("t", (1 << 40, 1 << 40)),)), "impossible shape"),
         (raw.whole(tensors=(raw.tensor("t", (0,)),)), "impossible shape"),
-        (raw.whole(tensors=(raw.tensor("t", (33,), kind=8),)), "no multiple"),
+        (raw.whole(tensors=(raw.tensor("t", (33,), kind=8),)), "not a multiple"),
         (raw.whole(tensors=(raw.tensor("t", (32,), kind=5),)), "unknown type 5"),
         (raw.whole(tensors=(raw.tensor("t", (8,)), raw.tensor("t", (8,))), data=bytes(64)), "twice"),
         (raw.whole(tensors=(raw.tensor("t", (8,)),), data=bytes(31)), "truncated"),

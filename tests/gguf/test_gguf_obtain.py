@@ -64,7 +64,7 @@ def test_further_files_must_be_of_the_same_model(tmp_path, nano, nano_q4, nano_m
     found = obtain(Wanted(path=str(nano), files={"Q4_K_M": str(nano_q4)}), tmp_path)
     assert set(found.record.files) == {"F16", "Q4_K_M"}
     other = obtain(Wanted(shape=SHAPE | {"n_layer": 1}, name="one"), tmp_path).path
-    with pytest.raises(ConfigError, match=r"model\.files\.Q8_0: .* is another model"):
+    with pytest.raises(ConfigError, match=r"model\.files\.Q8_0: .* is a different model"):
         obtain(Wanted(path=str(nano), files={"Q8_0": str(other)}), tmp_path)
 
 

@@ -61,13 +61,13 @@ def test_the_table_says_which_levels_need_an_importance_matrix(nano, nano_moe, t
 
 def test_a_level_that_wants_a_matrix_for_this_model_only_is_refused(nano, tmp_path, monkeypatch):
     monkeypatch.setattr(quantise, "check_level", lambda _: None)  # as if the table did not know
-    with pytest.raises(ConfigError, match=r"space\.quant=IQ3_XXS: .*importance matrix only"):
+    with pytest.raises(ConfigError, match=r"space\.quant=IQ3_XXS: .*only with an importance matrix"):
         quantised(nano, "IQ3_XXS", tmp_path)
 
 
 @pytest.mark.parametrize(
     ("level", "words"),
-    [("IQ2_XXS", "importance matrix only"), ("Q9_K", "no such level"), ("q8_0", "no such")],
+    [("IQ2_XXS", "only with an importance matrix"), ("Q9_K", "no such level"), ("q8_0", "no such")],
 )
 def test_a_level_that_cannot_be_made_is_refused_by_its_key(nano, tmp_path, level, words):
     with pytest.raises(ConfigError, match=rf"space\.quant={level}: .*{words}"):

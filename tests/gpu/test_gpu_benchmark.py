@@ -186,7 +186,7 @@ def test_a_machine_without_a_card_is_told_what_is_missing(tmp_path: Path) -> Non
             check=False,
         )
     assert done.returncode == 3
-    assert done.stderr.startswith("gpu.py: no NVIDIA GPU can be asked here")
+    assert done.stderr.startswith("gpu.py: no NVIDIA GPU can be read here")
 
 
 def test_a_build_that_offloads_nothing_is_refused_in_the_whole_form(tmp_path: Path) -> None:

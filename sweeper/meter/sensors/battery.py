@@ -1,6 +1,6 @@
-"""A laptop's battery: the whole machine, and only while it runs on it.
+"""A laptop's battery. It covers the whole machine, but only while the machine runs on battery.
 
-The gauge smooths over about 8 s, so its windows are long: for finalists only.
+The gauge smooths over about 8 s, so windows are long. Use it for finalists only.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from sweeper.meter.sysfs import must_read_int, read_int, read_text
 from sweeper.records import Caveat, PowerSource
 
 SUPPLIES = "class/power_supply"
-# What smart batteries smooth over (docs/measuring.md), whatever the gauge refreshes.
+# Smart batteries smooth over about this time, however often the gauge refreshes.
 UPDATE_PERIOD_SECONDS = 8.0
 
 
 class BatterySensor:
-    """Power drawn from all batteries that discharge."""
+    """Power drawn from all discharging batteries."""
 
     def __init__(self, sysfs_root: Path = Path("/sys"), clock: Callable[[], float] = time.monotonic) -> None:
         self._root = sysfs_root
@@ -40,7 +40,7 @@ class BatterySensor:
             kind="measured",
             update_period_seconds=UPDATE_PERIOD_SECONDS,
             device=names or None,
-            note="the battery's gauge smooths over about 8 s: windows are long; leave the charger unplugged",
+            note="the battery's gauge smooths over about 8 s, so windows are long; leave the charger unplugged",
         )
 
     @property
@@ -49,10 +49,10 @@ class BatterySensor:
         return ()
 
     def open(self) -> None:
-        """Find the batteries; one must be discharging.
+        """Find the batteries. At least one must be discharging.
 
         Raises:
-            SensorMissingError: no battery, none that tells power, or the charger is plugged in.
+            SensorMissingError: there is no battery, no battery reports power, or the charger is plugged in.
         """
         found = sorted((self._root / SUPPLIES).glob("*"))
         batteries = tuple(
@@ -83,11 +83,11 @@ class BatterySensor:
         return Sample(moment, power_watts=sum(_watts(path) for path in draining))
 
     def state(self) -> DeviceState:
-        """The processor's temperature where there is one."""
+        """The processor's temperature, if available."""
         return DeviceState(temperature_celsius=package_temperature(self._root))
 
     def close(self) -> None:
-        """Stop reading; the batteries' names stay known."""
+        """Stop reading. The batteries' names stay known."""
         self._is_open = False
 
 

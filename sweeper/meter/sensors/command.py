@@ -1,4 +1,4 @@
-"""A command of the user's that prints watts or joules: for meters that sweeper does not know."""
+"""A command of the user that prints watts or joules, for meters that sweeper does not know."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from sweeper.records import Caveat, PowerSource
 
 # A command that needs longer cannot be sampled once a second.
 TIMEOUT_SECONDS = 2.0
-# Each reading starts a process, so it is looked at twice a second and not ten times.
+# Each reading starts a process, so sweeper reads twice a second instead of ten times.
 UPDATE_PERIOD_SECONDS = 1.0
-# Nothing that this tool is for draws more; a counter that jumps further was reset.
+# No machine that sweeper supports draws more; a counter that jumps further was reset.
 MOST_WATTS = 20_000.0
 
 
 class CommandSensor:
-    """Runs the command for each reading, without a shell, and reads the last line it prints."""
+    """Runs the command for each reading, without a shell, and reads the last line that it prints."""
 
     def __init__(
         self,
@@ -43,14 +43,14 @@ class CommandSensor:
 
     @property
     def source(self) -> PowerSource:
-        """The command, under the name that its user gave it."""
+        """The command, under the user's name for it."""
         return PowerSource(
             name=self._name,
             interface=" ".join(self._argv),
             scope="custom",
             kind="measured",
             update_period_seconds=UPDATE_PERIOD_SECONDS,
-            note=f"figures of the command {self._argv[0]}, which sweeper cannot check",
+            note=f"the command {self._argv[0]} gives the figures, and sweeper cannot check them",
         )
 
     @property
@@ -59,7 +59,7 @@ class CommandSensor:
         return ()
 
     def open(self) -> None:
-        """Run it once.
+        """Run the command once.
 
         Raises:
             SensorMissingError: there is no such program, or it printed no number.
@@ -77,10 +77,10 @@ class CommandSensor:
         self._is_open = True
 
     def read(self) -> Sample:
-        """What it printed, as power or as energy.
+        """The printed value, as power or as energy.
 
         Raises:
-            ReadingFailed: it failed, took too long, or printed no number.
+            ReadingFailed: the command failed, took too long, or printed no number.
         """
         if not self._is_open:
             raise ReadingFailed(f"the command {self._name} is not open")
@@ -97,7 +97,7 @@ class CommandSensor:
         return DeviceState()
 
     def close(self) -> None:
-        """Nothing runs between readings."""
+        """Close the sensor. No process runs between readings."""
         self._is_open = False
         self._track = None
 

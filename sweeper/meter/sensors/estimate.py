@@ -1,8 +1,8 @@
-"""Watts where nothing can be read: utilisation × rated power. Always labelled ``estimated``.
+"""Estimated watts, if there is no sensor: utilisation × rated power. Always labelled ``estimated``.
 
-The model is idle + (busy − idle) × u, where u is the share of processor time in use from ``/proc/stat``.
-It is kept as a cumulative energy, so that windows need no alignment; its error is that of its two ratings,
-which may be far off, and not that of sampling.
+The model is idle + (busy − idle) × u. Here u is the share of processor time in use, from ``/proc/stat``. The estimate
+is a cumulative energy, so windows need no alignment. The error comes from the two ratings, which may be far off, not
+from sampling.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from sweeper.meter.sensors.rapl import package_temperature
 from sweeper.power_settings import EstimateSettings
 from sweeper.records import Caveat, PowerSource
 
-# Where the user gives no rating. A mini PC or a desktop without load draws 5 to 40 W and a core in use 3 to
-# 15 W; these stand in the lower middle, for small machines. They rest on nothing measured here.
+# Default ratings. A mini PC or a desktop without load draws 5 to 40 W, and a core in use 3 to 15 W. These values lie in
+# the lower middle, for small machines. They are not measured.
 DEFAULT_IDLE_WATTS = 10.0
 DEFAULT_WATTS_PER_CPU = 5.0
 
@@ -36,14 +36,14 @@ class EstimateSensor:
         gpu_used: bool = False,
         ticks_per_second: int | None = None,
     ) -> None:
-        """Take the ratings, and their defaults where they are not given.
+        """Use the given ratings, or defaults for missing ones.
 
         Args:
-            settings: ratings in W.
+            settings: the ratings in W.
             procfs_root: where procfs is mounted.
             sysfs_root: where sysfs is mounted, for the temperature.
             clock: stamps the samples.
-            gpu_used: whether a GPU works too, which this estimate does not see.
+            gpu_used: whether a GPU works as well; this estimate does not cover it.
             ticks_per_second: the unit of ``/proc/stat``; None asks the system.
         """
         settings = settings or EstimateSettings()
@@ -59,8 +59,8 @@ class EstimateSensor:
 
     @property
     def source(self) -> PowerSource:
-        """The estimate, with the ratings on which it rests in its note."""
-        note = self._note + ("; the GPU's share is not in it" if self._gpu_used else "")
+        """The estimate, with its ratings in the note."""
+        note = self._note + ("; the GPU's power is not included" if self._gpu_used else "")
         return PowerSource(
             name="estimate",
             interface=f"/proc/stat of {self._cpus} CPUs",
@@ -72,14 +72,14 @@ class EstimateSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """Estimated, on every reading; a missing domain where a GPU works."""
+        """Estimated, on every reading; also a missing domain if a GPU works."""
         return (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if self._gpu_used else (Caveat.ESTIMATED,)
 
     def open(self) -> None:
         """Check that utilisation can be read.
 
         Raises:
-            SensorMissingError: no ``/proc/stat`` here.
+            SensorMissingError: this machine has no ``/proc/stat``.
         """
         if not self._cpus:
             raise SensorMissingError(
@@ -104,7 +104,7 @@ class EstimateSensor:
         return Sample(now[0], energy_joules=joules, power_watts=watts)
 
     def state(self) -> DeviceState:
-        """The processor's temperature where there is one."""
+        """The processor's temperature, if available."""
         return DeviceState(temperature_celsius=package_temperature(self._sysfs))
 
     def close(self) -> None:
@@ -113,20 +113,20 @@ class EstimateSensor:
 
     def _joules(self, before: tuple[float, float], after: tuple[float, float]) -> float:
         seconds = after[0] - before[0]
-        # The kernel counts in ticks, so over a short stretch a core can seem busier than the clock allows.
+        # The kernel counts in ticks, so over a short time a core can seem busier than the clock allows.
         busy = min(max(0.0, after[1] - before[1]), seconds * self._cpus)
         return self._idle_watts * seconds + (self._busy_watts - self._idle_watts) * busy / self._cpus
 
     def _now(self) -> tuple[float, float]:
-        """The moment, and seconds in which CPUs were busy since boot, over all of them."""
+        """The moment, and the busy seconds of all CPUs since boot."""
         moment = self._clock()
         try:
             with self._stat.open(encoding="utf-8") as lines:
                 values = [int(word) for word in lines.readline().split()[1:]]
         except (OSError, ValueError) as error:
             raise ReadingFailed(f"cannot read {self._stat}: {error}") from error
-        # user nice system idle iowait irq softirq steal guest guest_nice; guests are inside user and nice,
-        # and stolen time is other machines' work.
+        # user nice system idle iowait irq softirq steal guest guest_nice: user and nice include the guests, and stolen
+        # time is the work of other machines.
         user, nice, system, _idle, _iowait, irq, softirq = values[:7]
         return moment, (user + nice + system + irq + softirq) / self._ticks
 
@@ -139,7 +139,7 @@ class EstimateSensor:
 
 
 def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
-    """Idle and busy watts, and what they rest on."""
+    """Idle and busy watts, and a note about their origin."""
     idle = settings.idle_watts
     busy = settings.busy_watts
     if idle is None:
@@ -153,5 +153,7 @@ def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
         if value is None
     ]
     if guessed:
-        note += f" (no {' and no '.join(guessed)} given, so a guess: set power.estimate.{guessed[-1]})"
+        note += (
+            f" (no {' and no '.join(guessed)} given, so this is a guess: set power.estimate.{guessed[-1]})"
+        )
     return idle, busy, note

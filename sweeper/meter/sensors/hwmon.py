@@ -1,8 +1,8 @@
-"""Graphics cards and boards whose drivers show power through ``/sys/class/hwmon``.
+"""Graphics cards and boards whose drivers report power through ``/sys/class/hwmon``.
 
 amdgpu gives ``power1_average`` or ``power1_input`` (newer cards only the latter), in µW. xe and i915 give
-``energy*_input`` in µJ, from a register of 32 bits. Jetson boards carry ina3221 chips that measure the rails
-of the module. hwmon's numbers change from boot to boot, so devices are found by PCI address or chip.
+``energy*_input`` in µJ, from a register of 32 bits. On Jetson boards, ina3221 chips measure the rails of the module.
+hwmon's numbers change from boot to boot, so sweeper finds devices by PCI address or chip.
 """
 
 from __future__ import annotations
@@ -23,20 +23,20 @@ from sweeper.records import Caveat, PowerSource, Scope
 
 GPU_CHIPS = ("amdgpu", "xe", "i915")
 RAIL_CHIP = "ina3221"
-# The register counts 2^-14 J in 32 bits (i915_hwmon.c and xe_hwmon.c); the driver adds up at each reading and
-# sees one wrap between two.
+# The register counts 2^-14 J in 32 bits (i915_hwmon.c and xe_hwmon.c). The driver adds up at each reading, and detects
+# one wrap between two readings.
 INTEL_RANGE_JOULES = 2.0**32 / 2.0**14
-# What firmware writes where it has no value: all ones, in the register's or the driver's unit.
+# Firmware writes all ones if it has no value, in the register's or the driver's unit.
 _NO_VALUE = frozenset((0xFFFF, 0xFFFFFFFF, 0xFFFF * 1_000_000, 0xFFFFFFFF * 1_000_000))
-# Jetson's rails that together are the module's input, each table whole (NVIDIA, Jetson Linux Developer Guide,
-# "Jetson Orin … Power Monitor"): other rails are fed from these, and would count twice.
+# Jetson's rails that together are the module's input, one entry for each kind of board (NVIDIA, Jetson Linux Developer
+# Guide, "Jetson Orin … Power Monitor"). These rails feed the other rails, which would count twice.
 _MODULE_RAILS = (
     ("VDD_IN",),
     ("VDD_GPU_SOC", "VDD_CPU_CV", "VIN_SYS_5V0"),
     ("GPU", "CPU", "SOC", "CV", "VDDRQ", "SYS5V"),
 )
-# Before they are found out. amdgpu's firmware averages over a few ms to 1 s, by card; ina3221 converts its
-# channels one after the other within some 10 ms; Intel's register moves about once a millisecond.
+# Update periods before the trust check. amdgpu's firmware averages over a few ms to 1 s, depending on the card. ina3221
+# converts its channels one after the other within some 10 ms. Intel's register moves about once a millisecond.
 PERIOD_SECONDS = {"amdgpu": 0.1, "xe": 0.01, "i915": 0.01, RAIL_CHIP: 0.05}
 
 _PCI = re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$", re.IGNORECASE)
@@ -44,7 +44,7 @@ _PCI = re.compile(r"^[0-9a-f]{4}:[0-9a-f]{2}:[0-9a-f]{2}\.[0-7]$", re.IGNORECASE
 
 @dataclass(frozen=True, slots=True)
 class HwmonDevice:
-    """One chip that shows power or energy."""
+    """One chip that reports power or energy."""
 
     path: Path
     chip: str
@@ -59,7 +59,7 @@ class HwmonDevice:
 
 
 def find_devices(sysfs_root: Path) -> tuple[HwmonDevice, ...]:
-    """All devices that can be read here, cards before boards."""
+    """All readable devices, cards before boards."""
     cards: list[HwmonDevice] = []
     rails: list[Path] = []
     for path in sorted((sysfs_root / "class/hwmon").glob("hwmon*")):
@@ -79,14 +79,14 @@ def _card(path: Path, chip: str) -> HwmonDevice | None:
     if energy is not None:
         return HwmonDevice(path, chip, address, "energy", (energy,))
     for name in ("power1_average", "power1_input"):
-        # Some kernels show both, and only one of them has values.
+        # Some kernels show both files, and only one of them has values.
         if (path / name).exists() and read_int(path / name) not in _NO_VALUE:
             return HwmonDevice(path, chip, address, "power", (path / name,))
     return None
 
 
 def _energy_file(path: Path) -> Path | None:
-    """The counter of the whole card; the package's where there is none."""
+    """The counter of the whole card, or of the package if there is none."""
     found = sorted(path.glob("energy*_input"))
     for wanted in ("card", "pkg"):
         for file in found:
@@ -96,7 +96,7 @@ def _energy_file(path: Path) -> Path | None:
 
 
 def _boards(paths: list[Path]) -> tuple[HwmonDevice, ...]:
-    """One device for the rails of a module, over all its chips."""
+    """One device for all rails of a module, across its chips."""
     by_label: dict[str, tuple[Path, Path]] = {}
     for path in paths:
         for label_file in sorted(path.glob("in*_label")):
@@ -113,7 +113,7 @@ def _boards(paths: list[Path]) -> tuple[HwmonDevice, ...]:
 
 
 def _address(path: Path) -> str:
-    """The PCI address of a chip, from where its ``device`` link leads."""
+    """The PCI address of a chip, from the target of its ``device`` link."""
     device = path / "device"
     resolved = device.resolve() if device.exists() else path.resolve()
     for part in reversed(resolved.parts):
@@ -131,11 +131,11 @@ class HwmonSensor:
         device: str | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Look at nothing yet.
+        """Read nothing yet.
 
         Args:
             sysfs_root: where sysfs is mounted.
-            device: PCI address or chip; None takes the only one there is.
+            device: PCI address or chip; None takes the only device.
             clock: stamps the samples.
         """
         self._root = sysfs_root
@@ -147,7 +147,7 @@ class HwmonSensor:
 
     @property
     def source(self) -> PowerSource:
-        """hwmon, with the chip and its files, as found when it was last opened."""
+        """hwmon, with the chip and its files as of the last ``open``."""
         device = self._device
         return PowerSource(
             name="hwmon",
@@ -160,15 +160,15 @@ class HwmonSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """None of its own; the trust check adds what it finds."""
+        """None; the trust check adds its own."""
         return ()
 
     def open(self) -> None:
-        """Find the device and try it once.
+        """Find the device and read it once.
 
         Raises:
-            SensorMissingError: no such device, or several and none named.
-            RightMissingError: it is there, and this user may not read it.
+            SensorMissingError: there is no such device, or there are several and none is named.
+            RightMissingError: this user may not read the device.
         """
         device = self._choose(find_devices(self._root))
         for file in device.files:
@@ -182,10 +182,10 @@ class HwmonSensor:
         self._track = CounterTrack(INTEL_RANGE_JOULES, MOST_WATTS) if device.kind == "energy" else None
 
     def read(self) -> Sample:
-        """Energy or power, as the device gives it.
+        """Energy or power, as the device reports it.
 
         Raises:
-            ReadingFailed: a file could not be read, or held the mark for "no value".
+            ReadingFailed: a file could not be read, or contained the mark for "no value".
         """
         device = self._device
         if device is None or not self._is_open:
@@ -206,7 +206,7 @@ class HwmonSensor:
         return Sample(moment, power_watts=watts)
 
     def state(self) -> DeviceState:
-        """Temperature, clock and cap where the driver shows them."""
+        """Temperature, clock and cap, if the driver reports them."""
         if self._device is None or not self._is_open:
             raise ReadingFailed("the hwmon sensor is not open")
         path = self._device.path
@@ -221,7 +221,7 @@ class HwmonSensor:
         )
 
     def close(self) -> None:
-        """Stop reading; what the device is stays known."""
+        """Stop reading. The device stays known."""
         self._is_open = False
 
     def _choose(self, found: tuple[HwmonDevice, ...]) -> HwmonDevice:

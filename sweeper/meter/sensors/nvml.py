@@ -1,9 +1,8 @@
-"""NVIDIA's own sensors, through NVML. What a GPU can do is found out by calling it, never from its name.
+"""NVIDIA's own sensors, through NVML. sweeper finds out what a GPU supports by calling it, never from its name.
 
-In order: the energy counter (mJ); the field values POWER_INSTANT and POWER_AVERAGE in GPU scope, then in
-module scope; plain power usage, which on most chips since Ampere is the mean of the last second. A100 and
-H100 look at their power a quarter of the time only (arXiv 2312.02741), and the gain of all of them is off by
-up to 5 %.
+The order is: the energy counter (mJ); the field values POWER_INSTANT and POWER_AVERAGE in GPU scope, then in module
+scope; plain power usage, which on most chips since Ampere is the mean of the last second. A100 and H100 measure their
+power only a quarter of the time (arXiv 2312.02741). The gain of all of them is off by up to 5 %.
 """
 
 from __future__ import annotations
@@ -24,20 +23,20 @@ from sweeper.meter.sysfs import read_text
 from sweeper.nvml import Nvml, as_failed, as_missing, as_text, find_handle, first, no_nvidia, visible_gpus
 from sweeper.records import Caveat, PowerSource, Scope
 
-# More than any GPU draws, so that a step of its counter that would need more was a reset: the largest modules
-# of 2026 are rated at 1,400 W, and spikes reach about twice the rating.
+# No GPU draws more, so a counter step that needs more was a reset. The largest modules of 2026 are rated at 1,400 W,
+# and spikes reach about twice the rating.
 MOST_WATTS = 3000.0
-# Update periods before they are found out. Published measurements of 70 chips (arXiv 2312.02741) lie at 20 to
-# 100 ms; the longer is the careful one. A mean of the last second cannot be told apart within it, however often
-# it is refreshed.
+# Update periods before the trust check. Published measurements of 70 chips (arXiv 2312.02741) lie at 20 to 100 ms; the
+# longer period is the safe choice. A mean of the last second shows no detail within a second, however often it is
+# refreshed.
 COUNTER_PERIOD_SECONDS = 0.1
 INSTANT_PERIOD_SECONDS = 0.1
 AVERAGE_PERIOD_SECONDS = 1.0
 # Such a mean shows a step of power in full after 1.2 s (the same paper, on A100 and H100).
 AVERAGE_SETTLING_SECONDS = 1.2
 
-# NVML_CLOCKS_EVENT_REASON_*: those that slow the GPU down, by our names. Idleness and clocks that a user set
-# are no throttling.
+# NVML_CLOCKS_EVENT_REASON_*: the reasons that slow the GPU down, with our names. Idleness and clocks that a user set
+# are not throttling.
 _REASONS = {
     0x04: "sw_power_cap",
     0x08: "hw_slowdown",
@@ -50,18 +49,18 @@ _CAPPING = 0x04 | 0x80
 
 
 def _no_power() -> float:
-    raise ReadingFailed("an energy counter tells no power")
+    raise ReadingFailed("an energy counter reports no power")
 
 
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """One way to ask a GPU, with its update period in s before that is found out."""
+    """One way to read a GPU, with its update period in s before the trust check."""
 
     interface: str
     scope: Scope
     period: float
     read: Callable[[], float] = _no_power  # W
-    settling: float | None = None  # s until a step shows in full
+    settling: float | None = None  # seconds until a step shows in full
 
 
 class NvmlSensor:
@@ -74,13 +73,13 @@ class NvmlSensor:
         procfs_root: Path = Path("/proc"),
         use_counter: bool = True,
     ) -> None:
-        """Look at nothing yet.
+        """Read nothing yet.
 
         Args:
             device: UUID, PCI address or index of the GPU.
             clock: stamps the samples.
-            procfs_root: where procfs is mounted, to tell our processes from others.
-            use_counter: False reads power even where there is an energy counter, to compare the two.
+            procfs_root: where procfs is mounted, to separate our processes from others.
+            use_counter: False reads power even if there is an energy counter, to compare the two.
         """
         self._device = device
         self._clock = clock
@@ -96,12 +95,12 @@ class NvmlSensor:
 
     @property
     def source(self) -> PowerSource:
-        """NVML, with the interface that answered when the sensor was last opened."""
+        """NVML, with the interface that answered at the last ``open``."""
         return self._source
 
     @property
     def power_source(self) -> PowerSource:
-        """What ``source`` would be without the counter."""
+        """The value of ``source`` without the counter."""
         rung = self._power
         if rung is None:
             return self._source
@@ -115,15 +114,15 @@ class NvmlSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """None of its own; the trust check adds what it finds."""
+        """None; the trust check adds its own."""
         return ()
 
     def open(self) -> None:
-        """Find the GPU and what it answers to.
+        """Find the GPU and the interfaces that it supports.
 
         Raises:
-            SensorMissingError: no driver, no such GPU, or one that tells no power.
-            RightMissingError: the device files may not be opened.
+            SensorMissingError: there is no driver or no such GPU, or the GPU reports no power.
+            RightMissingError: this user may not open the device files.
         """
         import pynvml
 
@@ -137,10 +136,10 @@ class NvmlSensor:
             raise
 
     def read(self) -> Sample:
-        """The counter in J and, where there is one, the present power in W.
+        """The counter in J, and the present power in W if available.
 
         Raises:
-            ReadingFailed: the GPU did not answer, for example as it fell off the bus.
+            ReadingFailed: the GPU did not answer, for example because it fell off the bus.
         """
         if not self._is_open:
             raise ReadingFailed("the NVML sensor is not open")
@@ -158,18 +157,18 @@ class NvmlSensor:
             raise ReadingFailed(f"energy counter of GPU {self._source.device}: NVML says {error}") from error
         moment = (before + self._clock()) / 2
         joules, epoch = self._track.advance(moment, millijoules / 1000)
-        # Power stands beside the counter only: without it the sample still counts.
+        # Power is only an addition to the counter: without it, the sample still counts.
         watts_beside = (
             first(self._power.read) if self._power is not None and self._reads_power_beside else None
         )
         return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
 
     def leave_power_out(self) -> None:
-        """Read no power beside the counter any more: once the two were compared, it only costs."""
+        """Stop reading power beside the counter. After the comparison, it only costs time."""
         self._reads_power_beside = False
 
     def state(self) -> DeviceState:
-        """Temperature, SM clock, throttling, cap and other processes; None for what the GPU does not tell.
+        """Temperature, SM clock, throttling, cap and other processes; None for values that the GPU does not report.
 
         Raises:
             ReadingFailed: the sensor is not open.
@@ -199,7 +198,7 @@ class NvmlSensor:
         )
 
     def close(self) -> None:
-        """Give NVML back; what the device is stays known. May be called twice."""
+        """Close NVML. The device stays known. May be called twice."""
         if not self._is_open:
             return
         import pynvml
@@ -234,7 +233,7 @@ class NvmlSensor:
         )
 
     def _counts(self) -> bool:
-        """Whether the GPU has an energy counter that has counted something; a fresh one is given a moment."""
+        """Whether the GPU has a counting energy counter. A counter at 0 gets a moment to start."""
         import pynvml
 
         millijoules = first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
@@ -279,36 +278,36 @@ class NvmlSensor:
         return next((rung for rung in ladder if (first(rung.read) or 0) > 0), None)
 
     def _say(self, name: str) -> str | None:
-        """What a reader of this GPU's figures should know."""
+        """A note about this GPU's figures, or None."""
         import pynvml
 
         mode = first(lambda: pynvml.nvmlDeviceGetMigMode(self._handle))
         if mode is not None and mode[0]:
             return (
                 f"{name} is split into instances (MIG): its power is that of the whole GPU, "
-                "with what other instances draw"
+                "including the other instances"
             )
         if "laptop" in name.lower():
-            return f"{name} shares its power budget with the processor: keep the charger as it is"
+            return f"{name} shares its power budget with the processor: do not plug or unplug the charger"
         return None
 
     def _other_processes(self) -> int | None:
-        """Processes computing on the GPU that do not descend from this one; None where that is unknown."""
+        """Number of other processes that compute on the GPU, without descendants of this one; None if unknown."""
         import pynvml
 
         processes = first(lambda: pynvml.nvmlDeviceGetComputeRunningProcesses(self._handle))
         if processes is None:
             return None
         ours = [_descends(process.pid, os.getpid(), self._procfs) for process in processes]
-        # In a container NVML speaks of the host's process numbers, which mean nothing here.
+        # In a container, NVML reports the host's process numbers, which have no meaning here.
         return None if None in ours else sum(1 for is_ours in ours if not is_ours)
 
 
 def gpu_sensor(device: str | None, clock: Callable[[], float] = time.monotonic) -> Sensor:
-    """The sensor of one GPU, or the sum over all that CUDA is allowed to use where no device is named.
+    """The sensor of one GPU. If no device is named, the sum over all GPUs that CUDA may use.
 
     Raises:
-        SensorMissingError: no driver or no GPU.
+        SensorMissingError: there is no driver or no GPU.
     """
     if device is not None:
         return NvmlSensor(device, clock)
@@ -321,7 +320,7 @@ def visible_devices() -> tuple[str, ...]:
     """UUIDs of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves to this process, in NVML's order.
 
     Raises:
-        SensorMissingError: no driver, no GPU, or none left.
+        SensorMissingError: there is no driver or no GPU, or CUDA_VISIBLE_DEVICES leaves none.
     """
     with Nvml() as nvml:
         gpus = [(card.uuid, card.name) for card in nvml.cards()]
@@ -344,7 +343,7 @@ def _read_field(handle: Any, field: int, scope: int) -> float:
 
 
 def _descends(pid: int, ancestor: int, procfs_root: Path) -> bool | None:
-    """Whether ``pid`` is ``ancestor`` or descends from it; None where no such process is visible here."""
+    """Whether ``pid`` is ``ancestor`` or descends from it; None if no such process is visible here."""
     current = pid
     while current > 1:
         if current == ancestor:

@@ -1,7 +1,7 @@
 """Network plugs between the wall and the machine: Shelly (Gen2 and later) and Tasmota.
 
-Power is what is integrated. The plug's own total is watched beside it, since some totals drift: where the two
-part by more than 5 % over two minutes or more, every reading says so.
+sweeper integrates power. It also compares the plug's own total, because some totals drift. If the two differ by more
+than 5 % over two minutes or more, every reading has a caveat.
 """
 
 from __future__ import annotations
@@ -20,14 +20,13 @@ from sweeper.meter.trust import MOST_CONFLICT
 from sweeper.power_settings import PlugSettings
 from sweeper.records import Caveat, PowerSource
 
-# A plug in the same network answers within 50 ms; after this it is not there.
+# A plug in the same network answers within 50 ms; after this time, it is considered missing.
 TIMEOUT_SECONDS = 2.0
-# Both kinds refresh about once a second; with 1.2 s a final window of 100 periods spans the two minutes that
-# docs/measuring.md asks for.
+# Both kinds refresh about once a second. With 1.2 s, a final window of 100 periods spans two minutes.
 UPDATE_PERIOD_SECONDS = 1.2
-# An answer is a few hundred bytes; whoever sends more is no plug.
+# An answer has a few hundred bytes; a device that sends more is not a plug.
 MOST_BYTES = 65536
-# A total moves in steps of up to 0.001 kWh = 3600 J (Tasmota): it is compared after this many of them.
+# A total moves in steps of up to 0.001 kWh = 3600 J (Tasmota), so sweeper compares it after this many steps.
 TOTAL_STEP_JOULES = {"shelly": 3.6, "tasmota": 3600.0}
 COMPARED_STEPS = 50
 COMPARED_SECONDS = 120.0
@@ -36,7 +35,7 @@ _PATHS = {"shelly": "/rpc/Switch.GetStatus?id=0", "tasmota": "/cm?cmnd=Status%20
 
 
 class PlugSensor:
-    """A network plug: the whole machine, with its power supply's losses."""
+    """A network plug. It covers the whole machine, including the losses of its power supply."""
 
     def __init__(
         self,
@@ -44,7 +43,7 @@ class PlugSensor:
         clock: Callable[[], float] = time.monotonic,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        """Ask nothing yet. ``settings.url`` must be given."""
+        """Send no request yet. ``settings.url`` must be given."""
         self._kind = settings.kind
         self._base = (settings.url or "").rstrip("/")
         self._clock = clock
@@ -54,7 +53,7 @@ class PlugSensor:
 
     @property
     def source(self) -> PowerSource:
-        """The plug by its host."""
+        """The plug, named by its host."""
         return PowerSource(
             name="plug",
             interface=f"{self._kind} {_PATHS[self._kind]}",
@@ -66,14 +65,14 @@ class PlugSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """A conflict where the plug's total and its power have parted."""
+        """A conflict if the plug's total and its power disagree."""
         return (Caveat.SENSOR_CONFLICT,) if self._drift.has_parted else ()
 
     def open(self) -> None:
-        """Ask the plug once.
+        """Request one reading.
 
         Raises:
-            SensorMissingError: it does not answer, or is no such plug.
+            SensorMissingError: the device does not answer, or is not such a plug.
         """
         try:
             self._ask()
@@ -84,10 +83,10 @@ class PlugSensor:
         self._is_open = True
 
     def read(self) -> Sample:
-        """Power in W, stamped halfway between question and answer.
+        """Power in W, stamped halfway between request and answer.
 
         Raises:
-            ReadingFailed: no answer in time, or one without power in it.
+            ReadingFailed: the plug did not answer in time, or its answer contains no power.
         """
         if not self._is_open:
             raise ReadingFailed("the plug is not open")
@@ -98,15 +97,15 @@ class PlugSensor:
         return Sample(moment, power_watts=watts)
 
     def state(self) -> DeviceState:
-        """Nothing: a plug knows nothing of the machine."""
+        """An empty state: a plug knows nothing about the machine."""
         return DeviceState()
 
     def close(self) -> None:
-        """Nothing is held open between questions."""
+        """Close the sensor. No connection stays open between requests."""
         self._is_open = False
 
     def _ask(self) -> tuple[float, float | None]:
-        """Power in W, and the total in J where the plug keeps one."""
+        """Power in W, and the total in J if the plug keeps one."""
         url = self._base + _PATHS[self._kind]
         try:
             with urllib.request.urlopen(url, timeout=self._timeout) as answer:  # noqa: S310 (http only, checked)
@@ -120,7 +119,7 @@ class PlugSensor:
 
 
 class _Drift:
-    """Compares a plug's total with the sum of its power, from the first reading on."""
+    """Compares a plug's total with its integrated power, from the first reading on."""
 
     def __init__(self, least_joules: float) -> None:
         self._least_joules = least_joules

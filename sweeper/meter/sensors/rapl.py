@@ -1,9 +1,9 @@
 """The processor's own energy counters (RAPL), through ``/sys/class/powercap``.
 
-What ranks is the sum of the top-level ``package-*`` zones. ``psys`` (the whole platform) is a scope of its
-own and is never added to packages. The same package can show twice, through MSR (``intel-rapl``) and through
-MMIO (``intel-rapl-mmio``), and some processors mirror one package's counter in each of its dies: twins and
-mirrors are counted once.
+The sensor sums the top-level ``package-*`` zones. ``psys`` (the whole platform) is a scope of its own and is never
+added to packages. The same package can appear twice, through MSR (``intel-rapl``) and through MMIO
+(``intel-rapl-mmio``). Some processors mirror one package's counter in each of its dies. The sensor counts such twins
+and mirrors once.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from sweeper.records import Caveat, PowerSource
 POWERCAP = "class/powercap"
 # RAPL refreshes its counters about once a millisecond (Intel SDM vol. 3B, 15.10.3).
 UPDATE_PERIOD_SECONDS = 0.001
-# More than any one socket draws: the largest server parts are rated at 500 W, and twice that covers bursts.
+# No socket draws more: the largest server processors are rated at 500 W, and twice that covers bursts.
 MOST_WATTS_PER_PACKAGE = 1000.0
-# A laptop or workstation as a whole stays below this on psys.
+# A whole laptop or workstation stays below this on psys.
 MOST_WATTS_PLATFORM = 2000.0
-# Two dies whose counters, of up to 262 kJ since boot, agree within a joule are one counter shown twice.
+# If the counters of two dies (up to 262 kJ since boot) agree within a joule, they are the same counter.
 MIRROR_JOULES = 1.0
 
 # Names under which the kernel shows a processor's own temperature.
@@ -64,7 +64,7 @@ class Zone:
 
 
 def find_zones(sysfs_root: Path) -> tuple[Zone, ...]:
-    """All top-level zones under ``sysfs_root``, twins of MSR and MMIO counted once, packages first."""
+    """All top-level zones under ``sysfs_root``, MSR before MMIO; twins of MSR and MMIO count once."""
     zones: dict[str, Zone] = {}
     folder = sysfs_root / POWERCAP
     entries = sorted(folder.iterdir(), key=_msr_first) if folder.is_dir() else []
@@ -82,12 +82,12 @@ def _msr_first(path: Path) -> tuple[bool, str]:
 
 
 def packages(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
-    """The zones that stand for processor packages or their dies."""
+    """The zones of processor packages or their dies."""
     return tuple(zone for zone in zones if _PACKAGE.match(zone.name))
 
 
 def without_mirrors(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
-    """Leave out dies that show the counter of a die before them. Reads every zone once."""
+    """Leave out dies that mirror the counter of an earlier die. Reads every zone once."""
     kept: list[tuple[Zone, str, float]] = []
     for zone in zones:
         match = _PACKAGE.match(zone.name)
@@ -99,7 +99,7 @@ def without_mirrors(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
 
 
 class RaplSensor:
-    """Sum of the processor packages' energy counters, or the platform's counter (``psys``)."""
+    """The sum of the processor packages' energy counters, or the platform's counter (``psys``)."""
 
     def __init__(
         self,
@@ -108,13 +108,13 @@ class RaplSensor:
         clock: Callable[[], float] = time.monotonic,
         caveats: tuple[Caveat, ...] = (),
     ) -> None:
-        """Look at nothing yet.
+        """Read nothing yet.
 
         Args:
             sysfs_root: where sysfs is mounted.
             platform: read ``psys`` instead of the packages.
             clock: stamps the samples.
-            caveats: what is known against this sensor.
+            caveats: known problems of this sensor.
         """
         self._root = sysfs_root
         self._platform = platform
@@ -126,7 +126,7 @@ class RaplSensor:
 
     @property
     def source(self) -> PowerSource:
-        """RAPL, in scope ``package`` or ``psys``, with the zones found when it was last opened."""
+        """RAPL, in scope ``package`` or ``psys``, with the zones of the last ``open``."""
         return PowerSource(
             name="rapl",
             interface=self._interface,
@@ -138,15 +138,15 @@ class RaplSensor:
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """What was handed in."""
+        """The caveats that the constructor received."""
         return self._caveats
 
     def open(self) -> None:
-        """Find the zones and try each counter once.
+        """Find the zones and read each counter once.
 
         Raises:
-            SensorMissingError: no such zone here.
-            RightMissingError: the counters are there, and this user may not read them.
+            SensorMissingError: this machine has no such zone.
+            RightMissingError: this user may not read the counters.
         """
         found = find_zones(self._root)
         zones = tuple(z for z in found if z.name == "psys") if self._platform else packages(found)
@@ -179,11 +179,11 @@ class RaplSensor:
         return Sample(moment, energy_joules=total, epoch=epochs)
 
     def state(self) -> DeviceState:
-        """The package's temperature where the kernel gives one."""
+        """The package's temperature, if the kernel reports one."""
         return DeviceState(temperature_celsius=package_temperature(self._root))
 
     def close(self) -> None:
-        """Stop reading; what the zones are stays known."""
+        """Stop reading. The zones stay known."""
         self._tracks = {}
 
 
@@ -204,7 +204,7 @@ def _missing(sysfs_root: Path, platform: bool) -> SensorMissingError:
 
 
 def package_temperature(sysfs_root: Path) -> float | None:
-    """The hottest processor package in °C: thermal zones first, then hwmon's chips; None without either."""
+    """The temperature of the hottest processor package in °C, from thermal zones, else hwmon's chips, else None."""
     zones = sorted((sysfs_root / "class/thermal").glob("thermal_zone*"))
     found = [read_int(zone / "temp") for zone in zones if read_text(zone / "type") in _THERMAL_ZONES]
     if not found:
