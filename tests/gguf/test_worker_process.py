@@ -5,7 +5,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
+from sweeper import processes
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
 from sweeper.processes import WorkerProcess
 
 
@@ -36,6 +37,13 @@ def test_death_by_signal_is_a_clear_error_and_not_the_end(worker, name):
 
 def test_a_kill_from_outside_is_a_crash_while_the_kernel_killed_nothing_for_memory(worker):
     with pytest.raises(EngineCrashed, match="SIGKILL"):
+        worker.ask("die", 20, number=9)
+
+
+def test_a_kill_for_want_of_memory_is_told_from_any_other(worker, monkeypatch):
+    kills = iter((4, 5))  # of the kernel's, before the worker starts and after it died
+    monkeypatch.setattr(processes, "_oom_kills", lambda: next(kills))
+    with pytest.raises(OutOfMemory, match=r"the kernel ended llama.cpp for want of memory during «die»"):
         worker.ask("die", 20, number=9)
 
 

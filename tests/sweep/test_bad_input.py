@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.cli import _with_plain_path
+from sweeper.cli import _with_plain_path, main
 from sweeper.config import compose
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
@@ -47,10 +47,19 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) ->
     ],
 )
 def test_wrong_words_and_values(
-    sweeper: Run, smallest_model: Path, override: str, words: tuple[str, ...]
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    smallest_model: Path,
+    override: str,
+    words: tuple[str, ...],
 ) -> None:
-    _one_line(sweeper("sweep", "model=tiny_15m", f"model.path='{smallest_model}'", override)
-              if override != "model=file" else sweeper("sweep", override), 2, *words)  # fmt: skip
+    """In this process, which is what `python -m sweeper` runs; the tests below start one each."""
+    monkeypatch.chdir(tmp_path)
+    given = () if override == "model=file" else ("model=tiny_15m", f"model.path='{smallest_model}'")
+    command = ["sweep", *given, override]
+    code = main(command)
+    _one_line(subprocess.CompletedProcess(command, code, *capsys.readouterr()), 2, *words)
 
 
 @pytest.mark.parametrize(
@@ -149,16 +158,21 @@ def test_a_database_that_is_none(sweeper: Run, tmp_path: Path) -> None:
     _one_line(sweeper("sweep", "experiment=demo", "name=x"), 3, "optuna.db")
 
 
-def test_a_sweep_of_another_space_under_the_same_name(sweeper: Run) -> None:
+def test_an_earlier_sweeps_name_is_kept_for_its_space_and_named_where_another_is_asked_for(
+    sweeper: Run,
+) -> None:
+    _one_line(sweeper("report"), 3, "sweeper sweep")  # there is none yet
     assert sweeper("sweep", "experiment=demo", "name=mine", "search.trials=3").returncode == 0
     done = sweeper("sweep", "experiment=demo", "name=mine", "space.n_threads=[1,2]")
     _one_line(done, 2, "space", "name=")
+    _one_line(sweeper("report", "two"), 3, "two", "mine")
 
 
 def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
     from fast_sweep import FAST
 
-    words = ["sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "workload.final_seconds=30"]
+    words = ["sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "space.quant=F16"]
+    words.append("workload.final_seconds=30")
     with (tmp_path / "log").open("wb") as log:
         first = subprocess.Popen(
             [sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log
@@ -169,12 +183,6 @@ def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smal
     finally:
         first.terminate()
         first.wait()
-
-
-def test_no_sweep_yet_and_no_such_sweep(sweeper: Run) -> None:
-    _one_line(sweeper("report"), 3, "sweeper sweep")
-    assert sweeper("sweep", "experiment=demo", "name=one", "search.trials=3").returncode == 0
-    _one_line(sweeper("report", "two"), 3, "two", "one")
 
 
 def test_no_trial_that_counts(sweeper: Run) -> None:

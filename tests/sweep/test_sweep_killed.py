@@ -24,13 +24,14 @@ from sweeper.records import TrialRecord
 KILLS = int(os.environ.get("SWEEPER_KILLS", "3"))
 SEED = int(os.environ.get("SWEEPER_SEED", "7"))
 LONGEST_SECONDS = 12.0  # the moments lie between the start and about the end of a whole run
+TRIALS = 10
 
 
 def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
     more = [
         "space.n_ubatch=[16,32,64]",
         "space.n_batch=[16,32,64]",
-        "search.trials=18",
+        f"search.trials={TRIALS}",
         "search.patience=null",
     ]
     command = [sys.executable, "-m", "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
@@ -63,11 +64,13 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, sma
     moments = random.Random(SEED)
     root = tmp_path / "mlruns"
     kept: dict[int, TrialRecord] = {}
-    for kill in range(KILLS):
+    # The earliest first, while the databases are made, and the last one among the trials.
+    for kill, moment in enumerate(sorted(moments.uniform(1.5, LONGEST_SECONDS) for _ in range(KILLS))):
         sweep = _start(tmp_path, smallest_model)
-        time.sleep(moments.uniform(0.5, LONGEST_SECONDS))
+        time.sleep(moment)
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
+        _databases_are_whole_or_not_there(root)
         now = _finished(root)
         assert {n: now.get(n) for n in kept} == kept, f"kill {kill}: a finished trial was lost or changed"
         kept = now
@@ -77,9 +80,19 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, sma
     assert {n: trials[n] for n in kept} == kept
     digests = Counter(t.configuration.digest for t in trials.values())
     assert max(digests.values()) == 1, "a configuration was measured twice in the search"
-    assert len(trials) == 18
+    assert len(trials) == TRIALS
     assert _in_mlflow(root) == Counter([*(str(n) for n in trials), "sweep"])
     assert not _workers_left(), "a worker outlived its sweep"
+
+
+def _databases_are_whole_or_not_there(root: Path) -> None:
+    for name in ("mlflow.db", "optuna.db"):
+        path = root / name
+        if path.exists() and path.stat().st_size > 0:
+            with closing(sqlite3.connect(path)) as database:
+                tables = {row[0] for row in database.execute("select name from sqlite_master")}
+            assert "alembic_version" in tables
+            assert not any(table.startswith("_alembic_tmp") for table in tables)
 
 
 def _workers_left() -> list[int]:
@@ -143,20 +156,3 @@ def _running(root: Path) -> bool:
     except (SweepMissingError, KeyError):
         return False
     return bool(study.get_trials(deepcopy=False, states=(optuna.trial.TrialState.RUNNING,)))
-
-
-def test_databases_are_whole_or_not_there(tmp_path: Path, smallest_model: Path) -> None:
-    """Killed at any moment of its first seconds, when the tables are made, a sweep can be started again."""
-    moments = random.Random(SEED + 1)
-    for _ in range(max(2, KILLS // 2)):
-        sweep = _start(tmp_path, smallest_model)
-        time.sleep(moments.uniform(2.0, 6.0))
-        sweep.kill()
-        sweep.wait()
-        for name in ("mlflow.db", "optuna.db"):
-            path = tmp_path / "mlruns" / name
-            if path.exists() and path.stat().st_size > 0:
-                with closing(sqlite3.connect(path)) as database:
-                    tables = {row[0] for row in database.execute("select name from sqlite_master")}
-                assert "alembic_version" in tables
-                assert not any(table.startswith("_alembic_tmp") for table in tables)

@@ -39,7 +39,9 @@ def test_a_note_whose_marks_were_deleted_is_put_above_the_users_words() -> None:
     assert merged_note("mine", "ours").endswith("mine")
 
 
-@given(name=st.text(min_size=1), front=st.integers(0, 200))
+@given(
+    name=st.text(min_size=1), front=st.integers(0, 40)
+)  # from 28 on it is cut; the time grows with the square
 def test_a_description_fits_into_a_tag_whatever_the_sweep(name: str, front: int) -> None:
     many = tuple(trial(n, remeasured=True) for n in range(front + 1))
     text = describe(record(sweep=name, trials=many, front=tuple(range(front + 1)), recommended=0))
@@ -48,8 +50,8 @@ def test_a_description_fits_into_a_tag_whatever_the_sweep(name: str, front: int)
 
 
 def test_a_cut_description_says_where_the_rest_is() -> None:
-    many = tuple(trial(n, remeasured=True) for n in range(200))
-    text = describe(record(trials=many, front=tuple(range(200)), recommended=3))
+    many = tuple(trial(n, remeasured=True) for n in range(60))
+    text = describe(record(trials=many, front=tuple(range(60)), recommended=3))
     assert LIMIT - 200 < len(text) <= LIMIT
     assert text.endswith("`report.html`, under Artifacts.\n")
 
