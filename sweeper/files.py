@@ -1,4 +1,4 @@
-"""Writes one file so that a kill at any moment leaves the old or the new content, never half of either."""
+"""Write one file so that a kill at any moment leaves the old or the new content, never half of either."""
 
 from __future__ import annotations
 
@@ -44,6 +44,24 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
         temporary.replace(real)
     except OSError as error:
         raise cannot_write(path, error) from error
+
+
+def replace(path: Path, data: str | bytes) -> None:
+    """Replace a file of sweeper's own in one step. Several processes may write it at once; its folder is made.
+
+    Raises:
+        OSError: the disk cannot take it; the old file is as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with temporary.open("wb") as file:
+            file.write(data.encode() if isinstance(data, str) else data)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def cannot_write(path: Path, error: OSError) -> SweeperError:

@@ -24,6 +24,7 @@ from typing import Any, Literal
 
 import cattrs
 
+from sweeper import files
 from sweeper.engine.base import Engine
 from sweeper.errors import ConfigError, TrialFailed
 from sweeper.limits.base import LimitControl
@@ -350,9 +351,7 @@ def write_table(table: Table, path: Path) -> None:
         plain = to_plain(row)
         cells = [json.dumps(plain["configuration"][name]) for name in names]
         writer.writerow([*cells, *(_cell(plain[column], column) for column in _COLUMNS)])
-    temporary = path.with_name(path.name + ".part")
-    temporary.write_bytes(gzip.compress(text.getvalue().encode(), mtime=0))
-    temporary.replace(path)
+    files.replace(path, gzip.compress(text.getvalue().encode(), mtime=0))
 
 
 def read_table(path: Path) -> Table:

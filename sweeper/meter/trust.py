@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import statistics
 import time
@@ -21,6 +20,7 @@ from typing import Any
 import cattrs
 
 from sweeper.errors import ReadingFailed
+from sweeper.files import replace
 from sweeper.meter.base import Sample, Sensor
 from sweeper.records import from_plain, to_plain
 
@@ -204,8 +204,5 @@ def _load(path: Path) -> Trust | None:
 
 
 def _store(path: Path, trust: Trust, valid_for: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps({"valid_for": valid_for, "trust": to_plain(trust)}, indent=1) + "\n"
-    scratch = path.with_name(f"{path.name}.{os.getpid()}")
-    scratch.write_text(text, encoding="utf-8")
-    scratch.replace(path)
+    replace(path, text)

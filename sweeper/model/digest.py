@@ -5,12 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 from sweeper.errors import ModelMissingError
+from sweeper.files import replace
 
 _CACHE_NAME = "sha256.json"
 _KEEP_ENTRIES = 1_000
@@ -39,20 +38,6 @@ def sha256_of(path: Path, root: Path) -> str:
     return digest
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a small file atomically, so that neither a reader nor a kill leaves half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=path.name, suffix=".tmp")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-        os.replace(name, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(name)
-        raise
-
-
 def _read(cache: Path) -> dict[str, dict[str, Any]]:
     try:
         data = json.loads(cache.read_text(encoding="utf-8"))
@@ -72,4 +57,4 @@ def _remember(cache: Path, key: str, entry: dict[str, Any]) -> None:
     kept = dict(list(entries.items())[-_KEEP_ENTRIES:])
     # If the cache cannot be written, it only costs time.
     with contextlib.suppress(OSError):
-        write_atomically(cache, json.dumps(kept, indent=0))
+        replace(cache, json.dumps(kept, indent=0))

@@ -16,8 +16,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper import files
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
-from sweeper.model.digest import sha256_of, write_atomically
+from sweeper.model.digest import sha256_of
 from sweeper.model.header import split_names
 
 _COMMIT = re.compile(r"^[0-9a-f]{40}$")
@@ -81,7 +82,7 @@ def fetch(
         return known
     # Without the note, the file cannot be reused without a network; nothing else is lost.
     with suppress(OSError):
-        write_atomically(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
+        files.replace(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
     return fetched
 
 

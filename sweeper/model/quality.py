@@ -22,8 +22,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError
-from sweeper.model.digest import sha256_of, write_atomically
+from sweeper.model.digest import sha256_of
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
@@ -117,7 +118,7 @@ class QualityMeter:
                 self._worker.close()  # otherwise it would hold the GPU's memory during trials
         result = Divergence(**answer, type_k=type_k, type_v=type_v, text_sha256=text_sha256)
         with _store_errors(kept):
-            write_atomically(kept, json.dumps({"terms": terms, "result": _plain(result)}, indent=1))
+            files.replace(kept, json.dumps({"terms": terms, "result": _plain(result)}, indent=1))
         return result
 
     def close(self) -> None:

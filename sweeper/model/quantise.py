@@ -10,9 +10,10 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
 from sweeper.locks import held
-from sweeper.model.digest import sha256_of, write_atomically
+from sweeper.model.digest import sha256_of
 from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
@@ -117,7 +118,7 @@ def _make(source: Path, target: Path, level: str, threads: int) -> None:
         read_header(partial)  # check that the file is complete and a model
         notes = {"warnings": answer["warnings"], "seconds": time.monotonic() - began, "source": source.name}
         os.replace(partial, target)
-        write_atomically(target.with_suffix(".json"), json.dumps(notes, indent=1))
+        files.replace(target.with_suffix(".json"), json.dumps(notes, indent=1))
     except EngineRefused as refused:
         raise EngineRefused(f"cannot make {level} of {source.name}: {refused}", refused.log_tail) from None
     except OSError as error:

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
-import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
 import yaml
 
 from sweeper.errors import StoreError
+from sweeper.files import replace
 from sweeper.records import SweepRecord
 from sweeper.report.documents import front_document, recommendation_document
 from sweeper.report.formats import front_csv
@@ -38,7 +37,7 @@ def write_report(record: SweepRecord, folder: Path) -> dict[str, Path]:
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, data in made.items():
-            write_atomically(folder / name, data)
+            replace(folder / name, data)
     except OSError as error:
         raise StoreError(
             f"cannot write the report to {folder}: {error.strerror}; choose another folder"
@@ -49,28 +48,6 @@ def write_report(record: SweepRecord, folder: Path) -> dict[str, Path]:
 def recommendation_yaml(record: SweepRecord) -> str:
     """``recommendation.yaml`` as text, in plain YAML that any reader loads safely."""
     return yaml.safe_dump(recommendation_document(record), sort_keys=False, allow_unicode=True, width=110)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` in one step: a reader, or a kill, sees the old file or the new one."""
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(handle, "wb") as out:
-            out.write(data)
-            out.flush()
-            os.fsync(out.fileno())
-        # mkstemp makes files that only their owner reads; a report is as open as any other new file.
-        os.chmod(name, 0o666 & ~_umask())
-        os.replace(name, path)
-    except BaseException:
-        Path(name).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _json(document: object) -> bytes:

@@ -13,8 +13,9 @@ import yaml
 from made_sweeps import failed_only, no_front, single_point, sweep
 
 from sweeper.errors import StoreError, UsageError
+from sweeper.files import replace as write_atomically
 from sweeper.records import Caveat, Configuration, SweepRecord
-from sweeper.report.files import write_atomically, write_report
+from sweeper.report.files import write_report
 from sweeper.report.formats import FORMATS, render
 
 NAMES = ("report.html", "report.md", "pareto.png", "front.json", "front.csv", "recommendation.yaml")
