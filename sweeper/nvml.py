@@ -25,7 +25,7 @@ from sweeper.errors import (
 def no_nvidia(cause: object) -> SensorMissingError:
     """The error of a machine without an NVIDIA GPU that can be asked."""
     return SensorMissingError(
-        f"no NVIDIA GPU can be asked here ({cause})",
+        f"no NVIDIA GPU can be read here ({cause})",
         "install NVIDIA's driver and check that `nvidia-smi` runs "
         "(in a container, start it with --gpus all), or choose power=rapl or power=plug",
     )
