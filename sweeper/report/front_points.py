@@ -1,4 +1,4 @@
-"""The front as plain data for the page's own drawing (front.js): points, intervals, marks, and words for each."""
+"""The front as plain data: the template draws it, and front.js finds the point under the pointer in it."""
 
 from __future__ import annotations
 
@@ -9,23 +9,23 @@ from typing import Any
 
 from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.caveats import caveat_name, caveats_of
+from sweeper.report.charts import Axis, Chart, fit
 from sweeper.report.groups import Groups, groups_of
 from sweeper.report.picks import picks
 from sweeper.report.planes import Plane, planes_of
-from sweeper.report.plots import axis_title
-from sweeper.report.words import clean, half_width, own_settings, spread, unit
+from sweeper.report.words import axis_title, clean, half_width, own_settings, spread, unit
 
 SIGNS = ("fastest", "knee", "greenest")  # picks with a shape of their own; any other one is a ring
 
 
 def front_points(record: SweepRecord) -> str:
     """JSON that can stand inside a script element, whatever the names in it hold."""
-    text = json.dumps(_points(record), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
+    text = json.dumps(front_data(record), allow_nan=False, ensure_ascii=False, separators=(",", ":"))
     return text.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
 
 
-def _points(record: SweepRecord) -> dict[str, Any]:
-    """The planes that are drawn, and the words of every trial that has a point in one of them."""
+def front_data(record: SweepRecord) -> dict[str, Any]:
+    """Each plane, and the words of every trial that has a point in one of them."""
     planes = [(plane, groups_of(record, plane)) for plane in planes_of(record)]
     drawn = {t.number: t for _, groups in planes for t in groups.scored}
     places = {number: place for place, number in enumerate(drawn)}
@@ -35,6 +35,11 @@ def _points(record: SweepRecord) -> dict[str, Any]:
         "planes": [_plane(record, plane, groups, places) for plane, groups in planes],
         "words": [_words(record, t, general) for t in drawn.values()],
     }
+
+
+def front_chart(plane: Mapping[str, Any]) -> Chart | None:
+    """The axes of a plane of :func:`front_data`; None where it has no point."""
+    return Chart(*(Axis(low, high) for low, high in plane["view"])) if plane["view"] else None
 
 
 def _plane(record: SweepRecord, plane: Plane, groups: Groups, places: Mapping[int, int]) -> dict[str, Any]:
@@ -47,19 +52,27 @@ def _plane(record: SweepRecord, plane: Plane, groups: Groups, places: Mapping[in
         return [[_short(across), _short(up), place] for across, up, place in found]
 
     scored = {t.number for t in groups.scored}
+    intervals = [[_interval(t, plane.across), _interval(t, plane.up)] for t in groups.front]
+    view = []
+    for axis in (0, 1) if scored else ():
+        ends = [end for pair in intervals for end in pair[axis] or ()]
+        fitted = fit([*(point[axis] for point in at(groups.scored)), *ends])
+        view.append([fitted.low, fitted.high])
     return {
         "across": axis_title(plane.across, record),
         "up": axis_title(plane.up, record),
+        "view": view,
         "late": plane.turns_late,
         "beaten": at(groups.beaten),
         "outside": at(groups.outside),
         "front": at(groups.front),
         "stairs": at(groups.stairs),
-        "intervals": [[_interval(t, plane.across), _interval(t, plane.up)] for t in groups.front],
+        "intervals": intervals,
         "baseline": at(groups.baseline),
         "picks": [
             {
                 "kind": "pick" if picked.recommended or picked.pick not in SIGNS else picked.pick,
+                "name": picked.pick,
                 "at": at([picked.trial])[0],
             }
             for picked in picks(record)
@@ -75,7 +88,7 @@ def _interval(trial: TrialRecord, metric: str) -> list[float] | None:
 
 
 def _words(record: SweepRecord, trial: TrialRecord, general: Container[Caveat]) -> list[str]:
-    """What stands beside a point that is pointed at: its number, its figures, what is said of it alone, settings."""
+    """The lines beside a point under the pointer: number, figures, the trial's own caveats, settings."""
     metrics = dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"])
     figures = [f"{spread(trial.metrics[m])} {unit(m, record.power)}" for m in metrics if m in trial.metrics]
     own = ", ".join(caveat_name(caveat) for caveat in trial.caveats if caveat not in general)

@@ -1,69 +1,72 @@
 """``report.html``: one file that needs nothing else, with the answer first and the reasons after it.
 
-No part of it is fetched: style, scripts and data stand inside, and its content security policy lets nothing
-else run or load. Without scripts it still shows everything; front.js only makes the front's drawing one that
-can be pointed at and enlarged. It is our own: plotly.js for this one drawing weighed seven eighths of the page
-and took most of the time until it stood.
+The page fetches nothing: style, scripts and data stand inside, and its content security policy lets nothing
+else run or load. Without scripts it still shows everything; front.js lets the reader point at the front's
+drawing and enlarge it.
 """
 
 from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Iterable
+import shlex
+from functools import cache
 from importlib import resources
 
-from sweeper.records import SweepRecord
-from sweeper.report import cost_sections, parameter_sections, search_sections, sections
-from sweeper.report.front_points import front_points
-from sweeper.report.pieces import text
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
+from markupsafe import Markup
+
+from sweeper.records import SweepRecord, to_plain
+from sweeper.report import charts, picks, sections, words
+from sweeper.report.caveats import advice_lines, failures, lost_trials
+from sweeper.report.front_points import front_chart, front_data, front_points
+from sweeper.report.groups import REST
+from sweeper.report.influence import LEAST_TRIALS, influences
+from sweeper.report.planes import planes_of
 
 SCRIPTS = ("front.js", "page.js")
 
 
 def html_report(record: SweepRecord) -> str:
     """The whole page as text."""
-    style, scripts = _read("page.css"), [_read(name) for name in SCRIPTS]
-    body = "\n".join(part for part in _sections(record) if part)
-    return (
-        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_policy(scripts, style)}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        '<meta name="color-scheme" content="light dark">\n<meta name="referrer" content="no-referrer">\n'
-        f"<title>{text(record.model.name)}: sweeper</title>\n<style>{style}</style>\n</head>\n"
-        f"<body>\n<main>\n{body}\n</main>\n"
-        f'<script type="application/json" id="front-data">{front_points(record)}</script>\n'
-        + "".join(f"<script>{script}</script>\n" for script in scripts)
-        + "</body>\n</html>\n"
+    import yaml
+
+    rows = influences(record)
+    return _template().render(
+        record=record,
+        style=_read("page.css"),
+        scripts=[_read(name) for name in SCRIPTS],
+        front_points=Markup(front_points(record)),  # noqa: S704 - it escapes what could end the script element
+        drawings=[(plane, front_chart(plane)) for plane in front_data(record)["planes"]],
+        telling=[row for row in rows if max(one.share for one in row) >= charts.VISIBLE_SHARE],
+        quiet=[row for row in rows if max(one.share for one in row) < charts.VISIBLE_SHARE],
+        name=shlex.quote(words.clean(record.sweep)),
+        config=yaml.safe_dump(to_plain(record.config), sort_keys=False, allow_unicode=True),
     )
 
 
-def _sections(record: SweepRecord) -> Iterable[str]:
-    yield sections.answer(record)
-    yield sections.front(record)
-    yield sections.picked(record)
-    yield sections.caveats(record)
-    yield cost_sections.phases(record)
-    yield cost_sections.money_section(record)
-    yield cost_sections.ceiling_section(record)
-    yield parameter_sections.parameters(record)
-    yield search_sections.lost(record)
-    yield search_sections.search(record)
-    yield sections.setting(record)
-    yield search_sections.again(record)
-
-
-def _policy(scripts: Iterable[str], style: str) -> str:
-    """Only these very scripts and this style may stand, and nothing may be loaded from anywhere."""
-    return (
-        f"default-src 'none'; script-src {' '.join(map(_hash, scripts))}; style-src {_hash(style)}; "
-        "base-uri 'none'; form-action 'none'"
+@cache
+def _template() -> Template:
+    environment = Environment(
+        loader=PackageLoader("sweeper.report"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        # Others' text may hold signs that turn text around.
+        finalize=lambda item: item if isinstance(item, Markup) else words.clean(item),
     )
+    environment.globals.update(
+        advice_lines=advice_lines, charts=charts, failures=failures, least_trials=LEAST_TRIALS,
+        lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST, sections=sections, words=words,
+    )  # fmt: skip
+    environment.filters["sha256"] = _hash
+    return environment.get_template("page.html.j2")
 
 
-def _hash(source: str) -> str:
-    return f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'"
+def _hash(source: str) -> Markup:
+    return Markup(f"'sha256-{base64.b64encode(hashlib.sha256(source.encode()).digest()).decode()}'")  # noqa: S704 - base64
 
 
-def _read(name: str) -> str:
-    return (resources.files("sweeper.report") / "page" / name).read_text("utf-8")
+def _read(name: str) -> Markup:
+    return Markup((resources.files("sweeper.report") / "page" / name).read_text("utf-8"))  # noqa: S704 - our own

@@ -7,12 +7,11 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from sweeper.metrics import describe
 from sweeper.records import Reading, SweepRecord, TrialRecord
 from sweeper.report.groups import REST, groups_of
 from sweeper.report.picks import marks, recommended
 from sweeper.report.planes import planes_of
-from sweeper.report.words import clean, figure, half_width, is_doubtful, machine_name, unit
+from sweeper.report.words import axis_title, clean, figure, half_width, machine_name, unit
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
 BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = (
@@ -138,11 +137,3 @@ def _dress(axes: Any, record: SweepRecord, across: str, up: str, *, empty: bool)
     else:
         # Below the axes: within them there is no corner that never holds a point.
         axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4, markerscale=0.6)
-
-
-def axis_title(metric: str, record: SweepRecord) -> str:
-    """An axis' title with its unit; watts that are not measured say so."""
-    found = describe(metric)
-    kind = f", {record.power.kind}" if found.power and is_doubtful(record.power) else ""
-    unit = f" ({found.unit}{kind})" if found.unit or kind else ""
-    return clean(found.title + unit)

@@ -1,77 +1,79 @@
-"""The page's parts, the answer first: each takes the record and gives HTML, or nothing where it has none."""
+"""The page's tables and lists as plain data; templates/page.html.j2 turns them into HTML."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
 from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.caveats import advice_lines
-from sweeper.report.front_drawing import front_svg, key
-from sweeper.report.picks import is_recommended, marks, meaning, next_commands, picks, recommended
-from sweeper.report.pieces import Cell, command, facts, fold, items, paragraph, section, table, text
-from sweeper.report.planes import planes_of
+from sweeper.report.caveats import lost_trials, reason
+from sweeper.report.picks import Picked, is_recommended, marks, picks, recommended
 from sweeper.report.words import (
     MISSING,
     SCOPES,
+    STATES,
     TRUST,
     baseline_of,
     change,
     disturbed,
+    figure,
     figures,
     head,
     is_doubtful,
-    machine_name,
     model_line,
     moment,
+    outcome,
     own_settings,
     parts,
     power_line,
-    tally,
     unfinished,
-    value,
 )
+from sweeper.results.ceiling import Ceiling, ceiling
+from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
 
-HINT = (
-    "Point at a dot, or tap it, for its settings. With a mouse, drag over a part to enlarge it; a double-click "
-    "goes back."
+PHASES = (
+    ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
+    ("decode", "tokens_per_second", "watts", "joules_per_token"),
 )
+LOG_LINES = 4
+AT_THE_LIMIT = "at the limit, as far as both were measured"
+
+Facts = list[tuple[str, str]]
+Cell = str | tuple[str, str]  # of two texts the second stands small below the first
 
 
-def answer(record: SweepRecord) -> str:
-    """Title, how far to trust the watts, and what to run."""
-    title = (
-        f"<header><h1>{text(record.model.name)} on {text(machine_name(record))}</h1>"
-        f'<p class="soft">sweep {text(record.sweep)} · {text(tally(record))} · {text(moment(record.updated_utc))}</p>'
-        "</header>"
-    )
-    trust = f"Watts are {TRUST[record.power.kind]}."
-    banner = paragraph(trust, "warn") if is_doubtful(record.power) else ""
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table: its cells, its class, and a line that runs below all of its cells."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+    below: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first ``words`` columns hold words and stand left; the others hold figures."""
+
+    heads: Sequence[str]
+    rows: Sequence[Row]
+    words: int = 1
+
+
+def warnings(record: SweepRecord) -> Iterator[str]:
+    """Reasons to doubt the answer, for the head of the page."""
     if record.engine.simulated:
-        banner = paragraph("Everything here is simulated: no figure was measured on a real machine.", "warn")
-    if unfinished(record):
-        banner += paragraph(unfinished(record), "warn")
-    if disturbed(record):
-        banner += paragraph(disturbed(record), "warn")
-    commands = "".join(command(line, purpose) for line, purpose in next_commands(record))
-    best = recommended(record)
-    if best is None:
-        why = f" The sweep ended because: {record.stopped_because}." if record.stopped_because else ""
-        said = paragraph(f"Nothing can be recommended: no trial that counts was measured twice.{why}")
-        return f'{title}{banner}<section class="answer"><h2>No answer yet</h2>{said}{commands}</section>'
+        yield "Everything here is simulated: no figure was measured on a real machine."
+    elif is_doubtful(record.power):
+        yield f"Watts are {TRUST[record.power.kind]}."
+    yield from filter(None, (unfinished(record), disturbed(record)))
+
+
+def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str, str, str]]:
+    """The recommended trial's figures: median, title, spread with unit, change from the baseline."""
     base = baseline_of(record)
-    own = own_settings(record, best.trial)
-    return (
-        f'{title}{banner}<section class="answer"><h2>Run this</h2>'
-        f"<p>{text(best.words)}</p>"
-        f'<p class="soft">{text(f"{best.pick}: {meaning(record, best.pick)}; trial #{best.trial.number}")}</p>'
-        f"{_figures(record, best.trial, base)}"
-        f"<p><code>{text(own)}</code></p>{commands}</section>"
-    )
-
-
-def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) -> str:
-    shown = dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"])
-    cells = []
-    for metric in shown:
+    for metric in dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"]):
         reading = trial.metrics.get(metric)
         if reading is None:
             continue
@@ -79,105 +81,137 @@ def _figures(record: SweepRecord, trial: TrialRecord, base: TrialRecord | None) 
         against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
         kind = f", {record.power.kind}" if describe(metric).power and is_doubtful(record.power) else ""
         under = f"{'± ' if half else ''}{half} {describe(metric).unit}{kind}".strip()
-        note = f"<small>{text(against)} against the default</small>" if against else ""
-        cells.append(
-            f"<div><b>{text(median)}</b><small>{text(describe(metric).title)}</small>"
-            f"<small>{text(under)}</small>{note}</div>"
-        )
-    return f'<div class="figures">{"".join(cells)}</div>'
+        yield median, describe(metric).title, under, against
 
 
-def front(record: SweepRecord) -> str:
-    """The drawing of the front and its table."""
-    planes = planes_of(record)
-    drawings = [(plane, front_svg(record, plane)) for plane in planes]
-    if not drawings[0][1]:
-        return ""
-    figures_html = "".join(
-        f'<figure><div class="front-plot" data-plane="{number}" hidden></div>'
-        f'<div class="still">{drawing}</div></figure>'
-        for number, (_, drawing) in enumerate(drawings)
-        if drawing
-    )
-    caption = (
-        f"Each dot is a configuration; {planes[0].better} is better. Trials that failed have no dot: they are "
-        "listed below with their reasons. "
-    )
-    if len(planes) > 1:
-        caption += (
-            "With more than two objectives there is a drawing for each; the line joins those dots of the front "
-            "that nothing beats in the two objectives drawn. "
-        )
-    under = f'<p class="caption">{text(caption)}<span class="hint">{text(HINT)}</span></p>'
-    title = "Pareto front" if record.front else "Measured trials; there is no front yet"
-    return section("front", title, figures_html + key(record) + under + _front_table(record))
-
-
-def _front_table(record: SweepRecord) -> str:
+def front_table(record: SweepRecord) -> Table | None:
+    """The baseline and the front, with changes from the baseline and each trial's settings."""
     base = baseline_of(record)
-    rows = list(record.on_front())
+    trials = list(record.on_front())
     if base is not None and base.metrics and base.number not in record.front:
-        rows.insert(0, base)
-    if not rows:
-        return ""
+        trials.insert(0, base)
+    if not trials:
+        return None
     named = marks(record)
     extra = ("joules_per_token", "prompt_tokens_per_second", "kl_divergence")
     wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
-    metrics = [m for m in wanted if any(m in t.metrics for t in rows)]
-    cells: list[list[Cell]] = []
-    kinds, below = [], []
-    for t in rows:
+    metrics = [m for m in wanted if any(m in t.metrics for t in trials)]
+    rows = []
+    for t in trials:
         is_base = base is not None and t.number == base.number
-        who = [*(["baseline"] if is_base else []), *named.get(t.number, ())]
-        own = "the engine's default" if is_base else own_settings(record, t)
-        cells.append(
-            [
-                f"#{t.number} {', '.join(who)}".strip(),
-                *(_against(t, None if is_base else base, metric) for metric in metrics),
-            ]
-        )
-        below.append(own)
-        kinds.append("pick" if is_recommended(record, t) else "baseline" if is_base else "")
-    return table(["trial", *(head(m, record.power) for m in metrics)], cells, kinds, below)
+        names = ", ".join([*(["baseline"] if is_base else []), *named.get(t.number, ())])
+        cells: list[Cell] = [f"#{t.number} {names}".strip()]
+        for metric in metrics:
+            against = (
+                "" if base is None or is_base else change(t.metrics.get(metric), base.metrics.get(metric))
+            )
+            cells.append((figures(t, metric), "" if describe(metric).exact else against))
+        kind = "pick" if is_recommended(record, t) else "baseline" if is_base else ""
+        rows.append(Row(cells, kind, "the engine's default" if is_base else own_settings(record, t)))
+    return Table(["trial", *(head(m, record.power) for m in metrics)], rows)
 
 
-def _against(trial: TrialRecord, base: TrialRecord | None, metric: str) -> Cell:
-    if describe(metric).exact:
-        return figures(trial, metric)
-    reading = trial.metrics.get(metric)
-    return figures(trial, metric), change(reading, base.metrics.get(metric)) if base is not None else ""
+def picked(record: SweepRecord) -> list[list[Picked]]:
+    """The picks, in one list for each trial that they chose."""
+    found: dict[int, list[Picked]] = {}
+    for one in picks(record):
+        found.setdefault(one.trial.number, []).append(one)
+    return list(found.values())
 
 
-def picked(record: SweepRecord) -> str:
-    """Each trial that was picked, in words, with its whole configuration and the command that applies it."""
-    blocks = []
-    named = marks(record)
-    for chosen in picks(record):
-        names = named.pop(chosen.trial.number, None)
-        if names is None:
-            continue  # told under another of its names
-        mark = " (recommended)" if chosen.recommended else ""
-        whole = chosen.trial.configuration.to_dict().items()
-        blocks.append(
-            f'<div class="pick-block"><h3>{text(" = ".join(names))}{mark}: trial #{chosen.trial.number}</h3>'
-            f"{paragraph('; '.join(f'{name}: {meaning(record, name)}' for name in names), 'soft')}"
-            f"{paragraph(chosen.words)}{command(chosen.apply_command)}"
-            f"{fold('the whole configuration', facts((name, value(item)) for name, item in whole))}</div>"
-        )
-    return section("picks", "The picks, in words", "".join(blocks))
+def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:
+    """The baseline and each trial that was picked, with their names."""
+    named = dict(marks(record))
+    rows = []
+    if record.baseline is not None:
+        names = ("baseline", *named.pop(record.baseline, ()))
+        rows.append((", ".join(names), record.trial(record.baseline)))
+    rows += [(", ".join(names), record.trial(number)) for number, names in named.items()]
+    return [(names, trial) for names, trial in rows if trial.metrics]
 
 
-def caveats(record: SweepRecord) -> str:
-    """What a reader must know about the figures, with advice."""
-    return section("caveats", "Read this with it", items([*advice_lines(record), *record.notes]))
+def phases(record: SweepRecord) -> list[Table]:
+    """Prefill and decode side by side, then whole requests; nothing without a figure."""
+    trials = compared(record)
+    if not trials:
+        return []
+    kind = f" {record.power.kind}" if is_doubtful(record.power) else ""
+    rows = []
+    for names, trial in trials:
+        for phase, *metrics in PHASES:
+            joules = trial.metrics.get(metrics[-1])
+            price = (
+                money(per_million_tokens(joules.median, record.prices), record.prices) if joules else MISSING
+            )
+            rows.append(Row([(phase, names), *(figures(trial, metric) for metric in metrics), price]))
+    extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
+    shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
+    return [
+        Table(["", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
+        Table(
+            ["", *(f"{describe(m).title} ({describe(m).unit})" for m in shown)],
+            [Row([names, *(figures(t, m) for m in shown)]) for names, t in trials],
+        ),
+    ]
 
 
-def setting(record: SweepRecord) -> str:
-    """What was tuned, on what machine, with which sensor and how far to trust it."""
+def costs(record: SweepRecord) -> Facts:
+    """An hour and a year of each trial, and of a machine at rest, in energy and money."""
+    prices = record.prices
+    kind = f" ({record.power.kind})" if is_doubtful(record.power) else ""
+
+    def around_the_clock(watts: float) -> str:
+        kwh = kwh_per_year(watts, 24)
+        return f"{figure(watts)} W; around the clock {kwh:.0f} kWh and {money(kwh * prices.per_kwh, prices)} a year"
+
+    entries = []
+    for names, trial in compared(record):
+        if watts := trial.metrics.get("watts"):
+            yearly = kwh_per_year(watts.median, prices.hours_per_day)
+            cost = (
+                f"{money(per_hour(watts.median, prices), prices)} an hour; {yearly:.0f} kWh and "
+                f"{money(yearly * prices.per_kwh, prices)} a year at {prices.hours_per_day:g} h a day"
+            )
+            entries.append((f"{names}, generating{kind}", cost))
+    if record.idle_watts is not None:
+        entries.append((f"machine at rest{kind}", around_the_clock(record.idle_watts.median)))
+    best = recommended(record)
+    if best and (resident := best.trial.metrics.get("resident_watts")):
+        entries.append((f"{best.pick}, loaded and idle{kind}", around_the_clock(resident.median)))
+    return entries
+
+
+def ceilings(record: SweepRecord) -> tuple[Facts, list[str]]:
+    """Each trial's share of the decode speed that memory bandwidth allows; and reasons why it is not known."""
+    entries, reasons = [], []
+    for names, trial in compared(record):
+        found = ceiling(record, trial)
+        if isinstance(found, Ceiling):
+            why = "so small a model may stay in the processor's caches" if found.cached else AT_THE_LIMIT
+            note = "more than can be true" if found.cannot_be_true else why if found.share > 1 else ""
+            share = f"{found.share:.0%} of {figure(found.tokens_per_second)} tok/s"
+            entries.append((names, f"{share}: {note}" if note else share))
+        else:
+            reasons.append(found)
+    return entries, list(dict.fromkeys(reasons))
+
+
+def lost(record: SweepRecord, most: int) -> Table:
+    """The first ``most`` trials that do not count, each with its reason, settings and last log lines."""
+    rows = []
+    for t in lost_trials(record)[:most]:
+        log = " / ".join(t.log_tail[-LOG_LINES:])
+        below = own_settings(record, t) + (f" · the engine's last words: {log}" if log else "")
+        rows.append(Row([f"#{t.number}", STATES[outcome(t)], reason(t)], below=below))
+    return Table(["trial", "state", "reason"], rows, words=3)
+
+
+def setting(record: SweepRecord) -> Facts:
+    """The model, the machine, the sensor and how far to trust it."""
     m, power, w = record.machine, record.power, record.workload
     bandwidth = m.memory_bandwidth_gb_per_second
     period = power.update_period_seconds
-    rows = [
+    return [
         ("model", model_line(record)),
         ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
         ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
@@ -187,9 +221,20 @@ def setting(record: SweepRecord) -> str:
         ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
         ("sensor", power_line(power)),
         ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
-        ("what it sees", SCOPES[power.scope]),
+        ("scope", SCOPES[power.scope]),
         ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
         ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
     ]
-    return section("setting", "What was tuned, and on what", facts(rows))
+
+
+def origin(record: SweepRecord) -> Facts:
+    """Versions and files that a repeat of the sweep needs."""
+    file = record.model.files.get(record.model.base_quant)
+    return [
+        ("sweeper", record.sweeper_version or MISSING),
+        ("engine", f"{record.engine.name} {record.engine.version}"),
+        ("model file", (file.path if file else "") or MISSING),
+        ("its SHA-256", (file.sha256 if file else "") or MISSING),
+        ("measured", f"{moment(record.started_utc)} to {moment(record.updated_utc)}"),
+    ]

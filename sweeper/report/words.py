@@ -162,6 +162,14 @@ def head(metric: str, power: PowerSource) -> str:
     return f"{found.head} {power.kind}" if found.power and is_doubtful(power) else found.head
 
 
+def axis_title(metric: str, record: SweepRecord) -> str:
+    """An axis' title with its unit; watts that are not measured say so."""
+    found = describe(metric)
+    kind = f", {record.power.kind}" if found.power and is_doubtful(record.power) else ""
+    behind = f" ({found.unit}{kind})" if found.unit or kind else ""
+    return clean(found.title + behind)
+
+
 def searched(record: SweepRecord) -> tuple[str, ...]:
     """The parameters that took more than one value, in their documented order."""
     seen = [t.configuration.to_dict() for t in record.trials]

@@ -129,13 +129,18 @@ def test_dark_and_light_have_colours_of_their_own(page: Chromium, tmp_path: Path
     assert seen == ["rgb(255, 255, 255)", "rgb(20, 23, 26)"]
 
 
-def test_on_paper_the_still_drawing_stands_in(page: Chromium, tmp_path: Path) -> None:
+def test_on_paper_the_drawing_is_whole_again(page: Chromium, tmp_path: Path) -> None:
     opened(page, sweep(), tmp_path)
-    shown = "getComputedStyle(document.querySelector('{}')).display"
-    assert page.evaluate(shown.format(".still")) == "none"
+    ticks = "[...document.querySelectorAll('.front-plot .tick')].map(t => Number(t.textContent))"
+    whole = page.evaluate(ticks)
+    x, y = place_of_the_recommended(page)
+    drag(page, (x - 40, y - 40), (x + 40, y + 40))
+    assert page.evaluate(ticks) != whole
+    page.evaluate("window.dispatchEvent(new Event('beforeprint'))")
+    assert page.evaluate(ticks) == whole
     page.ask("Emulation.setEmulatedMedia", media="print")
-    assert page.evaluate(shown.format(".still")) == "block"
-    assert page.evaluate(shown.format(".front-plot")) == "none"
+    assert page.evaluate("document.querySelector('.front-plot svg').clientHeight") > 200
+    assert page.evaluate("getComputedStyle(document.querySelector('.hint')).display") == "none"
     page.ask("Emulation.setEmulatedMedia", media="")
 
 
@@ -143,7 +148,9 @@ def test_without_scripts_the_page_is_whole(page: Chromium, tmp_path: Path) -> No
     page.ask("Emulation.setScriptExecutionDisabled", value=True)
     try:
         opened(page, sweep(), tmp_path, "document.readyState === 'complete'")
-        assert page.evaluate("getComputedStyle(document.querySelector('.still')).display") == "block"
+        assert page.evaluate("document.querySelectorAll('.front-plot path.dots').length") == 2
+        assert page.evaluate("document.querySelector('.front-plot svg').clientHeight") > 200
+        assert page.evaluate("getComputedStyle(document.querySelector('.hint')).display") == "none"
     finally:
         page.ask("Emulation.setScriptExecutionDisabled", value=False)
 
@@ -167,5 +174,4 @@ def test_each_of_three_objectives_is_drawn(page: Chromium, tmp_path: Path) -> No
     opened(page, three_objectives(), tmp_path)
     assert page.evaluate("document.querySelectorAll('.front-plot svg path.front').length") >= 4
     assert page.evaluate("getComputedStyle(document.querySelector('.hint')).display") == "inline"
-    assert page.evaluate("[...document.querySelectorAll('.still')].every(e => e.offsetHeight === 0)")
     assert page.complaints() == []

@@ -1,0 +1,139 @@
+"""Charts as numbers for the template: percentages of the drawing, so that a chart fits every width."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any
+
+from sweeper.records import SweepRecord
+from sweeper.report.influence import Influence
+from sweeper.report.words import axis_title, value
+
+LOG_FROM_RATIO = 16  # a parameter that spans more than this, in few values, was stepped by factors
+VISIBLE_SHARE = 0.05  # the page folds away a parameter with smaller shares
+
+Point = Sequence[float]  # a value across and a value up
+
+
+@dataclass(frozen=True, slots=True)
+class Axis:
+    """A linear or logarithmic axis from ``low`` to ``high``, in the data's unit."""
+
+    low: float
+    high: float
+    log: bool = False
+
+    def at(self, value: float) -> float:
+        """The place of ``value``, in percent of the axis."""
+        low, high, here = (math.log(v) if self.log else v for v in (self.low, self.high, value))
+        return 100 * (here - low) / (high - low)
+
+    def ticks(self, most: int) -> list[tuple[float, str]]:
+        """Round values, about ``most``, each as its place in percent and its label."""
+        if self.log:
+            first = math.ceil(math.log2(self.low) - 1e-9)
+            last = math.floor(math.log2(self.high) + 1e-9)
+            found = [2.0**k for k in range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))]
+        else:
+            raw = (self.high - self.low) / most
+            unit = 10 ** math.floor(math.log10(raw))
+            step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * 0.999)
+            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+            found = [round(k * step, 12) for k in range(first, last + 1)]
+        return [(self.at(tick), f"{tick:.6g}" if abs(tick) < 1e5 else f"{tick:.3g}") for tick in found]
+
+
+def fit(values: Iterable[float], margin: float = 0.06, *, log: bool = False) -> Axis:
+    """An axis over all ``values`` with a margin at both ends. Raises ValueError where there is no value."""
+    found = list(values)
+    low, high = min(found), max(found)
+    if log:
+        factor = (high / low) ** margin if high > low else 1.5
+        return Axis(low / factor, high * factor, log=True)
+    air = (high - low) * margin or abs(low) * 0.1 or 1.0
+    return Axis(low - air, high + air)
+
+
+@dataclass(frozen=True, slots=True)
+class Chart:
+    """Two axes; the methods give a path's data in percent of the drawing."""
+
+    across: Axis
+    up: Axis
+
+    def spot(self, point: Point) -> str:
+        """``12.50 80.00``: from the left, from the top."""
+        return f"{self.across.at(point[0]):.2f} {100 - self.up.at(point[1]):.2f}"
+
+    def dots(self, points: Iterable[Point]) -> str:
+        """Strokes of almost no length with round ends: a tenth of the bytes of as many circles."""
+        return "".join(f"M{self.spot(point)}h.01" for point in points)
+
+    def line(self, points: Iterable[Point]) -> str:
+        """A line through ``points``."""
+        return "M" + "L".join(map(self.spot, points))
+
+    def stairs(self, points: Sequence[Point], *, late: bool) -> str:
+        """A staircase from left to right: first across where ``late``, else first up."""
+        corners = list(points[:1])
+        for (x0, y0, *_), (x1, y1, *_) in pairwise(points):
+            corners += [(x1, y0) if late else (x0, y1), (x1, y1)]
+        return self.line(corners)
+
+    def bars(self, points: Iterable[Point], intervals: Iterable[Sequence[Point | None]]) -> str:
+        """The intervals across and up of each point; nothing for an interval that is not known."""
+        data = ""
+        for (x, y, *_), (across, up) in zip(points, intervals, strict=True):
+            data += self.line([(end, y) for end in across]) if across else ""
+            data += self.line([(x, end) for end in up]) if up else ""
+        return data
+
+
+def hypervolume(record: SweepRecord) -> tuple[Chart, str] | None:
+    """A chart of the hypervolume over the trials and the line in it; None where the front never grew."""
+    volumes = record.hypervolume
+    if len(volumes) < 2 or max(volumes) <= 0:
+        return None
+    chart = Chart(fit([1, len(volumes)], margin=0.02), fit([0, *volumes]))
+    return chart, chart.line(list(enumerate(volumes, 1)))
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """One parameter against one metric. ``names`` label the places of values that are no numbers."""
+
+    chart: Chart
+    dots: str
+    names: tuple[tuple[float, str], ...]
+    title: str
+    caption: str
+
+
+def parameter_slice(record: SweepRecord, one: Influence) -> Slice:
+    """Every trial as a dot, at its value of the parameter."""
+    values = {item for item, _ in one.points}
+    up = fit(figure for _, figure in one.points)
+    names: list[Any] = []
+    if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in values):
+        across = fit(values, log=min(values) > 0 and max(values) / min(values) >= LOG_FROM_RATIO)
+        points = list(one.points)
+    else:
+        names = sorted(values, key=lambda item: (item is None, str(item)))
+        across = Axis(-0.5, len(names) - 0.5)
+        # The trial's order shifts its dot a little to the side, so that equal figures do not hide each other.
+        points = [
+            (names.index(item) + ((index * 7) % 11 - 5) / 40, figure)
+            for index, (item, figure) in enumerate(one.points)
+        ]
+    chart = Chart(across, up)
+    effect = f"{one.share:.0%} of the spread, ×{one.ratio:.2g} between the best and the worst values"
+    return Slice(
+        chart,
+        chart.dots(points),
+        tuple((across.at(index), value(item)[:12]) for index, item in enumerate(names)),
+        f"{one.metric} for each value of {one.parameter}",
+        f"{axis_title(one.metric, record)}: {effect if one.share >= VISIBLE_SHARE else 'no visible effect'}",
+    )
