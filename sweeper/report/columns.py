@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rich.cells import cell_len, chop_cells
+from rich.cells import cell_len
+from rich.console import Console
 from rich.text import Text
 
 SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
@@ -45,8 +46,29 @@ def total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
 
 
-def row(columns: Sequence[Column], cells: Sequence[str], style: str = "") -> Text:
-    """One line of the table."""
+def table(
+    columns: Sequence[Column], width: int, styles: Sequence[str], below: Sequence[list[Text]]
+) -> list[Text]:
+    """A line for each row, in its style, and the lines that stand below it.
+
+    Where not even the medians fit side by side, each row becomes a few lines under its first cell.
+    """
+    kept = fitting(columns, width)
+    is_wide = total(kept) <= width
+    lines = [_row(kept, [column.head for column in kept], "bold")] if is_wide else []
+    for index, (style, after) in enumerate(zip(styles, below, strict=True)):
+        if is_wide:
+            lines.append(_row(kept, [column.cells[index] for column in kept], style))
+        else:
+            lines += wrapped(columns[0].cells[index], width, style or "bold")
+            for column in columns[1:]:
+                if column.head:
+                    lines += wrapped(f"{column.head}: {column.cells[index]}", width, indent="  ")
+        lines += after
+    return lines
+
+
+def _row(columns: Sequence[Column], cells: Sequence[str], style: str) -> Text:
     padded = []
     for column, cell in zip(columns, cells, strict=True):
         space = " " * (column.width - cell_len(cell))
@@ -57,26 +79,24 @@ def row(columns: Sequence[Column], cells: Sequence[str], style: str = "") -> Tex
 def wrapped(
     text: str, width: int, style: str = "", indent: str = "", hanging: str | None = None
 ) -> list[Text]:
-    """``text`` in lines of at most ``width`` terminal cells; lines after the first begin with ``hanging``.
-
-    Unlike textwrap it counts cells, so that names in Chinese or Japanese fit as well.
-    """
+    """``text`` in lines of at most ``width`` terminal cells; lines after the first begin with ``hanging``."""
     later = indent if hanging is None else hanging
-    lines, line = [], indent
-    for word in text.split():
-        for piece in _pieces(word, width - max(len(indent), len(later))):
-            together = line + piece if line in (indent, later) else f"{line} {piece}"
-            if cell_len(together) <= width:
-                line = together
-            else:
-                lines.append(line)
-                line = later + piece
-    return [Text(one, style=style) for one in [*lines, line]]
+    lines = Text(" ".join(text.split())).wrap(Console(), width - max(len(indent), len(later)))
+    return [
+        Text((later if place else indent) + line.plain.rstrip(), style=style)
+        for place, line in enumerate(lines)
+    ]
 
 
-def _pieces(word: str, width: int) -> list[str]:
-    """A word that is wider than a line, cut into pieces that are not."""
-    return [word] if cell_len(word) <= width else chop_cells(word, width)
+def as_text(lines: Sequence[Text]) -> str:
+    """The lines without their styles, ending in a newline."""
+    return "\n".join(line.plain.rstrip() for line in lines) + "\n"
+
+
+def show(lines: Sequence[Text], console: Console) -> None:
+    """Write the lines to a console, in its colours and the signs it knows."""
+    for line in lines:
+        console.print(writable(line, console.encoding), soft_wrap=True, highlight=False)
 
 
 def writable(line: Text, encoding: str) -> Text:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Sequence
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from sweeper.errors import UsageError
 from sweeper.records import SCHEMA, to_plain
-from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
+from sweeper.report.columns import Column, as_text, show, table, wrapped
 from sweeper.report.compare import Comparison, Group, Row
 from sweeper.report.formats import FORMATS, cell, reading_cells
 from sweeper.report.markdown import escape, markdown_table
@@ -31,8 +30,7 @@ def render_comparison(comparison: Comparison, form: str, width: int = WIDTH) -> 
         UsageError: there is no such form.
     """
     if form == "table":
-        lines = _lines(comparison, max(width, NARROWEST))
-        return "\n".join(line.plain.rstrip() for line in lines) + "\n"
+        return as_text(_lines(comparison, max(width, NARROWEST)))
     if form == "markdown":
         return _markdown(comparison)
     if form == "json":
@@ -45,8 +43,7 @@ def render_comparison(comparison: Comparison, form: str, width: int = WIDTH) -> 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Write the table to a console, in its width, its colours and the signs it knows."""
-    for line in _lines(comparison, max(console.width, NARROWEST)):
-        console.print(writable(line, console.encoding), soft_wrap=True, highlight=False)
+    show(_lines(comparison, max(console.width, NARROWEST)), console)
 
 
 def _heads(group: Group) -> list[str]:
@@ -89,7 +86,6 @@ def _lines(comparison: Comparison, width: int) -> list[Text]:
 def _table(comparison: Comparison, group: Group, width: int) -> list[Text]:
     entries = [comparison.rows[index] for index in group.rows]
     cells = [_cells(comparison, entry) for entry in entries]
-    heads = _heads(group)
     models_tell = len({line[0] for line in cells}) == len(cells)  # else the sweeps' names tell rows apart
     columns = [
         Column(
@@ -98,26 +94,10 @@ def _table(comparison: Comparison, group: Group, width: int) -> list[Text]:
             0 if place == _SWEEP and not models_tell else _GIVES_WAY[place],
             right=place >= _WORDS,
         )
-        for place, head in enumerate(heads)
+        for place, head in enumerate(_heads(group))
     ]
-    kept = fitting(columns, width)
-    if total(kept) > width:
-        return _stacked(heads, cells, width)
-    lines = [row(kept, [column.head for column in kept], "bold")]
-    for index, entry in enumerate(entries):
-        lines.append(row(kept, [column.cells[index] for column in kept]))
-        if entry.reason:
-            lines += wrapped(clean(entry.reason), width, "yellow", indent="  ")
-    return lines
-
-
-def _stacked(heads: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[Text]:
-    lines: list[Text] = []
-    for entry in cells:
-        lines += wrapped(entry[0], width, "bold")
-        for head, item in list(zip(heads, entry, strict=True))[1:]:
-            lines += wrapped(f"{head}: {item}", width, indent="  ")
-    return lines
+    reasons = [wrapped(clean(e.reason), width, "yellow", indent="  ") if e.reason else [] for e in entries]
+    return table(columns, width, [""] * len(entries), reasons)
 
 
 def _cut(name: str) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Protocol, Self
+from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
@@ -25,16 +25,6 @@ from sweeper.report.words import STATES, clean, figure, is_doubtful, settings, s
 Clock = Callable[[], float]
 
 
-class Display(Progress, Protocol):
-    """A progress display that is entered around the sweep."""
-
-    def __enter__(self) -> Self: ...
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None: ...
-
-
 def open_progress(
     console: Console,
     objectives: Sequence[Objective],
@@ -42,7 +32,7 @@ def open_progress(
     plan: Plan | None = None,
     baseline: Configuration | None = None,
     clock: Clock = time.monotonic,
-) -> Display:
+) -> PlainProgress:
     """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain.
 
     Enter it right before the search: its time runs from here. ``baseline`` is what trials are told apart
@@ -155,8 +145,11 @@ class Story:
         return f"W {self.power.kind}" if is_doubtful(self.power) else "W"
 
 
-class PlainProgress:
-    """One line for each trial that ended, and for each note: for pipes, logs and dumb terminals."""
+class PlainProgress(Progress):
+    """One line for each trial that ended, and for each note: for pipes, logs and dumb terminals.
+
+    Enter it around the sweep.
+    """
 
     def __init__(self, console: Console, story: Story) -> None:
         self._console = console
@@ -171,45 +164,57 @@ class PlainProgress:
         pass
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
-        """Nothing to say before it ended."""
+        """Only a live display shows a trial before it ended."""
         self._story.trial_started(number, total, configuration)
+        self._show()
 
     def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
-        """Phases pass in silence: a log is read afterwards."""
+        """Only a live display shows phases: a log is read afterwards."""
+        self._story.phase(name, speed, watts)
+        self._show()
 
     def trial_finished(self, trial: TrialRecord) -> None:
-        """The trial's line, with the time left."""
+        """The trial's line."""
         self._story.trial_finished(trial)
-        self._print(f"{self._story.line(trial)}  ({in_words(self._story.seconds_left())})")
+        self._print_trial(trial)
+        self._show()
 
     def note(self, text: str) -> None:
         """The note."""
-        self._print(clean(text))
+        self._print(clean(text), "yellow", whole=True)
 
     def finalists(self, measurements: int) -> None:
         """That the search is over."""
         self._story.finalists(measurements)
-        self._print(_finalists_line(measurements))
+        self._print(f"the search is over; {measurements} measurements of the finalists follow", "bold")
+        self._show()
 
     def undecided(self, measurements: int) -> None:
         """That some are measured once more."""
         self._story.finalists(measurements)
-        self._print(_undecided_line(measurements))
+        self._print(f"the top finalists are within noise; {measurements} more measurements follow", "bold")
+        self._show()
 
     def finished(self, record: SweepRecord) -> None:
-        """Why it ended."""
-        self._print(_end_line(record))
+        """Why the sweep ended."""
+        because = f": {clean(record.stopped_because)}" if record.stopped_because else ""
+        self._print(f"sweep {clean(record.sweep)} {record.state}{because}", "bold")
 
-    def _print(self, line: str) -> None:
+    def _print_trial(self, trial: TrialRecord) -> None:
+        self._print(f"{self._story.line(trial)}  ({in_words(self._story.seconds_left())})")
+
+    def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
         self._console.print(writable(Text(line), self._console.encoding), soft_wrap=True, highlight=False)
 
+    def _show(self) -> None:
+        pass
 
-class LiveProgress:
+
+class LiveProgress(PlainProgress):
     """Two lines that change in place, below the lines of the trials that ended."""
 
     def __init__(self, console: Console, story: Story) -> None:
-        self._console = console
-        self._story = story
+        super().__init__(console, story)
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def __enter__(self) -> Self:
@@ -221,52 +226,22 @@ class LiveProgress:
     ) -> None:
         self._live.stop()
 
-    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
-        """Show which trial runs."""
-        self._story.trial_started(number, total, configuration)
-        self._show()
-
-    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
-        """Show the phase with its latest figures."""
-        self._story.phase(name, speed, watts)
-        self._show()
-
-    def trial_finished(self, trial: TrialRecord) -> None:
-        """Keep the trial's line above the live ones."""
-        self._story.trial_finished(trial)
-        # Why a trial does not count is read to its end; the settings of one that does stand in the report.
-        style = "" if trial.feasible else "yellow"
-        self._print(self._story.line(trial), style, whole=not trial.feasible)
-        self._show()
-
-    def note(self, text: str) -> None:
-        """Keep the note above the live lines."""
-        self._print(clean(text), "yellow", whole=True)
-
-    def finalists(self, measurements: int) -> None:
-        """Say that the search is over."""
-        self._story.finalists(measurements)
-        self._print(_finalists_line(measurements), "bold")
-        self._show()
-
-    def undecided(self, measurements: int) -> None:
-        """Say that some are measured once more."""
-        self._story.finalists(measurements)
-        self._print(_undecided_line(measurements), "bold")
-        self._show()
-
     def finished(self, record: SweepRecord) -> None:
-        """Take the live lines away; say why it ended."""
+        """Take the live lines away; say why the sweep ended."""
         self._live.update(Text(), refresh=True)
-        self._print(_end_line(record), "bold")
+        super().finished(record)
 
-    def _show(self) -> None:
-        lines = [Text(self._story.now(), style="bold"), Text(self._story.outlook(), style="dim")]
-        self._live.update(Group(*(self._fitted(line) for line in lines)), refresh=True)
+    def _print_trial(self, trial: TrialRecord) -> None:
+        # Why a trial does not count is read to its end; the settings of one that does stand in the report.
+        self._print(self._story.line(trial), "" if trial.feasible else "yellow", whole=not trial.feasible)
 
     def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
         text = Text(line, style=style)
         self._console.print(writable(text, self._console.encoding) if whole else self._fitted(text))
+
+    def _show(self) -> None:
+        lines = [Text(self._story.now(), style="bold"), Text(self._story.outlook(), style="dim")]
+        self._live.update(Group(*(self._fitted(line) for line in lines)), refresh=True)
 
     def _fitted(self, line: Text) -> Text:
         """One row of the terminal: a line that wraps would leave its rest behind when it changes."""
@@ -275,16 +250,3 @@ class LiveProgress:
         fitted.truncate(self._console.width, overflow="ellipsis" if sign else "crop")
         fitted.no_wrap = True
         return fitted
-
-
-def _finalists_line(measurements: int) -> str:
-    return f"search over: the best are measured again, {measurements} measurements"
-
-
-def _undecided_line(measurements: int) -> str:
-    return f"noise hides which to recommend: {measurements} more measurements where it matters"
-
-
-def _end_line(record: SweepRecord) -> str:
-    because = f": {clean(record.stopped_because)}" if record.stopped_because else ""
-    return f"sweep {clean(record.sweep)} {record.state}{because}"

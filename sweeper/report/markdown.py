@@ -6,14 +6,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from sweeper.metrics import describe
-from sweeper.records import SweepRecord, TrialRecord
+from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures
-from sweeper.report.picks import marks, meaning, next_commands, picks, recommended
+from sweeper.report.front_rows import front_rows
+from sweeper.report.picks import meaning, next_commands, picks, recommended
 from sweeper.report.words import (
     SCOPES,
     TRUST,
-    baseline_of,
-    change,
     clean,
     disturbed,
     figures,
@@ -105,32 +104,20 @@ def _command_first(record: SweepRecord) -> str:
 
 
 def _front(record: SweepRecord) -> str:
-    base = baseline_of(record)
-    rows = [t for t in (base, *record.on_front()) if t is not None and t.metrics]
+    rows = front_rows(record)
     if not rows:
         return ""
-    named = marks(record)
     metrics = [objective.metric for objective in record.objectives]
     extra = [m for m in ("joules_per_token", "prompt_tokens_per_second") if m not in metrics]
-    metrics += [m for m in extra if any(m in t.metrics for t in rows)]
+    metrics += [m for m in extra if any(m in row.trial.metrics for row in rows)]
     body = [
-        [
-            f"#{t.number}",
-            ", ".join(named.get(t.number, ())) or ("baseline" if index == 0 and t is base else ""),
-            *(_figure(t, base, metric) for metric in metrics),
-            code(own_settings(record, t)).replace("|", "\\|"),
-        ]
-        for index, t in enumerate(rows)
-        if index == 0 or t is not base
+        [f"#{row.trial.number}", ", ".join(row.names)]
+        + [figures(row.trial, m) + (f" ({against})" if (against := row.change(m)) else "") for m in metrics]
+        + [row.settings if row.is_baseline else code(row.settings).replace("|", "\\|")]
+        for row in rows
     ]
     heads = ["trial", "pick", *(head(metric, record.power) for metric in metrics), "settings"]
     return markdown_table(heads, body, left=(0, 1, len(heads) - 1))
-
-
-def _figure(trial: TrialRecord, base: TrialRecord | None, metric: str) -> str:
-    reading = trial.metrics.get(metric)
-    against = "" if base is None or trial is base else change(reading, base.metrics.get(metric))
-    return figures(trial, metric) + (f" ({against})" if against else "")
 
 
 def _picks(record: SweepRecord) -> str:
@@ -172,7 +159,7 @@ def _price(record: SweepRecord) -> str:
 
 def _caveats(record: SweepRecord) -> str:
     lines = [*advice_lines(record), *record.notes]
-    return "## Read this with it\n\n" + "\n".join(f"- {escape(line)}" for line in lines) if lines else ""
+    return "## Caveats\n\n" + "\n".join(f"- {escape(line)}" for line in lines) if lines else ""
 
 
 def _lost(record: SweepRecord) -> str:
@@ -181,28 +168,23 @@ def _lost(record: SweepRecord) -> str:
 
 
 def _setting(record: SweepRecord) -> str:
+    machine = record.machine
+    objectives = ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)
     rows = [
-        [
-            "machine",
-            escape(
-                f"{record.machine.cpu}, {record.machine.physical_cores} cores, kernel {record.machine.kernel}"
-            ),
-        ],
-        *(["GPU", escape(f"{gpu.name}, driver {gpu.driver}")] for gpu in record.machine.gpus),
-        ["fingerprint", code(record.machine.fingerprint)],
-        ["model", escape(model_line(record))],
-        ["engine", escape(f"{record.engine.name} {record.engine.version}")],
-        ["watts", escape(power_line(record.power))],
-        ["trust", escape(TRUST[record.power.kind])],
-        ["scope", escape(SCOPES[record.power.scope])],
-        [
-            "objectives",
-            escape(", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
-        ],
-        ["trials", escape(tally(record))],
-        ["sweep", escape(f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}")],
+        ("machine", f"{machine.cpu}, {machine.physical_cores} cores, kernel {machine.kernel}"),
+        *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in machine.gpus),
+        ("fingerprint", machine.fingerprint),
+        ("model", model_line(record)),
+        ("engine", f"{record.engine.name} {record.engine.version}"),
+        ("watts", power_line(record.power)),
+        ("trust", TRUST[record.power.kind]),
+        ("scope", SCOPES[record.power.scope]),
+        ("objectives", objectives),
+        ("trials", tally(record)),
+        ("sweep", f"{record.sweep}, {record.updated_utc}, sweeper {record.sweeper_version}"),
     ]
-    return "## How it was measured\n\n" + markdown_table(["", ""], rows, left=(0, 1))
+    table = markdown_table(["", ""], [(name, escape(item)) for name, item in rows], left=(0, 1))
+    return f"## How it was measured\n\n{table}"
 
 
 def markdown_table(heads: Sequence[str], rows: Iterable[Sequence[str]], left: Sequence[int]) -> str:

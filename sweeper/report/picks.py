@@ -68,12 +68,17 @@ def is_recommended(record: SweepRecord, trial: TrialRecord) -> bool:
     return best is not None and best.trial.number == trial.number
 
 
+def picks_by_trial(record: SweepRecord) -> list[list[Picked]]:
+    """The picks in their order, in one list for each trial that they chose."""
+    found: dict[int, list[Picked]] = {}
+    for picked in picks(record):
+        found.setdefault(picked.trial.number, []).append(picked)
+    return list(found.values())
+
+
 def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:
     """For each trial that was picked, the names of its picks."""
-    found: dict[int, tuple[str, ...]] = {}
-    for picked in picks(record):
-        found[picked.trial.number] = (*found.get(picked.trial.number, ()), picked.pick)
-    return found
+    return {found[0].trial.number: tuple(picked.pick for picked in found) for found in picks_by_trial(record)}
 
 
 def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import lost_trials, reason
-from sweeper.report.picks import Picked, is_recommended, marks, picks, recommended
+from sweeper.report.front_rows import front_rows
+from sweeper.report.picks import marks, recommended
 from sweeper.report.words import (
     MISSING,
     SCOPES,
@@ -86,37 +87,19 @@ def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str
 
 def front_table(record: SweepRecord) -> Table | None:
     """The baseline and the front, with changes from the baseline and each trial's settings."""
-    base = baseline_of(record)
-    trials = list(record.on_front())
-    if base is not None and base.metrics and base.number not in record.front:
-        trials.insert(0, base)
-    if not trials:
+    found = front_rows(record)
+    if not found:
         return None
-    named = marks(record)
     extra = ("joules_per_token", "prompt_tokens_per_second", "kl_divergence")
     wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
-    metrics = [m for m in wanted if any(m in t.metrics for t in trials)]
+    metrics = [m for m in wanted if any(m in row.trial.metrics for row in found)]
     rows = []
-    for t in trials:
-        is_base = base is not None and t.number == base.number
-        names = ", ".join([*(["baseline"] if is_base else []), *named.get(t.number, ())])
-        cells: list[Cell] = [f"#{t.number} {names}".strip()]
-        for metric in metrics:
-            against = (
-                "" if base is None or is_base else change(t.metrics.get(metric), base.metrics.get(metric))
-            )
-            cells.append((figures(t, metric), "" if describe(metric).exact else against))
-        kind = "pick" if is_recommended(record, t) else "baseline" if is_base else ""
-        rows.append(Row(cells, kind, "the engine's default" if is_base else own_settings(record, t)))
+    for row in found:
+        cells: list[Cell] = [f"#{row.trial.number} {', '.join(row.names)}".strip()]
+        cells += [(figures(row.trial, m), "" if describe(m).exact else row.change(m)) for m in metrics]
+        kind = "pick" if row.recommended else "baseline" if row.is_baseline else ""
+        rows.append(Row(cells, kind, row.settings))
     return Table(["trial", *(head(m, record.power) for m in metrics)], rows)
-
-
-def picked(record: SweepRecord) -> list[list[Picked]]:
-    """The picks, in one list for each trial that they chose."""
-    found: dict[int, list[Picked]] = {}
-    for one in picks(record):
-        found.setdefault(one.trial.number, []).append(one)
-    return list(found.values())
 
 
 def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:

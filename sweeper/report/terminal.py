@@ -8,13 +8,12 @@ from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
-from sweeper.records import SweepRecord, TrialRecord
+from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures
-from sweeper.report.columns import Column, fitting, row, total, wrapped, writable
-from sweeper.report.picks import is_recommended, marks, next_commands, picks
+from sweeper.report.columns import Column, as_text, show, table, wrapped
+from sweeper.report.front_rows import FrontRow, front_rows
+from sweeper.report.picks import next_commands, picks_by_trial
 from sweeper.report.words import (
-    baseline_of,
-    change,
     clean,
     disturbed,
     figure,
@@ -22,7 +21,6 @@ from sweeper.report.words import (
     head,
     is_doubtful,
     machine_name,
-    own_settings,
     power_line,
     tally,
 )
@@ -33,13 +31,12 @@ NARROWEST = 24  # below this lines run over: no table is readable there
 
 def front_table(record: SweepRecord, width: int = WIDTH) -> str:
     """The front, the baseline, the caveats and the next commands as plain text, at most ``width`` wide."""
-    return "\n".join(line.plain.rstrip() for line in _lines(record, max(width, NARROWEST))) + "\n"
+    return as_text(_lines(record, max(width, NARROWEST)))
 
 
 def show_front(record: SweepRecord, console: Console) -> None:
     """Write the same to a console, in its width, its colours and the signs it knows."""
-    for line in _lines(record, max(console.width, NARROWEST)):
-        console.print(writable(line, console.encoding), soft_wrap=True, highlight=False)
+    show(_lines(record, max(console.width, NARROWEST)), console)
 
 
 def _lines(record: SweepRecord, width: int) -> list[Text]:
@@ -70,82 +67,31 @@ def _heading(record: SweepRecord, width: int) -> list[Text]:
     return lines
 
 
-def _rows(record: SweepRecord) -> list[TrialRecord]:
-    """The baseline first, then the front."""
-    rows = list(record.on_front())
-    if record.baseline is not None and record.baseline not in record.front:
-        baseline = record.trial(record.baseline)
-        return [baseline, *rows] if baseline.metrics else rows
-    return rows
-
-
 def _table(record: SweepRecord, width: int) -> list[Text]:
-    rows = _rows(record)
+    rows = front_rows(record)
     if not rows:
         return []
-    columns = fitting(_columns(record, rows), width)
-    if total(columns) > width:
-        return _cards(record, rows, width)
-    named = marks(record)
-    base = baseline_of(record)
-    lines = [row(columns, [column.head for column in columns], "bold")]
-    for index, trial in enumerate(rows):
-        is_pick = is_recommended(record, trial)
-        lines.append(row(columns, [c.cells[index] for c in columns], "bold green" if is_pick else ""))
-        lines += wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
-    return lines
+    styles = ["bold green" if row.recommended else "" for row in rows]
+    below = [wrapped(" · ".join([*row.names, row.settings]), width, "dim", indent="    ") for row in rows]
+    return table(_columns(record, rows), width, styles, below)
 
 
-def _about(
-    record: SweepRecord, trial: TrialRecord, base: TrialRecord | None, named: dict[int, tuple[str, ...]]
-) -> str:
-    if base is not None and trial.number == base.number:
-        who = ("baseline", *named.get(trial.number, ()))
-        return " · ".join([*who, "the engine's default"])
-    own = own_settings(record, trial)
-    return " · ".join([*named.get(trial.number, ()), own])
-
-
-def _columns(record: SweepRecord, rows: Sequence[TrialRecord]) -> list[Column]:
-    base = baseline_of(record)
-    star = tuple("★" if is_recommended(record, t) else " " for t in rows)
-    columns = [
-        Column("", star, 0, right=False),
-        Column("trial", tuple(f"#{t.number}" for t in rows), 0),
-    ]
+def _columns(record: SweepRecord, rows: Sequence[FrontRow]) -> list[Column]:
+    numbers = tuple(f"{'★' if row.recommended else ' '} #{row.trial.number}" for row in rows)
+    columns = [Column("  trial", numbers, right=False)]
     for place, objective in enumerate(record.objectives):
         name = objective.metric
-        columns.append(Column(head(name, record.power), tuple(figures(t, name) for t in rows), 0))
-        if base is not None:
-            changes = tuple(
-                "" if t.number == base.number else change(t.metrics.get(name), base.metrics.get(name))
-                for t in rows
-            )
-            if any(changes):
-                columns.append(Column("", changes, 2 + (place > 1)))
+        columns.append(Column(head(name, record.power), tuple(figures(row.trial, name) for row in rows)))
+        changes = tuple(row.change(name) for row in rows)
+        if any(changes):
+            columns.append(Column("", changes, 2 + (place > 1)))
     shown = {objective.metric for objective in record.objectives}
     for name, gives_way in (("joules_per_token", 3), ("prompt_tokens_per_second", 4)):
-        if name not in shown and any(name in t.metrics for t in rows):
-            cells = tuple(figure(r.median) if (r := t.metrics.get(name)) else figure(None) for t in rows)
+        readings = [row.trial.metrics.get(name) for row in rows]
+        if name not in shown and any(readings):
+            cells = tuple(figure(reading.median if reading else None) for reading in readings)
             columns.append(Column(head(name, record.power), cells, gives_way))
     return columns
-
-
-def _cards(record: SweepRecord, rows: Sequence[TrialRecord], width: int) -> list[Text]:
-    """The same where not even the medians fit side by side: a few lines for each trial."""
-    named = marks(record)
-    base = baseline_of(record)
-    lines = []
-    for trial in rows:
-        is_pick = is_recommended(record, trial)
-        style = "bold green" if is_pick else "bold"
-        lines += wrapped(f"{'★ ' if is_pick else ''}#{trial.number}", width, style)
-        for objective in record.objectives:
-            name = objective.metric
-            text = f"{head(name, record.power)}: {figures(trial, name)}"
-            lines += wrapped(text, width, "", indent="  ")
-        lines += wrapped(_about(record, trial, base, named), width, "dim", indent="    ")
-    return lines
 
 
 def _why_empty(record: SweepRecord, width: int) -> list[Text]:
@@ -158,15 +104,13 @@ def _why_empty(record: SweepRecord, width: int) -> list[Text]:
 def _picks(record: SweepRecord, width: int) -> list[Text]:
     """One line for each trial that was picked, under all its names."""
     lines = wrapped(disturbed(record), width, "bold yellow") if disturbed(record) else []
-    named = marks(record)
-    for picked in picks(record):
-        names = named.pop(picked.trial.number, None)
-        if names is None:
-            continue
-        star = "★ " if picked.recommended else ""
-        words = f"{star}{' = '.join(names)} (#{picked.trial.number}): {clean(picked.words)}"
-        style, indent = ("bold green", "") if picked.recommended else ("", "  ")
-        lines += wrapped(words, width, style, indent, hanging="    ")
+    for found in picks_by_trial(record):
+        names, first = " = ".join(picked.pick for picked in found), found[0]
+        words = f"{names} (#{first.trial.number}): {clean(first.words)}"
+        if first.recommended:
+            lines += wrapped(f"★ {words}", width, "bold green", hanging="    ")
+        else:
+            lines += wrapped(words, width, indent="  ", hanging="    ")
     return [*lines, Text()] if lines else []
 
 

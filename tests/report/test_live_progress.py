@@ -7,7 +7,7 @@ from made_sweeps import sweep
 from rich.console import Console
 
 from sweeper.records import Objective, SweepRecord
-from sweeper.report.live import Display, LiveProgress, PlainProgress, open_progress
+from sweeper.report.live import LiveProgress, PlainProgress, open_progress
 from sweeper.report.progress import Plan, Progress, Silent
 
 
@@ -21,7 +21,7 @@ class Clock:
         return self.now
 
 
-def play(record: SweepRecord, display: Display, clock: Clock, trials: int = 9) -> None:
+def play(record: SweepRecord, display: PlainProgress, clock: Clock, trials: int = 9) -> None:
     with display as progress:
         for number, trial in enumerate(record.trials[:trials], 1):
             progress.trial_started(number, trials, trial.configuration)
@@ -149,7 +149,7 @@ def test_the_terminal_is_given_back_when_the_sweep_breaks() -> None:
     assert 0 <= hidden < given_back
 
 
-def interrupted(display: Display, record: SweepRecord) -> None:
+def interrupted(display: PlainProgress, record: SweepRecord) -> None:
     with display as progress:
         progress.trial_started(1, 9, record.trials[0].configuration)
         raise KeyboardInterrupt
