@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from sweeper.errors import UsageError
@@ -20,7 +20,7 @@ UNRANKED = (
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """Another card or machine, with figures that the user gives or that :func:`card_from` takes from a sweep.
+    """Another card or machine, with figures that the user gives.
 
     ``watts`` are of ``scope``; ``idle_watts_more`` is what the machine draws more at rest with it.
     """
@@ -89,30 +89,15 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     groups = tuple(_group(records, rows, number) for number in range(len(order)))
     sentences = [*_between_models(records, rows, groups)]
     if card is not None:
-        _check(card)
+        for name in ("price", "tokens_per_second", "watts"):
+            if not getattr(card, name) > 0:
+                raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
         sentences += [
             card_in_words(record, row, card, prices) for record, row in zip(records, rows, strict=True)
         ]
     if len(groups) > 1:
         sentences.append(UNRANKED)
     return Comparison(rows, groups, _differences(records), tuple(sentences), prices)
-
-
-def card_from(record: SweepRecord, price: float) -> Card:
-    """A card's figures as a sweep on it recommends them. Raises UsageError where it recommends nothing."""
-    best = recommended(record)
-    if best is None or not {"watts", "tokens_per_second"} <= best.trial.metrics.keys():
-        raise UsageError(
-            f"sweep {record.sweep!r} recommends nothing with speed and watts: it is no card's figure"
-        )
-    return Card(
-        name=machine_name(record),
-        price=price,
-        tokens_per_second=best.trial.metrics["tokens_per_second"].median,
-        watts=best.trial.metrics["watts"].median,
-        scope=record.power.scope,
-        kind=record.power.kind,
-    )
 
 
 def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> str:
@@ -132,10 +117,13 @@ def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> 
     speed, watts = row.tokens_per_second.median, row.watts.median
     tokens = speed * prices.hours_per_day * 3600 * DAYS_PER_YEAR
     saved_kwh = tokens * (watts / speed - card.watts / card.tokens_per_second) / JOULES_PER_KWH
-    saved_kwh -= card.idle_watts_more * _idle_hours(speed, card, prices) / 1000
+    # The card waits in all hours of a year but those that it needs for the same tokens.
+    busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
+    saved_kwh -= card.idle_watts_more * (24.0 - busy) * DAYS_PER_YEAR / 1000
     saved = saved_kwh * prices.per_kwh
     times = f"×{card.tokens_per_second / speed:.2g} the speed"
-    kinds = _kinds(record.power.kind, card.kind)
+    doubtful = [kind for kind in dict.fromkeys((record.power.kind, card.kind)) if kind != "measured"]
+    kinds = f" ({' and '.join(doubtful)})" if doubtful else ""
     if saved <= 0:
         verdict = f"never pays in energy: {money(-saved, prices)} a year more"
     else:
@@ -145,23 +133,6 @@ def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> 
         f"({abs(saved_kwh):.0f} kWh) at {prices.hours_per_day:g} h a day and {prices.per_kwh:g} "
         f"{clean(prices.currency)} per kWh{kinds}."
     )
-
-
-def _idle_hours(speed: float, card: Card, prices: Prices) -> float:
-    """Hours of a year in which the card waits: all but those it needs for the same tokens."""
-    busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
-    return (24.0 - busy) * DAYS_PER_YEAR
-
-
-def _kinds(*kinds: Kind) -> str:
-    doubtful = [kind for kind in dict.fromkeys(kinds) if kind != "measured"]
-    return f" ({' and '.join(doubtful)})" if doubtful else ""
-
-
-def _check(card: Card) -> None:
-    for name in ("price", "tokens_per_second", "watts"):
-        if not getattr(card, name) > 0:
-            raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
 
 
 def _workload(record: SweepRecord) -> str:
@@ -178,33 +149,31 @@ def _comparable(record: SweepRecord) -> tuple[str, ...]:
 
 
 def _row(record: SweepRecord, group: int, prices: Prices) -> Row:
-    about = {
-        "sweep": record.sweep,
-        "model": record.model.name,
-        "parameters": record.model.parameters,
-        "machine": machine_name(record),
-        "date": (record.updated_utc or record.started_utc)[:10],
-        "group": group,
-    }
+    row = Row(
+        sweep=record.sweep,
+        model=record.model.name,
+        parameters=record.model.parameters,
+        machine=machine_name(record),
+        date=(record.updated_utc or record.started_utc)[:10],
+        group=group,
+    )
     best = recommended(record)
     if best is None:
-        return Row(**about, reason="it recommends nothing: no trial that counts was measured twice")  # type: ignore[arg-type]
-    metrics = best.trial.metrics
+        return replace(row, reason="it recommends nothing: no trial that counts was measured twice")
+    trial, metrics = best.trial, best.trial.metrics
     joules, watts = metrics.get("joules_per_token"), metrics.get("watts")
-    absent = [m for m in ("tokens_per_second", "watts") if m not in metrics]
-    return Row(
-        **about,  # type: ignore[arg-type]
-        quant=best.trial.configuration.quant or record.model.base_quant,
-        trial=best.trial.number,
+    absent = next((m for m in ("tokens_per_second", "watts") if m not in metrics), None)
+    return replace(
+        row,
+        quant=trial.configuration.quant or record.model.base_quant,
+        trial=trial.number,
         tokens_per_second=metrics.get("tokens_per_second"),
         prompt_tokens_per_second=metrics.get("prompt_tokens_per_second"),
         watts=watts,
         joules_per_token=joules,
-        price_per_million_tokens=None if joules is None else per_million_tokens(joules.median, prices),
-        price_per_hour=None if watts is None else per_hour(watts.median, prices),
-        reason=f"{absent[0]} is missing: {best.trial.missing.get(absent[0], 'not measured')}"
-        if absent
-        else None,
+        price_per_million_tokens=per_million_tokens(joules.median, prices) if joules else None,
+        price_per_hour=per_hour(watts.median, prices) if watts else None,
+        reason=f"{absent} is missing: {trial.missing.get(absent, 'not measured')}" if absent else None,
     )
 
 

@@ -10,9 +10,8 @@ from typing import Any
 from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.caveats import caveat_name, caveats_of
 from sweeper.report.charts import Axis, Chart, fit
-from sweeper.report.groups import Groups, groups_of
+from sweeper.report.groups import Groups, Plane, groups_of, planes_of
 from sweeper.report.picks import picks
-from sweeper.report.planes import Plane, planes_of
 from sweeper.report.words import axis_title, clean, half_width, own_settings, spread, unit
 
 SIGNS = ("fastest", "knee", "greenest")  # picks with a shape of their own; any other one is a ring

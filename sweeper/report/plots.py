@@ -8,20 +8,13 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweeper.records import Reading, SweepRecord, TrialRecord
-from sweeper.report.groups import REST, groups_of
+from sweeper.report.groups import REST, Plane, groups_of, planes_of
 from sweeper.report.picks import marks, recommended
-from sweeper.report.planes import planes_of
 from sweeper.report.words import axis_title, clean, figure, half_width, machine_name, unit
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
-BLUE, VERMILLION, GREEN, ORANGE, GREY, BLACK = (
-    "#0072B2",
-    "#D55E00",
-    "#009E73",
-    "#E69F00",
-    "#999999",
-    "#000000",
-)
+BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
+GREY, BLACK = "#999999", "#000000"
 PICK_STYLES = (("fastest", "^", VERMILLION), ("knee", "D", ORANGE), ("greenest", "v", GREEN))
 SIZE_INCHES = (9.0, 5.6)
 DPI = 140  # 1260 x 784: sharp on a phone, under 200 kB
@@ -49,42 +42,44 @@ def pareto_png(record: SweepRecord) -> bytes:
 
 def _draw(axes: Any, record: SweepRecord) -> None:
     plane = planes_of(record)[0]
-    across, up = plane.across, plane.up
     groups = groups_of(record, plane)
-    scored, ordered, outside = groups.scored, groups.front, groups.outside
-    _scatter(axes, groups.beaten, across, up, color=GREY, alpha=0.45, s=18, label=REST)
-    _scatter(
-        axes, outside, across, up, color=BLACK, marker="x", alpha=0.5, s=24, label="outside the constraints"
-    )
+    named, best = marks(record), recommended(record)
+
+    def at(trial: TrialRecord) -> tuple[float, float]:
+        return trial.metrics[plane.across].median, trial.metrics[plane.up].median
+
+    def plot(trials: Sequence[TrialRecord], form: str, **style: Any) -> None:
+        axes.plot(*([place[axis] for place in map(at, trials)] for axis in (0, 1)), form, **style)
+
+    small: dict[str, Any] = {"linestyle": "none", "markersize": 4.5, "zorder": 1}
+    if groups.beaten:
+        plot(groups.beaten, "o", color=GREY, alpha=0.45, label=REST, **small)
+    if groups.outside:
+        plot(groups.outside, "x", color=BLACK, alpha=0.5, label="outside the constraints", **small)
     step = "steps-post" if plane.turns_late else "steps-pre"
-    axes.plot(
-        *_medians(groups.stairs, across, up), color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step
-    )
-    for trial in ordered:
-        x, y = trial.metrics[across], trial.metrics[up]
-        axes.errorbar(
-            x.median,
-            y.median,
-            xerr=_arms(x),
-            yerr=_arms(y),
-            fmt="o",
-            color=BLUE,
-            markersize=5,
-            capsize=2,
-            zorder=3,
-        )
+    plot(groups.stairs, "-", color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step)
+    for trial in groups.front:
+        x, y = trial.metrics[plane.across], trial.metrics[plane.up]
+        arms = {"xerr": _arms(x), "yerr": _arms(y), "capsize": 2}
+        axes.errorbar(x.median, y.median, fmt="o", color=BLUE, markersize=5, zorder=3, **arms)
     axes.plot([], [], "o-", color=BLUE, label="front, with 95 % intervals")
-    _mark(axes, record, scored, across, up)
-    _dress(axes, record, across, up, empty=not scored)
-
-
-def _scatter(axes: Any, trials: Sequence[TrialRecord], across: str, up: str, **style: Any) -> None:
-    if trials:
-        axes.scatter(*_medians(trials, across, up), linewidths=1, zorder=1, **style)
-
-
-def _medians(trials: Sequence[TrialRecord], across: str, up: str) -> tuple[list[float], list[float]]:
-    return [t.metrics[across].median for t in trials], [t.metrics[up].median for t in trials]
+    large: dict[str, Any] = {"linestyle": "none", "markersize": 9, "zorder": 5}
+    if groups.baseline:
+        plot(groups.baseline, "s", color=BLACK, fillstyle="none", label="baseline", **{**large, "zorder": 4})
+    for trial in groups.scored:
+        for name, marker, colour in PICK_STYLES:
+            if name in named.get(trial.number, ()):
+                plot([trial], marker, color=colour, label=name, **large)
+        if best is not None and best.trial.number == trial.number:
+            ring: dict[str, Any] = {
+                "fillstyle": "none",
+                "markeredgewidth": 2,
+                "zorder": 6,
+                "linestyle": "none",
+            }
+            plot([trial], "o", color=VERMILLION, markersize=16, label=f"recommended ({best.pick})", **ring)
+            _tell(axes, record, plane, at(trial))
+    _dress(axes, record, plane, empty=not groups.scored)
 
 
 def _arms(reading: Reading) -> list[list[float]] | None:
@@ -93,40 +88,20 @@ def _arms(reading: Reading) -> list[list[float]] | None:
     return [[max(0.0, reading.median - reading.low)], [max(0.0, reading.high - reading.median)]]
 
 
-def _mark(axes: Any, record: SweepRecord, scored: Sequence[TrialRecord], across: str, up: str) -> None:
-    named, best = marks(record), recommended(record)
-    at = {t.number: (t.metrics[across].median, t.metrics[up].median) for t in scored}
-    if record.baseline in at:
-        axes.plot(
-            *at[record.baseline], "s", color=BLACK, markersize=9, fillstyle="none", label="baseline", zorder=4
-        )
-    for number, names in named.items():
-        for name, marker, colour in PICK_STYLES:
-            if name in names and number in at:
-                axes.plot(
-                    *at[number], marker, color=colour, markersize=9, label=name, zorder=5, linestyle="none"
-                )
-        if best is not None and best.trial.number == number and number in at:
-            axes.plot(
-                *at[number], "o", color=VERMILLION, markersize=16, markeredgewidth=2, fillstyle="none",
-                label=f"recommended ({best.pick})", zorder=6, linestyle="none",
-            )  # fmt: skip
-            _tell(axes, record, (across, up), at[number])
-
-
-def _tell(axes: Any, record: SweepRecord, metrics: tuple[str, str], at: tuple[float, float]) -> None:
+def _tell(axes: Any, record: SweepRecord, plane: Plane, at: tuple[float, float]) -> None:
     """The figures beside the recommended point, on the side where there is room."""
-    across, up = metrics
-    words = f"{figure(at[1])} {unit(up, record.power)}, {figure(at[0])} {unit(across, record.power)}"
+    words = ", ".join(
+        f"{figure(value)} {unit(metric, record.power)}"
+        for value, metric in ((at[1], plane.up), (at[0], plane.across))
+    )
     left, right = axes.get_xlim()
-    is_far_right = at[0] > left + 0.7 * (right - left)
-    place, side = ((-14, -18), "right") if is_far_right else ((12, -16), "left")
+    place, side = ((-14, -18), "right") if at[0] > left + 0.7 * (right - left) else ((12, -16), "left")
     axes.annotate(words, at, xytext=place, textcoords="offset points", fontsize=9, ha=side)
 
 
-def _dress(axes: Any, record: SweepRecord, across: str, up: str, *, empty: bool) -> None:
-    axes.set_xlabel(axis_title(across, record), parse_math=False)
-    axes.set_ylabel(axis_title(up, record), parse_math=False)
+def _dress(axes: Any, record: SweepRecord, plane: Plane, *, empty: bool) -> None:
+    axes.set_xlabel(axis_title(plane.across, record), parse_math=False)
+    axes.set_ylabel(axis_title(plane.up, record), parse_math=False)
     axes.set_title(
         clean(f"{record.model.name} on {machine_name(record)}"), loc="left", fontsize=11, parse_math=False
     )

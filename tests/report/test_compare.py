@@ -10,7 +10,7 @@ from rich.console import Console
 
 from sweeper.errors import UsageError
 from sweeper.records import Prices, SweepRecord, Workload
-from sweeper.report.compare import UNRANKED, Card, card_from, compare
+from sweeper.report.compare import UNRANKED, Card, compare
 from sweeper.report.compare_formats import render_comparison, show_comparison
 from sweeper.report.formats import FORMATS
 
@@ -117,15 +117,6 @@ def test_no_break_even_across_scopes() -> None:
     sentence = compare([figured(small(), 10, 60)], PRICES, card(scope="wall")).sentences[-1]
     assert "no break-even" in sentence
     assert "scope wall" in sentence
-
-
-def test_a_card_can_be_taken_from_a_sweep_of_it() -> None:
-    found = card_from(on_gpu(), 329.0)
-    best = on_gpu().trial(on_gpu().recommended or 0)
-    assert found.watts == best.metrics["watts"].median
-    assert (found.scope, found.kind, found.price) == ("gpu", "measured", 329.0)
-    with pytest.raises(UsageError, match="recommends nothing"):
-        card_from(no_front(), 329.0)
 
 
 @pytest.mark.parametrize("name", ["price", "tokens_per_second", "watts"])

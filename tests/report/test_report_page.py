@@ -11,11 +11,10 @@ from made_sweeps import failed_only, no_front, reading, single_point, sweep
 from sweeper.records import Caveat, Objective, SweepRecord
 from sweeper.report.caveats import advice_lines
 from sweeper.report.front_points import front_points
-from sweeper.report.groups import groups_of
+from sweeper.report.groups import groups_of, planes_of
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import picks
-from sweeper.report.planes import planes_of
 from sweeper.report.words import tally
 
 EVIL = "</script><img src=x onerror=alert(1)>\"'&<b>${7*7}"
