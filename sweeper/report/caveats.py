@@ -11,7 +11,7 @@ from sweeper.report.words import STATES, outcome
 
 @dataclass(frozen=True, slots=True)
 class Carriers:
-    """Whom a caveat is about: ``shown`` are trials of the front or the baseline, ``others`` counts the rest.
+    """The trials with a caveat: ``shown`` are on the front or the baseline, ``others`` counts the rest.
 
     Both are empty where it holds for the whole sweep.
     """
@@ -28,7 +28,7 @@ class Carriers:
 
 
 def caveats_of(record: SweepRecord) -> dict[Caveat, Carriers]:
-    """Every caveat of the sweep and of its trials with figures, each with whom it is about."""
+    """Every caveat of the sweep and of its trials with figures, each with the trials that carry it."""
     measured = [t for t in record.trials if t.metrics]
     named = {*record.front, record.baseline}
     found: dict[Caveat, Carriers] = {}
@@ -52,7 +52,7 @@ def advice_lines(record: SweepRecord) -> list[str]:
     return [
         f"{caveat_name(caveat)}: {caveat.advice}" + (f" ({carriers})" if str(carriers) else "")
         for caveat, carriers in caveats_of(record).items()
-        # Every report of a simulated machine says so at its head, and the sweep's own note says it again.
+        # The head of every report names a simulated machine, and the sweep's own note repeats it.
         if caveat is not Caveat.SIMULATED or not (record.engine.simulated and record.notes)
     ]
 

@@ -31,7 +31,7 @@ class Column:
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     """The columns that fit, dropping those that give way soonest; then intervals give way to medians.
 
-    What is left may still be too wide: ask :func:`total`.
+    The result may still be too wide: ask :func:`total`.
     """
     kept = list(columns)
     while total(kept) > width and any(column.gives_way for column in kept):
@@ -100,7 +100,7 @@ def show(lines: Sequence[Text], console: Console) -> None:
 
 
 def writable(line: Text, encoding: str) -> Text:
-    """``line`` (of one style) in signs that ``encoding`` can write; what has no stand-in becomes ``?``."""
+    """``line`` (of one style) in signs that ``encoding`` can write; a sign without a substitute becomes ``?``."""
     try:
         line.plain.encode(encoding)
     except (UnicodeEncodeError, LookupError):

@@ -1,4 +1,4 @@
-"""Several sweeps side by side: models, machines or dates. What cannot be ranked stands apart and says why."""
+"""Several sweeps side by side: models, machines or dates. Sweeps that cannot be ranked form separate groups."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ UNRANKED = (
 class Card:
     """Another card or machine, with figures that the user gives.
 
-    ``watts`` are of ``scope``; ``idle_watts_more`` is what the machine draws more at rest with it.
+    ``watts`` are of ``scope``; ``idle_watts_more`` is the machine's extra power at rest with the card.
     """
 
     name: str
@@ -36,7 +36,7 @@ class Card:
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """What one sweep recommends. Figures are None, with ``reason``, where it recommends nothing."""
+    """The recommended trial of one sweep. Without one, the figures are None and ``reason`` says why."""
 
     sweep: str
     model: str
@@ -66,7 +66,7 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Comparison:
-    """Sweeps side by side. ``differences`` holds, for what differs between them, one value for each row."""
+    """Sweeps side by side. ``differences`` holds one value for each row, by the name of the fact."""
 
     rows: tuple[Row, ...]
     groups: tuple[Group, ...]
@@ -104,7 +104,7 @@ def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> 
     """Whether the card pays back its price in energy alone, for the tokens that are generated now.
 
     The year's tokens are those of ``hours_per_day`` at today's speed. Energy of both is on one scope, or
-    nothing is said.
+    the sentence says that there is no break-even.
     """
     here = f"{clean(row.model)} on {clean(row.machine)} (sweep {clean(row.sweep)})"
     if row.watts is None or row.tokens_per_second is None:
@@ -215,7 +215,7 @@ def _differences(records: Sequence[SweepRecord]) -> dict[str, tuple[str, ...]]:
 def _between_models(
     records: Sequence[SweepRecord], rows: Sequence[Row], groups: Sequence[Group]
 ) -> list[str]:
-    """For each two models of different size on one machine and sensor: what the smaller saves and loses."""
+    """A sentence for each two models of different size on one machine and sensor."""
     said = []
     for group in groups:
         by_size = sorted(group.rows, key=lambda index: rows[index].parameters)

@@ -10,7 +10,7 @@ from sweeper.report.words import baseline_of, half_width
 
 
 def front_document(record: SweepRecord) -> dict[str, Any]:
-    """What ``front.json`` holds: the sweep, the baseline, every point of the front, and the picks by name."""
+    """The content of ``front.json``: the sweep, the baseline, every point of the front, and the picks by name."""
     named = marks(record)
     return {
         **_about(record),
@@ -22,7 +22,7 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
 
 
 def recommendation_document(record: SweepRecord) -> dict[str, Any]:
-    """What ``recommendation.yaml`` holds. ``recommended`` is null, with a reason, where nothing may be."""
+    """The content of ``recommendation.yaml``. Without a recommendation ``recommended`` is null, with a reason."""
     best = recommended(record)
     quant = None if best is None else best.trial.configuration.quant
     return {

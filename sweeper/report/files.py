@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,18 +10,17 @@ import yaml
 from sweeper.errors import StoreError
 from sweeper.files import replace
 from sweeper.records import SweepRecord
-from sweeper.report.documents import front_document, recommendation_document
-from sweeper.report.formats import front_csv
+from sweeper.report.documents import recommendation_document
+from sweeper.report.formats import render
 from sweeper.report.html import html_report
-from sweeper.report.markdown import markdown_report
 from sweeper.report.plots import pareto_png
 
 _WRITERS: dict[str, Callable[[SweepRecord], bytes]] = {
     "report.html": lambda record: html_report(record).encode(),
-    "report.md": lambda record: markdown_report(record).encode(),
+    "report.md": lambda record: render(record, "markdown").encode(),
     "pareto.png": pareto_png,
-    "front.json": lambda record: _json(front_document(record)),
-    "front.csv": lambda record: front_csv(record).encode(),
+    "front.json": lambda record: render(record, "json").encode(),
+    "front.csv": lambda record: render(record, "csv").encode(),
     "recommendation.yaml": lambda record: recommendation_yaml(record).encode(),
 }
 
@@ -48,7 +46,3 @@ def write_report(record: SweepRecord, folder: Path) -> dict[str, Path]:
 def recommendation_yaml(record: SweepRecord) -> str:
     """``recommendation.yaml`` as text, in plain YAML that any reader loads safely."""
     return yaml.safe_dump(recommendation_document(record), sort_keys=False, allow_unicode=True, width=110)
-
-
-def _json(document: object) -> bytes:
-    return (json.dumps(document, indent=2, ensure_ascii=False) + "\n").encode()

@@ -8,7 +8,7 @@ import json
 from typing import Literal, get_args
 
 from sweeper.errors import UsageError
-from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.records import Reading, SweepRecord
 from sweeper.report.documents import CONFIGURATION_KEYS, front_document
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import marks
@@ -58,22 +58,15 @@ def front_csv(record: SweepRecord) -> str:
                 cell(record.power.name),
                 record.power.scope,
                 *(cell(trial.configuration.to_dict()[key]) for key in CONFIGURATION_KEYS),
-                *_figures(trial, metrics),
+                *(figure for name in metrics for figure in reading_cells(trial.metrics.get(name))),
                 " ".join(caveat.name.lower() for caveat in trial.caveats),
             ]
         )
     return text.getvalue()
 
 
-def _figures(trial: TrialRecord, metrics: list[str]) -> list[float | int | str]:
-    cells: list[float | int | str] = []
-    for name in metrics:
-        cells += reading_cells(trial.metrics.get(name))
-    return cells
-
-
 def reading_cells(reading: Reading | None) -> list[float | int | str]:
-    """Median, low, high and n; what is not there, or not known from one repeat, is an empty cell."""
+    """Median, low, high and n; a missing or unknown value is an empty cell."""
     if reading is None:
         return ["", "", "", ""]
     if half_width(reading) is None:

@@ -9,13 +9,13 @@ from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import outcome
 from sweeper.results.front import undominated
 
-# What lies off the front: some point beats it, or it was measured once and looked no better than the finalists.
+# The label of trials off the front: another trial beats them, or they were measured once only.
 REST = "beaten, or measured once"
 
 
 @dataclass(frozen=True, slots=True)
 class Plane:
-    """One drawing's metrics: what it costs ``across``, what it gives ``up``; and where more is better."""
+    """The two metrics of a drawing, the cost ``across`` and the gain ``up``, and where more is better."""
 
     across: str
     up: str
@@ -26,8 +26,8 @@ class Plane:
     def turns_late(self) -> bool:
         """Whether the staircase of the front goes across before it goes up.
 
-        Between two points of a front nothing was measured: what is sure there is only the nearer point that
-        costs no more, and a straight line would promise what nobody saw.
+        The sweep measured nothing between two points of a front. Only the nearer point that costs no more is
+        certain there, so a straight line would promise too much.
         """
         return not self.more_across
 
@@ -38,9 +38,9 @@ class Plane:
 
 
 def planes_of(record: SweepRecord) -> tuple[Plane, ...]:
-    """The first objective against what it costs, then each other one against the same.
+    """A plane for the first objective against its cost, then one for each further objective against the same cost.
 
-    What it costs is the first other objective that is minimised, else the second objective; watts where the
+    The cost is the first other objective that is minimised, else the second objective; watts where the
     sweep has one objective only.
     """
     first, *others = record.objectives
@@ -61,8 +61,8 @@ def planes_of(record: SweepRecord) -> tuple[Plane, ...]:
 class Groups:
     """Trials that have both metrics; ``front`` runs from left to right. A trial may be baseline and front.
 
-    ``stairs`` are those of the front that nothing else of it beats in these two metrics: with a third
-    objective others stand on the front for that one's sake.
+    ``stairs`` are the trials of the front that no other one beats in these two metrics. A third objective
+    brings further trials onto the front.
     """
 
     scored: tuple[TrialRecord, ...]

@@ -1,7 +1,7 @@
 """Progress while a sweep runs: two live lines in a terminal, plain lines in a pipe.
 
-Nothing here runs by itself: the lines change when an event comes, so that no thread of the display wakes
-up while power is measured.
+The lines change only when an event comes, so that no thread of the display wakes up while power is
+measured.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ def open_progress(
 ) -> PlainProgress:
     """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain.
 
-    Enter it right before the search: its time runs from here. ``baseline`` is what trials are told apart
-    from; without it, the configuration of the first trial.
+    Enter it right before the search: its time runs from here. Lines show how trials differ
+    from ``baseline``; its default is the configuration of the first trial.
     """
     story = Story(tuple(objectives), power, plan or Plan(), baseline, clock)
     if console.is_terminal and not console.is_dumb_terminal:
@@ -45,7 +45,7 @@ def open_progress(
 
 
 class Story:
-    """What has happened so far, in words; it knows no console."""
+    """The progress so far, in words; it writes to no console."""
 
     def __init__(
         self,
@@ -68,7 +68,7 @@ class Story:
         self._best: TrialRecord | None = None
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
-        """A trial begins. The first runs the engine's defaults: others are told by what differs."""
+        """A trial begins. The first runs the engine's defaults; the lines of later trials show the differences."""
         self._number, self._total, self._running = number, total, True
         self._phase = ""
         if self._base is None and number == 1:
@@ -90,7 +90,7 @@ class Story:
         self._stage, self._number, self._total = "finalist", 0, measurements
 
     def trial_finished(self, trial: TrialRecord) -> None:
-        """Keep the best one. A trial's time runs from the end of the one before: nothing is left out."""
+        """Keep the best trial. A trial's time runs from the end of the trial before it."""
         now = self._clock()
         self._left.trial_took(now - self._since)
         self._since = now
@@ -113,7 +113,7 @@ class Story:
         now = self._clock()
         to_come = self._total - self._number + self._running
         left = self._left.seconds(max(0, to_come), now - self._started)
-        # The one in flight is counted whole above: take off what it has had already.
+        # The running trial counts as a whole above, so its time so far comes off.
         return None if left is None else max(0.0, left - (now - self._since))
 
     def now(self) -> str:
@@ -174,29 +174,29 @@ class PlainProgress(Progress):
         self._show()
 
     def trial_finished(self, trial: TrialRecord) -> None:
-        """The trial's line."""
+        """Print the trial's line."""
         self._story.trial_finished(trial)
         self._print_trial(trial)
         self._show()
 
     def note(self, text: str) -> None:
-        """The note."""
+        """Print the note."""
         self._print(clean(text), "yellow", whole=True)
 
     def finalists(self, measurements: int) -> None:
-        """That the search is over."""
+        """Print that the search is over."""
         self._story.finalists(measurements)
         self._print(f"the search is over; {measurements} measurements of the finalists follow", "bold")
         self._show()
 
     def undecided(self, measurements: int) -> None:
-        """That some are measured once more."""
+        """Print that sweeper measures some finalists once more."""
         self._story.finalists(measurements)
         self._print(f"the top finalists are within noise; {measurements} more measurements follow", "bold")
         self._show()
 
     def finished(self, record: SweepRecord) -> None:
-        """Why the sweep ended."""
+        """Print why the sweep ended."""
         because = f": {clean(record.stopped_because)}" if record.stopped_because else ""
         self._print(f"sweep {clean(record.sweep)} {record.state}{because}", "bold")
 
@@ -227,12 +227,12 @@ class LiveProgress(PlainProgress):
         self._live.stop()
 
     def finished(self, record: SweepRecord) -> None:
-        """Take the live lines away; say why the sweep ended."""
+        """Remove the live lines and print why the sweep ended."""
         self._live.update(Text(), refresh=True)
         super().finished(record)
 
     def _print_trial(self, trial: TrialRecord) -> None:
-        # Why a trial does not count is read to its end; the settings of one that does stand in the report.
+        # The reason of a failed trial is shown whole. The report has the settings of the other trials.
         self._print(self._story.line(trial), "" if trial.feasible else "yellow", whole=not trial.feasible)
 
     def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:

@@ -10,6 +10,7 @@ from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures
 from sweeper.report.front_rows import front_rows
 from sweeper.report.picks import meaning, next_commands, picks, recommended
+from sweeper.report.sections import costs
 from sweeper.report.words import (
     SCOPES,
     TRUST,
@@ -17,6 +18,7 @@ from sweeper.report.words import (
     disturbed,
     figures,
     head,
+    is_doubtful,
     machine_name,
     model_line,
     own_settings,
@@ -25,23 +27,23 @@ from sweeper.report.words import (
     tally,
     unfinished,
 )
-from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.results.price import money, per_million_tokens
 
-# What markdown would read as its own signs; `<` and `&` keep HTML out of MLflow's rendered description.
+# Signs that markdown would interpret; `<` and `&` keep HTML out of MLflow's rendered description.
 _MEANT = str.maketrans(
     {sign: f"\\{sign}" for sign in "\\`*_[]|#~"} | {"<": "&lt;", ">": "&gt;", "&": "&amp;"}
 )
 
 
 def markdown_report(record: SweepRecord) -> str:
-    """The whole report: what to run first, then the front, the picks, the price, the caveats."""
+    """The whole report: the recommendation, then the front, the picks, the costs and the caveats."""
     return "\n\n".join(block for block in _blocks(record) if block) + "\n"
 
 
 def picks_markdown(record: SweepRecord) -> str:
     """The same answer for the description of a run in MLflow, whose page folds all but its first lines.
 
-    The command stands first, then what it brings: MLflow 3.17 shows 100 pixels without a click.
+    The command comes first, then its effect: MLflow 3.17 shows 100 pixels without a click.
     """
     blocks = (_command_first(record), _front(record), _caveats(record))
     return "\n\n".join(block for block in blocks if block) + "\n"
@@ -129,31 +131,20 @@ def _picks(record: SweepRecord) -> str:
 
 
 def _price(record: SweepRecord) -> str:
-    best = recommended(record)
+    best, prices = recommended(record), record.prices
     if best is None:
         return ""
-    kind = f" ({record.power.kind})" if record.power.kind != "measured" else ""
+    kind = f" ({record.power.kind})" if is_doubtful(record.power) else ""
     lines = []
-    for name, what in (("joules_per_token", "generated"), ("prompt_joules_per_token", "prompt")):
-        reading = best.trial.metrics.get(name)
-        if reading is not None:
-            price = money(per_million_tokens(reading.median, record.prices), record.prices)
-            lines.append(f"- a million {what} tokens: {price}{kind}, at {spread(reading)} J/token")
-    watts = best.trial.metrics.get("watts")
-    if watts is not None:
-        lines.append(
-            f"- an hour of decoding: {money(per_hour(watts.median, record.prices), record.prices)}{kind}"
-        )
-    if record.idle_watts is not None:
-        kwh = kwh_per_year(record.idle_watts.median, 24)
-        price = money(kwh * record.prices.per_kwh, record.prices)
-        rest = f"{spread(record.idle_watts)} W{kind}, {kwh:.0f} kWh and {price} a year"
-        lines.append(f"- at rest around the clock: {rest}")
-    if not lines:
-        return ""
-    return (
-        f"## What it costs, at {record.prices.per_kwh:g} {escape(record.prices.currency)} per kWh\n\n"
-        + "\n".join(lines)
+    for metric, tokens in (("joules_per_token", "generated"), ("prompt_joules_per_token", "prompt")):
+        if reading := best.trial.metrics.get(metric):
+            price = money(per_million_tokens(reading.median, prices), prices)
+            lines.append(
+                f"{best.pick}, a million {tokens} tokens: {price}{kind}, at {spread(reading)} J/token"
+            )
+    lines += [f"{name}: {cost}" for name, cost in costs(record)]
+    return f"## Energy costs, at {prices.per_kwh:g} {escape(prices.currency)} per kWh\n\n" + "\n".join(
+        f"- {escape(line)}" for line in lines
     )
 
 

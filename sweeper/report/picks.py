@@ -1,4 +1,4 @@
-"""Which trials the report names: every pick of the front, in the words that state its price."""
+"""The picks that a report names, each with its price in words."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ NAMED = ("fastest", "knee", "greenest")
 
 @dataclass(frozen=True, slots=True)
 class Picked:
-    """One pick: the trial it chose, what it costs in words, and the command that puts it into force."""
+    """One pick: the trial that it chose, its price in words, and the command that applies it."""
 
     pick: str
     trial: TrialRecord
@@ -39,12 +39,12 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
 
 
 def recommended(record: SweepRecord) -> Picked | None:
-    """What to run, or None where nothing may be recommended yet."""
+    """The recommended pick, or None where sweeper may not recommend a trial yet."""
     return next(iter(picks(record)), None)
 
 
 def meaning(record: SweepRecord, pick: str) -> str:
-    """What a pick chooses, in words that need no manual; empty where ``pick`` is none."""
+    """The rule of a pick in words that need no manual; empty where ``pick`` is no pick."""
     try:
         rule = parse_pick(pick)
     except ConfigError:
@@ -63,7 +63,7 @@ def meaning(record: SweepRecord, pick: str) -> str:
 
 
 def is_recommended(record: SweepRecord, trial: TrialRecord) -> bool:
-    """Whether ``trial`` is what to run."""
+    """Whether sweeper recommends ``trial``."""
     best = recommended(record)
     return best is not None and best.trial.number == trial.number
 
@@ -82,7 +82,7 @@ def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:
 
 
 def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
-    """What to type next, each with what it does."""
+    """The next commands, each with its purpose."""
     name = shlex.quote(clean(record.sweep))
     best = recommended(record)
     if best is None:
@@ -119,12 +119,12 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
 
 
 def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """With whom noise makes it a tie, and which of them is clearly the fastest with prompts, where none decided."""
+    """The near-ties of ``trial``, and the one that reads prompts clearly fastest if prompts are no objective."""
     numbers = tuple(dict.fromkeys((trial.number, *record.front)))
     others = ties(record.trials, record.objectives, numbers).get(trial.number, ())
     if not others:
         return []
-    said = f"a tie within noise with {', '.join(f'#{number}' for number in others)}"
+    said = f"a near-tie with {', '.join(f'#{number}' for number in others)}"
     faster = [t for number in others if reads_prompts_faster(t := record.trial(number), trial)]
     if faster and PROMPTS not in {o.metric for o in record.objectives}:
         best = max(faster, key=lambda t: t.metrics[PROMPTS].median)
@@ -134,7 +134,7 @@ def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
 
 
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """What the pick does to prompts, to quality and to objectives that it does not weigh: no silent price.
+    """The pick's effect on prompts, on quality and on objectives that it does not weigh.
 
     A pick weighs one speed against one cost; a third objective may pay for both.
     """

@@ -21,7 +21,7 @@ DPI = 140  # 1260 x 784: sharp on a phone, under 200 kB
 
 
 def pareto_png(record: SweepRecord) -> bytes:
-    """The first objective of every trial against what it costs, with intervals; baseline and picks are marked.
+    """The first objective of every trial against its cost, with intervals, the baseline and the picks.
 
     A sweep without a single figure gives a picture that says so.
     """
@@ -34,7 +34,7 @@ def pareto_png(record: SweepRecord) -> bytes:
     _draw(drawing.add_subplot(), record)
     out = io.BytesIO()
     with warnings.catch_warnings():
-        # Its font has no Chinese or Japanese: a box stands for such a sign, and that is no user's concern.
+        # The font has no Chinese or Japanese and draws a box instead; a warning would not help the user.
         warnings.filterwarnings("ignore", "Glyph", UserWarning)
         drawing.savefig(out, format="png", metadata={"Software": None})
     return out.getvalue()

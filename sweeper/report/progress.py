@@ -1,4 +1,4 @@
-"""What a sweep tells while it runs. The loop calls these; what shows them is chosen elsewhere."""
+"""The events of a running sweep. The loop reports them to a display that the caller chooses."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from sweeper.records import Configuration, SweepRecord, TrialRecord
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What is known before the first trial, for the estimate of the time left.
+    """The plan of a sweep, for the estimate of the time left.
 
     ``finalist_measurements`` is how many measurements are expected after the search, and
-    ``finalist_cost`` what one of them costs relative to a trial of the search, for example 2.0.
+    ``finalist_cost`` the cost of one of them relative to a trial of the search, for example 2.0.
     """
 
     finalist_measurements: int = 0
@@ -48,7 +48,7 @@ class Progress(Protocol):
         ...
 
     def undecided(self, measurements: int) -> None:
-        """Noise hides which finalist is to be recommended: so many further measurements of some follow."""
+        """The top finalists are a near-tie: so many more measurements of some of them follow."""
         ...
 
     def finished(self, record: SweepRecord) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from sweeper.metrics import describe
-from sweeper.records import SweepRecord, TrialRecord
+from sweeper.records import Reading, SweepRecord, TrialRecord
 from sweeper.report.caveats import lost_trials, reason
 from sweeper.report.front_rows import front_rows
 from sweeper.report.picks import marks, recommended
@@ -28,6 +28,7 @@ from sweeper.report.words import (
     own_settings,
     parts,
     power_line,
+    spread,
     unfinished,
 )
 from sweeper.results.ceiling import Ceiling, ceiling
@@ -143,9 +144,9 @@ def costs(record: SweepRecord) -> Facts:
     prices = record.prices
     kind = f" ({record.power.kind})" if is_doubtful(record.power) else ""
 
-    def around_the_clock(watts: float) -> str:
-        kwh = kwh_per_year(watts, 24)
-        return f"{figure(watts)} W; around the clock {kwh:.0f} kWh and {money(kwh * prices.per_kwh, prices)} a year"
+    def around_the_clock(watts: Reading) -> str:
+        kwh = kwh_per_year(watts.median, 24)
+        return f"{spread(watts)} W; around the clock {kwh:.0f} kWh and {money(kwh * prices.per_kwh, prices)} a year"
 
     entries = []
     for names, trial in compared(record):
@@ -157,10 +158,10 @@ def costs(record: SweepRecord) -> Facts:
             )
             entries.append((f"{names}, generating{kind}", cost))
     if record.idle_watts is not None:
-        entries.append((f"machine at rest{kind}", around_the_clock(record.idle_watts.median)))
+        entries.append((f"machine at rest{kind}", around_the_clock(record.idle_watts)))
     best = recommended(record)
     if best and (resident := best.trial.metrics.get("resident_watts")):
-        entries.append((f"{best.pick}, loaded and idle{kind}", around_the_clock(resident.median)))
+        entries.append((f"{best.pick}, loaded and idle{kind}", around_the_clock(resident)))
     return entries
 
 

@@ -25,7 +25,7 @@ from sweeper.report.words import (
     tally,
 )
 
-WIDTH = 80  # where nobody says how wide the terminal is
+WIDTH = 80  # where the terminal's width is not known
 NARROWEST = 24  # below this lines run over: no table is readable there
 
 

@@ -1,4 +1,4 @@
-"""How long a sweep will still take, from what its trials have cost so far. Pure."""
+"""The time left of a sweep, estimated from the time of its trials so far. Pure."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ CLIP_AT_MEDIANS = 4.0
 
 
 class TimeLeft:
-    """Collects the wall time of trials, in seconds from start to start, and says what is left."""
+    """Collects the wall time of trials, in seconds from start to start, and estimates the time left."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -62,7 +62,7 @@ class TimeLeft:
 
 
 def typical(costs: Sequence[float]) -> float | None:
-    """What the next trial will cost in seconds, judging by the recent ones; None without any."""
+    """The expected time of the next trial in seconds, from recent trials; None without any."""
     if not costs:
         return None
     rest = costs[1:]

@@ -12,12 +12,12 @@ from sweeper.metrics import describe
 from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
 from sweeper.results.front import TOO_NOISY, too_noisy
 
-MISSING = "–"  # stands where a figure is not there; never a 0
+MISSING = "–"  # for a missing figure; never a 0
 MOST_DECIMALS = 4
 
 
 def clean(text: object) -> str:
-    """Text of others (names, paths, an engine's log) without what steers a terminal or turns text around."""
+    """Foreign text (names, paths, an engine's log) without control characters and direction marks."""
     return "".join(" " if unicodedata.category(c) in ("Cc", "Cf", "Cs") else c for c in str(text))
 
 
@@ -96,7 +96,7 @@ def value(item: Any) -> str:
 
 
 def settings(configuration: Configuration, base: Configuration | None) -> str:
-    """What ``configuration`` sets differently from ``base``: ``n_threads=4 quant=Q4_K_M``."""
+    """The differences of ``configuration`` from ``base``: ``n_threads=4 quant=Q4_K_M``."""
     here = configuration.to_dict()
     there = {} if base is None else base.to_dict()
     changed = [f"{key}={value(item)}" for key, item in here.items() if base is None or item != there[key]]
@@ -109,7 +109,7 @@ def baseline_of(record: SweepRecord) -> TrialRecord | None:
 
 
 def own_settings(record: SweepRecord, trial: TrialRecord) -> str:
-    """What ``trial`` sets differently from the baseline."""
+    """The settings of ``trial`` that differ from the baseline."""
     base = baseline_of(record)
     return settings(trial.configuration, base.configuration if base else record.baseline_configuration)
 
@@ -144,12 +144,12 @@ def power_line(power: PowerSource) -> str:
 
 
 def is_doubtful(power: PowerSource) -> bool:
-    """Whether watts of this source must carry their label wherever they stand."""
+    """Whether every report must label the watts of this source."""
     return power.kind != "measured"
 
 
 def unit(metric: str, power: PowerSource) -> str:
-    """What stands behind a figure where nothing else names it: ``tok/s``, ``prefill tok/s``, ``W estimated``."""
+    """The unit behind a figure that has no heading: ``tok/s``, ``prefill tok/s``, ``W estimated``."""
     found = describe(metric)
     phase = "prefill " if metric.startswith("prompt_") else ""
     doubt = f" {power.kind}" if found.power and is_doubtful(power) else ""
@@ -210,16 +210,16 @@ def moment(utc: str) -> str:
 
 
 def unfinished(record: SweepRecord) -> str:
-    """What a reader must know of a sweep that has not come to its end; empty where it has."""
+    """A warning about a sweep that has not ended; empty for one that has."""
     if record.state == "running":
-        return "This sweep is still running, or was cut off: what stands here is not its result yet."
+        return "This sweep is still running, or was cut off: these figures are not its result yet."
     if record.state == "stopped":
         return f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
     return ""
 
 
 def disturbed(record: SweepRecord) -> str:
-    """Why the answer itself is doubtful, where the machine was not itself while it was measured; else empty."""
+    """A warning where something disturbed the machine during the measurement; else empty."""
     shown = [record.trial(n) for n in dict.fromkeys((record.baseline, record.recommended)) if n is not None]
     wide = [
         f"#{t.number} scatters by {100 * share:.0f} %"

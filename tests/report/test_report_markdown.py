@@ -25,7 +25,7 @@ def test_every_pick_is_told_in_words() -> None:
 def test_watts_that_were_not_measured_say_so(kind: str) -> None:
     text = markdown_report(sweep(kind=kind))
     assert f"| W {kind} |" in text
-    assert f"({kind})" in text.split("## What it costs")[1]
+    assert f"({kind})" in text.split("## Energy costs")[1]
     assert f"W {kind}" in picks_markdown(sweep(kind=kind))
 
 

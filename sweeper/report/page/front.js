@@ -20,11 +20,11 @@
     function share(value, axis) { return (value - view[axis][0]) / (view[axis][1] - view[axis][0]); }
 
     function pixel(point) {
-      return [share(point[0], 0) * chart.clientWidth, (1 - share(point[1], 1)) * chart.clientHeight];
+      return [share(point[0], 0) * place.clientWidth, (1 - share(point[1], 1)) * place.clientHeight];
     }
 
     function here(event) {
-      var box = chart.getBoundingClientRect();
+      var box = place.getBoundingClientRect();
       return [event.clientX - box.left, event.clientY - box.top];
     }
 
@@ -86,8 +86,7 @@
       everything.words[point[2]].forEach(function (line) {
         tip.appendChild(document.createElement("div")).textContent = line;
       });
-      var x = pixel(point)[0] + chart.getBoundingClientRect().left - place.getBoundingClientRect().left;
-      var y = pixel(point)[1] + chart.getBoundingClientRect().top - place.getBoundingClientRect().top;
+      var x = pixel(point)[0], y = pixel(point)[1];
       tip.style.left = Math.max(4, Math.min(x + 14, place.clientWidth - tip.offsetWidth - 4)) + "px";
       tip.style.top = (y > tip.offsetHeight + 24 ? y - tip.offsetHeight - 14 : y + 16) + "px";
     }
@@ -97,10 +96,10 @@
     }
 
     function showBand(to) {
-      var sides = corners(to), offset = chart.getBoundingClientRect(), outer = place.getBoundingClientRect();
+      var sides = corners(to);
       band.hidden = false;
-      band.style.left = sides[0][0] + offset.left - outer.left + "px";
-      band.style.top = sides[1][0] + offset.top - outer.top + "px";
+      band.style.left = sides[0][0] + "px";
+      band.style.top = sides[1][0] + "px";
       band.style.width = sides[0][1] - sides[0][0] + "px";
       band.style.height = sides[1][1] - sides[1][0] + "px";
     }
@@ -112,7 +111,7 @@
       band.hidden = true;
       if (sides.some(function (side) { return side[1] - side[0] < LEAST_DRAG; })) { return; }
       function value(at, axis) {
-        var part = axis ? 1 - at / chart.clientHeight : at / chart.clientWidth;
+        var part = axis ? 1 - at / place.clientHeight : at / place.clientWidth;
         return view[axis][0] + part * (view[axis][1] - view[axis][0]);
       }
       enlarge([sides[0].map(function (x) { return value(x, 0); }),
