@@ -16,5 +16,5 @@ FAST = (
     "workload.screening_seconds=0.2",
     "workload.screening_repeats=2",
     "workload.final_seconds=0.6",
-    "workload.final_repeats=2",
+    "workload.final_repeats=3",
 )

@@ -17,6 +17,8 @@ import pytest
 import yaml
 from fast_sweep import FAST
 
+from sweeper.cli import main
+
 EXPERIMENT = "evenings of été"
 
 
@@ -67,17 +69,15 @@ def test_every_trial_stands_once_in_optuna_and_in_mlflow(swept: Path) -> None:
     assert sorted(children) == [str(t.number) for t in record.trials]
 
 
-def test_report_and_apply_answer_in_every_form(swept: Path) -> None:
-    run = [sys.executable, "-m", "sweeper"]
+def test_report_and_apply_answer_in_every_form(
+    swept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(swept)
     for form in ("table", "markdown", "json", "csv"):
-        done = subprocess.run(
-            [*run, "report", "first", "--format", form], cwd=swept, capture_output=True, text=True, check=True
-        )
-        assert done.stdout
-    plan = subprocess.run(
-        [*run, "apply", "first", "--json"], cwd=swept, capture_output=True, text=True, check=True
-    )
-    assert json.loads(plan.stdout)["target"] == "llama-server"
+        assert main(["report", "first", "--format", form]) == 0
+        assert capsys.readouterr().out
+    assert main(["apply", "first", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["target"] == "llama-server"
     assert not (swept / "llama-server.ini").exists()
 
 

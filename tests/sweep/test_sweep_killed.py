@@ -32,6 +32,7 @@ def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
         "space.n_ubatch=[16,32,64]",
         "space.n_batch=[16,32,64]",
         f"search.trials={TRIALS}",
+        "search.finalists=1",
         "search.patience=null",
     ]
     command = [sys.executable, "-m", "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
