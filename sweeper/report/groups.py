@@ -10,7 +10,7 @@ from sweeper.report.words import outcome
 from sweeper.results.front import undominated
 
 # The label of trials off the front: another trial beats them, or they were measured once only.
-REST = "beaten, or measured once"
+REST = "dominated, or measured only once"
 
 
 @dataclass(frozen=True, slots=True)

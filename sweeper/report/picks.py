@@ -87,13 +87,13 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     best = recommended(record)
     if best is None:
         return (
-            (f"sweeper sweep name={name}", "with the settings it began with: goes on where it stopped"),
+            (f"sweeper sweep name={name}", "with the same settings: resumes the sweep"),
             ("sweeper doctor", "what this machine lacks"),
         )
     own = f" --pick {best.trial.number}" if best.nearest else ""
     return (
         (best.apply_command, "shows what would change"),
-        (f"{best.apply_command} --write", "puts it into force"),
+        (f"{best.apply_command} --write", "writes this configuration"),
         (f"sweeper verify {name}{own}", "measures it against this promise"),
     )
 
