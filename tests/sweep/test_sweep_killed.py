@@ -65,10 +65,13 @@ def test_killed_at_random_moments_nothing_is_lost_or_doubled(tmp_path: Path, sma
     moments = random.Random(SEED)
     root = tmp_path / "mlruns"
     kept: dict[int, TrialRecord] = {}
-    # The earliest first, while the databases are made, and the last one among the trials.
+    # The earliest first, while the databases are made, and the last one not before there is a trial to lose.
     for kill, moment in enumerate(sorted(moments.uniform(1.5, LONGEST_SECONDS) for _ in range(KILLS))):
         sweep = _start(tmp_path, smallest_model)
         time.sleep(moment)
+        while kill == KILLS - 1 and not _finished(root):
+            assert sweep.poll() is None, (tmp_path / "log").read_text()[-2000:]
+            time.sleep(0.2)
         sweep.send_signal(signal.SIGKILL)
         sweep.wait()
         _databases_are_whole_or_not_there(root)
