@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -37,7 +37,7 @@ def fitting(columns: Sequence[Column], width: int) -> list[Column]:
     while total(kept) > width and any(column.gives_way for column in kept):
         kept.remove(max(reversed(kept), key=lambda column: column.gives_way))
     if total(kept) > width:
-        kept = [_without_spread(column) for column in kept]
+        kept = [replace(c, cells=tuple(cell.split(" ± ")[0] for cell in c.cells)) for c in kept]
     return kept
 
 
@@ -106,8 +106,3 @@ def writable(line: Text, encoding: str) -> Text:
     except (UnicodeEncodeError, LookupError):
         return Text(line.plain.translate(SIGNS).encode("ascii", "replace").decode(), style=line.style)
     return line
-
-
-def _without_spread(column: Column) -> Column:
-    cells = tuple(cell.split(" ± ")[0] for cell in column.cells)
-    return Column(column.head, cells, column.gives_way, column.right)

@@ -83,7 +83,8 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     """
     if not records:
         raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
-    keys = [_comparable(record) for record in records]
+    # Watts of another sensor, or at another workload, cannot be ranked.
+    keys = [(r.power.scope, r.power.name, r.power.kind, r.engine.simulated, _workload(r)) for r in records]
     order = list(dict.fromkeys(keys))
     rows = tuple(_row(record, order.index(key), prices) for record, key in zip(records, keys, strict=True))
     groups = tuple(_group(records, rows, number) for number in range(len(order)))
@@ -141,11 +142,6 @@ def _workload(record: SweepRecord) -> str:
         "as deep as fits" if w.depth is None else f"after {w.depth} others" if w.depth else "from the start"
     )
     return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}"
-
-
-def _comparable(record: SweepRecord) -> tuple[str, ...]:
-    power = record.power
-    return (power.scope, power.name, power.kind, str(record.engine.simulated), _workload(record))
 
 
 def _row(record: SweepRecord, group: int, prices: Prices) -> Row:

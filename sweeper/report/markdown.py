@@ -143,6 +143,8 @@ def _price(record: SweepRecord) -> str:
                 f"{best.pick}, a million {tokens} tokens: {price}{kind}, at {spread(reading)} J/token"
             )
     lines += [f"{name}: {cost}" for name, cost in costs(record)]
+    if not lines:
+        return ""
     return f"## Energy costs, at {prices.per_kwh:g} {escape(prices.currency)} per kWh\n\n" + "\n".join(
         f"- {escape(line)}" for line in lines
     )
