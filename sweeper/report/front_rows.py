@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.picks import is_recommended, marks
+from sweeper.report.picks import marks, recommended
 from sweeper.report.words import baseline_of, change, own_settings
 
 
@@ -36,13 +36,20 @@ def front_rows(record: SweepRecord) -> list[FrontRow]:
     trials = list(record.on_front())
     if base is not None and base.metrics and base.number not in record.front:
         trials.insert(0, base)
-    named = marks(record)
+    named, best = marks(record), recommended(record)
     rows = []
     for trial in trials:
         is_base = base is not None and trial.number == base.number
         names = (*(("baseline",) if is_base else ()), *named.get(trial.number, ()))
         own = "the engine's default" if is_base else own_settings(record, trial)
         rows.append(
-            FrontRow(trial, names, own, is_recommended(record, trial), is_base, None if is_base else base)
+            FrontRow(
+                trial,
+                names,
+                own,
+                best is not None and trial.number == best.trial.number,
+                is_base,
+                None if is_base else base,
+            )
         )
     return rows

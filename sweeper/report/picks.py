@@ -62,12 +62,6 @@ def meaning(record: SweepRecord, pick: str) -> str:
     }[rule.kind]
 
 
-def is_recommended(record: SweepRecord, trial: TrialRecord) -> bool:
-    """Whether sweeper recommends ``trial``."""
-    best = recommended(record)
-    return best is not None and best.trial.number == trial.number
-
-
 def picks_by_trial(record: SweepRecord) -> list[list[Picked]]:
     """The picks in their order, in one list for each trial that they chose."""
     found: dict[int, list[Picked]] = {}
