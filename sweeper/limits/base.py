@@ -1,4 +1,4 @@
-"""The Protocol of limit control. Adapters pass ``sweeper.lab.contracts.LimitControlContract``."""
+"""The Protocol for limit control. Every adapter passes ``sweeper.lab.contracts.LimitControlContract``."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from sweeper.errors import SweeperError
 
 @dataclass(frozen=True, slots=True)
 class LimitRange:
-    """What a limit may be set to on this device, never above ``found``; in W or MHz as its name says."""
+    """The range in which sweeper may set a limit on this device, in W or MHz; never above ``found``."""
 
     name: str  # power_limit_watts, clock_limit_mhz
     device: str
     low: int
     high: int
-    found: int | None  # as it was before the sweep; None: not locked
+    found: int | None  # the value before the sweep; None: not locked
     step: int = 1
 
 
 @dataclass(frozen=True, slots=True)
 class LimitInForce:
-    """A limit as asked for and as the device reads it back."""
+    """A limit as requested, and the value that the device reads back."""
 
     name: str
     requested: int | None
@@ -32,26 +32,29 @@ class LimitInForce:
 
 
 class LimitControl(Protocol):
-    """Sets limits and gives back what was found, however the sweep ends. Enter it around a whole sweep.
+    """Sets limits and restores the values found, however the sweep ends. Enter it around a whole sweep.
 
-    ``__exit__`` restores. Nothing is journalled and no guardian started before the first ``set``.
+    ``__exit__`` restores the limits. The first ``set`` creates the journal and starts the guardian.
     """
 
     def ranges(self) -> Mapping[str, LimitRange]:
-        """The limits that can be set here by name; empty on a machine without any."""
+        """The limits that sweeper can set on this machine, by name; empty if there are none."""
         ...
 
     def refusals(self) -> Mapping[str, SweeperError]:
-        """For each limit that cannot be set: why; a RightMissingError where an administrator can grant it."""
+        """The reason for each limit that cannot be set.
+
+        The reason is a RightMissingError if an administrator can grant the right.
+        """
         ...
 
     @property
     def outcomes(self) -> Sequence[object]:
-        """What leaving did to each limit that was set, as words by ``str``; empty before."""
+        """The result of restoring each limit on exit, readable through ``str``; empty before the exit."""
         ...
 
     def set(self, name: str, value: int | None) -> LimitInForce:
-        """Set a limit, None for what was found. Raises LimitRefused where the read-back differs."""
+        """Set a limit; None restores the value found. Raises LimitRefused if the read-back differs."""
         ...
 
     def __enter__(self) -> Self: ...

@@ -1,8 +1,8 @@
-"""The limits of a sweep: their ranges, setting them with read-back, and giving back what was found.
+"""The limits of a sweep: find their ranges, set them with read-back, and restore the values found.
 
-The order of things: ``find_limits`` replays journals that dead sweeps left, then reads ranges. Entering takes
-the device locks. The first ``set`` that would change anything writes the journal and starts the guardian; a
-sweep that sets nothing touches nothing. Leaving gives back what was found, unless another tool changed it.
+``find_limits`` first replays the journals of dead sweeps, then reads the ranges. ``__enter__`` takes the device
+locks. The first ``set`` that would change a value writes the journal and starts the guardian. A sweep that sets
+no limit does neither. ``__exit__`` restores the values found, except where another tool changed them.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sweeper.limits.restore import (
 from sweeper.limits.rights import MeansSettings
 from sweeper.power_settings import PowerSettings
 
-NO_DEVICE = "no NVIDIA GPU and no processor package whose limits could be set was found"
+NO_DEVICE = "sweeper found no NVIDIA GPU and no processor package with a limit that it could set"
 
 
 class NoLimits:
-    """The control of a machine where nothing can be set. It explains itself, and takes no lock."""
+    """Limit control for a machine without settable limits. It reports the reasons and takes no lock."""
 
     def __init__(self, refusals: Mapping[str, SweeperError], replayed: Sequence[RestoreOutcome] = ()) -> None:
         self._refusals = dict(refusals)
@@ -47,15 +47,15 @@ class NoLimits:
         self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
-        """None."""
+        """An empty mapping."""
         return {}
 
     def refusals(self) -> Mapping[str, SweeperError]:
-        """Why each limit cannot be set."""
+        """The reason for each limit that cannot be set."""
         return self._refusals
 
     def set(self, name: str, value: int | None) -> LimitInForce:
-        """None is what is in force already; everything else is refused."""
+        """Accept None, which keeps the present value. Raises LimitRefused for any other value."""
         if value is None:
             return LimitInForce(name, None, None)
         raise LimitRefused(f"{name}={value} cannot be set: {self._refusals.get(name, NO_DEVICE)}")
@@ -70,10 +70,10 @@ class NoLimits:
 
 
 class DeviceLimits:
-    """Limits of GPUs or processor packages. Made by ``find_limits``; enter it around a whole sweep.
+    """Limits of GPUs or processor packages. ``find_limits`` creates it; enter it around a whole sweep.
 
-    ``replayed`` is what was given back for sweeps that died before this one; ``outcomes`` is what leaving
-    did. Both are for the sweep's words to its user.
+    ``replayed`` lists the limits restored for earlier sweeps that died. ``outcomes`` lists the limits that
+    ``__exit__`` restored. The sweep shows both to the user.
     """
 
     def __init__(
@@ -91,17 +91,17 @@ class DeviceLimits:
         self._locks = DeviceLocks(self._found.devices, lock_folder)
         self._entered = False
         self._journal: Journal | None = None
-        self._left: tuple[Path, ...] = ()  # journals of others that could not be given back yet
+        self._left: tuple[Path, ...] = ()  # journals of other sweeps that could not be restored yet
         self._guardian: Guardian | None = None
         self.replayed = tuple(replayed)
         self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
-        """The limits that can be set, as the device says, never above what was found."""
+        """The limits that sweeper can set: the device's own ranges, capped at the values found."""
         return {name: group.range for name, group in self._found.groups.items()}
 
     def refusals(self) -> Mapping[str, SweeperError]:
-        """Why each of the others cannot."""
+        """The reason for each limit that cannot be set."""
         return self._found.refusals
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class DeviceLimits:
                     self.replayed += tuple(replay(record, self._machine))
             self._left = tuple(path for path in self._locks.journals() if path.exists())
             self._locks.note(*self._left)
-            # Another sweep may have held the device until now: what it had set is not what was found.
+            # Another sweep may have held the device until now. Its values do not count as found values.
             self._found = self._look(self._machine)
         except BaseException:
             self._machine.close()
@@ -130,7 +130,7 @@ class DeviceLimits:
                 self._give_back_all(self._journal)
         finally:
             if self._guardian is not None:
-                self._guardian.abandon()  # not dismissed: it takes over what could not be given back
+                self._guardian.abandon()  # not dismissed: the guardian retries the limits that failed
                 self._guardian = None
             if self._journal is not None:
                 self._journal.close()
@@ -151,29 +151,30 @@ class DeviceLimits:
             self._guardian = None
 
     def set(self, name: str, value: int | None) -> LimitInForce:
-        """Set a limit on all its devices, None for what was found, and read it back.
+        """Set a limit on all its devices and read it back; None restores the value found.
 
-        ``enforced`` is the lowest that a device reads back; None for a clock, which no device shows.
+        ``enforced`` is the lowest value that a device reads back. It is None for a clock, which no device shows.
 
         Raises:
-            LimitRefused: out of range, not taken, not allowed, or changed by another tool meanwhile.
+            LimitRefused: the value is out of range, the device did not accept it, this process has no right to
+                set it, or another tool changed the limit during the sweep.
         """
         if not self._entered:
-            raise RuntimeError("set() wants `with limits:` around the sweep")
+            raise RuntimeError("set() needs `with limits:` around the sweep")
         group = self._found.groups.get(name)
         if group is None:
             return NoLimits(self._found.refusals).set(name, value)
         if value is not None and not group.range.low <= value <= group.range.high:
-            raise LimitRefused(f"{name}={value} is not in {group.range.low} to {group.range.high}")
+            raise LimitRefused(f"{name}={value} is outside the range {group.range.low} to {group.range.high}")
         try:
             self._bring(group, value)
             return LimitInForce(name, value, _in_force(group))
-        except MissingError as error:  # a right, a device or a disk that was there when the sweep began
+        except MissingError as error:  # a right, a device or a disk was lost after the sweep began
             raise LimitRefused(f"{name}={value} was not set: {error}") from error
 
     def _bring(self, group: Group, value: int | None) -> None:
         if value is None and not self._was_set(group):
-            return  # whatever is in force, it is none of this sweep's doing
+            return  # this sweep did not set the value in force
         wanted = [(knob, group.raw(knob.id, value)) for knob in group.knobs]
         changing = [(knob, raw) for knob, raw in wanted if not self._holds(group, knob, raw)]
         if not changing:
@@ -183,7 +184,7 @@ class DeviceLimits:
             for knob, raw in changing:
                 _turn(journal, knob, raw)
         except SweeperError:
-            for knob, _ in changing:  # no half-set group: a trial that fails leaves the limits as found
+            for knob, _ in changing:  # a failed trial must not leave half of the group changed
                 _put_back(journal, knob)
             raise
 
@@ -192,7 +193,7 @@ class DeviceLimits:
         return any(knob.id in entries and entries[knob.id].ours for knob in group.knobs)
 
     def _holds(self, group: Group, knob: Knob, raw: int | None) -> bool:
-        """Whether a knob stands at this value already. Raises LimitRefused where another tool moved it."""
+        """Whether a knob already has this value. Raises LimitRefused if another tool changed it."""
         entry = self._journal.entries[knob.id] if self._journal else Entry(group.found[knob.id])
         ours = entry.ours or (entry.found,)
         kind = knob.id.kind
@@ -204,13 +205,13 @@ class DeviceLimits:
             moved = knob.contradiction(present)
         if moved is not None:
             raise LimitRefused(
-                f"another tool changed the {knob.id} during the sweep ({moved}): it is left alone; "
-                "end that tool to sweep this limit"
+                f"another tool changed the {knob.id} during the sweep ({moved}): sweeper leaves it alone; "
+                "stop that tool to sweep this limit"
             )
         return same(kind, present, raw) and (knob.readable or len(ours) == 1)
 
     def _protect(self) -> Journal:
-        """Journal and guardian, before anything is set."""
+        """Create the journal and start the guardian before sweeper sets the first limit."""
         if self._journal is None:
             groups = self._found.groups.values()
             found = {name: raw for group in groups for name, raw in group.found.items()}
@@ -231,29 +232,29 @@ def _turn(journal: Journal, knob: Knob, raw: int | None) -> None:
     try:
         knob.write(raw)
     except RightMissingError:
-        if not knob.readable:  # nothing was done, and no read-back will show it
+        if not knob.readable:  # the value did not change, and no read-back can show that
             journal.took(knob.id, entry.ours[-1] if entry.ours else entry.found)
         raise
     answer = refusal(knob, raw)
     journal.took(knob.id, knob.read() if knob.readable else raw)
     if answer is not None:
-        raise LimitRefused(f"the {knob.id} did not become {in_words(knob.id, raw)}: {answer}")
+        raise LimitRefused(f"the {knob.id} did not change to {in_words(knob.id, raw)}: {answer}")
 
 
 def _put_back(journal: Journal, knob: Knob) -> None:
-    """After a refusal. What fails here is tried again on leaving, and the refusal is what is reported."""
+    """Restore a knob after a refusal. ``__exit__`` retries a failure here; the caller reports the refusal."""
     entry = journal.entries[knob.id]
     with contextlib.suppress(SweeperError):
         outcome = give_back(knob, entry)
         if outcome.action is Action.LEFT_ALONE and not knob.readable:
-            knob.write(entry.found)  # the lock that had no effect is still noted in the driver
+            knob.write(entry.found)  # the driver still remembers the lock that had no effect
             journal.took(knob.id, entry.found)
         elif outcome.action in (Action.RESTORED, Action.AS_FOUND):
             journal.took(knob.id, entry.found)
 
 
 def _in_force(group: Group) -> int | None:
-    """The lowest value that the devices read back, in whole W; None for clocks."""
+    """The lowest value that the devices read back, rounded to whole W; None for clocks."""
     values = []
     for knob in group.knobs:
         raw = knob.read()
@@ -271,20 +272,21 @@ def find_limits(
     lock_folder: Path | None = None,
     environ: Mapping[str, str] = os.environ,
 ) -> DeviceLimits | NoLimits:
-    """What can be set on this machine, after giving back what dead sweeps left.
+    """Restore the limits of dead sweeps, then find the limits that sweeper can set on this machine.
 
-    The power limit is the GPUs' where there are any, else the processor packages'. Nothing is changed here.
+    The power limit belongs to the GPUs if there are any, otherwise to the processor packages. Apart from
+    restoring, this function changes no limit.
 
     Args:
-        root: the folder of runs; journals stand in its ``journal``.
-        settings: which device (``device``, ``source``), and where sysfs is.
-        means: how limits are set; None: as ``settings`` says.
-        lock_folder: where locks stand, for tests; None: one folder for all users of the machine.
+        root: the folder of runs; its subfolder ``journal`` holds the journals.
+        settings: the device (``device``, ``source``) and the path of sysfs.
+        means: how to set limits; None takes them from ``settings``.
+        lock_folder: the folder of the locks, for tests; None: one folder for all users of the machine.
         environ: the environment, for CUDA_VISIBLE_DEVICES.
 
     Raises:
-        StoreError: a journal that cannot be read.
-        UsageError: ``power.device`` names nothing.
+        StoreError: a journal cannot be read.
+        UsageError: ``power.device`` names no device.
     """
     settings = settings or PowerSettings()
     root, sysfs = root.resolve(), Path(settings.sysfs_root)
@@ -299,5 +301,5 @@ def find_limits(
         if not found.devices:
             return NoLimits(found.refusals, replayed)
         for path in DeviceLocks(found.devices, lock_folder).journals():
-            replayed += restore_one(path, machine, lock_folder)  # left under another root
+            replayed += restore_one(path, machine, lock_folder)  # journals under another root
         return DeviceLimits(root, machine, look_here, lock_folder, replayed)

@@ -1,7 +1,8 @@
-"""One sweep a device: a lock file for each, held through ``flock`` by the sweep and by its guardian.
+"""Device locks: at most one sweep uses a device. The sweep and its guardian hold a lock file through ``flock``.
 
-The lock goes when the last of the two is gone, so that no second sweep starts between the death of the first
-and the moment its limits are given back. The files stay: removing one would let two sweeps hold "the" lock.
+The kernel releases the lock when both processes have ended. So no second sweep can start after the first sweep
+dies and before the guardian restores its limits. The lock files stay on the disk: if a process removed one, two
+sweeps could each hold a lock for the same device.
 """
 
 from __future__ import annotations
@@ -19,25 +20,27 @@ from typing import Self
 from sweeper.errors import StoreError, SweepBusyError
 
 FOLDER_VARIABLE = "SWEEPER_LOCK_DIR"
-# A guardian needs milliseconds to give limits back; whoever starts meanwhile waits for it.
+# A guardian restores limits within milliseconds; a sweep that starts during that time waits for it.
 WAIT_SECONDS = 3.0
 PAUSE_SECONDS = 0.05
 OPEN_TO_ALL = 0o1777
 
 
 def lock_folder() -> Path:
-    """Where all users of this machine find each other's locks."""
+    """The folder in which all users of this machine find each other's locks."""
     named = os.environ.get(FOLDER_VARIABLE)
     if named:
         return Path(named)
     for folder in (Path("/run/lock"), Path("/tmp")):  # noqa: S108 - files are opened without following links
         if folder.is_dir() and folder.stat().st_mode & OPEN_TO_ALL == OPEN_TO_ALL:
-            return folder  # judged by its mode: what root may write is not where others look
-    raise StoreError(f"no folder for locks is open to all users: set {FOLDER_VARIABLE} to one")
+            return folder  # its mode decides: root can write to folders that other users do not check
+    raise StoreError(
+        f"no folder for locks is writable by all users: set {FOLDER_VARIABLE} to a folder that is"
+    )
 
 
 class DeviceLocks:
-    """The locks of some devices, taken together or not at all."""
+    """The locks of some devices. ``acquire`` takes all of them or none."""
 
     def __init__(self, devices: Iterable[str], folder: Path | None = None) -> None:
         self.devices = tuple(sorted(set(devices)))
@@ -46,11 +49,11 @@ class DeviceLocks:
 
     @property
     def descriptors(self) -> tuple[int, ...]:
-        """Open files that hold the locks, to be handed to the guardian."""
+        """The open files that hold the locks; the guardian inherits them."""
         return tuple(self._descriptors.values())
 
     def acquire(self) -> None:
-        """Take all locks, waiting a few seconds for a guardian that is at work.
+        """Take all locks, and wait a few seconds for a guardian that is restoring limits.
 
         Raises:
             SweepBusyError: another sweep holds one of them.
@@ -62,7 +65,7 @@ class DeviceLocks:
                 return
             if time.monotonic() >= deadline:
                 raise SweepBusyError(
-                    f"another sweep is tuning {busy}{self._holder(busy)}: wait for it, or end it first"
+                    f"another sweep is tuning {busy}{self._holder(busy)}: wait until it ends, or stop it"
                 )
             time.sleep(PAUSE_SECONDS)
 
@@ -87,7 +90,7 @@ class DeviceLocks:
         return f" (process {pid})" if isinstance(pid, int) else ""
 
     def note(self, *journals: Path) -> None:
-        """Write into the locks whose they are, and which journals wait to be replayed."""
+        """Write this process's id and the journals still to be replayed into the lock files."""
         text = json.dumps({"pid": os.getpid(), "journals": [str(path.resolve()) for path in journals]})
         for descriptor in self._descriptors.values():
             if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
@@ -95,7 +98,7 @@ class DeviceLocks:
                 os.pwrite(descriptor, text.encode(), 0)
 
     def journals(self) -> list[Path]:
-        """Journals that earlier holders noted, perhaps under another root: only this user's or root's."""
+        """The journals that earlier holders noted, perhaps under another root; only this user's and root's."""
         found = set()
         for device in self.devices:
             named = _content(self._path(device)).get("journals")
@@ -103,7 +106,7 @@ class DeviceLocks:
         return sorted(Path(path) for path in found)
 
     def release(self) -> None:
-        """Close this process's hold; the guardian's goes on. May be called twice."""
+        """Close this process's lock files; the guardian keeps its own open. May be called twice."""
         for descriptor in self._descriptors.values():
             os.close(descriptor)
         self._descriptors.clear()
@@ -119,13 +122,13 @@ class DeviceLocks:
 
 
 def _open(path: Path) -> int:
-    """Open a lock file for writing where it is ours, else for reading: both can be locked.
+    """Open a lock file for writing if this user owns it, otherwise for reading. ``flock`` works on both.
 
-    No O_CREAT on a file that exists: kernels with fs.protected_regular refuse that in sticky folders.
+    An existing file is opened without O_CREAT, which kernels with fs.protected_regular refuse in sticky folders.
     """
     flags = os.O_CLOEXEC | os.O_NOFOLLOW
     try:
-        for _ in range(2):  # it may come or go between two tries
+        for _ in range(2):  # the file may appear or vanish between two tries
             try:
                 return os.open(path, os.O_RDWR | flags)
             except PermissionError:
@@ -137,15 +140,18 @@ def _open(path: Path) -> int:
                     continue
     except OSError as error:
         raise StoreError(f"the lock {path} cannot be opened ({error.strerror}): remove that file") from error
-    raise StoreError(f"the lock {path} comes and goes: something else removes files there")
+    raise StoreError(f"the lock {path} keeps vanishing: stop the program that removes files there")
 
 
 def _content(path: Path) -> dict[str, object]:
-    """What the holder wrote; nothing where the file is somebody else's, who could write anything into it."""
+    """The content that the holder wrote.
+
+    It is empty if another user owns the file, because that user could write anything into it.
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
     except OSError:
-        return {}  # absent, or not ours to read: there is nothing to learn from it
+        return {}  # the file is absent, or this user may not read it
     with os.fdopen(descriptor, "rb") as file:
         found = os.fstat(file.fileno())
         if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
@@ -153,5 +159,5 @@ def _content(path: Path) -> dict[str, object]:
         try:
             content = json.loads(file.read(4096) or b"{}")
         except ValueError:
-            return {}  # torn while its holder was killed
+            return {}  # the holder was killed while it wrote the file
     return content if isinstance(content, dict) else {}

@@ -1,6 +1,6 @@
-"""What there is to set on this machine: devices, the range of each limit, and why others cannot be set.
+"""Find the limits of this machine: devices, the range of each limit, and why a limit cannot be set.
 
-Looking changes nothing. Several devices are one group: a limit is set on all of them at once.
+This module only reads. Several devices form one group, and sweeper sets a limit on the whole group at once.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from sweeper.power_settings import PowerSettings
 
 @dataclass(frozen=True, slots=True)
 class Group:
-    """One limit of the configuration, and the knobs that it turns on all its devices at once."""
+    """One limit of the configuration, and the knobs that set it on all its devices."""
 
     range: LimitRange
     knobs: tuple[Knob, ...]
     found: Mapping[KnobId, int | None]
-    allowed: tuple[int, ...] = ()  # for clocks: the supported ones, lowest first
+    allowed: tuple[int, ...] = ()  # the supported clocks, lowest first; empty for power
 
     def raw(self, knob: KnobId, value: int | None) -> int | None:
-        """What a knob is set to for ``value`` W or MHz: a supported clock, and never above what was found."""
+        """The knob's raw value for ``value`` W or MHz: a supported clock, never above the value found."""
         if value is None:
             return self.found[knob]
         if self.allowed:
@@ -43,7 +43,10 @@ class Group:
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """What there is to set: devices (locked even where nothing can be set), limits, and why others cannot be set."""
+    """The devices of this machine, their limits, and why a limit cannot be set.
+
+    sweeper locks the devices even if it can set no limit on them.
+    """
 
     devices: tuple[str, ...]
     groups: Mapping[str, Group]
@@ -55,8 +58,8 @@ class Found:
 
 
 def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, str]) -> Found:
-    """The limits of this machine: the GPUs' where there are any, else the processor packages'."""
-    no_gpu: SweeperError = LimitRefused("power.source=rapl sets the processor's limits only")
+    """The limits of this machine: those of the GPUs if there are any, otherwise of the processor packages."""
+    no_gpu: SweeperError = LimitRefused("with power.source=rapl, sweeper sets only the processor's limits")
     if settings.source != "rapl":
         cards, no_gpu = _cards(machine, settings, environ)
         if cards:
@@ -65,7 +68,7 @@ def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, s
         return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
     packages = _package_limits(machine)
     refusals = {
-        CLOCK: LimitRefused(f"locked clocks are a limit of NVIDIA GPUs: {no_gpu.what}"),
+        CLOCK: LimitRefused(f"sweeper can lock the clocks of NVIDIA GPUs only: {no_gpu.what}"),
         **packages.refusals,
     }
     if not packages.devices:
@@ -82,7 +85,7 @@ def _cards(
         return [], error
     device = settings.device
     if settings.source != "nvml" and device and not any(card.is_named(device) for card in cards):
-        device = None  # it names another kind of device
+        device = None  # the setting names another kind of device
     found, why = chosen(cards, device, environ)
     return found, LimitRefused(why or "no NVIDIA GPU")
 
@@ -96,7 +99,7 @@ def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
         try:
             if split:
                 raise LimitRefused(
-                    f"{split[0].name} is split by MIG, and a limit would hit all its instances: "
+                    f"MIG divides {split[0].name}, and a limit would affect all its instances: "
                     "switch MIG off for a sweep"
                 )
             if name == POWER:
@@ -113,7 +116,7 @@ def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
 
 def _ungranted(missing: str) -> RightMissingError:
     return RightMissingError(
-        f"setting it needs root, CAP_SYS_ADMIN or a helper ({missing})",
+        f"setting this limit needs root, CAP_SYS_ADMIN or a helper ({missing})",
         f"`sweeper doctor` prints the steps that install the helper for the group {HELPER_GROUP!r}",
     )
 
@@ -126,22 +129,22 @@ def _power_group(knobs: Sequence[PowerKnob]) -> Group:
     high = min(highest, *(knob.constraints()[1] for knob in knobs)) // per
     if low >= high:
         raise LimitRefused(
-            f"the device takes {low} W at least, and {high} W was found: there is no range to search"
+            f"the device needs at least {low} W, and the limit found is {high} W: there is no range to search"
         )
     devices = ", ".join(knob.id.device for knob in knobs)
-    # What was found is given in whole watts: the range must not say more than was in force.
+    # The found value is rounded down to whole watts, so that the range never exceeds the limit in force.
     return Group(LimitRange(POWER, devices, low, high, highest // per), tuple(knobs), found)
 
 
 def _clock_group(knobs: Sequence[ClockKnob]) -> Group:
     supported = sorted(set.intersection(*(set(knob.supported()) for knob in knobs)))
     if len(supported) < 2:
-        raise LimitRefused("the device lists no clocks to choose from")
+        raise LimitRefused("the device lists fewer than two clocks, so there is none to choose")
     held = [knob for knob in knobs if knob.held_by_another()]
     if held:
         raise LimitRefused(
-            f"a setting of another tool holds the clocks of {held[0].id.device}, NVML does not tell which: "
-            "free them with `nvidia-smi --reset-gpu-clocks` and `--reset-applications-clocks`"
+            f"another tool limits the clocks of {held[0].id.device}, and NVML does not show which setting: "
+            "reset them with `nvidia-smi --reset-gpu-clocks` and `--reset-applications-clocks`"
         )
     steps = [high - low for low, high in itertools.pairwise(supported)]
     step = max(set(steps), key=steps.count)
@@ -166,7 +169,7 @@ def _package_limits(machine: MachineKnobs) -> Found:
     try:
         if off:
             raise LimitRefused(
-                f"limits of {off[0]} are switched off by the firmware or in its file `enabled`"
+                f"the firmware, or the zone's file `enabled`, has switched off the limits of {off[0]}"
             )
         direct = all(rapl_limits.PackageKnob(sysfs, n.device, n.part, None).writable for n in names)
         means, missing = machine.means("rapl", direct)
@@ -188,7 +191,7 @@ def _package_group(sysfs: Path, zones: Sequence[str], knobs: Sequence[rapl_limit
     highest = min(long_term)
     low = -(-max(rapl_limits.least(sysfs, zone, highest) for zone in zones) // per)
     if low >= highest // per:
-        raise LimitRefused(f"{highest / per:g} W was found: there is no range below it to search")
+        raise LimitRefused(f"the limit found is {highest / per:g} W: there is no range below it to search")
     devices = ", ".join(zones)
     limits = LimitRange(POWER, devices, max(1, low), highest // per, highest // per)
     return Group(limits, tuple(knobs), found)

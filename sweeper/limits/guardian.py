@@ -1,9 +1,9 @@
-"""The guardian: a process that outlives a killed sweep and gives the limits back.
+"""The guardian: a process that outlives a killed sweep and restores the limits.
 
-It runs in a session of its own, holds one end of a pipe and a handle of the sweep's process, and sleeps in
-``poll`` until either says that the sweep is gone. Then it replays the journal and ends. A sweep that gave its
-limits back itself says ``done`` first. SIGINT, SIGHUP and SIGTERM go to the whole group of a dying terminal
-or unit: the guardian ignores them, because the sweep's end is what it waits for.
+The guardian runs in its own session. It holds one end of a pipe and a handle of the sweep's process, and sleeps
+in ``poll`` until one of them shows that the sweep has ended. Then it replays the journal and ends. A sweep that
+restored its limits itself sends ``done`` first. A closing terminal or unit sends SIGINT, SIGHUP and SIGTERM to
+its whole process group. The guardian ignores them, because it waits for the end of the sweep.
 """
 
 from __future__ import annotations
@@ -30,17 +30,18 @@ from sweeper.limits.rights import MeansSettings
 READY = b"ready\n"
 DONE = b"done\n"
 LOG = "guardian.log"
-# Starting Python on a busy small machine takes a second or two; ten times that means that it hangs.
+# Python starts within a second or two on a busy small machine; after ten times as long, it hangs.
 START_SECONDS = 20.0
-# After `done` nothing is left to do but to end.
+# After `done` the guardian only has to end.
 END_SECONDS = 5.0
-# A device that answers with an error may recover (a driver that reloads); then the journal waits for a start.
+# A device that returns errors may recover, for example after a driver reload. After this time the guardian gives
+# up, and the next start of sweeper replays the journal.
 RETRY_SECONDS = 10.0
 RETRY_PAUSE_SECONDS = 0.5
 
 
 class Guardian:
-    """The sweep's side: starts the guardian, and dismisses it."""
+    """The sweep's side: it starts the guardian and dismisses it."""
 
     def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
         self._process = process
@@ -48,16 +49,16 @@ class Guardian:
 
     @classmethod
     def start(cls, journal: Path, means: MeansSettings, sysfs: Path, keep_open: Sequence[int] = ()) -> Self:
-        """Start it, and return once it watches.
+        """Start the guardian, and return when it watches the sweep.
 
         Args:
-            journal: what it replays.
-            means: by what means limits are set.
-            sysfs: where RAPL's files are.
-            keep_open: descriptors that it holds until it is done: the device locks.
+            journal: the journal that the guardian replays.
+            means: how to set limits.
+            sysfs: the path of sysfs, with RAPL's files.
+            keep_open: descriptors that the guardian holds until it ends: the device locks.
 
         Raises:
-            StoreError: it did not start; no limit may be set then.
+            StoreError: the guardian did not start; the sweep must not set a limit then.
         """
         words = json.dumps({"journal": str(journal.resolve()), "pid": os.getpid(), "sysfs": str(sysfs)})
         package_folder = str(Path(__file__).resolve().parents[2])
@@ -94,22 +95,22 @@ class Guardian:
         assert self._process.stderr is not None
         lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
         raise StoreError(
-            f"no limit was set: the guardian did not start ({lines[-1] if lines else 'it says nothing'})"
+            f"no limit was set: the guardian did not start ({lines[-1] if lines else 'it printed nothing'})"
         )
 
     @property
     def pid(self) -> int:
-        """Its process."""
+        """The guardian's process id."""
         return self._process.pid
 
     @property
     def alive(self) -> bool:
-        """Whether it still watches."""
+        """Whether the guardian still runs."""
         return self._process.poll() is None
 
     def dismiss(self) -> None:
-        """Everything was given back: let it end, and wait for that."""
-        with contextlib.suppress(BrokenPipeError):  # it was killed: nothing to dismiss
+        """Let the guardian end after the sweep restored every limit, and wait for its end."""
+        with contextlib.suppress(BrokenPipeError):  # the guardian was killed
             self._pipe.write(DONE)
             self._pipe.flush()
         self.abandon()
@@ -120,7 +121,7 @@ class Guardian:
             self._process.wait()
 
     def abandon(self) -> None:
-        """Close the pipe without a word: it then does what it would do if this process were dead."""
+        """Close the pipe without ``done``: the guardian then acts as if this process had died."""
         for stream in (self._pipe, self._process.stdout, self._process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
@@ -128,7 +129,7 @@ class Guardian:
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The guardian's side. Arguments: what to watch, and the means, both as JSON."""
+    """The guardian's side. The arguments are the sweep to watch and the means, both as JSON."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     words = json.loads(arguments[0])
@@ -136,7 +137,7 @@ def main(arguments: Sequence[str]) -> int:
     with MachineKnobs(MeansSettings.from_json(arguments[1]), Path(words["sysfs"])) as machine:
         _open_early(journal, machine)
         owner = _handle_of(words["pid"])
-        with contextlib.suppress(BrokenPipeError):  # the sweep died while this started: see to its journal
+        with contextlib.suppress(BrokenPipeError):  # the sweep died during this start: go on with its journal
             os.write(sys.stdout.fileno(), READY)
         if _dismissed(sys.stdin.fileno(), owner):
             return 0
@@ -148,19 +149,19 @@ def main(arguments: Sequence[str]) -> int:
 
 
 def _open_early(journal: Path, machine: MachineKnobs) -> None:
-    """Open what restoring needs: faster then, and an open NVML keeps the driver from forgetting limits."""
+    """Open the devices now, which makes restoring faster. An open NVML also keeps the driver's limits alive."""
     record = journals.read_journal(journal)
     for name in record.entries if record else ():
         _open_one(name, machine)
 
 
 def _open_one(name: KnobId, machine: MachineKnobs) -> None:
-    with contextlib.suppress(SweeperError):  # tried again, and reported, when it matters
+    with contextlib.suppress(SweeperError):  # the replay tries again and reports the error
         machine.knob(name)
 
 
 def _handle_of(pid: int) -> int | None:
-    """A file that becomes readable when the process ends; None where it ended already or kernels are old."""
+    """A file that becomes readable when the process ends; None if it has ended or the kernel is too old."""
     try:
         return os.pidfd_open(pid)
     except OSError:
@@ -172,7 +173,7 @@ def _dismissed(pipe: int, owner: int | None) -> bool:
     poll = select.poll()
     poll.register(pipe, select.POLLIN | select.POLLHUP)
     if owner is not None:
-        # A child that the sweep forked could hold the pipe open: the handle tells its death all the same.
+        # A child of the sweep could keep the pipe open; the handle shows the sweep's death even then.
         poll.register(owner, select.POLLIN)
     heard = b""
     while True:
@@ -200,7 +201,10 @@ def _replay_until_done(journal: Path, machine: MachineKnobs) -> list[RestoreOutc
 
 
 def read_log(root: Path) -> tuple[str, ...]:
-    """What guardians under a root did after their sweeps had died, oldest first; for `sweeper restore`."""
+    """The log lines of the guardians under a root, oldest first, for `sweeper restore`.
+
+    A guardian logs the limits that it restored after its sweep had died.
+    """
     try:
         text = (root / journals.FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
@@ -209,7 +213,10 @@ def read_log(root: Path) -> tuple[str, ...]:
 
 
 def _speak_into_log(journal: Path) -> None:
-    """From here on nobody reads its pipes: what was done, or a traceback, stands beside the journal."""
+    """Send standard error, with the outcomes or a traceback, to a log beside the journal.
+
+    The sweep has died, so no process reads the guardian's pipes any more.
+    """
     log = os.open(journal.parent / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
     os.dup2(log, sys.stderr.fileno())
     os.close(log)

@@ -1,9 +1,9 @@
-"""The journal of limits: on the disk before the first set, so that no death loses what was found.
+"""The journal of limits. It is on the disk before the first set, so that a crash cannot lose the values found.
 
-One file a sweep, ``<root>/journal/limits-<pid>-<moment>.jsonl``. Its first line holds boot, owner and every
-limit as found; each further line says what is about to be set (``intent``) or what the device then showed
-(``took``). Every line is on the disk before the device is touched. A torn last line means that nothing after
-it was done.
+Each sweep writes one file, ``<root>/journal/limits-<pid>-<moment>.jsonl``. Its first line holds the boot, the
+owner and the found value of every limit. Each further line holds a value that the sweep is about to set
+(``intent``) or a value that the device then showed (``took``). Every line is on the disk before the sweep touches
+the device. An incomplete last line means that the sweep set nothing after it.
 """
 
 from __future__ import annotations
@@ -28,18 +28,21 @@ PATTERN = "limits-*.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One limit: as found, and the values that may be ours now. Without any it was never set."""
+    """One limit: the value found, and the values that this sweep may have in force (``ours``).
+
+    ``ours`` is empty if the sweep never set the limit.
+    """
 
     found: int | None
     ours: tuple[int | None, ...] = ()
 
     def after_intent(self, raw: int | None) -> Entry:
-        """A kill may fall before the set or after it: both values are ours until the device is read back."""
+        """The entry before a set. A kill may come before or after it, so both values count until the read-back."""
         before = self.ours[-1] if self.ours else self.found
         return Entry(self.found, (before, raw))
 
     def after_taking(self, raw: int | None) -> Entry:
-        """The device showed this value."""
+        """The entry after the device showed this value."""
         return Entry(self.found, (raw,))
 
 
@@ -55,24 +58,24 @@ class JournalRecord:
 
 
 def boot_id(procfs: Path = Path("/proc")) -> str:
-    """The kernel's identity of this boot; it is the host's in a container too."""
+    """The kernel's identifier of this boot; a container has the host's."""
     return (procfs / "sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
 
 
 def process_start_ticks(pid: int, procfs: Path = Path("/proc")) -> int | None:
-    """When a process started, in clock ticks since boot; None where there is no such process.
+    """The start time of a process, in clock ticks since boot; None if there is no such process.
 
-    Together with the pid this names a process for as long as the machine runs: pids are used again.
+    The kernel reuses pids. The pid and the start time together identify a process until the next boot.
     """
     try:
         text = (procfs / str(pid) / "stat").read_text(encoding="ascii", errors="replace")
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return int(text.rpartition(")")[2].split()[19])  # the command's name may hold blanks and brackets
+    return int(text.rpartition(")")[2].split()[19])  # the command's name may contain blanks and brackets
 
 
 class Journal:
-    """The journal that this process writes. ``entries`` mirror what is on the disk."""
+    """The journal that this process writes. ``entries`` mirrors the file on the disk."""
 
     def __init__(self, path: Path, entries: Mapping[KnobId, Entry], descriptor: int) -> None:
         self.path = path
@@ -81,7 +84,7 @@ class Journal:
 
     @classmethod
     def create(cls, root: Path, found: Mapping[KnobId, int | None]) -> Self:
-        """Write what was found, and return once it is on the disk.
+        """Write the values found, and return when they are on the disk.
 
         Raises:
             StoreError: the folder cannot be written.
@@ -103,19 +106,19 @@ class Journal:
             scratch = path.with_suffix(".new")
             descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
             _append(descriptor, header)
-            scratch.rename(path)  # the header is there whole or not at all
+            scratch.rename(path)  # so the journal appears with a complete header
             _sync_folder(folder)
         except OSError as error:
             raise StoreError(f"no limit was set: {folder} cannot be written ({error.strerror})") from error
         return cls(path, {knob: Entry(raw) for knob, raw in found.items()}, descriptor)
 
     def intent(self, knob: KnobId, raw: int | None) -> None:
-        """Note what is about to be set; on the disk when this returns."""
+        """Note the value that the sweep is about to set. The note is on the disk when this returns."""
         self._note("intent", knob, raw)
         self.entries[knob] = self.entries[knob].after_intent(raw)
 
     def took(self, knob: KnobId, raw: int | None) -> None:
-        """Note what the device shows."""
+        """Note the value that the device shows."""
         self._note("took", knob, raw)
         self.entries[knob] = self.entries[knob].after_taking(raw)
 
@@ -125,23 +128,23 @@ class Journal:
         try:
             _append(self._descriptor, {word: asdict(knob) | {"raw": raw}})
         except OSError as error:
-            self.close()  # a line may be torn: nothing behind it would be read
+            self.close()  # the line may be incomplete, and a reader would ignore every line after it
             raise StoreError(f"no limit was set: {self.path} cannot be written ({error.strerror})") from error
 
     def close(self) -> None:
-        """Let the file go; it stays on the disk. May be called twice."""
+        """Close the file; it stays on the disk. May be called twice."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
 
     def remove(self) -> None:
-        """Everything was given back: nothing is left to remember."""
+        """Remove the journal after the sweep restored every limit."""
         self.close()
         remove(self.path)
 
 
 def remove(path: Path) -> None:
-    """Take a journal off the disk; another process may have done so already."""
+    """Delete a journal from the disk; another process may have deleted it already."""
     with contextlib.suppress(FileNotFoundError):
         path.unlink()
         _sync_folder(path.parent)
@@ -161,15 +164,15 @@ def _sync_folder(folder: Path) -> None:
 
 
 def find_journals(root: Path) -> list[Path]:
-    """The journals that stand under a root, oldest name first."""
+    """The journals under a root, in the order of their names."""
     return sorted((root / FOLDER).glob(PATTERN))
 
 
 def read_journal(path: Path) -> JournalRecord | None:
-    """What a journal says; None where it was removed meanwhile.
+    """The content of a journal; None if another process removed it meanwhile.
 
     Raises:
-        StoreError: its first line is no journal, or it belongs to somebody else.
+        StoreError: the first line is no journal header, or the file belongs to another user.
     """
     try:
         with path.open("rb") as file:
@@ -186,7 +189,7 @@ def read_journal(path: Path) -> JournalRecord | None:
             path, str(header["boot_id"]), int(header["pid"]), int(header["pid_start_ticks"]), entries
         )
     except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is no journal of limits: {error}") from error
+        raise StoreError(f"{path} is not a journal of limits: {error}") from error
     for line in lines[1:]:
         if not _replay(entries, line):
             break
@@ -199,7 +202,7 @@ def _replay(entries: dict[KnobId, Entry], line: bytes) -> bool:
         knob, raw = _knob(words), _raw(words)
         entry = entries[knob]
     except (ValueError, KeyError, TypeError, StopIteration, AttributeError):
-        return False  # torn by a power cut: the set that it announces was never made
+        return False  # a power cut left this line incomplete, so the set that it announces never happened
     entries[knob] = entry.after_intent(raw) if word == "intent" else entry.after_taking(raw)
     return True
 

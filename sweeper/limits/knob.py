@@ -1,6 +1,6 @@
-"""One limit of one device, as the thing that is read and written: a knob. Raw values are the device's own.
+"""A knob reads and writes one limit of one device, in the device's own raw values.
 
-A knob's raw unit is what its interface speaks (mW, µW, MHz), so that what is given back is exactly what was
+A knob's raw unit is the unit of its interface (mW, µW, MHz), so that the restored value is exactly the value
 found. ``None`` is a clock that is not locked.
 """
 
@@ -18,8 +18,8 @@ KnobKind = Literal["nvml_power", "nvml_clock", "rapl"]
 LIMIT_OF: dict[str, str] = {"nvml_power": POWER, "nvml_clock": CLOCK, "rapl": POWER}
 # Raw units in one W or MHz.
 PER_UNIT: dict[str, int] = {"nvml_power": 1000, "nvml_clock": 1, "rapl": 1_000_000}
-# How far a value may be from what was written and still be it. NVML keeps mW exactly; RAPL counts in units of
-# 1/8 W on all Intel processors so far, rounded down, and AMD's in no larger ones.
+# Two values are the same setting within this difference. NVML keeps mW exactly. RAPL rounds down to units of
+# 1/8 W on all Intel processors so far; AMD's units are no larger.
 TOLERANCE: dict[str, int] = {"nvml_power": 0, "nvml_clock": 0, "rapl": 125_000}
 
 # A driver shows a new limit within milliseconds; a second covers a busy machine.
@@ -29,15 +29,15 @@ READ_BACK_PAUSE_SECONDS = 0.01
 
 @dataclass(frozen=True, slots=True)
 class KnobId:
-    """Which limit of which device. ``part`` is RAPL's constraint, for example ``constraint_0``."""
+    """Names one limit of one device. ``part`` is RAPL's constraint, for example ``constraint_0``."""
 
     kind: KnobKind
-    device: str  # GPU's UUID, or RAPL's zone such as intel-rapl:0
+    device: str  # the GPU's UUID, or RAPL's zone such as intel-rapl:0
     part: str = ""
 
     @property
     def limit(self) -> str:
-        """The configuration's name of it: power_limit_watts or clock_limit_mhz."""
+        """The parameter of the configuration: power_limit_watts or clock_limit_mhz."""
         return LIMIT_OF[self.kind]
 
     def __str__(self) -> str:
@@ -45,33 +45,33 @@ class KnobId:
 
 
 class Knob(Protocol):
-    """Reads and writes one limit. Errors are LimitRefused, RightMissingError or SensorMissingError."""
+    """Reads and writes one limit. It raises LimitRefused, RightMissingError or SensorMissingError."""
 
     @property
     def id(self) -> KnobId:
-        """Which limit of which device."""
+        """The limit and the device."""
         ...
 
     @property
     def readable(self) -> bool:
-        """Whether ``read`` tells the value in force. NVML never shows a clock lock."""
+        """Whether ``read`` returns the value in force. NVML never shows a clock lock."""
         ...
 
     def read(self) -> int | None:
-        """The raw value in force; None where it is not locked, or not readable."""
+        """The raw value in force; None if the clock is not locked, or the value not readable."""
         ...
 
     def write(self, raw: int | None) -> None:
-        """Ask the device for this value. Whether it took it is seen by ``read``."""
+        """Request this value from the device. Only ``read`` shows whether the device accepted it."""
         ...
 
     def contradiction(self, raw: int | None) -> str | None:
-        """For a knob that cannot be read: what shows that ``raw`` is not in force, or None."""
+        """The evidence that ``raw`` is not in force, or None. For a knob that is not readable."""
         ...
 
 
 def same(kind: str, one: int | None, other: int | None) -> bool:
-    """Whether two raw values are one setting, as far as the device can tell them apart."""
+    """Whether two raw values are the same setting, within the resolution of the device."""
     if one is None or other is None:
         return one is other
     return abs(one - other) <= TOLERANCE[kind]
@@ -90,7 +90,7 @@ def in_words(knob: KnobId, raw: int | None) -> str:
 
 
 def refusal(knob: Knob, raw: int | None, sleep: Callable[[float], None] = time.sleep) -> str | None:
-    """Wait until the device shows ``raw``; what it shows instead after a second, or None where it took it."""
+    """Wait until the device shows ``raw``, and return None. After a second, return what it shows instead."""
     deadline = time.monotonic() + READ_BACK_SECONDS
     while True:
         if knob.readable:

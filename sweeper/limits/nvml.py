@@ -1,8 +1,8 @@
 """NVIDIA GPUs: the power limit and the lock on the SM clock, through one NVML handle for the whole sweep.
 
-NVML shows the power limit, and never a clock lock: whether a lock is in force is seen by its effect only, on
-the SM clock. So a lock is taken to have been absent before the sweep, unless the device says that its clocks
-are limited by a setting; then it is not touched at all. Persistence mode is left as it is.
+NVML shows the power limit, but never a clock lock. Only the SM clock shows the effect of a lock. So sweeper
+assumes that there was no lock before the sweep. If the device reports that a setting limits its clocks, sweeper
+does not touch them. sweeper does not change the persistence mode.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ from sweeper.limits.knob import KnobId
 from sweeper.limits.rights import Means, Request
 from sweeper.nvml import Nvml, said
 
-# A locked clock is held to the next supported one, 15 MHz apart at most; two of them are beyond doubt.
+# A device rounds a lock to the next supported clock, at most 15 MHz away. A clock two such steps above the lock
+# leaves no doubt.
 CLOCK_TOLERANCE_MHZ = 30
-# nvmlClocksEventReasonApplicationsClocksSetting: clocks held down by a setting, not by load, heat or a cap.
+# nvmlClocksEventReasonApplicationsClocksSetting: a setting limits the clocks, not load, heat or a power limit.
 SETTING_HOLDS_CLOCKS = 0x2
 
 
@@ -29,14 +30,14 @@ class PowerKnob:
         self._means = means
 
     def read(self) -> int | None:
-        """The limit that was asked for last, by anyone, in mW."""
+        """The limit that a program requested last, in mW."""
         import pynvml
 
         with said(f"read the power limit of {self.id.device}"):
             return int(pynvml.nvmlDeviceGetPowerManagementLimit(self._nvml.handle(self.id.device)))
 
     def enforced(self) -> int | None:
-        """The lowest of all limits in force, in mW; None where the device does not say."""
+        """The lowest of all limits in force, in mW; None if the device does not report it."""
         import pynvml
 
         try:
@@ -45,7 +46,7 @@ class PowerKnob:
             return None
 
     def constraints(self) -> tuple[int, int]:
-        """The device's own range, in mW."""
+        """The range of limits that the device accepts, in mW."""
         import pynvml
 
         with said(f"read the range of power limits of {self.id.device}"):
@@ -58,7 +59,7 @@ class PowerKnob:
 
         uuid = self.id.device
         if raw is None:
-            raise LimitRefused(f"a power limit of {uuid} cannot be taken away, only set")
+            raise LimitRefused(f"the power limit of {uuid} can be set, but not removed")
         if self._means is not None:
             self._means.carry_out(Request(("nvml-power", uuid, str(raw)), self._nvml.index(uuid)))
             return
@@ -66,14 +67,15 @@ class PowerKnob:
             pynvml.nvmlDeviceSetPowerManagementLimit(self._nvml.handle(uuid), raw)
 
     def contradiction(self, raw: int | None) -> str | None:
-        """Never asked: this knob can be read."""
+        """None: this knob is readable, so nothing calls this method."""
         return None
 
 
 class ClockKnob:
-    """The ceiling of a GPU's SM clock, in MHz; None: not locked.
+    """The upper limit of a GPU's SM clock, in MHz; None: not locked.
 
-    The lock runs from the lowest supported clock to the ceiling: a fixed clock would keep an idle GPU busy.
+    The lock allows all clocks from the lowest supported one up to the limit. A fixed clock would keep an idle GPU
+    busy.
     """
 
     readable = False
@@ -85,11 +87,11 @@ class ClockKnob:
         self._supported: tuple[int, ...] | None = None
 
     def read(self) -> int | None:
-        """Always None: NVML does not tell."""
+        """None: NVML does not show a clock lock."""
         return None
 
     def supported(self) -> tuple[int, ...]:
-        """The clocks that can be asked for, in MHz, lowest first."""
+        """The clocks that the device supports, in MHz, lowest first."""
         import pynvml
 
         if self._supported is None:
@@ -101,18 +103,18 @@ class ClockKnob:
         return self._supported
 
     def held_by_another(self) -> bool:
-        """Whether the device says that a setting holds its clocks down. Only seen while it works."""
+        """Whether the device reports that a setting limits its clocks. A device shows this only under load."""
         import pynvml
 
         handle = self._nvml.handle(self.id.device)
         try:
             reasons = int(pynvml.nvmlDeviceGetCurrentClocksEventReasons(handle))
         except pynvml.NVMLError:
-            return False  # a device that gives no reasons gives no evidence either
+            return False  # a device that reports no reasons gives no evidence
         return bool(reasons & SETTING_HOLDS_CLOCKS)
 
     def write(self, raw: int | None) -> None:
-        """Lock the clock to at most ``raw`` MHz, or free it."""
+        """Lock the clock to at most ``raw`` MHz; None removes the lock."""
         import pynvml
 
         uuid = self.id.device
@@ -128,7 +130,7 @@ class ClockKnob:
                 pynvml.nvmlDeviceSetGpuLockedClocks(self._nvml.handle(uuid), low, raw)
 
     def contradiction(self, raw: int | None) -> str | None:
-        """An SM clock above the lock shows that the lock is not in force."""
+        """An SM clock above the lock, as evidence that the lock is not in force; otherwise None."""
         import pynvml
 
         if raw is None:

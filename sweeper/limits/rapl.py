@@ -1,8 +1,8 @@
 """Processor packages: RAPL's long- and short-term power limits under /sys/class/powercap.
 
-A limit caps both constraints of a package: with only the long one, the short one lets bursts of many seconds
-through, longer than a measuring window. The MSR zones (``intel-rapl:N``) are written, never their MMIO twins:
-the lower of the two holds. AMD processors show energy here but no limit.
+sweeper sets both constraints of a package. If it set only the long-term one, the short-term one would allow
+bursts of many seconds, longer than a window. sweeper writes the MSR zones (``intel-rapl:N``) and never their MMIO
+twins, because the lower of the two limits applies. AMD processors show energy here but no limit.
 """
 
 from __future__ import annotations
@@ -18,30 +18,30 @@ from sweeper.limits.rights import Means, Request
 POWERCAP = "class/powercap"
 PACKAGE_ZONE = re.compile(r"intel-rapl:\d+")
 CONSTRAINTS = ("constraint_0", "constraint_1")
-# Packages seldom tell a least limit. Below this share of what was found they throttle to a crawl, and the
-# machine's own services suffer.
+# Packages seldom report a lowest limit. Below this share of the value found, a package throttles so much that
+# the machine's own services suffer.
 LEAST_SHARE = 0.25
 
 
 def packages(sysfs: Path) -> list[str]:
-    """The top-level package zones, for example ``intel-rapl:0``; ``psys`` is left out."""
+    """The top-level package zones, for example ``intel-rapl:0``, without ``psys``."""
     zones = sorted((sysfs / POWERCAP).glob("intel-rapl:*"))
     names = [zone.name for zone in zones if _text(zone / "name").startswith("package")]
     return [name for name in names if PACKAGE_ZONE.fullmatch(name)]
 
 
 def limited_constraints(sysfs: Path, zone: str) -> list[str]:
-    """The constraints of a zone that hold a power limit: long term, and short term where there is one."""
+    """The constraints of a zone that have a power limit: long term, and short term if there is one."""
     return [c for c in CONSTRAINTS if (sysfs / POWERCAP / zone / f"{c}_power_limit_uw").exists()]
 
 
 def switched_off(sysfs: Path, zone: str) -> bool:
-    """Whether the zone's limits are switched off as a whole."""
+    """Whether all limits of the zone are switched off."""
     return _text(sysfs / POWERCAP / zone / "enabled") == "0"
 
 
 def least(sysfs: Path, zone: str, found: int) -> int:
-    """The least limit to be set, in µW."""
+    """The lowest limit that sweeper sets, in µW."""
     text = _text(sysfs / POWERCAP / zone / "constraint_0_min_power_uw")
     told = int(text) if text.isdigit() else 0
     return told if 0 < told <= found else int(found * LEAST_SHARE)
@@ -51,7 +51,7 @@ def _text(path: Path) -> str:
     try:
         return path.read_text(encoding="ascii").strip()
     except (OSError, ValueError):
-        return ""  # absent, or not readable on this machine: says nothing
+        return ""  # the file is absent or not readable on this machine
 
 
 class PackageKnob:
@@ -66,7 +66,7 @@ class PackageKnob:
 
     @property
     def writable(self) -> bool:
-        """Whether this process may write the limit itself."""
+        """Whether this process has the right to write the limit."""
         return os.access(self.path, os.W_OK)
 
     def read(self) -> int | None:
@@ -79,7 +79,7 @@ class PackageKnob:
     def write(self, raw: int | None) -> None:
         """Set the limit, in µW."""
         if raw is None:
-            raise LimitRefused(f"{self.id} cannot be taken away, only set")
+            raise LimitRefused(f"{self.id} can be set, but not removed")
         if self._means is not None:
             self._means.carry_out(Request(("rapl", self.id.device, self.id.part, str(raw))))
             return
@@ -91,12 +91,12 @@ class PackageKnob:
             raise LimitRefused(f"{self.id} was not set: {error.strerror}") from error
 
     def contradiction(self, raw: int | None) -> str | None:
-        """Never asked: this knob can be read."""
+        """None: this knob is readable, so nothing calls this method."""
         return None
 
 
 def _write_at_once(path: Path, raw: int) -> None:
-    """One write and no truncation: a kill leaves the old value or the new one."""
+    """Write the value in one call without truncation, so that a kill leaves the old value or the new one."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, f"{raw}\n".encode())
@@ -106,5 +106,5 @@ def _write_at_once(path: Path, raw: int) -> None:
 
 def _why_denied(path: Path) -> str:
     if os.access(path, os.W_OK):
-        return f"{path} is locked by the firmware: allow power limits to be changed in its setup"
-    return f"{path} may only be written by root: see `sweeper doctor` for the steps that grant it"
+        return f"{path} is locked by the firmware: allow changes of power limits in the firmware's setup"
+    return f"only root may write {path}: run `sweeper doctor` for the steps that grant you the right"

@@ -1,6 +1,6 @@
-"""Giving limits back: what was found before the sweep, unless another tool set something meanwhile.
+"""Restore the limits that the sweep found, unless another tool set a limit meanwhile.
 
-The sweep does it when it ends, its guardian when the sweep died, and ``restore`` when both did.
+The sweep restores its limits when it ends. If it dies, its guardian restores them; if both die, ``restore`` does.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from sweeper.nvml import Nvml
 
 
 class Action(Enum):
-    """What became of a limit."""
+    """The result of an attempt to restore a limit."""
 
     RESTORED = "restored"
     AS_FOUND = "as found"
     LEFT_ALONE = "left alone"  # another tool set it meanwhile
-    REBOOTED = "rebooted"  # a boot gave every device its own limits
-    IN_USE = "in use"  # its sweep still runs
-    FAILED = "failed"  # kept in the journal for the next try
+    REBOOTED = "rebooted"  # a reboot reset the limits of every device
+    IN_USE = "in use"  # the sweep that set it still runs
+    FAILED = "failed"  # the journal keeps it for the next try
 
 
 @dataclass(frozen=True, slots=True)
 class RestoreOutcome:
-    """One limit after an attempt to give it back. Values in W or MHz; None: not locked, or not to be read."""
+    """One limit after an attempt to restore it. Values in W or MHz; None: not locked, or not readable."""
 
     device: str
     limit: str
@@ -51,15 +51,15 @@ class RestoreOutcome:
 
 
 class Knobs(Protocol):
-    """Where knobs come from."""
+    """Provides knobs."""
 
     def knob(self, knob_id: KnobId) -> Knob:
-        """The knob of that name. Raises SensorMissingError where its device cannot be reached."""
+        """The knob of that name. Raises SensorMissingError if its device cannot be reached."""
         ...
 
 
 class MachineKnobs:
-    """The knobs of this machine; opens NVML when the first GPU is asked for. Enter it around their use."""
+    """The knobs of this machine. It opens NVML for the first GPU. Enter it around the use of the knobs."""
 
     def __init__(self, means: MeansSettings, sysfs: Path) -> None:
         self.settings = means
@@ -70,23 +70,23 @@ class MachineKnobs:
 
     @property
     def nvml(self) -> Nvml:
-        """The open NVML; SensorMissingError where there is none."""
+        """The open NVML. Raises SensorMissingError if there is none."""
         if self._nvml is None:
             self._nvml = self._stack.enter_context(Nvml())
         return self._nvml
 
     def means(self, kind: str, direct: bool) -> tuple[Means | None, str | None]:
-        """As ``rights.choose``, asked once."""
+        """The result of ``rights.choose`` for this kind; it is called only once."""
         if kind not in self._means:
             self._means[kind] = choose(kind, self.settings, direct)
         return self._means[kind]
 
     def gpu_means(self) -> tuple[Means | None, str | None]:
-        """By what means a GPU's limits are set."""
+        """The means by which sweeper sets the limits of a GPU."""
         return self.means("nvml-power", has_admin_right())
 
     def knob(self, knob_id: KnobId) -> Knob:
-        """The knob of that name, set by the best means there is; without a right, its ``write`` says so."""
+        """The knob of that name, with the best available means. Without a right, its ``write`` raises an error."""
         if knob_id.kind == "rapl":
             bare = PackageKnob(self.sysfs, knob_id.device, knob_id.part, None)
             means, _ = self.means("rapl", bare.writable)
@@ -108,7 +108,7 @@ class MachineKnobs:
 
 
 def give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
-    """Bring one limit that was set back to what was found, unless it is no longer ours."""
+    """Restore one limit that was set to the value found, unless another tool has changed it."""
     try:
         return _compare_and_give_back(knob, entry)
     except SweeperError as error:
@@ -122,7 +122,7 @@ def _compare_and_give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
         if same(name.kind, present, found):
             return _outcome(name, entry, present, Action.AS_FOUND, f"{in_words(name, found)}, as found")
         if not any(same(name.kind, present, value) for value in entry.ours):
-            reason = f"another tool set {in_words(name, present)}, where {in_words(name, found)} was found"
+            reason = f"another tool set {in_words(name, present)}; the sweep found {in_words(name, found)}"
             return _outcome(name, entry, present, Action.LEFT_ALONE, reason)
     else:
         present = entry.ours[-1]
@@ -135,7 +135,9 @@ def _compare_and_give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
     knob.write(found)
     answer = refusal(knob, found)
     if answer is not None:
-        return _outcome(name, entry, None, Action.FAILED, f"{in_words(name, found)} was not taken: {answer}")
+        return _outcome(
+            name, entry, None, Action.FAILED, f"the device did not accept {in_words(name, found)}: {answer}"
+        )
     reason = f"from {in_words(name, present)} to {in_words(name, found)}"
     return _outcome(name, entry, found, Action.RESTORED, reason)
 
@@ -153,7 +155,7 @@ def _outcome(name: KnobId, entry: Entry, present: int | None, action: Action, re
 
 
 def give_all_back(entries: Mapping[KnobId, Entry], knobs: Knobs) -> list[RestoreOutcome]:
-    """Bring every limit back, whatever happens to the others; last set, first given back."""
+    """Restore every limit in the reverse order of the entries; a failure of one does not stop the others."""
     outcomes = []
     for name, entry in reversed(list(entries.items())):
         if not entry.ours:
@@ -168,10 +170,10 @@ def give_all_back(entries: Mapping[KnobId, Entry], knobs: Knobs) -> list[Restore
 
 
 def replay(record: JournalRecord, knobs: Knobs) -> list[RestoreOutcome]:
-    """Give back what a journal holds, and remove it unless something failed. The caller holds the locks."""
+    """Restore the limits of a journal, and remove it unless one failed. The caller holds the locks."""
     if record.boot_id != journals.boot_id():
         journals.remove(record.path)
-        reason = "this machine was started anew since: its devices came up with their own limits"
+        reason = "the machine has rebooted since: its devices started with their own limits"
         return [_outcome(n, e, None, Action.REBOOTED, reason) for n, e in record.entries.items() if e.ours]
     outcomes = give_all_back(record.entries, knobs)
     if not any(outcome.action is Action.FAILED for outcome in outcomes):
@@ -182,7 +184,7 @@ def replay(record: JournalRecord, knobs: Knobs) -> list[RestoreOutcome]:
 def owner_lives(record: JournalRecord) -> bool:
     """Whether the sweep that wrote a journal still runs."""
     if record.pid == os.getpid():
-        return False  # this process asks on its own behalf
+        return False  # this process restores its own limits
     return journals.process_start_ticks(record.pid) == record.pid_start_ticks
 
 
@@ -192,9 +194,10 @@ def restore(
     sysfs: Path = Path("/sys"),
     lock_folder: Path | None = None,
 ) -> list[RestoreOutcome]:
-    """Replay every journal under ``root``: what `sweeper restore` and every start do.
+    """Replay every journal under ``root``. `sweeper restore` and every start of a sweep call this.
 
-    A journal whose sweep still runs is left to it, as ``IN_USE``. Without a journal nothing is opened.
+    If the sweep of a journal still runs, the outcome is ``IN_USE`` and the journal stays. Without a journal, this
+    function opens no device.
 
     Raises:
         StoreError: a journal cannot be read.
@@ -207,17 +210,19 @@ def restore(
 
 
 def restore_one(path: Path, knobs: Knobs, lock_folder: Path | None = None) -> list[RestoreOutcome]:
-    """Replay one journal under the locks of its devices; nothing where it is gone meanwhile."""
+    """Replay one journal under the locks of its devices; an empty list if another process removed it."""
     record = journals.read_journal(path)
     if record is None:
         return []
     if record.boot_id == journals.boot_id() and owner_lives(record):
-        reason = f"the sweep of process {record.pid} still runs: it gives it back itself"
+        reason = f"the sweep of process {record.pid} still runs: it will restore this limit itself"
         return [_outcome(n, e, None, Action.IN_USE, reason) for n, e in record.entries.items() if e.ours]
     locks = DeviceLocks((name.device for name in record.entries), lock_folder)
     try:
         with locks:
-            again = journals.read_journal(path)  # its guardian may have been at work until now
+            again = journals.read_journal(
+                path
+            )  # the guardian may have replayed it before the locks were free
             return [] if again is None else replay(again, knobs)
     except SweepBusyError as error:
         return [_outcome(n, e, None, Action.IN_USE, str(error)) for n, e in record.entries.items() if e.ours]

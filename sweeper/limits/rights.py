@@ -1,8 +1,8 @@
-"""By what means a limit is set: this process's own right, a small helper of root's, or zeusd's socket.
+"""The means of setting a limit: this process's own right, a small helper that root owns, or zeusd's socket.
 
-Setting a limit needs CAP_SYS_ADMIN (NVML) or a writable sysfs file (RAPL). A sweep needs no root: the helper
-(``set_limit_helper.py``) and zeusd check device and range on their own and are reached without a shell.
-Whether a right is there is judged without setting anything.
+Setting a limit needs CAP_SYS_ADMIN (NVML) or a writable sysfs file (RAPL). A sweep does not need root: the helper
+(``set_limit_helper.py``) and zeusd check device and range themselves, and sweeper calls them without a shell.
+sweeper checks for a right without setting a limit.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ HELPER = ("sudo", "-n", HELPER_PATH)
 HELPER_GROUP = "sweeper"
 SUDOERS = "/etc/sudoers.d/sweeper-set-limit"
 HELPER_VERSION = "sweeper-set-limit 1"
-# A set takes milliseconds, sudo on a busy machine a second.
+# Setting a limit takes milliseconds; sudo on a busy machine takes a second.
 HELPER_SECONDS = 10.0
 
-ZEUSD_VARIABLE = "ZEUSD_SOCK_PATH"  # zeus's own name for it
+ZEUSD_VARIABLE = "ZEUSD_SOCK_PATH"  # the name that zeus uses
 ZEUSD_TOKEN_VARIABLE = "ZEUSD_TOKEN"  # noqa: S105 - a variable's name, no secret
 ZEUSD_SOCKETS = ("/run/zeusd/zeusd.sock", "/var/run/zeusd.sock")
 ZEUSD_SECONDS = 5.0
@@ -38,7 +38,7 @@ ZEUSD_SECONDS = 5.0
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One set: ``words`` are the helper's arguments; ``index`` is the GPU's NVML index, for zeusd."""
+    """One request to set a limit. ``words`` are the helper's arguments; ``index`` is the NVML index, for zeusd."""
 
     words: tuple[str, ...]
     index: int | None = None
@@ -50,27 +50,27 @@ class Request:
 
 
 class Means(Protocol):
-    """Carries out a set that this process may not do by itself."""
+    """Carries out a request for which this process has no right."""
 
     @property
     def name(self) -> str:
-        """Helper or zeusd."""
+        """``helper`` or ``zeusd``."""
         ...
 
     def missing(self, kind: str) -> str | None:
-        """Why this kind of request cannot be carried out, or None where it can."""
+        """The reason why it cannot carry out this kind of request, or None if it can."""
         ...
 
     def carry_out(self, request: Request) -> None:
-        """Do it. Raises LimitRefused, RightMissingError or SensorMissingError."""
+        """Set the limit. Raises LimitRefused, RightMissingError or SensorMissingError."""
         ...
 
 
 @dataclass(frozen=True, slots=True)
 class MeansSettings:
-    """How limits are to be set. ``auto`` takes the first that works: direct, helper, zeusd.
+    """How to set limits. ``auto`` takes the first means that works: direct, helper, zeusd.
 
-    ``direct`` does not ask whether the right is there: the device's answer decides.
+    ``direct`` does not check for the right first: the device's answer decides.
     """
 
     means: str = "auto"
@@ -79,11 +79,11 @@ class MeansSettings:
 
     @staticmethod
     def of(settings: LimitMeansSettings) -> MeansSettings:
-        """As ``power.limits`` of the configuration says. The helper's command is never configurable."""
+        """The settings from ``power.limits`` of the configuration. The helper's command is never configurable."""
         return MeansSettings(settings.means, zeusd_socket=settings.zeusd_socket)
 
     def to_json(self) -> str:
-        """For the guardian's command line."""
+        """The settings as JSON, for the guardian's command line."""
         return json.dumps({"means": self.means, "helper": self.helper, "zeusd_socket": self.zeusd_socket})
 
     @staticmethod
@@ -94,19 +94,19 @@ class MeansSettings:
 
 
 def has_admin_right(procfs: Path = Path("/proc")) -> bool:
-    """Whether NVML would let this process set limits: CAP_SYS_ADMIN in the first user namespace.
+    """Whether NVML would allow this process to set limits: CAP_SYS_ADMIN in the initial user namespace.
 
-    Root in a container has it only where the container was given it.
+    Root in a container has this capability only if the container has it.
     """
     status = (procfs / "self/status").read_text(encoding="ascii", errors="replace")
     effective = next((line.split()[1] for line in status.splitlines() if line.startswith("CapEff:")), "0")
-    # The driver asks for the capability in the first namespace, which alone maps all ids to themselves.
+    # The driver requires the capability in the initial namespace, the only one that maps all ids to themselves.
     mapping = (procfs / "self/uid_map").read_text(encoding="ascii").split()
     return bool(int(effective, 16) >> CAP_SYS_ADMIN & 1) and mapping[:2] == ["0", "0"] and len(mapping) == 3
 
 
 class Helper:
-    """The root-owned helper, through sudo."""
+    """The helper that root owns, called through sudo."""
 
     name = "helper"
 
@@ -114,7 +114,7 @@ class Helper:
         self._command = command
 
     def missing(self, kind: str) -> str | None:
-        """Asks the helper for its version; sudo is not asked where no helper is installed."""
+        """Ask the helper for its version. If no helper is installed, sudo is not called."""
         program = self._command[-1]
         if not Path(program).exists():
             return f"{program} is not installed"
@@ -123,7 +123,7 @@ class Helper:
         except RightMissingError as error:
             return str(error)
         if done.returncode != 0:
-            return f"`{' '.join(self._command)}` is not allowed: {_last_line(done.stderr)}"
+            return f"you may not run `{' '.join(self._command)}`: {_last_line(done.stderr)}"
         if done.stdout.strip() != HELPER_VERSION:
             return f"{program} is not {HELPER_VERSION}: install it again"
         return None
@@ -156,7 +156,7 @@ class Helper:
 
 def _last_line(text: str) -> str:
     lines = text.strip().splitlines()
-    return lines[-1] if lines else "it says nothing"
+    return lines[-1] if lines else "it printed nothing"
 
 
 class Zeusd:
@@ -168,11 +168,11 @@ class Zeusd:
         self._path = path
 
     def missing(self, kind: str) -> str | None:
-        """Asks zeusd what it may do."""
+        """Ask zeusd which API groups it offers."""
         if kind == "rapl":
-            return "zeusd sets no processor's limits"
+            return "zeusd sets no processor limits"
         if not Path(self._path).exists():
-            return f"zeusd does not run ({self._path} is not there)"
+            return f"zeusd does not run ({self._path} does not exist)"
         try:
             status, body = self._ask("GET", "/discover")
             groups = json.loads(body).get("enabled_api_groups", []) if status == 200 else None
@@ -180,12 +180,12 @@ class Zeusd:
             return f"zeusd at {self._path} does not answer: {error}"
         if groups is None:
             return f"zeusd at {self._path} is older than 0.4: update it"
-        return None if "gpu-control" in groups else "zeusd runs without its group gpu-control: enable it"
+        return None if "gpu-control" in groups else "zeusd runs without its API group gpu-control: enable it"
 
     def carry_out(self, request: Request) -> None:
-        """Ask zeusd, and wait until it is done."""
+        """Send the request to zeusd, and wait until it is done."""
         if request.index is None:
-            raise LimitRefused("zeusd wants the GPU's index, which NVML did not tell")
+            raise LimitRefused("zeusd needs the GPU's index, which NVML did not report")
         status, body = self._ask("POST", _zeusd_path(request))
         if status == 200:
             return
@@ -224,18 +224,20 @@ def _zeusd_path(request: Request) -> str:
 
 
 def zeusd_socket(settings: MeansSettings, environ: Mapping[str, str] = os.environ) -> str:
-    """Where zeusd listens: as set, as zeus's variable says, or where its packages put it."""
+    """The socket of zeusd: from the settings, from zeus's variable, or the path that its packages use."""
     named = settings.zeusd_socket or environ.get(ZEUSD_VARIABLE)
     found = [path for path in ZEUSD_SOCKETS if Path(path).exists()]
     return named or (found[0] if found else ZEUSD_SOCKETS[0])
 
 
 def choose(kind: str, settings: MeansSettings, direct: bool) -> tuple[Means | None, str | None]:
-    """The means for one kind of request, None for this process itself; and why there is none, if so.
+    """The means for one kind of request, and the reason if there is none.
+
+    A means of None without a reason stands for this process itself.
 
     Args:
         kind: nvml-power, nvml-clock or rapl.
-        settings: what the user wants.
+        settings: the means that the user allows.
         direct: whether this process has the right.
     """
     if settings.means == "direct" or (settings.means == "auto" and direct):
@@ -254,7 +256,8 @@ def grant_steps(kinds: tuple[str, ...] = ("nvml", "rapl")) -> tuple[str, ...]:
     """The lines that an administrator runs once, so that members of a group may set limits without root.
 
     Args:
-        kinds: what is to be set here, of ``nvml`` and ``rapl``; zeusd is named as another way for nvml.
+        kinds: the kinds of limits on this machine: ``nvml``, ``rapl`` or both. For nvml, the last step names zeusd
+            as the alternative.
     """
     source = Path(__file__).with_name("set_limit_helper.py")
     rule = f"%{HELPER_GROUP} ALL=(root) NOPASSWD: {HELPER_PATH}"
@@ -262,10 +265,10 @@ def grant_steps(kinds: tuple[str, ...] = ("nvml", "rapl")) -> tuple[str, ...]:
         f"sudo groupadd --system --force {HELPER_GROUP} && sudo usermod -aG {HELPER_GROUP} {_user()}",
         f"sudo install -D -o root -g root -m 0755 {_quoted(source)} {HELPER_PATH}",
         f"echo '{rule}' | sudo tee {SUDOERS} && sudo chmod 0440 {SUDOERS} && sudo visudo -c",
-        f"log in again; then `sudo -n {HELPER_PATH} check` answers `{HELPER_VERSION}`",
+        f"log in again; then `sudo -n {HELPER_PATH} check` prints `{HELPER_VERSION}`",
     ]
     if "nvml" in kinds:
-        steps.append("or, where zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket")
+        steps.append("or, if zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket")
     return tuple(steps)
 
 
@@ -281,5 +284,5 @@ def _user() -> str:
 
     try:
         return shlex.quote(getpass.getuser())
-    except (KeyError, OSError):  # a user id without a name, as in some containers
+    except (KeyError, OSError):  # the user id has no name, as in some containers
         return "USER"

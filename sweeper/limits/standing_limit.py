@@ -1,4 +1,4 @@
-"""A power limit that outlives this process: what `sweeper apply --power-limit` sets and `rollback` undoes."""
+"""A power limit that outlives this process. `sweeper apply --power-limit` sets it, `sweeper rollback` undoes it."""
 
 from __future__ import annotations
 
@@ -21,25 +21,25 @@ class StandingLimit:
 
     @property
     def device(self) -> str:
-        """UUID of the GPU or name of the zone."""
+        """The UUID of the GPU or the name of the zone."""
         return self._device
 
     def read(self) -> float | None:
-        """The limit in force; None where the device does not say."""
+        """The limit in force; None if the device does not report it."""
         return in_units(self._knob.id.kind, self._knob.read())
 
     def set(self, watts: float) -> float:
-        """Set it and return what the device reads back.
+        """Set the limit and return the value that the device reads back.
 
         Raises:
-            LimitRefused: the device did not take it.
-            RightMissingError: this user may not set it.
+            LimitRefused: the device did not accept the value.
+            RightMissingError: this user has no right to set the limit.
         """
         raw = round(watts * PER_UNIT[self._knob.id.kind])
         self._knob.write(raw)
         why = refusal(self._knob, raw)
         if why is not None:
-            raise LimitRefused(f"{self._knob.id} did not take {in_words(self._knob.id, raw)}: {why}")
+            raise LimitRefused(f"{self._knob.id} did not accept {in_words(self._knob.id, raw)}: {why}")
         present = self.read()
         return watts if present is None else present
 
@@ -49,21 +49,23 @@ def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys"
 
     Args:
         machine: an entered `MachineKnobs`, which outlives the limit.
-        device: as the sweep recorded it.
-        sysfs: where sysfs is.
+        device: the device's name in the record of the sweep.
+        sysfs: the path of sysfs.
 
     Raises:
-        SensorMissingError: no such device, or one with several limits, which no single figure describes.
+        SensorMissingError: there is no such device, or it has several limits, which no single value describes.
     """
     if device.startswith("GPU-"):
         return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))
     zones = [zone for zone in packages(sysfs) if device in (zone, "package", "packages")]
     constraints = limited_constraints(sysfs, zones[0]) if len(zones) == 1 else []
     if len(constraints) != 1:
-        raise SensorMissingError(f"{device}: no single power limit stands for it; set it with powercap-set")
+        raise SensorMissingError(
+            f"{device}: it does not have exactly one power limit; set its limits with powercap-set"
+        )
     return StandingLimit(device, machine.knob(KnobId("rapl", zones[0], constraints[0])))
 
 
 def own_bench(settings: PowerSettings) -> MachineKnobs:
-    """The knobs of this machine, set by the means of ``power.limits``."""
+    """The knobs of this machine, with the means from ``power.limits``."""
     return MachineKnobs(MeansSettings.of(settings.limits), Path(settings.sysfs_root))

@@ -177,7 +177,7 @@ def test_a_floor_of_the_driver_is_seen_by_read_back(bed: Callable[..., Bed], mod
     gpu = here.nvml.gpus[0]
     gpu.floor(250, mode)
     with here.find() as limits:
-        with pytest.raises(LimitRefused, match=r"did not become 200 W: it reads back (250|450) W"):
+        with pytest.raises(LimitRefused, match=r"did not change to 200 W: it reads back (250|450) W"):
             limits.set("power_limit_watts", 200)
         assert gpu.power_limit_watts == 450  # not left at the floor
         assert limits.set("power_limit_watts", 260).enforced == 260
@@ -216,7 +216,7 @@ def test_what_another_tool_sets_is_left_alone_and_reported(bed: Callable[..., Be
     with limits:
         limits.set("power_limit_watts", 250)
         gpu.power_limit_watts = 333
-        with pytest.raises(LimitRefused, match=r"another tool changed .*\(333 W\): it is left alone"):
+        with pytest.raises(LimitRefused, match=r"another tool changed .*\(333 W\): sweeper leaves it alone"):
             limits.set("power_limit_watts", 200)
     assert gpu.power_limit_watts == 333
     (outcome,) = limits.outcomes

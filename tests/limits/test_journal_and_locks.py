@@ -82,7 +82,7 @@ def test_no_journal_is_written_over(tmp_path: Path) -> None:
 def test_what_is_no_journal_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "limits-1-1.jsonl"
     path.write_text(text)
-    with pytest.raises(StoreError, match=r"limits-1-1\.jsonl is no journal of limits"):
+    with pytest.raises(StoreError, match=r"limits-1-1\.jsonl is not a journal of limits"):
         read_journal(path)
 
 

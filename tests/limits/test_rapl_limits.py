@@ -104,7 +104,7 @@ def test_a_kernel_that_keeps_the_old_value_is_seen(
     folder = zone(tmp_path / "sys", 0, "package-0", {"constraint_0": 44_000_000})
     monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.05)
     monkeypatch.setattr("sweeper.limits.rapl._write_at_once", lambda path, raw: None)
-    with find() as limits, pytest.raises(LimitRefused, match="did not become 20 W: it reads back 44 W"):
+    with find() as limits, pytest.raises(LimitRefused, match="did not change to 20 W: it reads back 44 W"):
         limits.set("power_limit_watts", 20)
     assert limits_of(folder) == [44_000_000]
 
