@@ -1,4 +1,4 @@
-"""What each command does: thin bodies over the library. With ``cli.py`` the only modules that print."""
+"""The body of each command, a thin layer over the library. Only this module and ``cli.py`` print."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
     from sweeper.power_settings import PowerSettings
     from sweeper.records import EngineRecord, MachineRecord, SweepRecord
 
-CPU_BUILD = "this build of llama.cpp runs on the CPU alone"
+CPU_BUILD = "this build of llama.cpp runs on the CPU only"
 
 
 def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRecord:
-    """The sweep of that name, or the latest one, with ``real`` the latest that is not simulated if there is one.
+    """The sweep of that name. Without a name, the latest sweep.
 
-    Raises SweepMissingError or StoreError.
+    ``real`` prefers the latest sweep that is not simulated. Raises SweepMissingError or StoreError.
     """
     from sweeper.errors import SweepMissingError
     from sweeper.results.assemble import assemble
@@ -49,7 +49,7 @@ def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRe
 
 
 def show(record: SweepRecord, form: str) -> None:
-    """The front on standard output, as ``table``, ``markdown``, ``json`` or ``csv``."""
+    """Print the Pareto front on standard output, as ``table``, ``markdown``, ``json`` or ``csv``."""
     if form == "table":
         from sweeper.report.terminal import show_front
 
@@ -93,7 +93,7 @@ def compare(options: argparse.Namespace) -> int:
 
 
 def _records_to_compare(options: argparse.Namespace) -> list[SweepRecord]:
-    """The sweeps named, looked for in ``--root`` and every ``--from``; all of them where none is named."""
+    """The named sweeps in ``--root`` and every ``--from`` folder. Without a name, all sweeps there."""
     from sweeper.errors import SweepMissingError
     from sweeper.search.study import sweep_names
 
@@ -103,7 +103,7 @@ def _records_to_compare(options: argparse.Namespace) -> list[SweepRecord]:
     missing = [name for name in wanted if name not in {n for _, n in there}]
     if missing:
         names = ", ".join(name for _, name in there) or "none"
-        raise SweepMissingError(f"no sweep is called {missing[0]!r}; there are: {names}")
+        raise SweepMissingError(f"there is no sweep {missing[0]!r}; the sweeps are: {names}")
     return [load_record(root, name) for name in wanted for r, n in there if n == name for root in [r]]
 
 
@@ -119,7 +119,7 @@ def _card(options: argparse.Namespace, record: SweepRecord) -> Any:
     }
     absent = [name for name, value in figures.items() if value is None]
     if absent:
-        raise UsageError(f"--card {options.card}: give {' and '.join(absent)} too")
+        raise UsageError(f"--card {options.card}: also give {' and '.join(absent)}")
     return Card(
         name=options.card,
         price=options.card_price,
@@ -135,14 +135,14 @@ def ui(options: argparse.Namespace) -> int:
     """`sweeper ui`."""
     from sweeper.tracking.ui import MlflowUi
 
-    print("starting MLflow's pages, which takes about 15 s …", file=sys.stderr)
+    print("starting the MLflow pages; this takes about 15 s …", file=sys.stderr)
     with MlflowUi(options.uri, options.root, options.port) as pages:
         print(pages.pages().best, flush=True)
-        print("Ctrl-C ends it", file=sys.stderr)
+        print("press Ctrl-C to stop the server", file=sys.stderr)
         try:
             pages.wait()
         except KeyboardInterrupt:
-            return EXIT_DONE  # the way to end it, and no failure
+            return EXIT_DONE  # Ctrl-C is the normal way to stop the server
     return EXIT_DONE
 
 
@@ -192,7 +192,7 @@ def rollback(options: argparse.Namespace) -> int:
 
 
 def verify(options: argparse.Namespace) -> int:
-    """`sweeper verify`. The table first, then VerifyError where the promise is not kept."""
+    """`sweeper verify`. It prints the table first. Raises VerifyError if the server misses the promise."""
     from sweeper.apply.verify.check import verify as check
     from sweeper.apply.verify.engine_now import speeds_of_engine
     from sweeper.apply.verify.find import VerifyOptions
@@ -222,13 +222,13 @@ def verify(options: argparse.Namespace) -> int:
 
 
 def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:
-    """The pick that was asked for: a trial's number, a word, or the sweep's own."""
+    """The requested pick: a trial's number or a rule. Without one, the pick of the sweep."""
     text = options.pick
     return int(text) if text is not None and text.isdigit() else text or record.pick
 
 
 def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
-    """A meter as the sweep's own settings say it: the same sensor, and so the same scope."""
+    """A meter from the sweep's own settings, so that sensor and scope are the same."""
     from sweeper.apply.run import environment_of
     from sweeper.config import power_settings
     from sweeper.meter.choose import find_meter
@@ -251,7 +251,7 @@ def _limit(record: SweepRecord, held: ExitStack) -> PowerLimit:
 
 
 def _power_of(root: Path, sweep: str) -> PowerSettings:
-    """The sweep's own power settings, which say how limits are set; the defaults where the sweep is gone."""
+    """The sweep's own power settings, with the means of setting limits; the defaults if the sweep is gone."""
     from sweeper.config import power_settings
     from sweeper.errors import StoreError, SweepMissingError
     from sweeper.power_settings import PowerSettings
@@ -263,7 +263,7 @@ def _power_of(root: Path, sweep: str) -> PowerSettings:
 
 
 def _now(record: SweepRecord) -> tuple[MachineRecord, EngineRecord]:
-    """Machine and engine as they are now; a simulated sweep's are as they were."""
+    """The present machine and engine. For a simulated sweep, the recorded ones."""
     if record.engine.simulated:
         return record.machine, record.engine
     from sweeper import machine
@@ -287,10 +287,10 @@ def doctor(options: argparse.Namespace) -> int:
     from sweeper.doctor import examine
     from sweeper.limits.control import find_limits
 
-    print("looking at sensors for some seconds each …", file=sys.stderr)
+    print("checking each sensor for some seconds …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
     settings = compose(options.overrides).settings.power
-    limits = find_limits(options.root, settings)  # asked, and not entered: a sweep may hold the devices
+    limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
     diagnosis = examine(options.root, settings, limits)
     diagnosis = type(diagnosis)((*_machine_findings(), *_engine_findings())).plus(diagnosis.findings)
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
@@ -312,8 +312,8 @@ def _machine_findings() -> list[Finding]:
             "machine",
             "memory",
             "ok",
-            f"{here.memory_mib / 1024:.1f} GiB; reads at up to {bandwidth:.1f} GB/s (measured now): "
-            "decode cannot read weights faster",
+            f"{here.memory_mib / 1024:.1f} GiB; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
+            "decode cannot read the weights faster",
         ),
     ]
     return found + [
@@ -337,7 +337,7 @@ def _engine_findings() -> list[Finding]:
     if not machine.nvidia_gpus():
         return [Finding("engine", "llama-cpp-python", "ok", detail)]
     return [
-        Finding("engine", "llama-cpp-python", "unusable", f"{detail}, and there is an NVIDIA GPU", gpu_line())
+        Finding("engine", "llama-cpp-python", "unusable", f"{detail}, but there is an NVIDIA GPU", gpu_line())
     ]
 
 
@@ -360,7 +360,7 @@ def restore(options: argparse.Namespace) -> int:
 
     settings = compose(options.overrides).settings.power
     outcomes = give_back(options.root, MeansSettings.of(settings.limits), Path(settings.sysfs_root))
-    guardians = [f"a guardian before: {line}" for line in read_log(options.root)]
+    guardians = [f"earlier, a guardian: {line}" for line in read_log(options.root)]
     text = "\n".join([*guardians, *(str(outcome) for outcome in outcomes)]) or "no run left a limit behind"
     plain = {
         "restored": [to_plain(outcome) for outcome in outcomes],
@@ -375,11 +375,13 @@ def record(options: argparse.Namespace) -> int:
     from sweeper.config import compose
 
     if not options.file.name.endswith(".csv.gz"):
-        raise UsageError(f"{options.file}: a table's name ends in .csv.gz")
+        raise UsageError(f"{options.file}: the name of a table must end in .csv.gz")
     overrides = [f"root='{options.root}'", *options.overrides]
     if options.passes < 1:
-        raise UsageError(f"--passes {options.passes}: at least 1")
-    lab = importlib.import_module("sweeper.lab.rigs")  # the lab is named, never imported by the product
+        raise UsageError(f"--passes {options.passes}: give at least 1")
+    lab = importlib.import_module(
+        "sweeper.lab.rigs"
+    )  # loaded by name, so that the product does not import the lab
     table = lab.record_grid(
         compose(overrides), options.file, options.passes, lambda line: print(line, file=sys.stderr)
     )
@@ -398,7 +400,7 @@ def console(stderr: bool = False) -> Console:
 
 
 def say_error(text: str) -> None:
-    """One line on standard error."""
+    """Print one line on standard error."""
     print(f"sweeper: {text}", file=sys.stderr)
 
 

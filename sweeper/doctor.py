@@ -1,4 +1,4 @@
-"""What this machine can measure and set, how far to trust it, and the line that mends what is missing."""
+"""Checks the sensors and limits of this machine, how trustworthy they are, and suggests fixes."""
 
 from __future__ import annotations
 
@@ -23,26 +23,26 @@ from sweeper.records import to_plain
 
 Status = Literal["ok", "missing", "no_right", "unusable"]
 
-# The doctor reads a sensor that it cannot poll a few times over this long, to show what it gives.
+# Time between the two readings of a sensor that the doctor does not poll for a trust check.
 LOOK_SECONDS = 0.5
-GRANT = "an administrator grants it once with these steps:"
+GRANT = "an administrator grants this right once with these steps:"
 
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """One thing that was looked for. ``mend`` is the one line that brings it, None where nothing is amiss."""
+    """One checked item. ``mend`` is one line that says how to fix it; None if there is nothing to fix."""
 
-    area: str  # sensor, limit, or what a caller adds
+    area: str  # sensor, limit, or an area that a caller adds
     name: str
     status: Status
     detail: str
     mend: str | None = None
-    steps: tuple[str, ...] = ()  # that mend it, in their order
+    steps: tuple[str, ...] = ()  # the steps that fix it, in their order
 
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """All findings, in the order in which they are shown."""
+    """All findings, in display order."""
 
     findings: tuple[Finding, ...]
 
@@ -51,18 +51,18 @@ class Diagnosis:
         return tuple(finding for finding in self.findings if finding.area == area)
 
     def plus(self, more: Iterable[Finding]) -> Diagnosis:
-        """With findings of other parts: machine, engines."""
+        """A copy with further findings, for example on the machine or the engines."""
         return Diagnosis((*self.findings, *more))
 
     def to_plain(self) -> dict[str, Any]:
-        """Ready for JSON."""
+        """The findings as plain data for JSON."""
         return {"findings": [to_plain(finding) for finding in self.findings]}
 
     def to_text(self) -> str:
-        """Plain lines for a terminal, with the mending line under each thing that wants one."""
+        """Plain lines for a terminal. The line with the fix follows the finding that needs it."""
         width = max((len(finding.name) for finding in self.findings), default=0)
         lines: list[str] = []
-        shown: set[str] = set()  # the steps of several limits are the same
+        shown: set[str] = set()  # several limits share the same steps
         for area in dict.fromkeys(finding.area for finding in self.findings):
             lines.append(f"{area}s")
             for finding in self.of(area):
@@ -85,15 +85,15 @@ def examine(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Diagnosis:
-    """Look for every sensor and every limit.
+    """Check every sensor and every limit.
 
     Args:
-        root: where the trust of sensors is kept; a fresh check is made where an older one was shorter.
-        settings: where sysfs and procfs are, and which plug or command there is; None for the defaults.
-        limits: asked for its ranges and reasons; None leaves limits out.
-        seconds: how long to poll each sensor that has not been polled for as long before.
-        clock: stamps samples.
-        sleep: blocks.
+        root: the folder that keeps the trust of sensors. A shorter earlier check is repeated.
+        settings: the paths of sysfs and procfs, and the plug or command; None for the defaults.
+        limits: the source of ranges and refusals; None skips the limits.
+        seconds: how long to poll each sensor, unless an earlier check took at least as long.
+        clock: the clock that stamps the samples.
+        sleep: the function that waits.
     """
     settings = settings or PowerSettings()
     found = [
@@ -107,7 +107,7 @@ def examine(
 def _sensors(
     settings: PowerSettings, clock: Callable[[], float]
 ) -> Iterator[tuple[str, Callable[[], Sensor]]]:
-    """Each sensor to look for, by name; GPUs one by one, and psys only where it stands."""
+    """Each sensor to check, by name. Each GPU is a sensor of its own; psys is left out if there is none."""
     sysfs = Path(settings.sysfs_root)
     named = partial(make_sensor, settings=settings, gpu_used=False, clock=clock)
     try:
@@ -162,23 +162,24 @@ def _of_sensor(
 def _of_trust(name: str, sensor: Sensor, trust: Trust) -> Finding:
     period = trust.period_seconds
     words = [_described(sensor)]
-    words.append("update period not seen" if period is None else f"refreshes every {period * 1000:.0f} ms")
+    words.append("update period unknown" if period is None else f"refreshes every {period * 1000:.0f} ms")
     if trust.conflict_fraction is not None:
-        words.append(f"counter and power are {trust.conflict_fraction:.1%} apart")
+        words.append(f"counter and power differ by {trust.conflict_fraction:.1%}")
     if sensor.source.note:
         words.append(sensor.source.note)
     detail = ", ".join(words)
     if trust.counter_stands_still and trust.power_period_seconds is None:
         return Finding("sensor", name, "unusable", f"{detail}; its counter stands still", "choose power=plug")
     if trust.counter_stands_still:
-        detail += "; its counter stands still, so power is read instead"
+        detail += "; its counter stands still, so sweeper reads its power instead"
     if trust.in_conflict:
         return Finding(
             "sensor",
             name,
             "ok",
             detail,
-            f"more than {MOST_CONFLICT:.0%} apart: compare with a wall meter (power.beside=[plug])",
+            f"counter and power differ by more than {MOST_CONFLICT:.0%}: "
+            "compare with a wall meter (power.beside=[plug])",
         )
     return Finding("sensor", name, "ok", detail)
 
@@ -194,16 +195,16 @@ def _of_unset(settings: PowerSettings) -> Iterator[Finding]:
             "sensor",
             "plug",
             "missing",
-            "no network plug is set",
-            "power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
+            "no network plug is configured",
+            "set power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
         )
     if not settings.command.argv:
         yield Finding(
             "sensor",
             "command",
             "missing",
-            "no command is set",
-            "power=command power.command.argv=[/path/to/meter]",
+            "no command is configured",
+            "set power=command power.command.argv=[/path/to/meter]",
         )
 
 
@@ -217,7 +218,7 @@ def _of_limits(limits: LimitControl) -> Iterator[Finding]:
         if name not in refusals:
             found = "not set" if span.found is None else f"{span.found}"
             yield Finding(
-                "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, found at {found}"
+                "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, present value {found}"
             )
     for name, refusal in refusals.items():
         if isinstance(refusal, RightMissingError):

@@ -212,7 +212,7 @@ def test_the_doctor_shows_gpus_limits_and_mending_lines(tmp_path: Path, fake_nvm
         diagnosis = examine(tmp_path / "runs", settings, limits=_Limits(), seconds=0.3)
     text = diagnosis.plus([Finding("engine", "llama.cpp", "ok", "0.3.36")]).to_text()
     assert "nvmlDeviceGetTotalEnergyConsumption, refreshes every" in text
-    assert "150 to 450 on GPU-1, found at 450" in text
+    assert "150 to 450 on GPU-1, present value 450" in text
     assert "✗ clock_limit_mhz" in text
     assert text.count("sudo groupadd") == text.count("visudo -c") == 1
     assert "engines" in text
