@@ -1,8 +1,8 @@
-"""Composing and checking the configuration. The only module that imports hydra and omegaconf.
+"""Compose and check the configuration. Only this module imports hydra and omegaconf.
 
 The dataclasses below are the schema: an unknown key or a wrong type is a `ConfigError` that names the key.
-They are not frozen, since OmegaConf makes frozen schemas read-only before it has merged the files into them;
-nothing changes them afterwards.
+They are not frozen, because OmegaConf makes frozen schemas read-only before it merges the files into them.
+No code changes them afterwards.
 """
 
 from __future__ import annotations
@@ -24,13 +24,15 @@ from sweeper.records import Constraint, Objective, Prices, Workload
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-MOST_OBJECTIVES = 3  # beyond three a front is nearly everything, and nobody can look at it
+MOST_OBJECTIVES = (
+    3  # with more objectives, nearly every trial is on the Pareto front, and no plot can show it
+)
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
 
 @dataclass
 class ModelConfig:
-    """Which model: a file (``path``), one on a hub (``repo``, ``file``), or a synthetic one of ``shape``."""
+    """The model: a file (``path``), a file on a hub (``repo``, ``file``), or a synthetic model of ``shape``."""
 
     name: str | None = None
     path: str | None = None
@@ -41,12 +43,12 @@ class ModelConfig:
     quant: str = "F16"
     shape: dict[str, Any] | None = None
     text: str | None = None
-    files: dict[str, str] = field(default_factory=dict)  # quantisation -> file of the user's
+    files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
 
 
 @dataclass
 class EngineConfig:
-    """Which engine runs the trials."""
+    """The engine that runs the trials."""
 
     name: str = "llama_cpp"
     environment: dict[str, str] = field(default_factory=dict)
@@ -61,7 +63,7 @@ if TYPE_CHECKING:
     from sweeper.records import Prices as PricesConfig
     from sweeper.records import Workload as WorkloadConfig
 else:
-    # The records say fields, types and defaults; OmegaConf would make a frozen schema read-only.
+    # The records define fields, types and defaults; OmegaConf would make a frozen schema read-only.
     PricesConfig, WorkloadConfig = (
         make_dataclass(
             f"{record.__name__}Config",
@@ -73,7 +75,7 @@ else:
 
 @dataclass
 class ObjectivesConfig:
-    """Metric to direction, and metric to bound (``"<=0.5"``; null: not in force)."""
+    """The direction of each objective, and the bound of each constraint (``"<=0.5"``; null: not in force)."""
 
     targets: dict[str, str] = field(default_factory=dict)
     constraints: dict[str, str | None] = field(default_factory=dict)
@@ -81,7 +83,7 @@ class ObjectivesConfig:
 
 @dataclass
 class SearchConfig:
-    """How to search and when to stop."""
+    """The search method and the stopping rules."""
 
     sampler: str = "auto"
     seed: int = 0
@@ -98,7 +100,7 @@ class SearchConfig:
 
 @dataclass
 class TrackingConfig:
-    """Where MLflow keeps its runs."""
+    """The place where MLflow keeps its runs."""
 
     uri: str | None = None
     experiment: str | None = None
@@ -106,7 +108,7 @@ class TrackingConfig:
 
 @dataclass
 class Settings:
-    """The whole configuration but the space, which needs the model and the machine to be resolved."""
+    """The whole configuration except the space. sweeper resolves the space once it knows model and machine."""
 
     name: str | None = None
     root: str = "mlruns"
@@ -138,18 +140,18 @@ class Settings:
 
 @dataclass(frozen=True, slots=True)
 class Composed:
-    """A composed configuration: checked settings, and the space still to be resolved."""
+    """A composed configuration: the checked settings, and the space, which is not yet resolved."""
 
     settings: Settings
-    plain: Mapping[str, Any]  # as composed, unresolved: what is kept with the sweep
+    plain: Mapping[str, Any]  # as composed, unresolved; the sweep keeps this
     _tree: Any
 
     def space(self, facts: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = ()) -> dict[str, Any]:
-        """The space's spec with ``${model:…}``, ``${machine:…}``, ``${device:…}`` and the like filled in.
+        """The specification of the space, with ``${model:…}``, ``${machine:…}`` and ``${device:…}`` filled in.
 
         Args:
-            facts: for each of those words what it can say.
-            skip: keys whose ranges cannot be had here, so that what they refer to may be unknown.
+            facts: the known values for each of these words.
+            skip: keys that this machine cannot set; the values that they refer to may be unknown.
 
         Raises:
             ConfigError: names the key whose value cannot be resolved.
@@ -178,10 +180,10 @@ def _looker_up(word: str, known: Mapping[str, Any]) -> Callable[[str], Any]:
     def look_up(name: str) -> Any:
         if name not in known:
             raise ConfigError(
-                f"${{{word}:{name}}} is not known; there are: {', '.join(known) or 'none here'}"
+                f"${{{word}:{name}}} is unknown; the known names are: {', '.join(known) or 'none here'}"
             )
         if known[name] is None:
-            raise ConfigError(f"${{{word}:{name}}} is not known on this machine; write a number instead")
+            raise ConfigError(f"${{{word}:{name}}} is unknown on this machine; write a number instead")
         return known[name]
 
     return look_up
@@ -191,7 +193,7 @@ def _looker_up(word: str, known: Mapping[str, Any]) -> Callable[[str], Any]:
 
 
 def conf_folder() -> Path:
-    """The folder of configuration files: inside the wheel, or at the top of a clone."""
+    """The folder of the bundled configuration: inside the wheel, or at the top of a clone."""
     inside = Path(__file__).parent / "conf"
     return inside if inside.is_dir() else Path(__file__).parent.parent / "conf"
 
@@ -216,7 +218,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
 
 
 def power_settings(plain: Mapping[str, Any]) -> PowerSettings:
-    """The power settings of a configuration that was kept with a sweep. Raises ConfigError."""
+    """The power settings from the configuration that a sweep kept. Raises ConfigError."""
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
@@ -233,8 +235,8 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     """Run ``task`` under Hydra's own command line (``--cfg job``, ``--info``, ``--config-dir``, ``-m`` …).
 
     Args:
-        arguments: what stood behind ``sweeper sweep``.
-        task: gets each composed configuration; its exit code counts.
+        arguments: the arguments after ``sweeper sweep``.
+        task: takes a composed configuration and returns an exit code.
 
     Returns:
         The highest exit code of all tasks.
@@ -248,7 +250,7 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
 
     own = list(arguments)
     _put_in_front(_config_dir_in(own))
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach us, who say them in one line
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function, which reports them in one line
     argv, sys.argv = sys.argv, ["sweeper sweep", *own]
     try:
         with _QuietFailures():
@@ -263,10 +265,10 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
 
 
 def check(tree: DictConfig) -> Composed:
-    """Hold a composed tree against the schema.
+    """Check a composed tree against the schema.
 
     Raises:
-        ConfigError: an unknown key, a wrong type, an objective that does not exist, and so on.
+        ConfigError: the tree has an unknown key, a wrong type, an unknown objective, or another error.
     """
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
@@ -276,11 +278,9 @@ def check(tree: DictConfig) -> Composed:
     named = {str(key): value for key, value in plain.items()}
     without_value = [key for key in _keys_without_value(named) if not key.startswith("hydra.")]
     if without_value:
-        raise ConfigError(
-            f"{without_value[0]}: it has no value yet; give one, for example {without_value[0]}=…"
-        )
+        raise ConfigError(f"{without_value[0]}: this key has no value; give it one with {without_value[0]}=…")
     if not isinstance(named.get("space"), dict):
-        raise ConfigError("space: it must be a mapping of parameters, see conf/space/auto.yaml")
+        raise ConfigError("space: this key must map parameters to values; see conf/space/auto.yaml")
     without_space = OmegaConf.create(
         {k: v for k, v in named.items() if k not in ("space", "hydra", "experiment")}
     )
@@ -295,7 +295,7 @@ def check(tree: DictConfig) -> Composed:
 
 
 def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
-    """Keys that a file leaves to its user (``???``)."""
+    """The keys whose values the user must give (``???`` in the file)."""
     for key, value in tree.items():
         if isinstance(value, Mapping):
             yield from _keys_without_value(value, f"{prefix}{key}.")
@@ -329,13 +329,13 @@ def _check_values(settings: Settings) -> None:
         r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", settings.name
     ):
         raise ConfigError(
-            f"name: {settings.name!r} cannot name a sweep; use up to 100 letters, digits, . _ -"
+            f"name: {settings.name!r} is not a valid name for a sweep; use up to 100 letters, digits, . _ -"
         )
 
 
 def _at_least(key: str, value: float, least: float) -> None:
     if value < least:
-        raise ConfigError(f"{key}: {value:g} is below the least possible value, {least:g}")
+        raise ConfigError(f"{key}: {value:g} is below the lowest allowed value, {least:g}")
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
@@ -371,7 +371,7 @@ def _constraints(bounds: Mapping[str, str | None]) -> tuple[Constraint, ...]:
             found.append(Constraint(metric, match.group(1), float(match.group(2))))  # type: ignore[union-attr,arg-type]
         except (AttributeError, ValueError):
             raise ConfigError(
-                f'objectives.constraints.{metric}: {text!r} is no bound; write it like "<=0.5" or ">=20"'
+                f'objectives.constraints.{metric}: {text!r} is not a bound; write it like "<=0.5" or ">=20"'
             ) from None
     return tuple(found)
 
@@ -380,7 +380,7 @@ def _constraints(bounds: Mapping[str, str | None]) -> tuple[Constraint, ...]:
 
 
 def _config_dir_in(arguments: Sequence[str]) -> Path | None:
-    """The folder named by ``--config-dir``; it must exist."""
+    """The folder that ``--config-dir`` names, if any. Raises ConfigError if it does not exist."""
     for i, word in enumerate(arguments):
         if word in ("--config-dir", "-cd"):
             return _existing(Path(arguments[i + 1])) if i + 1 < len(arguments) else None
@@ -399,14 +399,14 @@ _in_front: list[Path] = []
 
 
 def _put_in_front(folder: Path | None) -> None:
-    """Let the user's folder come before ours, which Hydra's own ``--config-dir`` does not do."""
+    """Give the user's folder precedence over the bundled configuration; Hydra's ``--config-dir`` does not."""
     _in_front[:] = [] if folder is None else [folder.resolve()]
     from hydra.core.config_search_path import ConfigSearchPath
     from hydra.core.plugins import Plugins
     from hydra.plugins.search_path_plugin import SearchPathPlugin
 
     class UsersFolderFirst(SearchPathPlugin):
-        """Prepends the folder given by ``--config-dir``."""
+        """Puts the folder from ``--config-dir`` first."""
 
         def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
             for path in _in_front:
@@ -418,7 +418,7 @@ def _put_in_front(folder: Path | None) -> None:
 
 
 class _QuietFailures:
-    """Hydra prints "Error executing job with overrides" before it raises; our line says more."""
+    """Hides Hydra's line "Error executing job with overrides"; sweeper's own error line says more."""
 
     def __enter__(self) -> None:
         self._stderr = sys.stderr
@@ -442,7 +442,7 @@ class _WithoutHydrasLine:
 
 
 def _as_config_error(error: Exception) -> Exception:
-    """Hydra's and OmegaConf's errors as one line of ours; anything else as it is."""
+    """Turn an error from Hydra, OmegaConf or YAML into a one-line ConfigError; return any other unchanged."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
 
@@ -454,7 +454,7 @@ def _as_config_error(error: Exception) -> Exception:
 
 
 def _key_error(error: BaseException) -> str:
-    """One line that names the key, from the several lines of Hydra and OmegaConf."""
+    """One line that names the key, made from the longer messages of Hydra and OmegaConf."""
     text = str(error)
     cause = str(error.__cause__ or "")
     match = re.search(r"Could not override '([^']+)'", text)
@@ -465,7 +465,7 @@ def _key_error(error: BaseException) -> str:
         available = re.search(r"Available options in '[^']+':\s*(.+?)(?:\n\S|\Z)", text, re.S)
         options = ", ".join(available.group(1).split()) if available else ""
         return f"{match.group(1).replace('/', '=')}: there is no such file" + (
-            f"; there are: {options}" if options else ""
+            f"; the files are: {options}" if options else ""
         )
     key = getattr(error, "full_key", None)
     lines = [line.strip() for line in (cause or text).splitlines() if line.strip()]
@@ -487,7 +487,7 @@ def _near_key(key: str) -> str:
     if not group and elsewhere:
         return f"; did you mean {' or '.join(elsewhere)}?"
     return (
-        f"; {group + ' has' if group else 'there are'}: {', '.join(tree)}"
+        f"; {'the keys of ' + group if group else 'the keys'} are: {', '.join(tree)}"
         if tree
         else "; see `sweeper sweep --cfg job`"
     )

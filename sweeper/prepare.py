@@ -1,4 +1,4 @@
-"""From a composed configuration to a sweep ready to run: its rig, its name, its record, its plan."""
+"""Prepares a sweep from a composed configuration: its rig, its name, its record and its plan."""
 
 from __future__ import annotations
 
@@ -40,34 +40,34 @@ from sweeper.tracking import Tracker
 if TYPE_CHECKING:
     pass
 
-# The default and the corners that lie near the front on most machines; see search/warm_start.py.
+# The default and the corners that lie near the Pareto front on most machines; see search/warm_start.py.
 CORNERS = 6
-# What a grid is counted up to for the display; counting a space of millions would take longer than a trial.
+# The display counts a grid up to this size; counting a space of millions would take longer than a trial.
 MOST_COUNTED = 20_000
 OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
 
 
 @contextmanager
 def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str], None]) -> Iterator[Sweep]:
-    """A sweep ready to run, with everything it holds given back afterwards.
+    """A sweep that is ready to run. On exit, the context releases everything that the sweep holds.
 
     Args:
         composed: the configuration.
-        open_progress: makes the display, which is entered by whoever made it.
-        say: shows one line while things are made ready.
+        open_progress: creates the display; the caller enters it before it runs the sweep.
+        say: shows one line during the preparation.
 
     Raises:
-        UsageError, MissingError: what was asked for cannot be, each with the line that mends it.
+        UsageError, MissingError: the configuration cannot run; the message says how to fix it.
     """
     settings = composed.settings
     root = Path(settings.root)
-    parse_pick(settings.search.pick)  # a wrong word is said now, not after the last trial
+    parse_pick(settings.search.pick)  # reports an invalid pick now, not after the last trial
     with ExitStack() as held:
         rig, space, notes = open_rig(composed, held, say)
         workload = rig.workload or settings.workload_record()
         name = sweep_name(settings, space, workload, rig, root)
         held.enter_context(alone(root, name))
-        # Before the first trial: no store, no sweep.
+        # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
         rig = with_quality(rig, space, settings, root, held, say)
         first = initial_design(
@@ -150,12 +150,12 @@ def _header(
 
 
 def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
-    """What a resumed sweep keeps of its first start, with what may change since: prices, pick, notes."""
+    """The header of the first start, with the fields that a resumed sweep may change: prices, pick, notes."""
     kept = study.header()
     fresh = replace(
         kept,
         state="running",
-        model=header.model,  # the same files, wherever they lie now
+        model=header.model,  # the same files, perhaps at another path
         prices=header.prices,
         pick=header.pick,
         notes=header.notes,
@@ -167,10 +167,10 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
 
 
 def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: Rig, root: Path) -> str:
-    """The sweep's name: the user's, or one made of model and settings.
+    """The sweep's name: the user's, or a name made from model and settings.
 
-    A name that was made goes on with an unfinished sweep of the same settings, and is numbered where that
-    is finished: the same command again measures again.
+    With a made name, the same command resumes an unfinished sweep of the same settings. If that sweep is
+    complete, the name gets a number, and the command measures again.
     """
     if settings.name:
         return settings.name
@@ -222,7 +222,7 @@ def _plan(
 
 
 def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path) -> Earlier | None:
-    """What an earlier sweep on this machine leaves, where it may teach."""
+    """The earlier sweep on this machine that warm-starts this one; None if there is none or transfer is off."""
     if not settings.search.transfer:
         return None
     return from_earlier(
@@ -233,15 +233,18 @@ def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: 
 def _with_earlier(
     first: tuple[Configuration, ...], earlier: Earlier | None
 ) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
-    """What to ask first, after the baseline also what an earlier sweep found best, and a line that says so."""
+    """The first trials, with the best ones of an earlier sweep after the baseline, and a note about it."""
     if earlier is None:
         return first, ()
-    note = f"starts from what the sweep {earlier.sweep} found here; search.transfer=false starts anew"
+    note = (
+        f"the earlier sweep {earlier.sweep} warm-starts this one; "
+        "set search.transfer=false to start without it"
+    )
     return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
 
 
 def finalist_measurements(plan: SearchPlan) -> int:
-    """How many measurements the final stage is expected to take."""
+    """The expected number of measurements in the final stage."""
     return (plan.finalists + 1) * FINAL_VISITS
 
 
@@ -254,11 +257,11 @@ def _counted(space: SearchSpace) -> int:
 
 
 def alone(root: Path, name: str) -> AbstractContextManager[None]:
-    """Hold the sweep's lock; another process that writes the same sweep is refused."""
+    """Hold the sweep's lock. Raises SweepBusyError if another process is writing the same sweep."""
 
     def busy(owner: str) -> SweepBusyError:
         return SweepBusyError(
-            f"the sweep {name!r} is being written by process {owner}: wait for it, or choose name=…"
+            f"process {owner} is writing the sweep {name!r}: wait until it ends, or choose name=…"
         )
 
     return locks.held(root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock", busy)

@@ -1,1 +1,1 @@
-"""What trials run on: an engine with its meter, limits, model and clock, opened and closed."""
+"""Rigs. A rig is an engine with its meter, limits, model and clock; trials run on it."""

@@ -1,4 +1,4 @@
-"""What trials run on."""
+"""The rig on which trials run."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from sweeper.space.space import SearchSpace
 
 @dataclass(frozen=True, slots=True)
 class Rig:
-    """What trials run on: an engine and its meter and limits, with what they say of themselves."""
+    """An engine with its meter and limits, and their records and notes. Trials run on it."""
 
     engine: Engine
     engine_record: EngineRecord
@@ -30,6 +30,8 @@ class Rig:
     standing_caveats: tuple[Caveat, ...] = ()
     clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
     sleep: Callable[[float], None] = time.sleep
-    use_files: Callable[[Mapping[str, Path]], None] | None = None  # told of quantisations made later
-    space: SearchSpace | None = None  # of a recorded table, which can answer no other
+    use_files: Callable[[Mapping[str, Path]], None] | None = (
+        None  # passes quantisations made later to the engine
+    )
+    space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None

@@ -53,7 +53,7 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     held.enter_context(meter)
     limits = find_limits(root, settings.power)
     for outcome in limits.replayed:
-        say(f"left by an earlier run: {outcome}")
+        say(f"from an earlier run: {outcome}")
     held.callback(
         lambda: say("\n".join(str(outcome) for outcome in limits.outcomes)) if limits.outcomes else None
     )
@@ -80,9 +80,9 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
 def _why_it_does_not_fit(
     forecaster: Forecaster, engine: LlamaCppEngine, configuration: Configuration
 ) -> str | None:
-    """Why llama.cpp's own plan says that a configuration cannot run here, or None.
+    """The reason why a configuration cannot run here by llama.cpp's own memory plan, or None.
 
-    Where the plan itself fails the trial is left to find out: it names the failure.
+    If the plan itself fails, this returns None: the trial then runs and names the failure.
     """
     from sweeper.model.forecast import HOST
 
@@ -94,16 +94,16 @@ def _why_it_does_not_fit(
         return None
     host_mib, device_mib = engine.held_mib()
     devices = [device for device in plan.devices if device != HOST]
-    # Of several devices nobody says which holds how much of the loaded model: an even share.
+    # llama.cpp does not report how much of the loaded model each device holds, so this assumes equal shares.
     share = {device: device_mib / len(devices) for device in devices}
     return plan.fits({HOST: host_mib} | share)
 
 
 def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
-    """The model that the configuration asks for, made or fetched where it is not there yet."""
+    """The model of the configuration. sweeper makes or downloads it if it does not exist yet."""
     wanted = settings.model
     if wanted.repo and not wanted.path:
-        say(f"fetching {wanted.file} of {wanted.repo}")
+        say(f"downloading {wanted.file} of {wanted.repo}")
     return obtain(
         Wanted(
             name=wanted.name,

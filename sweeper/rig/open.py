@@ -1,4 +1,4 @@
-"""Opening the rig that a configuration asks for, and the space that it can search."""
+"""Opens the rig of a configuration, and the space that it can search."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ from sweeper.space.space import SearchSpace, Traits, build_space
 if TYPE_CHECKING:
     pass
 
-# Where the rig of each engine is opened: called with the settings, the root, an ExitStack and `say`. The lab's
-# engines are named and not imported, so that nothing in the product depends on the lab.
+# The function that opens the rig of each engine, called with the settings, the root, an ExitStack and `say`. The
+# engines of the lab are strings and not imports, so that the product does not depend on the lab.
 RIGS = {
     "llama_cpp": "sweeper.rig.llama_cpp:llama_rig",
     "simulated": "sweeper.lab.rigs:simulated_rig",
     "replay": "sweeper.lab.rigs:replay_rig",
 }
-# Long enough for a mean of the power at rest, on sensors that refresh once a second too.
+# This gives a mean of the power at rest even from sensors that refresh once a second.
 IDLE_SECONDS = 2.0
 
 
 def open_rig(
     composed: Composed, held: ExitStack, say: Callable[[str], None]
 ) -> tuple[Rig, SearchSpace, tuple[str, ...]]:
-    """The rig with every quantisation at hand, the space, and what to say about the space."""
+    """The rig with the files of every quantisation, the space, and notes on the space."""
     root = Path(composed.settings.root)
     _make_folder(root)
     rig = _rig(composed.settings, root, held, say)
@@ -74,7 +74,7 @@ def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ..
 
 
 def idle_power(rig: Rig) -> Reading | None:
-    """Power of the machine at rest, before anything is loaded; None where the meter gave nothing."""
+    """The power of the machine at rest, before a load; None if the meter has no reading."""
     from sweeper.measure.trial import exactly
 
     with rig.meter.window() as window:

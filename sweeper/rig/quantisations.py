@@ -1,4 +1,4 @@
-"""The quantisations that a space asks for: made where they are missing, and what each costs in quality."""
+"""The quantisations of a space. This module makes missing files and measures the quality that each one loses."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 def with_quantisations(rig: Rig, space: SearchSpace, root: Path, say: Callable[[str], None]) -> Rig:
-    """The rig with every quantisation of the space at hand."""
+    """The rig with the files of every quantisation of the space."""
     if rig.use_files is None:
         return rig
     from sweeper.model.quantise import quantised
@@ -53,9 +53,9 @@ def with_quality(
     held: ExitStack,
     say: Callable[[str], None],
 ) -> Rig:
-    """The rig that knows what each quantisation and cache type costs in quality, measured once and kept.
+    """The rig with the quality loss of each quantisation and cache type. Each is measured once and kept.
 
-    Where nothing that changes quality is searched there is nothing to judge, and nothing is measured.
+    If the space has no parameter that changes quality, this measures nothing.
     """
     if rig.use_files is None or not {"quant", "type_k", "type_v"} & set(space.parameters):
         return rig
@@ -80,5 +80,5 @@ def with_quality(
         divergence = meter.divergence(Path(files[quant].path)).mean
         files[quant] = replace(files[quant], kl_divergence=divergence)
     figures = ", ".join(f"{quant} {files[quant].kl_divergence:.4f}" for quant in _quants(space))
-    say(f"quality: {figures} nats/token from {best.quant}")
+    say(f"quality loss (KL divergence from {best.quant}, nats/token): {figures}")
     return replace(rig, model=replace(rig.model, files=files), quality=quality)
