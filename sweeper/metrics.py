@@ -1,7 +1,7 @@
-"""Every metric of a trial, described once. `docs/measuring.md` says how each is measured.
+"""The table of all metrics of a trial. `docs/measuring.md` explains how sweeper measures each of them.
 
-Configuration, search, results, reports and verify all read this table; a new metric needs a row here and the
-code in `sweeper.measure` that works it out.
+Configuration, search, results, reports and verify all read this table. A new metric needs a row here, and code in
+`sweeper.measure` that computes it.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Direction = Literal["maximize", "minimize"]
 
 @dataclass(frozen=True, slots=True)
 class Metric:
-    """What one metric means. ``phase`` is None for a metric that rests on no single phase."""
+    """The properties of one metric. ``phase`` is None for a metric that does not depend on a single phase."""
 
     name: str
     title: str  # for people: "decode speed"
     unit: str
-    head: str  # the short head of its column
-    short: str  # in a sentence that compares: "-3 % speed"
+    head: str  # the short heading of its column
+    short: str  # the name in a comparison: "-3 % speed"
     direction: Direction
     phase: Phase | None = None
-    needs_prefill: bool = False  # worked out from prefill windows, perhaps beside decode windows
-    power: bool = False  # rests on the power sensor, so it carries that sensor's trust
-    exact: bool = False  # computed or read once, with no spread to show
+    needs_prefill: bool = False  # computed from prefill windows, perhaps together with decode windows
+    power: bool = False  # depends on the power sensor, so it carries that sensor's trust
+    exact: bool = False  # computed or read once, so it has no spread
     is_objective: bool = True  # can be an objective or a constraint
 
 
@@ -140,13 +140,13 @@ METRICS = {
     )
 }
 OBJECTIVES = tuple(metric.name for metric in METRICS.values() if metric.is_objective)
-# The metrics of speed, and of power, that a pick calls "speed" and "cost" if a sweep has several objectives.
+# The metrics of speed and of power. A pick calls them "speed" and "cost" if a sweep has several objectives.
 SPEEDS = tuple(m.name for m in METRICS.values() if m.unit == "tok/s")
 POWERS = ("watts", "prompt_watts")
 NEED_PREFILL = tuple(m.name for m in METRICS.values() if m.needs_prefill)
 
 
 def describe(name: str) -> Metric:
-    """The description of a metric. A name that is not in the table, from an older record, describes itself."""
+    """The metric of that name. For an unknown name from an older record, the description repeats the name."""
     words = name.replace("_", " ")
     return METRICS.get(name) or Metric(name, words, "", name, words, "minimize", power="watts" in name)

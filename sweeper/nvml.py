@@ -1,6 +1,6 @@
-"""NVML in one place: opened, asked, its errors made ours; and which GPUs CUDA leaves to this process.
+"""Opens NVML, translates its errors, and finds the GPUs that CUDA makes visible to this process.
 
-Machine, meter and limits all speak of GPUs by UUID, which this module finds, so that they mean the same card.
+Machine, meter and limits name GPUs by the UUIDs from this module, so that all of them mean the same card.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sweeper.errors import (
 
 
 def no_nvidia(cause: object) -> SensorMissingError:
-    """The error of a machine without an NVIDIA GPU that can be asked."""
+    """The error for a machine on which no NVIDIA GPU can be read."""
     return SensorMissingError(
         f"no NVIDIA GPU can be read here ({cause})",
         "install NVIDIA's driver and check that `nvidia-smi` runs "
@@ -33,7 +33,7 @@ def no_nvidia(cause: object) -> SensorMissingError:
 
 @dataclass(frozen=True, slots=True)
 class Card:
-    """One GPU as NVML shows it."""
+    """One GPU as NVML reports it."""
 
     uuid: str
     index: int
@@ -42,13 +42,13 @@ class Card:
     mig: bool
 
     def is_named(self, device: str) -> bool:
-        """Whether a UUID, an index or a PCI address means this card."""
+        """Whether a UUID, an index or a PCI address names this card."""
         # NVML writes eight digits of PCI domain, Linux four.
         return device in (self.uuid, str(self.index)) or self.pci_bus_id.lower().endswith(device.lower())
 
 
 class Nvml:
-    """An open NVML. Enter it around everything that uses it; NVML counts how often it was opened."""
+    """An open NVML. Enter it around all code that uses it. NVML counts its opens, so contexts may nest."""
 
     def __enter__(self) -> Self:
         import pynvml
@@ -63,11 +63,11 @@ class Nvml:
     ) -> None:
         import pynvml
 
-        with contextlib.suppress(pynvml.NVMLError):  # the driver may be gone; nothing is left to close then
+        with contextlib.suppress(pynvml.NVMLError):  # if the driver is gone, NVML is already closed
             pynvml.nvmlShutdown()
 
     def cards(self) -> list[Card]:
-        """All GPUs of this machine; one that is lost is left out."""
+        """All GPUs of this machine except lost ones."""
         import pynvml
 
         found = []
@@ -86,7 +86,7 @@ class Nvml:
         self._handles[uuid] = handle
         try:
             mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
-        except pynvml.NVMLError:  # cards without MIG say NOT_SUPPORTED
+        except pynvml.NVMLError:  # cards without MIG report NOT_SUPPORTED
             mig = False
         bus = str(pynvml.nvmlDeviceGetPciInfo(handle).busId)
         return Card(uuid, index, str(pynvml.nvmlDeviceGetName(handle)), bus, mig)
@@ -99,7 +99,7 @@ class Nvml:
             return as_text(pynvml.nvmlSystemGetDriverVersion())
 
     def handle(self, uuid: str) -> Any:
-        """NVML's handle of a GPU, kept."""
+        """NVML's handle of a GPU, cached."""
         import pynvml
 
         if uuid not in self._handles:
@@ -108,7 +108,7 @@ class Nvml:
         return self._handles[uuid]
 
     def index(self, uuid: str) -> int:
-        """The GPU's index, by which zeusd knows it."""
+        """The GPU's index, which zeusd uses."""
         import pynvml
 
         with said(f"find the index of {uuid}"):
@@ -117,7 +117,7 @@ class Nvml:
 
 @contextlib.contextmanager
 def said(doing: str) -> Iterator[None]:
-    """Turn NVML's errors into ours."""
+    """Turn NVML's errors into sweeper's errors."""
     import pynvml
 
     try:
@@ -130,7 +130,7 @@ def _ours(error: Any, message: str) -> SweeperError:
     import pynvml
 
     if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
-        return RightMissingError(message, "run `sweeper doctor` for the steps that grant it")
+        return RightMissingError(message, "run `sweeper doctor` for the steps that grant the right")
     if error.value in (
         pynvml.NVML_ERROR_GPU_IS_LOST,
         pynvml.NVML_ERROR_NOT_FOUND,
@@ -143,7 +143,7 @@ def _ours(error: Any, message: str) -> SweeperError:
 
 @contextlib.contextmanager
 def as_missing(what: str) -> Iterator[None]:
-    """Turn NVML's errors into ours where a device is sought: the one table for it."""
+    """Turn NVML's errors during the search for a device into sweeper's errors."""
     import pynvml
 
     try:
@@ -153,15 +153,15 @@ def as_missing(what: str) -> Iterator[None]:
             raise no_nvidia(error) from error
         if isinstance(error, pynvml.NVMLError_NoPermission):
             raise RightMissingError(
-                f"{what}, NVML says {error}",
+                f"{what}: NVML says {error}",
                 "add yourself to the group of /dev/nvidia*, "
                 "as in `sudo usermod -aG video,render $USER`, then log in again",
             ) from error
         if isinstance(error, pynvml.NVMLError_LibRmVersionMismatch):
             raise SensorMissingError(
-                f"{what}, the NVIDIA driver was updated while loaded", "restart the machine"
+                f"{what}: the NVIDIA driver was updated while loaded", "restart the machine"
             ) from error
-        raise SensorMissingError(f"{what}, NVML says {error}", "check with `nvidia-smi`") from error
+        raise SensorMissingError(f"{what}: NVML says {error}", "check with `nvidia-smi`") from error
 
 
 @contextlib.contextmanager
@@ -177,7 +177,7 @@ def as_failed(what: str) -> Iterator[None]:
 
 @dataclass(frozen=True, slots=True)
 class VisibleGpus:
-    """``uuids`` in NVML's order; ``reason`` says why there is none, and is None where there are some."""
+    """The visible GPUs: ``uuids`` in NVML's order. If there are none, ``reason`` says why; otherwise it is None."""
 
     uuids: tuple[str, ...]
     reason: str | None = None
@@ -187,9 +187,9 @@ class VisibleGpus:
 def visible_gpus(gpus: Sequence[tuple[str, str]], environ: Mapping[str, str] = os.environ) -> VisibleGpus:
     """The GPUs that CUDA would use, by CUDA's own rules.
 
-    CUDA reads the list from the left and stops at the first entry that names no device. It counts unlike GPUs
-    fastest first unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. NVML cannot tell that order, so an index then names
-    no card that we could be sure of, and none is returned.
+    CUDA reads the list from the left and stops at the first entry that names no device. It numbers different
+    models of GPUs fastest first, unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. NVML does not report that order. So an
+    index is then ambiguous, and this function returns no GPU.
 
     Args:
         gpus: (UUID, name) of every GPU in NVML's order, which is the order of PCI addresses.
@@ -213,19 +213,24 @@ def visible_gpus(gpus: Sequence[tuple[str, str]], environ: Mapping[str, str] = o
             break
         if entry.isdigit() and unlike and environ.get("CUDA_DEVICE_ORDER") != "PCI_BUS_ID":
             return VisibleGpus(
-                (), "CUDA_VISIBLE_DEVICES counts unlike GPUs in an order of its own", "name them by UUID"
+                (),
+                "CUDA_VISIBLE_DEVICES numbers different models of GPUs in CUDA's own order",
+                "name them by UUID",
             )
         found.append(matching[0])
     if not found:
         return VisibleGpus(
-            (), f"CUDA_VISIBLE_DEVICES={wanted} leaves no GPU", "unset it, or set power.device"
+            (), f"CUDA_VISIBLE_DEVICES={wanted} hides every GPU", "unset it, or set power.device"
         )
     return VisibleGpus(tuple(uuid for uuid, _ in gpus if uuid in found))
 
 
 @contextlib.contextmanager
 def cuda_variables(environment: Mapping[str, str]) -> Iterator[None]:
-    """Give this process the engine's variables that choose GPUs, so that watts and limits are those of its GPUs."""
+    """Set the engine's variables that choose GPUs in this process too.
+
+    Power and limits then belong to the engine's GPUs.
+    """
     names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
     before = {name: os.environ.get(name) for name in names}
     os.environ.update({name: environment[name] for name in names if name in environment})
@@ -242,9 +247,9 @@ def cuda_variables(environment: Mapping[str, str]) -> Iterator[None]:
 def chosen(
     cards: list[Card], device: str | None, environ: Mapping[str, str] = os.environ
 ) -> tuple[list[Card], str | None]:
-    """The GPUs whose limits are swept, and why there is none.
+    """The GPUs whose limits the sweep searches, and the reason if there are none.
 
-    ``device`` is a UUID, an index or a PCI address; None is every GPU that CUDA_VISIBLE_DEVICES leaves.
+    ``device`` is a UUID, an index or a PCI address. None means every GPU that CUDA_VISIBLE_DEVICES allows.
 
     Raises:
         UsageError: ``device`` names no GPU.
@@ -252,8 +257,8 @@ def chosen(
     if device is not None:
         found = [card for card in cards if card.is_named(device)]
         if not found:
-            names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "there is none"
-            raise UsageError(f"power.device={device} names no NVIDIA GPU: choose from {names}")
+            names = ", ".join(f"{card.index} ({card.uuid})" for card in cards) or "none"
+            raise UsageError(f"power.device={device} names no NVIDIA GPU; the GPUs are: {names}")
         return found, None
     visible = visible_gpus([(card.uuid, card.name) for card in cards], environ)
     found = [card for card in cards if card.uuid in visible.uuids]
@@ -263,10 +268,12 @@ def chosen(
 
 
 def find_handle(device: str) -> Any:
-    """NVML's handle of the GPU with this UUID, PCI address or index; a MIG instance gives its whole GPU.
+    """NVML's handle of the GPU with this UUID, PCI address or index; for a MIG instance, of its whole GPU.
+
+    NVML must be open.
 
     Raises:
-        pynvml.NVMLError: there is none. NVML must have been started.
+        pynvml.NVMLError: there is no such GPU.
     """
     import pynvml
 
@@ -281,7 +288,7 @@ def find_handle(device: str) -> Any:
 
 
 def first(*calls: Callable[[], Any]) -> Any:
-    """The first answer among calls of which this driver or GPU may know none; else None."""
+    """The result of the first call that this driver and GPU support; None if they support none."""
     import pynvml
 
     for call in calls:
@@ -293,5 +300,5 @@ def first(*calls: Callable[[], Any]) -> Any:
 
 
 def as_text(value: str | bytes) -> str:
-    """A string of NVML's, which older bindings give as bytes."""
+    """A string from NVML as text; older bindings return bytes."""
     return value.decode("utf-8", "replace") if isinstance(value, bytes) else value

@@ -1,10 +1,10 @@
-"""Every parameter that sweeper can tune, described once: `Configuration` and `TUNABLES`.
+"""The table of all parameters that sweeper can tune: `Configuration` and `TUNABLES`.
 
 Space, search, memory forecast, engine, apply targets and verify read this table. A new parameter needs a field
-and a row here, and the lines in `sweeper.model.llama_params` that hand it to llama.cpp.
+and a row here, and lines in `sweeper.model.llama_params` that pass it to llama.cpp.
 
-Sources: names are llama-cpp-python's; options, their spellings and variables are those of llama-server
-(``common/arg.cpp`` of llama.cpp); Ollama's names are those of its Modelfile.
+Sources: the names come from llama-cpp-python; options, spellings and variables from llama-server
+(``common/arg.cpp`` of llama.cpp); Ollama's names from its Modelfile.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from sweeper.metrics import Phase
 
 # llama.cpp pads a context to a multiple of this many tokens (llama_context, GGML_PAD(n_ctx, 256)).
 CONTEXT_PADDING = 256
-# A KV cache of q8_1 aborts llama.cpp and one of i8 crashes it, so neither is offered.
+# A KV cache of type q8_1 aborts llama.cpp, and type i8 crashes it, so sweeper offers neither.
 QUANTISED_CACHE_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 CACHE_TYPES = ("f32", "f16", "bf16", *QUANTISED_CACHE_TYPES)
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # enum llama_split_mode
@@ -30,8 +30,8 @@ _TRUE = ("on", "true", "1", "enabled")
 class Configuration:
     """One point of the search space: every parameter has a value.
 
-    Each default is the value at which a parameter changes nothing; `sweeper.space.auto` says what llama.cpp
-    itself chooses on a machine.
+    Each default is the value at which a parameter has no effect. `sweeper.space.auto` holds the values that
+    llama.cpp itself chooses on a machine.
     """
 
     n_gpu_layers: int = 0
@@ -49,7 +49,7 @@ class Configuration:
     split_mode: str = "layer"
     main_gpu: int = 0
     n_cpu_moe: int = 0
-    quant: str | None = None  # None: the model file as it is
+    quant: str | None = None  # None: the model file without requantisation
     power_limit_watts: int | None = None  # None: as found
     clock_limit_mhz: int | None = None  # None: as found
 
@@ -63,10 +63,10 @@ class Configuration:
 
     @property
     def digest(self) -> str:
-        """Twelve hex digits that name this configuration.
+        """Twelve hex digits that identify this configuration.
 
-        A parameter that was added after the first release counts only where it has another value than its default, so
-        that configurations recorded before keep their digests.
+        A parameter added after the first release counts only if its value differs from its default. So earlier
+        recorded configurations keep their digests.
         """
         values = {
             name: value
@@ -78,49 +78,49 @@ class Configuration:
 
 @dataclass(frozen=True, slots=True)
 class Tunable:
-    """What sweeper knows about one parameter.
+    """The properties of one parameter.
 
-    ``change`` says what another value costs: a load of the model, a new context on it, or a limit set on a device.
-    ``memory`` says what a larger value (true counts as 1) does to memory: it needs ``more`` or ``less`` of it, or moves
+    ``change`` is the cost of another value: a load of the model, a new context on it, or a limit set on a device.
+    ``memory`` is the effect of a larger value (true counts as 1): it needs ``more`` or ``less`` memory, or moves
     memory from the host to the ``device``, or from the device to the ``host``.
     """
 
     name: str
     kind: Literal["number", "flag", "word"]
     change: Literal["model", "context", "limit"]
-    least: int | None = None  # of a number
-    words: tuple[str, ...] = ()  # that a word can be; empty: the model's files decide
+    least: int | None = None  # the lowest value of a number
+    words: tuple[str, ...] = ()  # the values of a word; empty: the model's files decide
     optional: bool = False  # None is a value
-    idle_in: Phase | None = None  # llama.cpp does not look at it in this phase
+    idle_in: Phase | None = None  # llama.cpp does not use it in this phase
     memory: Literal["more", "less", "device", "host"] | None = None
-    gpu_only: bool = False  # without a GPU it changes nothing
-    experts_only: bool = False  # with a model that has no experts it changes nothing
-    up_to: Literal["n_layer", "offloadable_layers"] | None = None  # the model's fact that bounds it
-    tried: tuple[Any, ...] = ()  # what `auto` means for a parameter whose values depend on nothing
+    gpu_only: bool = False  # it has no effect without a GPU
+    experts_only: bool = False  # it has no effect on a model without experts
+    up_to: Literal["n_layer", "offloadable_layers"] | None = None  # the property of the model that bounds it
+    tried: tuple[Any, ...] = ()  # the values of `auto`, if they do not depend on the machine or the model
     clamped_to: str | None = None  # llama.cpp cuts it to the value of this other parameter
     equal: Callable[[Configuration, int], Any] | None = (
         None  # (configuration, n_layer) -> the value in effect
     )
-    option: str | None = None  # of llama-server, without dashes
+    option: str | None = None  # the option of llama-server, without dashes
     spellings: tuple[str, ...] = ()  # other names of that option
     environment: str | None = None  # the variable that llama-server reads for it
     is_switch: bool = False  # `--option` or `--no-option`, without a value
     in_llama_cpp_python: bool = True  # its server has a key of the same name
-    ollama: str | None = None  # PARAMETER of a Modelfile
-    lm_studio: str | None = None  # label in LM Studio's window
-    added_later: bool = False  # than the first release
+    ollama: str | None = None  # the PARAMETER of a Modelfile
+    lm_studio: str | None = None  # the label in LM Studio's window
+    added_later: bool = False  # added after the first release
 
     def to_word(self, value: Any) -> str:
-        """A value as llama-server's command line takes it."""
+        """A value in the spelling of llama-server's command line."""
         if self.kind == "flag":
             return "on" if value else "off"
         return "all" if self.kind == "number" and value < 0 else str(value)
 
     def from_word(self, word: str) -> Any:
-        """A word of a command line, a file or a log as a value; ``auto`` stays ``auto``.
+        """Convert a word of a command line, a file or a log to a value; ``auto`` stays ``auto``.
 
         Raises:
-            ValueError: the word is no number where one is needed.
+            ValueError: the parameter needs a number, and the word is not one.
         """
         if word == "auto" or self.kind == "word":
             return word
@@ -130,7 +130,7 @@ class Tunable:
 
 
 def _layers_with_experts_moved(configuration: Configuration, n_layer: int) -> int:
-    """``n_cpu_moe`` in effect: 0 where it names only layers that ``n_gpu_layers`` leaves on the CPU anyway.
+    """The ``n_cpu_moe`` in effect: 0 if it covers only layers that ``n_gpu_layers`` leaves on the CPU anyway.
 
     llama.cpp offloads the last layers and counts ``n_cpu_moe`` from the first.
     """
@@ -313,29 +313,29 @@ PARAMETER_NAMES = tuple(TUNABLES)
 MODEL_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "model")
 CONTEXT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "context")
 LIMIT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "limit")
-# What a server decides by itself or by its options; quant and limits are not a server's.
+# The parameters that a server sets itself or through its options; it sets neither quant nor limits.
 SERVER_TUNABLES = tuple(t for t in TUNABLES.values() if t.change != "limit" and t.name != "quant")
 
 
 def changes_nothing(name: str, gpu_offload: bool, has_experts: bool) -> bool:
-    """Whether no value of this parameter has an effect on such a build and model."""
+    """Whether this parameter has no effect with such a build and model."""
     tunable = TUNABLES[name]
     return (tunable.gpu_only and not gpu_offload) or (tunable.experts_only and not has_experts)
 
 
 def padded(n_ctx: int) -> int:
-    """The context in tokens that llama.cpp makes of ``n_ctx``."""
+    """The context length in tokens to which llama.cpp pads ``n_ctx``."""
     return -(-n_ctx // CONTEXT_PADDING) * CONTEXT_PADDING
 
 
 def as_engine_has_it(name: str, configuration: Configuration) -> Any:
-    """The value that llama.cpp puts in force: contexts are padded, batches cut to the context as asked for."""
+    """The value that llama.cpp uses: it pads contexts, and cuts batches to the requested context."""
     if name == "n_ctx":
         return padded(configuration.n_ctx)
     return clamped(name, configuration)
 
 
 def clamped(name: str, configuration: Configuration) -> Any:
-    """A value cut to that of the parameter which bounds it, such as ``n_ubatch`` to ``n_batch``."""
+    """A value cut to the value of the parameter that bounds it, for example ``n_ubatch`` to ``n_batch``."""
     value, bound = getattr(configuration, name), TUNABLES[name].clamped_to
     return value if bound is None else min(value, clamped(bound, configuration))

@@ -1,8 +1,8 @@
-"""A sweep's truth on disk: an Optuna study in which every finished trial carries its whole record.
+"""The primary record of a sweep on disk: an Optuna study in which every finished trial carries its whole record.
 
-MLflow and the reports are made from what stands here. The order of writes is what makes ``kill -9`` harmless:
-the record is stored on the running trial first, then the trial is told; what stops in between is told at the
-next start, what stops before is the trial in flight, which is asked again.
+sweeper makes the MLflow runs and the reports from this study. The order of writes makes ``kill -9`` harmless.
+sweeper first stores the record on the running trial, then tells Optuna the trial. After a kill between the two
+steps, the next start tells the trial. After a kill before the first step, the next start asks for the trial again.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     import optuna
 
-# Attributes of the study and of its trials; the samplers of this package read STATE and CONFIGURATION.
+# The attributes of the study and of its trials. The samplers of this package read STATE and CONFIGURATION.
 HEADER = "sweep"
 VISIT = "final"
 CONTROL = "control"
@@ -45,7 +45,7 @@ STATE = "state"
 CONFIGURATION = "configuration"
 DUPLICATE = "duplicate_of"
 
-# What of a header must be the same for a sweep to be continued, and the key that a user knows it by.
+# The fields of the header that must be unchanged to resume a sweep, with the user's key for each.
 _SAME = {
     "space": "space",
     "objectives": "objectives.targets",
@@ -56,7 +56,7 @@ _SAME = {
 
 @dataclass(frozen=True, slots=True)
 class Proposal:
-    """A configuration that the sampler asks to be measured."""
+    """A configuration that the sampler proposes."""
 
     number: int
     params: Mapping[str, Any]
@@ -77,10 +77,11 @@ class SweepStudy:
 
     @classmethod
     def create(cls, root: Path, header: SweepRecord, sampler: Any = None) -> SweepStudy:
-        """Open the sweep of ``header.sweep``, creating it where it is new.
+        """Open the sweep ``header.sweep``; create it if it does not exist.
 
         Raises:
-            ConfigError: it exists, with another space, other objectives or another workload.
+            ConfigError: it exists with another space, workload, model or machine, or with other objectives or
+                constraints.
             StoreError: the database cannot be read or written.
         """
         import optuna
@@ -109,21 +110,21 @@ class SweepStudy:
         import optuna
 
         if not (root / "optuna.db").exists():
-            raise SweepMissingError(f"{root / 'optuna.db'} is not there: run `sweeper sweep` first")
+            raise SweepMissingError(f"{root / 'optuna.db'} does not exist: run `sweeper sweep` first")
         with _said_plainly(root):
             try:
                 study = optuna.load_study(study_name=sweep, storage=_storage(root))
             except KeyError:
                 names = ", ".join(sweep_names(root)) or "none"
-                raise SweepMissingError(f"no sweep is called {sweep!r}; there are: {names}") from None
+                raise SweepMissingError(f"there is no sweep {sweep!r}; the sweeps are: {names}") from None
         return cls(study, root)
 
     def plain_errors(self) -> AbstractContextManager[None]:
-        """While the block runs, what the database says (a full disk, a folder that is gone) is a StoreError."""
+        """In this block, an error of the database (a full disk, a missing folder) raises StoreError."""
         return _said_plainly(self._root)
 
     def _structured(self, plain: Any, record: type[T]) -> T:
-        """A record as it was kept; StoreError where another version of sweeper kept it otherwise."""
+        """A record from its stored form. Raises StoreError if another version of sweeper stored it differently."""
         import cattrs
 
         try:
@@ -131,7 +132,7 @@ class SweepStudy:
         except (cattrs.BaseValidationError, KeyError, TypeError, ValueError) as error:
             raise StoreError(
                 f"the sweep {self._study.study_name!r} in {self._root / 'optuna.db'} cannot be read: another version "
-                "of sweeper wrote it, or it is damaged; use another root=…"
+                "of sweeper wrote it, or it is damaged; choose another root=…"
             ) from error
 
     def _demand_same(self, header: SweepRecord) -> None:
@@ -139,14 +140,14 @@ class SweepStudy:
         for field, key in _SAME.items():
             if _jsonlike(had[field]) != _jsonlike(new[field]):
                 raise ConfigError(
-                    f"{key}: the sweep {header.sweep!r} was started with another one; "
-                    "give this sweep a name of its own with name=…"
+                    f"{key}: the sweep {header.sweep!r} was started with another value; "
+                    "give this sweep another name=…"
                 )
-        # By content, so that a sweep resumes after its folder was moved.
+        # The comparison uses the content of the files, so that a sweep resumes after its folder was moved.
         if _contents(had) != _contents(new):
             raise ConfigError(
-                f"model: the sweep {header.sweep!r} was started with another one; "
-                "give this sweep a name of its own with name=…"
+                f"model: the sweep {header.sweep!r} was started with another model; "
+                "give this sweep another name=…"
             )
         if had["machine"]["fingerprint"] != new["machine"]["fingerprint"]:
             raise ConfigError(
@@ -157,22 +158,22 @@ class SweepStudy:
     # -- the header ---------------------------------------------------------------------------------------
 
     def header(self) -> SweepRecord:
-        """What is known of the sweep beside its trials."""
+        """The record of the sweep without its trials."""
         if self._header is None:
             self._header = self._structured(self._study.user_attrs[HEADER], SweepRecord)
         return self._header
 
     def save_header(self, header: SweepRecord) -> None:
-        """Keep everything but the trials."""
+        """Store the record of the sweep without its trials."""
         self._study.set_user_attr(HEADER, to_plain(replace(header, trials=())))
         self._header = None
 
     # -- ask and tell -------------------------------------------------------------------------------------
 
     def enqueue(self, params: Mapping[str, Any]) -> None:
-        """Have these values asked for next, unless they are waiting already.
+        """Queue these values as the next proposal, unless they are already in the queue.
 
-        Optuna's own ``skip_if_exists`` would skip what was in flight when the sweep was killed, too.
+        Optuna's own ``skip_if_exists`` would also skip a trial that was in flight when the sweep was killed.
         """
         import optuna
 
@@ -181,14 +182,14 @@ class SweepStudy:
             self._study.enqueue_trial(dict(params))
 
     def ask(self, distributions: Mapping[str, Any]) -> Proposal:
-        """The next proposal of the queue or the sampler."""
+        """The next proposal from the queue or the sampler."""
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # optuna warns of every enqueued value that is off its grid
+            warnings.simplefilter("ignore")  # Optuna warns about every queued value that is not on its grid
             trial = self._study.ask(dict(distributions))
         return Proposal(trial.number, trial.params, trial)
 
     def duplicate(self, proposal: Proposal, of: int) -> None:
-        """Settle a proposal that was measured already: it costs nothing, and the sampler looks elsewhere."""
+        """Close a proposal that was measured already, without a measurement; the sampler then looks elsewhere."""
         import optuna
 
         proposal.trial.set_user_attr(DUPLICATE, of)
@@ -202,14 +203,14 @@ class SweepStudy:
         violations: Mapping[str, float],
         windows: Sequence[Window] = (),
     ) -> None:
-        """Keep a finished trial: its record first, then its values.
+        """Store a finished trial: its record first, then its values.
 
         Args:
-            proposal: what was asked.
-            record: what came of it.
-            objectives: whose medians are the values of a complete trial.
-            violations: every constraint's distance beyond its bound, the same keys on every trial.
-            windows: the raw samples.
+            proposal: the proposal that was measured.
+            record: the result.
+            objectives: their medians are the values of a complete trial.
+            violations: for every constraint, the distance beyond its bound; every trial has the same keys.
+            windows: the raw windows.
         """
         trial = proposal.trial
         trial.set_user_attr(STATE, record.state)
@@ -232,13 +233,13 @@ class SweepStudy:
             values = [record.metrics[o.metric].median for o in objectives]
             self._study.tell(record.number, values)
         elif record.state in ("infeasible", "out_of_memory", "dominated"):
-            # PRUNED with a violated constraint: samplers learn from it, and it never has a value.
+            # PRUNED with a violated constraint: samplers learn from the trial, and it never has a value.
             self._study.tell(record.number, state=states.PRUNED)
         else:
             self._study.tell(record.number, state=states.FAIL)
 
     def recover(self, objectives: Sequence[Objective]) -> tuple[int, ...]:
-        """Settle what a killed run left: finished trials are told, trials in flight are asked again.
+        """Clean up after a killed run: tell Optuna the finished trials, and queue the trials in flight again.
 
         Returns:
             The numbers of the trials that were in flight.
@@ -259,7 +260,7 @@ class SweepStudy:
     # -- reading ------------------------------------------------------------------------------------------
 
     def trials(self) -> tuple[TrialRecord, ...]:
-        """Every finished trial by number, with the figures of its screening."""
+        """Every finished trial in the order of the numbers, with the figures of its screening."""
         for trial in self._study.get_trials(deepcopy=False):
             if trial.number not in self._finished and RECORD in trial.user_attrs:
                 record = self._structured(trial.user_attrs[RECORD], TrialRecord)
@@ -269,7 +270,7 @@ class SweepStudy:
         return tuple(self._finished[number] for number in sorted(self._finished))
 
     def known(self) -> Mapping[str, int]:
-        """Trial number by configuration digest, of those that ran or were ruled out."""
+        """The trial number by configuration digest, for each trial that ran or was ruled out."""
         self.trials()
         return self._known
 
@@ -286,19 +287,19 @@ class SweepStudy:
     # -- the final stage ----------------------------------------------------------------------------------
 
     def save_visit(self, visit: Visit) -> None:
-        """Keep one visit of the final stage."""
+        """Store one visit of the final stage."""
         self._study.set_user_attr(f"{VISIT}/{visit.trial}/{visit.visit}", to_plain(visit))
 
     def save_control(self, count: int, control: Visit) -> None:
-        """Keep one measurement of the baseline as the drift control, made after ``count`` trials."""
+        """Store one measurement of the baseline after ``count`` trials, as a control for drift."""
         self._study.set_user_attr(f"{CONTROL}/{count}", to_plain(control))
 
     def controls(self) -> tuple[Visit, ...]:
-        """The control measurements, in the order in which they were made."""
+        """The control measurements in their order."""
         return self._kept(CONTROL)
 
     def visits(self) -> tuple[Visit, ...]:
-        """The visits made so far, by trial and visit."""
+        """The visits so far, ordered by trial and visit."""
         return tuple(sorted(self._kept(VISIT), key=lambda v: (v.trial, v.visit)))
 
     def _kept(self, prefix: str) -> tuple[Visit, ...]:
@@ -307,7 +308,7 @@ class SweepStudy:
 
 
 def sweep_names(root: Path) -> tuple[str, ...]:
-    """The sweeps in ``root``, the latest last."""
+    """The names of the sweeps in ``root``, the latest last."""
     import optuna
 
     if not (root / "optuna.db").exists():
@@ -326,9 +327,9 @@ def _storage(root: Path) -> Any:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     logging.getLogger("alembic").setLevel(logging.ERROR)
     database, fresh = root / "optuna.db", root / ".optuna.db.new"
-    with held(root / "optuna.lock"):  # of two processes that make the schema at once, one would die
+    with held(root / "optuna.lock"):  # if two processes made the schema at once, one would fail
         if not database.exists() or database.stat().st_size == 0:
-            # In a file of its own that then takes the database's place: a kill half way leaves nothing half made.
+            # Another file, which then replaces the database: a kill cannot leave an incomplete database.
             fresh.unlink(missing_ok=True)
             optuna.storages.RDBStorage(f"sqlite:///{fresh.resolve()}").engine.dispose()
             os.replace(fresh, database)
@@ -338,16 +339,16 @@ def _storage(root: Path) -> Any:
 
     @event.listens_for(storage.engine, "connect")
     def write_ahead(connection: sqlite3.Connection, _: Any) -> None:
-        # A write-ahead log syncs once a checkpoint, not twice a commit; a killed process loses nothing.
+        # A write-ahead log syncs once per checkpoint, not twice per commit. A killed process loses no data.
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")
 
-    storage.engine.dispose()  # connections made before the listener stood are not kept
+    storage.engine.dispose()  # close the connections that were opened before the listener existed
     return storage
 
 
 class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a function in `with`
-    """Errors of the database as one line that says what to do."""
+    """Turns errors of the database into one line that says what to do."""
 
     def __init__(self, root: Path) -> None:
         self._root = root
@@ -378,7 +379,7 @@ class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a fun
             type(error).__module__.startswith("optuna.") and "Storage" in type(error).__name__
         ):
             raise StoreError(
-                f"cannot use {path}: {_first_line(error)}; mend it or choose another root=…"
+                f"cannot use {path}: {_first_line(error)}; repair it or choose another root=…"
             ) from error
 
 

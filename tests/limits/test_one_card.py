@@ -57,5 +57,7 @@ def test_an_index_of_unlike_cards_gives_neither_watts_nor_limits(
             gpu_sensor(None)
         ranges, refusals = _limited(tmp_path)
         assert not ranges
-        assert all("name them by UUID" in refusal or "unlike GPUs" in refusal for refusal in refusals)
+        assert all(
+            "name them by UUID" in refusal or "different models of GPUs" in refusal for refusal in refusals
+        )
         assert not any(gpu.visible for gpu in machine.nvidia_gpus())

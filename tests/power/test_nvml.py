@@ -291,7 +291,7 @@ def test_respects_what_cuda_may_see(make_fake_nvml: MakeNvml, monkeypatch: pytes
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", value)
             assert visible_devices() == tuple(expected)
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-        with pytest.raises(SensorMissingError, match="leaves no GPU"):
+        with pytest.raises(SensorMissingError, match="hides every GPU"):
             visible_devices()
 
 
