@@ -1,1 +1,1 @@
-"""Simulated machines, recorded tables and contract suites; nothing in the product imports this package."""
+"""Simulated machines, recorded tables and contract suites. No module of the product imports this package."""

@@ -1,4 +1,4 @@
-"""Contract suites that adapters must pass. A test subclasses one and gives the fixture that it asks for.
+"""Contract suites that adapters must pass. A test subclasses a suite and provides the fixture that it needs.
 
 ::
 
@@ -8,7 +8,7 @@
             ...
             return MySensor(...)
 
-The suites are plain asserts, so that importing this module needs no test framework.
+The suites use plain asserts, so that importing this module needs no test framework.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ from sweeper.records import Caveat, Configuration, EnergyReading, Kind, Scope
 
 
 class SensorContract:
-    """What every power sensor keeps. The fixture ``sensor`` is one that is closed and can be opened.
+    """The contract of every power sensor. The fixture ``sensor`` is a closed sensor that can be opened.
 
-    Its readings must move as time goes on, as a live device's do. ``expected_watts`` may give the power
-    that it shows, in W, and ``tolerance`` how far its mean over a quarter of a second may be from that.
+    Its readings must change over time, like those of a live device. A subclass may set ``expected_watts`` to the
+    power that the sensor shows, in W. ``tolerance`` is then the allowed relative error of its mean over a quarter of
+    a second.
     """
 
     expected_watts: float | None = None
     tolerance: float = 0.2
 
     def test_tells_its_source_before_it_is_opened(self, sensor: Sensor) -> None:
-        """Name, interface, scope and kind are known words; asking needs no handle."""
+        """Name and interface are not empty, scope and kind are known words, and no handle is needed."""
         source = sensor.source
         assert source.name
         assert source.interface
@@ -46,16 +47,16 @@ class SensorContract:
         assert source.update_period_seconds is None or source.update_period_seconds > 0
 
     def test_says_so_where_it_estimates(self, sensor: Sensor) -> None:
-        """An estimate carries its label as kind and as caveat; a measurement carries neither."""
+        """An estimate has the kind and the caveat ``estimated``; a measurement has neither."""
         assert all(isinstance(caveat, Caveat) for caveat in sensor.caveats)
         assert (sensor.source.kind == "estimated") == (Caveat.ESTIMATED in sensor.caveats)
 
     def test_fails_to_read_before_it_is_opened(self, sensor: Sensor) -> None:
-        """No handle, no figure: and no zero."""
+        """Without a handle, reading fails and does not return zero."""
         assert _reading_fails(sensor)
 
     def test_gives_energy_or_power(self, sensor: Sensor) -> None:
-        """A sample has one of the two or both, finite, not negative, stamped between question and answer."""
+        """A sample has energy, power or both, finite and not negative, with a time stamp during the read."""
         sensor.open()
         try:
             before = time.monotonic()
@@ -69,7 +70,7 @@ class SensorContract:
         assert all(math.isfinite(value) and value >= 0 for value in values)
 
     def test_never_runs_backwards(self, sensor: Sensor) -> None:
-        """Moments go on, and energy does not fall within an epoch."""
+        """Time stamps do not decrease, and energy does not decrease within an epoch."""
         samples = self._samples(sensor, count=4)
         for before, after in pairwise(samples):
             assert after.monotonic_seconds >= before.monotonic_seconds
@@ -78,7 +79,7 @@ class SensorContract:
                 assert after.energy_joules >= before.energy_joules
 
     def test_tells_the_state_beside(self, sensor: Sensor) -> None:
-        """State is a record, with None for what the device does not tell."""
+        """The state is a record, with None for each value that the device does not report."""
         sensor.open()
         try:
             state = sensor.state()
@@ -89,7 +90,7 @@ class SensorContract:
         assert state.clock_mhz is None or state.clock_mhz >= 0
 
     def test_closes_twice_and_opens_again(self, sensor: Sensor) -> None:
-        """Closing twice does no harm; a closed sensor gives nothing, but still says what it was."""
+        """Closing twice does no harm. A closed sensor cannot be read but keeps its source."""
         sensor.open()
         opened = sensor.source
         sensor.close()
@@ -99,7 +100,7 @@ class SensorContract:
         assert self._samples(sensor, count=1)
 
     def test_serves_a_meter(self, sensor: Sensor) -> None:
-        """A window ends in joules, or in None with a reason; the bar grows where samples are few."""
+        """A window ends with joules, or with None and a reason. The error bar grows if samples are few."""
         reading = self._window(sensor, seconds=0.25)
         assert (reading.joules is None) == (reading.reason is not None)
         if self.expected_watts is not None:
@@ -131,16 +132,16 @@ class SensorContract:
 
 
 class AbsentSensorContract:
-    """What a sensor does where its device is missing. The fixture ``sensor`` is one that cannot be opened."""
+    """The contract of a sensor without its device. The fixture ``sensor`` is a sensor that cannot be opened."""
 
     def test_says_how_to_mend_it(self, sensor: Sensor) -> None:
-        """Opening raises one line that names what is missing and what to do, and leaves nothing open."""
+        """Opening raises one line that names the missing part and the fix, and leaves nothing open."""
         try:
             sensor.open()
         except MissingError as error:
             text = str(error)
         else:
-            raise AssertionError("opened a device that is not there")
+            raise AssertionError("the sensor opened although its device is missing")
         assert "\n" not in text
         assert len(text) > 20
         assert _reading_fails(sensor)
@@ -156,16 +157,19 @@ def _reading_fails(sensor: Sensor) -> bool:
 
 
 class EngineContract:
-    """What every engine keeps. The fixture ``engine`` is a fresh one, ``configuration`` one that it can run."""
+    """The contract of every engine.
+
+    The fixture ``engine`` is a fresh engine, and ``configuration`` is a configuration that it can run.
+    """
 
     def test_names_itself(self, engine: Engine, configuration: Configuration) -> None:
-        """A record with name and version."""
+        """The record has a name and a version."""
         with engine:
             assert engine.record.name
             assert engine.record.version
 
     def test_counts_tokens_and_seconds(self, engine: Engine, configuration: Configuration) -> None:
-        """Windows last as long as asked for, and their tokens are whole rounds."""
+        """Windows last at least as long as requested, and their tokens are whole rounds."""
         with engine:
             report = engine.load(configuration)
             assert report.reloaded
@@ -178,7 +182,7 @@ class EngineContract:
                 assert window.tokens_per_second == window.tokens / window.seconds
 
     def test_decode_ends_at_its_limit(self, engine: Engine, configuration: Configuration) -> None:
-        """A round that would last longer than ``max_seconds`` is cut."""
+        """The engine cuts a round that would last longer than ``max_seconds``."""
         with engine:
             engine.load(configuration)
             window = engine.decode(10_000, 0, 0.01, 0.05)
@@ -187,14 +191,14 @@ class EngineContract:
     def test_keeps_the_model_where_only_the_context_changes(
         self, engine: Engine, configuration: Configuration
     ) -> None:
-        """No second load for a change that needs none."""
+        """A change that needs no load of the model causes none."""
         with engine:
             engine.load(configuration)
             assert not engine.load(configuration.with_(n_ubatch=configuration.n_ubatch // 2)).reloaded
             assert engine.load(configuration.with_(use_mmap=not configuration.use_mmap)).reloaded
 
     def test_refuses_windows_without_a_load(self, engine: Engine, configuration: Configuration) -> None:
-        """A window on nothing is a trial that failed, and the engine can be used afterwards."""
+        """A window without a load fails the trial, and the engine can be used afterwards."""
         with engine:
             refused = False
             try:
@@ -206,7 +210,7 @@ class EngineContract:
             assert engine.decode(8, 0, 0.01, 1.0).tokens > 0
 
     def test_close_may_be_called_twice(self, engine: Engine, configuration: Configuration) -> None:
-        """Closing what is closed does nothing."""
+        """Closing a closed engine does nothing."""
         engine.load(configuration)
         engine.close()
         engine.close()
@@ -216,24 +220,24 @@ class LimitedDevice(Protocol):
     """The device behind a `LimitControl`, as another tool sees and sets it, in W or MHz."""
 
     def limit(self, name: str) -> int | None:
-        """What is in force; None where nothing is locked."""
+        """The value in force; None if the clock is not locked."""
         ...
 
     def change(self, name: str, value: int) -> None:
-        """Set a limit past the control. Asked only of limits that are read back."""
+        """Set a limit without the control. The suite calls it only for limits that are read back."""
         ...
 
 
 class LimitControlContract:
-    """What all that sets limits keeps. Fixtures: ``limits``, not entered, and ``device``, what lies behind it.
+    """The contract of every limit control. Fixtures: ``limits``, not entered, and ``device``, the device behind it.
 
-    One limit at least can be set, is read back, and leaves room between its lowest value and what was found.
+    At least one limit can be set, is read back, and has room between its lowest value and the value found.
     """
 
     def test_ranges_never_reach_above_what_was_found(
         self, limits: LimitControl, device: LimitedDevice
     ) -> None:
-        """A range is the device's own; what has none has a reason, in one line."""
+        """A range starts from the device's own value. A limit without a range has a reason of one line."""
         assert limits.ranges()
         for name, one in limits.ranges().items():
             assert one.name == name
@@ -247,7 +251,7 @@ class LimitControlContract:
             assert "\n" not in str(refusal)
 
     def test_entering_and_leaving_changes_nothing(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """Nor does asking for what was found."""
+        """Setting None, for the value found, also changes nothing."""
         found = _shown(limits, device)
         with limits:
             for name in found:
@@ -257,7 +261,7 @@ class LimitControlContract:
         assert not limits.outcomes
 
     def test_tells_what_the_device_took(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """The device holds the value, or its next one below; what is read back is said, and else None."""
+        """The device has the value or its next lower one. ``enforced`` is the value read back, or None."""
         read_back = []
         with limits:
             for name, one in limits.ranges().items():
@@ -274,7 +278,7 @@ class LimitControlContract:
     def test_refuses_what_is_out_of_range_and_touches_nothing(
         self, limits: LimitControl, device: LimitedDevice
     ) -> None:
-        """Below the device's least, above what was found, and what it does not have."""
+        """The control refuses values below the lowest one and above the value found, and unknown limits."""
         found = _shown(limits, device)
         with limits:
             for name, one in limits.ranges().items():
@@ -285,7 +289,7 @@ class LimitControlContract:
         assert not limits.outcomes
 
     def test_gives_back_what_was_found(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """On leaving, and says so for each limit that was set; and again when it is entered again."""
+        """On exit, the control restores each limit and reports an outcome for it; also after a second entry."""
         found = _shown(limits, device)
         for _ in range(2):
             with limits:
@@ -298,7 +302,7 @@ class LimitControlContract:
             assert all(name in told for name in found)
 
     def test_gives_back_for_none(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """While it is still entered."""
+        """Setting None restores the value found before the exit."""
         with limits:
             for name, one in limits.ranges().items():
                 limits.set(name, one.low)
@@ -306,7 +310,7 @@ class LimitControlContract:
                 assert device.limit(name) == one.found
 
     def test_gives_back_after_an_error(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """And hands the error on."""
+        """The control restores the limits and lets the error propagate."""
         found = _shown(limits, device)
         handed_on = False
         try:
@@ -320,12 +324,12 @@ class LimitControlContract:
         assert _shown(limits, device) == found
 
     def test_leaves_alone_what_another_tool_set(self, limits: LimitControl, device: LimitedDevice) -> None:
-        """While it runs, on leaving, and with a word about it."""
+        """The control keeps another tool's value, both when it sets a limit and on exit, and reports it."""
         with limits:
             changed = {}
             for name, one in limits.ranges().items():
                 if limits.set(name, _between(one)).enforced is None:
-                    continue  # not read back: nobody can see what another tool did
+                    continue  # not read back, so the control cannot see a change by another tool
                 changed[name] = one.low + 1
                 device.change(name, changed[name])
                 assert "another tool" in (_refusal(limits, name, one.low) or "")

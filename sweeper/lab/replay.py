@@ -1,8 +1,8 @@
-"""The `replay` engine: answers trials from a recorded table, in virtual time.
+"""The `replay` engine takes the results of trials from a recorded table, in virtual time.
 
-Each window draws one of the recorded repeats (speed and watts of the same one), so the noise is the
-recorded noise; loads cost what they cost when they were recorded. Searches are compared on it, on real
-data, in seconds.
+Each window draws one of the recorded repeats (speed and watts of the same repeat), so the noise is the recorded
+noise. Loads take as long as they took in the recording. Benchmarks compare searches on this engine, on real data,
+in seconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from sweeper.lab.virtual_time import PowerTrace, VirtualClock
 from sweeper.parameters import MODEL_KEYS
 from sweeper.records import Configuration, EngineRecord, PowerSource
 
-# Where a table has too few loads of a kind to know what they cost.
+# The costs to assume if a table has no load of that kind.
 CONTEXT_SECONDS = 0.05
 LOAD_SECONDS = 1.0
 
@@ -32,9 +32,9 @@ class ReplayEngine:
     """An `Engine` over a recorded table.
 
     Args:
-        table: what was measured.
-        clock: virtual time, moved on by every load and window.
-        seed: of the choice among the recorded repeats.
+        table: the recorded table.
+        clock: virtual time; every load and window advances it.
+        seed: the seed for the choice among the recorded repeats.
     """
 
     def __init__(self, table: Table, clock: VirtualClock, seed: int = 0) -> None:
@@ -49,29 +49,29 @@ class ReplayEngine:
 
     @property
     def record(self) -> EngineRecord:
-        """Says replay, and whose record it is."""
+        """A record that names the replay and the origin of the table."""
         of = self.table.header
         build = f"replay of {of.name} ({of.engine.name} {of.engine.version} on {of.machine.cpu})"
         return EngineRecord("replay", "1", build, gpu_offload=of.engine.gpu_offload, simulated=True)
 
     def load(self, configuration: Configuration) -> LoadReport:
-        """Load from the table; what failed when it was recorded fails again, after the same time."""
+        """Load from the table. A configuration that failed in the recording fails again, after the same time."""
         had, self._configuration, self._row = self._configuration, None, None
         row = self._rows.get(configuration.digest)
         if row is None:
-            raise EngineRefused(f"the table {self.table.header.name} has no such configuration")
+            raise EngineRefused(f"the table {self.table.header.name} does not contain this configuration")
         reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
         seconds = self._costs.of(configuration, reload)
         self.clock.advance(seconds)
         if row.state == "out_of_memory":
             raise OutOfMemory(row.reason or "out of memory")
         if row.state != "complete":
-            raise EngineRefused(row.reason or "failed when it was recorded")
+            raise EngineRefused(row.reason or "this configuration failed in the recording")
         self._configuration, self._row = configuration, row
         return LoadReport(configuration.to_dict(), seconds, reload, row.memory_mib, row.vram_mib)
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """A window like one of the recorded; ``depth`` is the recorded one whatever is asked."""
+        """A window from one of the recorded repeats, at the recorded depth whatever ``depth`` is."""
         row = self._in_force()
         speed, watts = self._draw(row.prompt_tokens_per_second, row.prompt_watts)
         return run_in_virtual_time(
@@ -79,7 +79,7 @@ class ReplayEngine:
         )
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """A window like one of the recorded; ``depth`` is the recorded one whatever is asked."""
+        """A window from one of the recorded repeats, at the recorded depth whatever ``depth`` is."""
         row = self._in_force()
         speed, watts = self._draw(row.tokens_per_second, row.watts)
         return run_in_virtual_time(
@@ -87,11 +87,11 @@ class ReplayEngine:
         )
 
     def memory(self) -> tuple[float | None, float | None]:
-        """Host and device memory as recorded, in MiB."""
+        """The recorded host and device memory, in MiB."""
         return (self._row.memory_mib, self._row.vram_mib) if self._row else (None, None)
 
     def close(self) -> None:
-        """Forget what is loaded."""
+        """Unload the configuration."""
         self._configuration = self._row = None
 
     def __enter__(self) -> Self:
@@ -113,7 +113,7 @@ class ReplayEngine:
 
 
 class _LoadCosts:
-    """What loading a model and making a context cost when the table was recorded, in s."""
+    """The recorded costs of a load of the model and of a new context, in s."""
 
     def __init__(self, table: Table) -> None:
         loads: dict[tuple[Any, ...], list[float]] = {}
@@ -136,12 +136,12 @@ def _model_of(configuration: Configuration) -> tuple[Any, ...]:
 
 
 def replay_meter(engine: ReplayEngine) -> SimulatedMeter:
-    """The meter of a replay: the recorded watts, which say that they are replayed."""
+    """The meter of a replay. It shows the recorded watts and labels them as replayed."""
     return SimulatedMeter(engine.trace, engine.clock, replay_source(engine.table))
 
 
 def replay_source(table: Table) -> PowerSource:
-    """The recorded source, marked as replayed: nothing is measured now."""
+    """The recorded source, labelled as replayed because nothing is measured now."""
     recorded = table.header.power
     note = f"replayed from {table.header.name}, recorded with {recorded.name} ({recorded.kind})"
     return replace(
@@ -150,7 +150,10 @@ def replay_source(table: Table) -> PowerSource:
 
 
 def true_metrics(row: TableRow) -> dict[str, float]:
-    """A row's medians by metric name, the best guess at its truth; raises OutOfMemory where it has none."""
+    """A row's medians by metric name, the best estimate of the true values.
+
+    Raises OutOfMemory if the row is not complete.
+    """
     if row.state != "complete":
         raise OutOfMemory(row.reason or row.state)
     metrics = {

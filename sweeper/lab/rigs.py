@@ -24,7 +24,7 @@ TOLD_EVERY = 20
 
 
 def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
-    """A simulated machine in virtual time. Raises ConfigError for an unknown ``engine.machine``."""
+    """The rig of a simulated machine, in virtual time. Raises ConfigError for an unknown ``engine.machine``."""
     from sweeper.lab import simulator as simulated
     from sweeper.lab.simulated_machine import KL_DIVERGENCE
     from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
@@ -45,7 +45,7 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
         model=simulated.model_record(kind),
         meter=SimulatedMeter(engine.trace, clock),
         limits=SimulatedLimits(simulated.limit_ranges(kind)),
-        notes=("everything here is simulated: no figure was measured",),
+        notes=("every figure of this sweep is simulated, not measured",),
         quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
         forecast=lambda _: None,
         clock=clock,
@@ -54,7 +54,7 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
 
 
 def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
-    """A recorded table, in virtual time. Raises ConfigError without ``engine.table``."""
+    """The rig of a recorded table, in virtual time. Raises ConfigError without ``engine.table``."""
     from sweeper.lab.replay import ReplayEngine, replay_meter
     from sweeper.lab.simulated_power import SimulatedLimits
     from sweeper.lab.tables import read_table
@@ -63,7 +63,7 @@ def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable
 
     if not settings.engine.table:
         raise ConfigError(
-            "engine.table: name a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
+            "engine.table: give a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
         )
     table = read_table(Path(settings.engine.table))
     clock = VirtualClock()
@@ -82,7 +82,7 @@ def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable
         meter=replay_meter(engine),
         limits=SimulatedLimits({}),
         notes=(
-            f"replayed from {table.header.name}, of {table.header.recorded_utc}: nothing is measured now",
+            f"replayed from {table.header.name}, recorded {table.header.recorded_utc}: nothing is measured now",
         ),
         quality=quality,
         forecast=lambda _: None,
@@ -94,9 +94,10 @@ def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable
 
 
 def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str], None]) -> Table:
-    """Measure every configuration of a space and keep it as a table that the replay engine answers from.
+    """Measure every configuration of a space and write a table for the replay engine.
 
-    It is gone over ``passes`` times. Goes on where it was cut short. Raises what `prepared` raises.
+    The recording makes ``passes`` passes over the space. It resumes an interrupted recording. It raises the same
+    errors as `prepared`.
     """
     from sweeper.lab.tables import header_of, record_table
 

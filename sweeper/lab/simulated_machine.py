@@ -1,9 +1,9 @@
-"""Analytic machines: what a configuration of llama.cpp would give on hardware that is a set of formulas.
+"""Analytic machines: formulas give the results of a configuration of llama.cpp on simulated hardware.
 
-Decode is bound by the bytes that a token reads (weights and KV cache) over memory bandwidth, prefill by
-arithmetic; power rises with both and a cap slows the device until it fits; the last layer on the GPU is a
-cliff; what does not fit in memory fails. The forms are ours and stand for no real machine: they exist so
-that a search can be tested against a front that is known.
+Memory bandwidth limits decode, because each token reads the weights and the KV cache. Arithmetic limits prefill.
+Power rises with both, and a power limit slows the device until its power fits. The step to the last layer on the
+GPU is large. A configuration that does not fit in memory fails. These formulas describe no real machine: they
+exist to test a search against a known Pareto front.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from sweeper.errors import OutOfMemory
 from sweeper.model.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.records import Configuration, Workload
 
-# What quantisations cost a CPU to unpack, beside F16.
+# The cost of unpacking each quantisation on a CPU, relative to F16.
 UNPACK_COST = {
     "F16": 1.0,
     "Q8_0": 0.62,
@@ -28,7 +28,7 @@ UNPACK_COST = {
     "Q3_K_M": 1.1,
     "Q2_K": 1.05,
 }
-# Mean KL divergence against F16 as published for Llama-3-8B, nats/token: here a property of the simulation.
+# The mean KL divergence from F16 as published for Llama-3-8B, in nats/token; the simulation uses these values.
 KL_DIVERGENCE = {
     "F16": 0.0,
     "Q8_0": 0.0014,
@@ -40,30 +40,30 @@ KL_DIVERGENCE = {
     "Q3_K_M": 0.10,
     "Q2_K": 0.45,
 }
-OUTPUT_SHARE = 0.04  # of the weights, in the output layer
-LEAST_CLOCK = 0.25  # a cap slows a device no further than this share of its clock
+OUTPUT_SHARE = 0.04  # the share of the weights in the output layer
+LEAST_CLOCK = 0.25  # a limit slows a device down to this share of its clock, but no further
 MIB = 2**20
 
 
 @dataclass(frozen=True, slots=True)
 class SimulatedModel:
-    """A model's shape, as far as speed and memory depend on it."""
+    """The parts of a model's shape that affect speed and memory."""
 
     name: str
     parameters: float
     n_layer: int
     n_embd: int
     n_head: int
-    n_embd_kv: int  # width of K, and of V, per layer and token
+    n_embd_kv: int  # the width of K, and of V, per layer and token
     n_ctx_train: int = 8192
     base_quant: str = "Q4_K_M"
 
     def weight_bytes(self, quant: str | None) -> float:
-        """Size of the weights in bytes."""
+        """The size of the weights in bytes."""
         return self.parameters * FILE_BITS_PER_WEIGHT[quant or self.base_quant] / 8
 
     def cache_bytes_per_token(self, type_k: str, type_v: str) -> float:
-        """KV cache of one token over all layers, in bytes."""
+        """The size of the KV cache of one token over all layers, in bytes."""
         return self.n_layer * self.n_embd_kv * (CACHE_BITS[type_k] + CACHE_BITS[type_v]) / 8
 
 
@@ -80,7 +80,7 @@ class SimulatedGpu:
     cap_low_watts: int
     clock_mhz: int
     launch_microseconds: float = 9.0  # per layer and token
-    decode_load: float = 0.7  # share of its dynamic power that a memory-bound GPU draws
+    decode_load: float = 0.7  # the share of its dynamic power that a memory-bound GPU draws
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,7 +99,9 @@ class SimulatedMachine:
     core_watts: float
     ram_watts: float
     model: SimulatedModel
-    package_cap_watts: tuple[int, int] | None = None  # lowest and default, where the CPU can be capped
+    package_cap_watts: tuple[int, int] | None = (
+        None  # lowest and default limit; None: the CPU has no power limit
+    )
     gpu: SimulatedGpu | None = None
     disk_mb_per_second: float = 1500.0
     start_seconds: float = 0.4
@@ -108,7 +110,7 @@ class SimulatedMachine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What a configuration truly gives on a simulated machine, without noise."""
+    """The true results of a configuration on a simulated machine, without noise."""
 
     tokens_per_second: float
     watts: float
@@ -119,7 +121,7 @@ class Outcome:
 
     @property
     def metrics(self) -> dict[str, float]:
-        """The same by sweeper's metric names, J/token included."""
+        """The same results by sweeper's metric names, with J/token."""
         return {
             "tokens_per_second": self.tokens_per_second,
             "watts": self.watts,
@@ -134,21 +136,21 @@ class Outcome:
 
 @dataclass(frozen=True, slots=True)
 class _Phase:
-    """One token of a phase: seconds and load on each device at a given clock."""
+    """One token of a phase: the seconds and the load on each device at a given clock."""
 
     cpu_seconds: float
     gpu_seconds: float
     cpu_threads: int
-    ram_load: float  # share of memory bandwidth while the CPU works
+    ram_load: float  # the share of the memory bandwidth in use while the CPU works
     gpu_load: float  # 0 to 1 while the GPU works
 
 
 _PhaseAt = Callable[[tuple[float, float]], _Phase]
-"""The phase at (CPU clock, GPU clock), each a share of the full clock."""
+"""Returns the phase at (CPU clock, GPU clock), each a share of the full clock."""
 
 
 def memory_mib(machine: SimulatedMachine, c: Configuration) -> tuple[float, float]:
-    """Host and device memory that a configuration takes, in MiB."""
+    """The host and device memory that a configuration needs, in MiB."""
     model, share = machine.model, gpu_share(machine, c)
     cache = model.cache_bytes_per_token(c.type_k, c.type_v) * c.n_ctx
     on_gpu = share if c.offload_kqv else 0.0
@@ -161,7 +163,7 @@ def memory_mib(machine: SimulatedMachine, c: Configuration) -> tuple[float, floa
 
 
 def gpu_share(machine: SimulatedMachine, c: Configuration) -> float:
-    """Share of the weights on the GPU; the output layer comes last and is one more."""
+    """The share of the weights on the GPU. The output layer counts as one more layer and comes last."""
     if machine.gpu is None or c.n_gpu_layers == 0:
         return 0.0
     layers = machine.model.n_layer
@@ -171,12 +173,12 @@ def gpu_share(machine: SimulatedMachine, c: Configuration) -> float:
 
 
 def outcome(machine: SimulatedMachine, c: Configuration, workload: Workload) -> Outcome:
-    """The true figures of a configuration under a workload. Raises OutOfMemory where it does not fit."""
+    """The true figures of a configuration under a workload. Raises OutOfMemory if it does not fit."""
     host, device = memory_mib(machine, c)
     if host > machine.memory_mib:
-        raise OutOfMemory(f"{host:.0f} MiB of host memory wanted, {machine.memory_mib} MiB there")
+        raise OutOfMemory(f"needs {host:.0f} MiB of host memory, but there are {machine.memory_mib} MiB")
     if machine.gpu is not None and device > machine.gpu.memory_mib:
-        raise OutOfMemory(f"{device:.0f} MiB of GPU memory wanted, {machine.gpu.memory_mib} MiB there")
+        raise OutOfMemory(f"needs {device:.0f} MiB of GPU memory, but there are {machine.gpu.memory_mib} MiB")
     depth = workload.depth_at(c.n_ctx)
     decode = _Clocked(machine, c, lambda s: _decode(machine, c, depth + workload.generated_tokens / 2, s))
     prefill = _Clocked(machine, c, lambda s: _prefill(machine, c, depth, workload.prompt_tokens, s))
@@ -204,10 +206,14 @@ def _decode(machine: SimulatedMachine, c: Configuration, depth: float, clock: tu
     cpu = _softmax_of(by_memory, by_core) + 1.5e-6 * c.n_threads * model.n_layer * (1 - share)
     if gpu is None or share == 0:
         return _Phase(cpu, 0.0, c.n_threads, min(1.0, by_memory / cpu), 0.0)
-    reach = (1 - math.exp(-4 * gpu_clock)) / (1 - math.exp(-4.0))  # memory clocks hold when cores slow down
+    reach = (1 - math.exp(-4 * gpu_clock)) / (
+        1 - math.exp(-4.0)
+    )  # a slower core clock costs little bandwidth
     reading = (weights * share + cache * cache_on_gpu) / (gpu.gb_per_second * 1e9 * reach)
     launches = gpu.launch_microseconds * 1e-6 * model.n_layer * share / gpu_clock
-    crossing = 0.0 if share == 1 else 4e-4 + 2.5e-3 * (1 - OUTPUT_SHARE)  # the cliff before the last layer
+    crossing = (
+        0.0 if share == 1 else 4e-4 + 2.5e-3 * (1 - OUTPUT_SHARE)
+    )  # the large step before the last layer
     away = 0.0 if c.offload_kqv else 2e-5 * model.n_layer
     return _Phase(
         cpu * (share < 1) + crossing + away,
@@ -240,7 +246,7 @@ def _prefill(
 
 
 def _softmax_of(a: float, b: float) -> float:
-    """Slightly more than the larger: two bottlenecks that overlap."""
+    """A value slightly above the larger one, for two bottlenecks that overlap."""
     return math.pow(a**4 + b**4, 0.25)
 
 
@@ -264,7 +270,7 @@ def _contention(machine: SimulatedMachine, threads: int) -> float:
 
 
 class _Clocked:
-    """A phase at the clock that the caps leave it: the highest at which the capped device draws no more."""
+    """A phase at the highest clock at which the device stays within its limits."""
 
     def __init__(self, machine: SimulatedMachine, c: Configuration, phase: _PhaseAt) -> None:
         self._machine = machine
@@ -279,7 +285,7 @@ class _Clocked:
         self._most = most
 
     def speed_and_watts(self) -> tuple[float, float]:
-        """Tokens per second and mean power in W."""
+        """The tokens per second and the mean power in W."""
         clock = self._clock()
         phase = self._phase(self._both(clock))
         seconds = phase.cpu_seconds + phase.gpu_seconds
@@ -296,13 +302,13 @@ class _Clocked:
         if self._cap is None or self._drawn(self._most) <= self._cap:
             return self._most
         low, high = LEAST_CLOCK, self._most
-        for _ in range(30):  # halves the gap each time: a billionth of the clock
+        for _ in range(30):  # each step halves the gap, down to a billionth of the clock
             middle = (low + high) / 2
             low, high = (middle, high) if self._drawn(middle) <= self._cap else (low, middle)
         return low
 
     def _drawn(self, clock: float) -> float:
-        """What the capped device draws while it works, in W."""
+        """The power that the limited device draws while it works, in W."""
         phase = self._phase(self._both(clock))
         if self._gpu_is_capped:
             gpu = self._machine.gpu
@@ -314,7 +320,7 @@ class _Clocked:
         machine = self._machine
         cores = min(phase.cpu_threads, machine.physical_cores)
         siblings = max(0, min(phase.cpu_threads, machine.logical_cores) - machine.physical_cores)
-        # A core that waits for memory draws less than one that computes, and still spins.
+        # A core that waits for memory draws less power than one that computes, but it still spins.
         work = 1.0 - 0.35 * phase.ram_load
         busy = (cores + 0.2 * siblings) * machine.core_watts * work * (0.15 + 0.85 * math.pow(clock, 2.4))
         return busy + machine.ram_watts * phase.ram_load

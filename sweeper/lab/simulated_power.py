@@ -24,7 +24,7 @@ SIMULATED_SOURCE = PowerSource(
 
 
 class SimulatedMeter:
-    """A `PowerMeter` that reads what the engine wrote into its power trace."""
+    """A `PowerMeter` that reads the power trace of the engine."""
 
     def __init__(
         self, trace: PowerTrace, clock: Callable[[], float], source: PowerSource = SIMULATED_SOURCE
@@ -35,7 +35,7 @@ class SimulatedMeter:
 
     @property
     def source(self) -> PowerSource:
-        """Where these watts come from."""
+        """The source of these watts."""
         return self._source
 
     @property
@@ -45,15 +45,15 @@ class SimulatedMeter:
 
     @contextmanager
     def window(self) -> Iterator[SimulatedWindow]:
-        """A window over whatever runs inside the block."""
+        """A window over the code inside the block."""
         yield SimulatedWindow(self._trace, self._source)
 
     def watts_now(self) -> float | None:
-        """Power now, in W."""
+        """The present power, in W."""
         return self._trace.watts_at(self._clock())
 
     def temperature_celsius(self) -> float | None:
-        """Unknown: nothing here gets warm."""
+        """None: a simulated machine has no temperature."""
         return None
 
     def __enter__(self) -> Self:
@@ -62,7 +62,7 @@ class SimulatedMeter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Nothing is held."""
+        """Do nothing: the meter holds no resource."""
 
 
 class SimulatedWindow:
@@ -73,20 +73,20 @@ class SimulatedWindow:
         self._source = source
 
     def reading(self, started: float, ended: float) -> EnergyReading:
-        """Energy between two moments of virtual time."""
+        """The energy between two moments of virtual time."""
         return EnergyReading(self._source, ended - started, self._trace.joules(started, ended), samples=2)
 
 
 class SimulatedLimits:
-    """A `LimitControl` over named ranges. It only remembers: the engine applies a configuration's limits.
+    """A `LimitControl` over named ranges. It only stores the values: the engine applies a configuration's limits.
 
-    ``in_force`` is the machine that it stands for, and may be changed from outside, as by another tool.
+    ``in_force`` stands for the machine. Code outside may change it, as another tool would.
     """
 
     def __init__(self, ranges: Mapping[str, LimitRange]) -> None:
         self._ranges = dict(ranges)
         self.in_force: dict[str, int | None] = {name: r.found for name, r in self._ranges.items()}
-        self._ours: dict[str, int | None] = {}  # the last value that was set here
+        self._ours: dict[str, int | None] = {}  # the last value that this control set
         self.outcomes: tuple[RestoreOutcome, ...] = ()
 
     def ranges(self) -> Mapping[str, LimitRange]:
@@ -94,19 +94,21 @@ class SimulatedLimits:
         return self._ranges
 
     def refusals(self) -> Mapping[str, SweeperError]:
-        """Empty: what this machine has can be set."""
+        """Empty: every limit of this machine can be set."""
         return {}
 
     def set(self, name: str, value: int | None) -> LimitInForce:
-        """Set a limit; raises LimitRefused outside its range, and where another tool changed it meanwhile."""
+        """Set a limit. Raises LimitRefused outside its range, and if another tool changed the limit meanwhile."""
         if name not in self._ranges:
             raise LimitRefused(f"this simulated machine has no {name}")
         limits = self._ranges[name]
         if value is not None and not limits.low <= value <= limits.high:
-            raise LimitRefused(f"{name}={value} is outside {limits.low} to {limits.high}")
+            raise LimitRefused(f"{name}={value} is outside the range {limits.low} to {limits.high}")
         if value is not None or name in self._ours:
             if self.in_force[name] != self._ours.get(name, limits.found):
-                raise LimitRefused(f"another tool changed {name} to {self.in_force[name]}: it is left alone")
+                raise LimitRefused(
+                    f"another tool changed {name} to {self.in_force[name]}: sweeper leaves it alone"
+                )
             self._ours[name] = self.in_force[name] = limits.found if value is None else value
         return LimitInForce(name, value, self.in_force[name])
 
@@ -116,7 +118,7 @@ class SimulatedLimits:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Give back what was found, unless another tool changed it."""
+        """Restore the values found, unless another tool changed them."""
         self.outcomes = tuple(self._give_back(name) for name in self._ours)
         self._ours = {}
 
@@ -125,7 +127,7 @@ class SimulatedLimits:
         if present == limits.found:
             action, reason = Action.AS_FOUND, f"{present}, as found"
         elif present != self._ours[name]:
-            action, reason = Action.LEFT_ALONE, f"another tool set {present}, where {limits.found} was found"
+            action, reason = Action.LEFT_ALONE, f"another tool set {present}; the sweep found {limits.found}"
         else:
             action, reason = Action.RESTORED, f"from {present} to {limits.found}"
             self.in_force[name] = limits.found

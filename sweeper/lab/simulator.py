@@ -1,6 +1,6 @@
 """The `simulated` engine: analytic machines in virtual time, with noise, warm-up and out-of-memory.
 
-It exists for tests, demonstrations and benchmarks of the search, and says `simulated` wherever it appears.
+It serves tests, demonstrations and benchmarks of the search. All its output carries the label `simulated`.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ _FOURTEEN = SimulatedModel("simulated-14b", 14.8e9, 48, 5120, 40, 1024)
 _THIRTY_FOUR = SimulatedModel("simulated-34b", 33.7e9, 48, 8192, 64, 1024)
 
 MACHINES = {
-    # A mini PC without GPU: efficiency cores that gain little, shared memory bandwidth, a package limit.
+    # A mini PC without a GPU: efficiency cores that gain little, shared memory bandwidth, a package limit.
     "minipc": SimulatedMachine(
         name="minipc",
         cpu="simulated 8-core mini PC",
@@ -74,7 +74,7 @@ MACHINES = {
         model=_FOURTEEN,
         gpu=SimulatedGpu("simulated 12 GB card", 12_000, 360.0, 38.0, 14.0, 175.0, 100, 1900),
     ),
-    # A server whose card holds everything; decode never comes near its cap, so clocks are the lever.
+    # A server whose card holds the whole model. Decode stays far below the power limit, so only clocks save power.
     "server": SimulatedMachine(
         name="server",
         cpu="simulated 32-core server",
@@ -96,9 +96,9 @@ MACHINES = {
 
 @dataclass(frozen=True, slots=True)
 class Noise:
-    """Multiplicative noise as standard deviations, as a share of the true value.
+    """Multiplicative noise: standard deviations as a share of the true value.
 
-    ``load`` is drawn once a load and hits all its windows alike, as the layout of memory does.
+    The engine draws ``load`` once per load. It affects all windows of that load equally, like the layout of memory.
     """
 
     speed: float = 0.015
@@ -107,19 +107,19 @@ class Noise:
 
 
 QUIET = Noise(0.0, 0.0, 0.0)
-# After a load, speed begins this much below its steady value and comes up with this time constant.
+# After a load, the speed starts this share below its steady value and rises with this time constant.
 COLD_LOSS = 0.25
 WARM_SECONDS = 0.2
 
 
 class SimulatedEngine:
-    """An `Engine` on an analytic machine. Runs in virtual time: nothing is computed and nothing sleeps.
+    """An `Engine` on an analytic machine. It runs in virtual time, without inference and without sleeping.
 
     Args:
-        machine: which machine; see `MACHINES`.
-        clock: virtual time, moved on by every load and window.
-        noise: how figures scatter.
-        seed: of the noise.
+        machine: the machine; see `MACHINES`.
+        clock: virtual time; every load and window advances it.
+        noise: the scatter of the figures.
+        seed: the seed of the noise.
     """
 
     def __init__(
@@ -135,17 +135,19 @@ class SimulatedEngine:
         self._load_factor = 1.0
         self._warm_seconds = 0.0
         self._depth = 0  # tokens in the context
-        self._kept: dict[tuple[object, ...], int] = {}  # tokens of a filled context that can be restored
+        self._kept: dict[
+            tuple[object, ...], int
+        ] = {}  # number of tokens in a filled context that can be restored
 
     @property
     def record(self) -> EngineRecord:
-        """Says simulated, in name and in build."""
+        """A record whose name and build say that the engine is simulated."""
         has_gpu = self.machine.gpu is not None
         build = f"analytic machine {self.machine.name!r}"
         return EngineRecord("simulated", "1", build, gpu_offload=has_gpu, simulated=True)
 
     def load(self, configuration: Configuration) -> LoadReport:
-        """Load in virtual time; raises OutOfMemory after as long as the load would have taken."""
+        """Load in virtual time. Raises OutOfMemory after the time that the load would have taken."""
         had, self._loaded = self._loaded, None
         reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
         seconds = self._load_seconds(configuration) if reload else self.machine.context_seconds
@@ -158,7 +160,7 @@ class SimulatedEngine:
         return LoadReport(configuration.to_dict(), seconds, reload, *self._memory)
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """Rounds of ``tokens`` until ``min_seconds`` are over."""
+        """Run rounds of ``tokens`` until ``min_seconds`` are over."""
         self._go_to_depth(depth)
         truth = self._truth(self._in_force(), tokens, 1, depth)
         return self._run(
@@ -166,17 +168,17 @@ class SimulatedEngine:
         )
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """Rounds of ``tokens`` until ``min_seconds`` are over, cut at ``max_seconds``."""
+        """Run rounds of ``tokens`` until ``min_seconds`` are over; cut the run at ``max_seconds``."""
         self._go_to_depth(depth)
         truth = self._truth(self._in_force(), 1, tokens, depth)
         return self._run(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
 
     def memory(self) -> tuple[float | None, float | None]:
-        """Host and device memory of what is loaded, in MiB."""
+        """The host and device memory of the loaded configuration, in MiB."""
         return self._memory
 
     def close(self) -> None:
-        """Forget what is loaded."""
+        """Unload the configuration."""
         self._loaded = None
 
     def __enter__(self) -> Self:
@@ -193,7 +195,7 @@ class SimulatedEngine:
         return self._loaded
 
     def _go_to_depth(self, depth: int) -> None:
-        """Fill a new context, or restore what was kept of one like it: in the seconds that the worker would take."""
+        """Fill a new context, or restore a kept context of the same layout, in the time that the worker would take."""
         c, missing = self._in_force(), depth - self._depth
         if missing > 0:
             layout = (c.quant, c.type_k, c.type_v, c.flash_attn)
@@ -243,7 +245,7 @@ def run_in_virtual_time(
     *,
     cut: bool,
 ) -> Run:
-    """A run at ``speed`` tok/s: whole rounds of ``tokens``, with ``cut`` ended at ``max_seconds``."""
+    """A run at ``speed`` tok/s in whole rounds of ``tokens``; ``cut`` ends it at ``max_seconds``."""
     rounds = max(1, math.ceil(min_seconds * speed / tokens))
     done = rounds * tokens
     if cut and done / speed > max_seconds:
@@ -256,12 +258,12 @@ def run_in_virtual_time(
 
 
 def idle_watts(machine: SimulatedMachine) -> float:
-    """What the machine draws at rest, in W."""
+    """The power that the machine draws at rest, in W."""
     return machine.idle_watts + (machine.gpu.idle_watts if machine.gpu else 0.0)
 
 
 def machine_record(machine: SimulatedMachine) -> MachineRecord:
-    """The machine's fingerprint, which no real machine has."""
+    """The record of the machine, with a fingerprint that no real machine has."""
     gpus: tuple[GpuRecord, ...] = ()
     if machine.gpu is not None:
         gpu = machine.gpu
@@ -309,7 +311,7 @@ def model_record(machine: SimulatedMachine, quants: Iterable[str] | None = None)
 
 
 def limit_ranges(machine: SimulatedMachine) -> dict[str, LimitRange]:
-    """What can be limited on this machine."""
+    """The limits of this machine, with their ranges."""
     if machine.gpu is not None:
         gpu, device = machine.gpu, f"GPU-simulated-{machine.name}"
         cap = LimitRange(
@@ -329,7 +331,10 @@ def true_front(
     workload: Workload,
     objectives: Sequence[Objective],
 ) -> tuple[tuple[Configuration, dict[str, float]], ...]:
-    """The front without noise among ``configurations`` (say, ``space.grid()``), best in the first first."""
+    """The Pareto front without noise among ``configurations``, for example ``space.grid()``.
+
+    The configuration that is best in the first objective comes first.
+    """
     known: list[tuple[Configuration, dict[str, float]]] = []
     points: list[tuple[float, ...]] = []
     for configuration in configurations:
@@ -346,7 +351,7 @@ def true_front(
 def true_metrics(
     machine: SimulatedMachine, configuration: Configuration, workload: Workload
 ) -> dict[str, float]:
-    """Every metric without noise. Raises OutOfMemory where the configuration does not fit."""
+    """Every metric without noise. Raises OutOfMemory if the configuration does not fit."""
     truth = outcome(machine, configuration, workload)
     prompt = workload.prompt_tokens / truth.prompt_tokens_per_second
     quant = configuration.quant or machine.model.base_quant
@@ -360,7 +365,7 @@ def true_metrics(
 
 
 def default_configuration(machine: SimulatedMachine) -> Configuration:
-    """What llama.cpp would choose by itself on this machine."""
+    """The configuration that llama.cpp would choose by itself on this machine."""
     threads = machine.physical_cores
     layers = machine.model.n_layer + 1 if machine.gpu is not None else 0
     return replace(Configuration(), n_threads=threads, n_threads_batch=threads, n_gpu_layers=layers)

@@ -1,9 +1,9 @@
-"""Recorded tables: a whole grid, measured through the same `measure` as a sweep, kept raw and compact.
+"""Recorded tables: a whole grid, measured by the same `measure` as a sweep, with raw values in a compact file.
 
-While it is being recorded a table is a journal of JSON lines beside its file (one row each, flushed to
-disk), so that a killed recording goes on where it stopped. When it is whole it becomes one gzipped CSV: a
-first line ``# {JSON header}`` with the machine's fingerprint, the model, the workload and the power source,
-then one row a configuration with every repeat. The `replay` engine answers trials from it.
+During the recording, a journal of JSON lines beside the table holds the rows. Each row is flushed to disk, so that
+a killed recording can resume. A complete table is one gzipped CSV. Its first line is ``# {JSON header}`` with the
+machine's fingerprint, the model, the workload and the power source. Then follows one row per configuration with
+every repeat. The `replay` engine takes the results of trials from the table.
 """
 
 from __future__ import annotations
@@ -46,14 +46,14 @@ from sweeper.records import (
 from sweeper.space.space import Parameter, SearchSpace, Traits
 
 TABLE_SCHEMA = 1
-DIGITS = 5  # significant digits kept of a figure: finer than any noise seen
+DIGITS = 5  # significant digits of a figure, finer than all noise seen so far
 JOURNAL_ENDING = ".journal"
 _LISTS = ("prompt_tokens_per_second", "prompt_watts", "tokens_per_second", "watts")
 
 
 @dataclass(frozen=True, slots=True)
 class TableHeader:
-    """What a table was measured on, and what it covers."""
+    """The machine, engine, model and workload of a table, and the space that it covers."""
 
     name: str
     machine: MachineRecord
@@ -64,10 +64,10 @@ class TableHeader:
     base: Configuration
     parameters: Mapping[str, tuple[Any, ...]]
     ordinal: tuple[str, ...]
-    range_steps: Mapping[str, int]  # of evenly spaced ranges
+    range_steps: Mapping[str, int]  # the steps of evenly spaced ranges
     traits: Traits = field(default_factory=Traits)
     stage_seconds: float = 0.0
-    repeats: int = 0  # of each pass
+    repeats: int = 0  # the repeats in each pass
     passes: int = 1
     recorded_utc: str = ""
     idle_watts: float | None = None
@@ -89,7 +89,7 @@ class TableHeader:
 
 @dataclass(frozen=True, slots=True)
 class TableRow:
-    """One configuration as measured: a value for each repeat, in tok/s and W; watts None where unread."""
+    """The measured values of one configuration, one per repeat, in tok/s and W; watts are None without a reading."""
 
     configuration: Configuration
     state: Literal["complete", "failed", "out_of_memory"]
@@ -127,13 +127,15 @@ def header_of(
     stage: Stage,
     **more: Any,
 ) -> TableHeader:
-    """The header of a table over ``space``; ``more`` are its optional fields. Of paths it keeps the files' names."""
+    """The header of a table over ``space``; ``more`` are its optional fields. It keeps file names, not folders."""
     files = {quant: replace(file, path=Path(file.path).name) for quant, file in model.files.items()}
     return TableHeader(
         name=name,
         machine=machine,
         engine=engine,
-        model=replace(model, files=files),  # a table is handed on, a folder says nothing there
+        model=replace(
+            model, files=files
+        ),  # users share tables, and a folder means nothing on another machine
         workload=workload,
         power=power,
         base=space.base,
@@ -148,10 +150,10 @@ def header_of(
 
 
 def cheapest_order(configurations: Iterable[Configuration], seed: int = 0) -> tuple[Configuration, ...]:
-    """An order in which each model is loaded once and each context made once, limits innermost.
+    """An order that loads each model once and makes each context once; limits change innermost.
 
-    Within that, order is shuffled (seeded), so that a drift of the machine spreads over all values of a
-    parameter and is not taken for its effect.
+    At each level the order is shuffled (seeded). A drift of the machine then spreads over all values of a parameter
+    and does not look like an effect of the parameter.
     """
     rng = random.Random(seed)
     models: dict[tuple[Any, ...], dict[tuple[Any, ...], list[Configuration]]] = {}
@@ -182,28 +184,28 @@ def record_table(
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    The grid is gone over ``header.passes`` times, each time in another order, so that the repeats of a
-    configuration lie far apart in time: a machine that is slower for some minutes shows as noise, not as a
-    worse configuration.
+    The recording makes ``header.passes`` passes over the grid, each in another order, so that the repeats of a
+    configuration are far apart in time. If the machine is slower for some minutes, this then shows as noise and
+    not as a worse configuration.
 
-    Goes on where an earlier call stopped: what is already in the journal is not measured again. A trial that
-    fails is a row with its state and reason. What raises otherwise (Ctrl-C) leaves the journal in place.
+    The recording resumes after an earlier call: it skips visits that are already in the journal. A failed trial is a
+    row with its state and reason. Any other exception, such as Ctrl-C, leaves the journal in place.
 
     Args:
-        path: the table; its journal stands beside it until the table is whole.
-        header: what is measured, on what.
-        engine: runs inference.
-        meter: measures energy; it is open.
+        path: the table; its journal is beside it until the table is complete.
+        header: the header of the table, with the space to measure.
+        engine: the engine that runs inference.
+        meter: the open meter that measures energy.
         stage: windows and repeats of each configuration.
-        limits: sets the limits that configurations name; None where none does.
-        configurations: other than the whole grid of the space.
-        progress: told (visits done, visits in all, the row just measured).
-        seed: of the order.
-        clock: the clock that the meter stamps its samples with.
+        limits: sets the limits of the configurations; None if no configuration has a limit.
+        configurations: the configurations to measure; None for the whole grid of the space.
+        progress: called with the number of visits done, the number of all visits, and the row just measured.
+        seed: the seed of the order.
+        clock: the clock with which the meter stamps its samples.
         sleep: waits on that clock.
 
     Raises:
-        ConfigError: a journal of another space, model, machine or workload is in the way.
+        ConfigError: there is a journal of another space, model, machine or workload.
     """
     grid = tuple(header.space.grid()) if configurations is None else tuple(configurations)
     visits = [c for number in range(header.passes) for c in cheapest_order(grid, seed + number)]
@@ -223,7 +225,7 @@ def record_table(
     )
     with journal.open("a", encoding="utf-8") as file:
         for number, configuration in enumerate(visits, 1):
-            if left[configuration.digest] > 0:  # by an earlier call
+            if left[configuration.digest] > 0:  # measured by an earlier call
                 left[configuration.digest] -= 1
                 continue
             row = _row(configuration, measured, limits, header)
@@ -238,9 +240,9 @@ def record_table(
 
 
 def merged(visits: Sequence[TableRow]) -> TableRow:
-    """The visits of one configuration as one row, with the load of the first that was complete.
+    """The visits of one configuration as one row, with the load of the first complete visit.
 
-    Where only some visits were complete the row is complete, and its reason says what became of the others.
+    If only some visits were complete, the row is complete, and its reason says why the others failed.
     """
     complete = [row for row in visits if row.state == "complete"]
     if not complete:
@@ -271,7 +273,7 @@ def _row(
             value = getattr(configuration, name)
             if name in header.parameters or value is not None:
                 assert limits is not None
-                limits.set(name, value)  # None gives back what was found
+                limits.set(name, value)  # None restores the value found
         return row_of(measured(configuration))
     except TrialFailed as failure:
         state: Any = "out_of_memory" if failure.state == "out_of_memory" else "failed"
@@ -279,7 +281,7 @@ def _row(
 
 
 def row_of(measurement: Measurement) -> TableRow:
-    """A measurement as a row: the raw repeats, rounded to what can be told apart."""
+    """A measurement as a row: the raw repeats, rounded to ``DIGITS`` significant digits."""
     m = measurement
 
     def speeds(phase: Phase) -> tuple[float, ...]:
@@ -306,17 +308,17 @@ def row_of(measurement: Measurement) -> TableRow:
 
 
 def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
-    """Rows that an earlier run left; begins the journal where there is none."""
+    """The rows of an earlier run; if there is no journal, this starts one."""
     same = _identity(header)
     if not journal.exists():
         with journal.open("w", encoding="utf-8") as file:
             _append(file, same)
         return
     lines = journal.read_text(encoding="utf-8").split("\n")
-    whole = [line for line in lines[:-1] if line]  # what a kill cut short ends without a line break
+    whole = [line for line in lines[:-1] if line]  # after a kill, an incomplete line has no line break
     if not whole or json.loads(whole[0]) != json.loads(json.dumps(same)):
         raise ConfigError(
-            f"{journal} was begun with another space, model, machine or workload: "
+            f"{journal} was started with another space, model, machine or workload: "
             "give this table another name, or remove that file"
         )
     if lines[-1]:
@@ -340,7 +342,7 @@ def _append(file: io.TextIOBase | Any, data: Any) -> None:
 
 
 def write_table(table: Table, path: Path) -> None:
-    """Write a table; the same table gives the same bytes."""
+    """Write a table; the same table always produces the same bytes."""
     text = io.StringIO()
     text.write("# " + json.dumps(to_plain(table.header)) + "\n")
     names = list(table.header.parameters)
@@ -355,14 +357,14 @@ def write_table(table: Table, path: Path) -> None:
 
 
 def read_table(path: Path) -> Table:
-    """Read a table. Raises ConfigError where the file is not one."""
+    """Read a table. Raises ConfigError if the file is not a table."""
     try:
         with gzip.open(path, "rt", encoding="utf-8", newline="") as file:
             first = file.readline()
             header = from_plain(json.loads(first.removeprefix("# ")), TableHeader)
             rows = tuple(_row_of_cells(cells, header) for cells in csv.DictReader(file))
     except FileNotFoundError:
-        raise ConfigError(f"{path} is not there: record a table with `sweeper record`") from None
+        raise ConfigError(f"{path} does not exist: record a table with `sweeper record`") from None
     except (OSError, EOFError, ValueError, KeyError, TypeError, cattrs.BaseValidationError) as error:
         raise ConfigError(f"{path} is not a table that sweeper recorded: {_first_line(error)}") from error
     return Table(header, rows)

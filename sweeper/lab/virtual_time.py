@@ -1,6 +1,6 @@
-"""Virtual time: a clock that moves only when told, and what a machine drew while it moved.
+"""Virtual time: a clock that only code advances, and the power that a machine drew during that time.
 
-Simulated and replayed machines run on it, so that hours of a sweep pass in seconds and nothing sleeps.
+Simulated and replayed machines use it, so that hours of a sweep pass in seconds without sleeping.
 """
 
 from __future__ import annotations
@@ -15,20 +15,20 @@ class VirtualClock:
         self._now = start_seconds
 
     def __call__(self) -> float:
-        """The time now, in seconds."""
+        """The present time, in seconds."""
         return self._now
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` pass. Raises ValueError where they are negative."""
+        """Advance the clock by ``seconds``. Raises ValueError if they are negative."""
         if seconds < 0:
             raise ValueError("time does not run backwards")
         self._now += seconds
 
 
 class PowerTrace:
-    """What a machine drew, as stretches of constant power; between them it draws ``idle_watts``."""
+    """The power that a machine drew, as stretches of constant power; between them it draws ``idle_watts``."""
 
-    # Windows are read right after they were run; what is older than this many stretches is forgotten.
+    # A window is read right after its run, so the trace keeps only about this many of the latest stretches.
     KEPT = 256
 
     def __init__(self, idle_watts: float) -> None:
@@ -37,7 +37,7 @@ class PowerTrace:
         self._stretches: list[tuple[float, float, float]] = []  # start, end, watts
 
     def add(self, started: float, ended: float, watts: float) -> None:
-        """Record a stretch; stretches come in order and do not overlap."""
+        """Record a stretch. Stretches must come in order and must not overlap."""
         if self._stretches and started < self._stretches[-1][1]:
             raise ValueError("a stretch of power overlaps the one before")
         self._starts.append(started)
@@ -46,7 +46,7 @@ class PowerTrace:
             del self._starts[: -self.KEPT], self._stretches[: -self.KEPT]
 
     def joules(self, started: float, ended: float) -> float:
-        """Energy drawn between two moments, in J."""
+        """The energy drawn between two moments, in J."""
         total = self.idle_watts * (ended - started)
         at = max(0, bisect.bisect_right(self._starts, started) - 1)
         for begin, end, watts in self._stretches[at:]:
@@ -57,7 +57,7 @@ class PowerTrace:
         return total
 
     def watts_at(self, moment: float) -> float:
-        """Power at a moment, in W."""
+        """The power at a moment, in W."""
         at = bisect.bisect_right(self._starts, moment) - 1
         if at >= 0 and moment <= self._stretches[at][1]:
             return self._stretches[at][2]

@@ -91,7 +91,7 @@ def test_out_of_memory_on_the_card_is_a_trial_with_its_reason_and_without_a_scor
     assert broke, "the space reaches beyond the card"
     for trial in broke:
         assert trial.reason is not None
-        assert "MiB of GPU memory wanted, 12000 MiB there" in trial.reason
+        assert "MiB of GPU memory, but there are 12000 MiB" in trial.reason
         assert not trial.metrics
         assert trial.number not in swept.front
 

@@ -232,7 +232,7 @@ def test_what_failed_fails_again_and_what_is_not_there_is_refused(path):
     assert engine.clock() > 0
     with pytest.raises(EngineRefused, match="no configuration is loaded"):
         engine.decode(1, 0, 1, 1)
-    with pytest.raises(EngineRefused, match="no such configuration"):
+    with pytest.raises(EngineRefused, match="does not contain this configuration"):
         engine.load(Configuration(n_threads=3))
     with pytest.raises(OutOfMemory):
         true_metrics(failed)

@@ -231,7 +231,7 @@ def test_the_meter_integrates_what_ran_and_idle_between():
 def test_limits_are_given_back_and_kept_in_range():
     with SimulatedLimits(limit_ranges(MACHINES["gpu_pc"])) as limits:
         assert limits.set("power_limit_watts", 120).enforced == 120
-        with pytest.raises(LimitRefused, match="outside 100 to 175"):
+        with pytest.raises(LimitRefused, match="outside the range 100 to 175"):
             limits.set("power_limit_watts", 50)
         with pytest.raises(LimitRefused, match="no fan"):
             limits.set("fan", 1)
