@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import SweeperError, UsageError
-from sweeper.model.digest import write_atomically
+from sweeper.files import replace
 
 
 class OutOfTime(Exception):
@@ -99,4 +99,4 @@ class StepFile:
 
     def save(self) -> None:
         """Write the file, whole or not at all."""
-        write_atomically(self.path, json.dumps(self.data, indent=1) + "\n")
+        replace(self.path, json.dumps(self.data, indent=1) + "\n")
