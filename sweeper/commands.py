@@ -379,9 +379,8 @@ def record(options: argparse.Namespace) -> int:
     overrides = [f"root='{options.root}'", *options.overrides]
     if options.passes < 1:
         raise UsageError(f"--passes {options.passes}: give at least 1")
-    lab = importlib.import_module(
-        "sweeper.lab.rigs"
-    )  # loaded by name, so that the product does not import the lab
+    # Loaded by name, so that the product does not import the lab.
+    lab = importlib.import_module("sweeper.lab.rigs")
     table = lab.record_grid(
         compose(overrides), options.file, options.passes, lambda line: print(line, file=sys.stderr)
     )

@@ -24,9 +24,8 @@ from sweeper.records import Constraint, Objective, Prices, Workload
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
-MOST_OBJECTIVES = (
-    3  # with more objectives, nearly every trial is on the Pareto front, and no plot can show it
-)
+# With more objectives, nearly every trial is on the Pareto front, and no plot can show the front.
+MOST_OBJECTIVES = 3
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
 

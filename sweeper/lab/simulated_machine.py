@@ -99,9 +99,7 @@ class SimulatedMachine:
     core_watts: float
     ram_watts: float
     model: SimulatedModel
-    package_cap_watts: tuple[int, int] | None = (
-        None  # lowest and default limit; None: the CPU has no power limit
-    )
+    package_cap_watts: tuple[int, int] | None = None  # lowest and default; None: no power limit
     gpu: SimulatedGpu | None = None
     disk_mb_per_second: float = 1500.0
     start_seconds: float = 0.4
@@ -206,14 +204,12 @@ def _decode(machine: SimulatedMachine, c: Configuration, depth: float, clock: tu
     cpu = _softmax_of(by_memory, by_core) + 1.5e-6 * c.n_threads * model.n_layer * (1 - share)
     if gpu is None or share == 0:
         return _Phase(cpu, 0.0, c.n_threads, min(1.0, by_memory / cpu), 0.0)
-    reach = (1 - math.exp(-4 * gpu_clock)) / (
-        1 - math.exp(-4.0)
-    )  # a slower core clock costs little bandwidth
+    # A slower core clock costs little memory bandwidth.
+    reach = (1 - math.exp(-4 * gpu_clock)) / (1 - math.exp(-4.0))
     reading = (weights * share + cache * cache_on_gpu) / (gpu.gb_per_second * 1e9 * reach)
     launches = gpu.launch_microseconds * 1e-6 * model.n_layer * share / gpu_clock
-    crossing = (
-        0.0 if share == 1 else 4e-4 + 2.5e-3 * (1 - OUTPUT_SHARE)
-    )  # the large step before the last layer
+    # The large step before the last layer.
+    crossing = 0.0 if share == 1 else 4e-4 + 2.5e-3 * (1 - OUTPUT_SHARE)
     away = 0.0 if c.offload_kqv else 2e-5 * model.n_layer
     return _Phase(
         cpu * (share < 1) + crossing + away,

@@ -133,9 +133,8 @@ def header_of(
         name=name,
         machine=machine,
         engine=engine,
-        model=replace(
-            model, files=files
-        ),  # users share tables, and a folder means nothing on another machine
+        # Users share tables, and a folder means nothing on another machine.
+        model=replace(model, files=files),
         workload=workload,
         power=power,
         base=space.base,

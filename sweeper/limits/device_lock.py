@@ -33,7 +33,7 @@ def lock_folder() -> Path:
         return Path(named)
     for folder in (Path("/run/lock"), Path("/tmp")):  # noqa: S108 - files are opened without following links
         if folder.is_dir() and folder.stat().st_mode & OPEN_TO_ALL == OPEN_TO_ALL:
-            return folder  # its mode decides: root can write to folders that other users do not check
+            return folder  # the mode decides, because root can also write to folders closed to others
     raise StoreError(
         f"no folder for locks is writable by all users: set {FOLDER_VARIABLE} to a folder that is"
     )

@@ -30,7 +30,7 @@ from sweeper.limits.rights import MeansSettings
 READY = b"ready\n"
 DONE = b"done\n"
 LOG = "guardian.log"
-# Python starts within a second or two on a busy small machine; after ten times as long, it hangs.
+# Python starts within a second or two on a busy small machine; a start that takes ten times as long has hung.
 START_SECONDS = 20.0
 # After `done` the guardian only has to end.
 END_SECONDS = 5.0

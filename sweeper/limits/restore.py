@@ -108,7 +108,7 @@ class MachineKnobs:
 
 
 def give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
-    """Restore one limit that was set to the value found, unless another tool has changed it."""
+    """Restore the found value of one limit that was set, unless another tool has changed it."""
     try:
         return _compare_and_give_back(knob, entry)
     except SweeperError as error:
@@ -220,9 +220,8 @@ def restore_one(path: Path, knobs: Knobs, lock_folder: Path | None = None) -> li
     locks = DeviceLocks((name.device for name in record.entries), lock_folder)
     try:
         with locks:
-            again = journals.read_journal(
-                path
-            )  # the guardian may have replayed it before the locks were free
+            # The guardian may have replayed the journal before the locks were free.
+            again = journals.read_journal(path)
             return [] if again is None else replay(again, knobs)
     except SweepBusyError as error:
         return [_outcome(n, e, None, Action.IN_USE, str(error)) for n, e in record.entries.items() if e.ours]

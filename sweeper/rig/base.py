@@ -30,8 +30,7 @@ class Rig:
     standing_caveats: tuple[Caveat, ...] = ()
     clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
     sleep: Callable[[float], None] = time.sleep
-    use_files: Callable[[Mapping[str, Path]], None] | None = (
-        None  # passes quantisations made later to the engine
-    )
+    # Passes the files of quantisations that sweeper makes later to the engine.
+    use_files: Callable[[Mapping[str, Path]], None] | None = None
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None
