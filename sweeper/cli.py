@@ -217,7 +217,10 @@ def _parser() -> argparse.ArgumentParser:
         "restore power and clock limits left behind by a killed run; normally this happens automatically",
     )
     restore.add_argument(
-        "overrides", nargs="*", metavar="KEY=VALUE", help="for example power.limits.zeusd_socket=PATH"
+        "overrides",
+        nargs="*",
+        metavar="KEY=VALUE",
+        help="a setting of the configuration, for example power.limits.zeusd_socket=PATH",
     )
     doctor = _command(add, "doctor", commands.doctor, "check sensors, limits and engine, and suggest fixes")
     doctor.add_argument(
@@ -232,27 +235,27 @@ def _parser() -> argparse.ArgumentParser:
         "--port",
         type=int,
         default=5000,
-        help="the preferred port; ui takes a free one if it is taken (default %(default)s)",
+        help="the preferred port; if it is in use, another free port is chosen (default %(default)s)",
     )
-    ui.add_argument("--uri", help="the address of another MLflow store (tracking.uri)")
+    ui.add_argument("--uri", help="the MLflow tracking URI to use instead of --root")
     record = _command(
         add,
         "record",
         commands.record,
-        "measure a whole grid and store it as a table for engine=replay",
+        "measure every combination of a space and store the results as a table for engine=replay",
         False,
     )
     record.add_argument(
         "file",
         type=Path,
         metavar="FILE.csv.gz",
-        help="the table; the same command continues an unfinished one",
+        help="the file to write; the same command continues an unfinished table",
     )
     record.add_argument(
         "--passes",
         type=int,
         default=1,
-        help="number of passes over the grid; several passes average out drift (default %(default)s)",
+        help="passes over all combinations; more passes even out slow changes, such as heat (default %(default)s)",
     )
     record.add_argument(
         "overrides",
@@ -301,7 +304,7 @@ def _add_pick(parser: argparse.ArgumentParser) -> None:
         "sweep", nargs="?", metavar="SWEEP", help="the name of the sweep (default: the latest)"
     )
     parser.add_argument(
-        "--pick", metavar="P", help=f"the rule that chooses a trial: {picks} (default: the sweep's own)"
+        "--pick", metavar="P", help=f"the rule that chooses a trial: {picks} (default: the pick of the sweep)"
     )
 
 
@@ -321,15 +324,17 @@ def _add_apply(add: Any) -> None:
         help="write the files and keep a backup; without --write, only show a diff",
     )
     apply.add_argument(
-        "--power-limit", action="store_true", help="also set the power limit of the configuration"
+        "--power-limit",
+        action="store_true",
+        help="also set this machine's power limit to the value of the pick",
     )
     apply.add_argument(
         "--force", action="store_true", help="apply even if machine, engine or model changed since the sweep"
     )
     apply.add_argument("--name", help="the name of the model on the server")
     apply.add_argument("--port", type=int, help="the port of the server")
-    apply.add_argument("--file", type=Path, help="the main file to write")
-    apply.add_argument("--folder", type=Path, help="the folder for files that the target names itself")
+    apply.add_argument("--file", type=Path, help="the path of the main configuration file")
+    apply.add_argument("--folder", type=Path, help="the folder for files whose names the target fixes")
 
 
 def _add_verify(add: Any) -> None:
@@ -362,17 +367,17 @@ def _add_compare(add: Any) -> None:
     )
     compare.add_argument("sweeps", nargs="*", metavar="SWEEP", help="the names of the sweeps (default: all)")
     compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
-                         help="another mlruns folder, for example from another machine; may be repeated")  # fmt: skip
+                         help="another folder of sweeps, for example from another machine; may be repeated")  # fmt: skip
     compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
                          help="the format to print (default %(default)s)")  # fmt: skip
     compare.add_argument(
-        "--per-kwh", type=float, help="the price of a kWh (default: that of the first sweep)"
+        "--per-kwh", type=float, help="the electricity price per kWh (default: the price in the first sweep)"
     )
     compare.add_argument(
-        "--hours", type=float, help="the hours of use a day (default: those of the first sweep)"
+        "--hours", type=float, help="the hours of use per day (default: the hours in the first sweep)"
     )
     compare.add_argument(
-        "--currency", help="the currency, for example EUR (default: that of the first sweep)"
+        "--currency", help="the currency, for example EUR (default: the currency in the first sweep)"
     )
     card = compare.add_argument_group(
         "a graphics card to compare with", "Would it pay for itself? Give its price, speed and power."
@@ -391,7 +396,7 @@ def _add_compare(add: Any) -> None:
         type=float,
         default=0.0,
         metavar="W",
-        help="the extra power of the machine at rest with the card (default %(default)s)",
+        help="the idle power that the card adds, in W (default %(default)s)",
     )
 
 

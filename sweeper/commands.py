@@ -287,7 +287,7 @@ def doctor(options: argparse.Namespace) -> int:
     from sweeper.doctor import examine
     from sweeper.limits.control import find_limits
 
-    print("checking each sensor for some seconds …", file=sys.stderr)
+    print("checking each sensor; this takes a few seconds …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
     settings = compose(options.overrides).settings.power
     limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
@@ -313,7 +313,7 @@ def _machine_findings() -> list[Finding]:
             "memory",
             "ok",
             f"{here.memory_mib / 1024:.1f} GiB; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
-            "decode cannot read the weights faster",
+            "decode is no faster than reading the weights",
         ),
     ]
     return found + [

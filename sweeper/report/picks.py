@@ -82,13 +82,13 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     if best is None:
         return (
             (f"sweeper sweep name={name}", "with the same settings: resumes the sweep"),
-            ("sweeper doctor", "what this machine lacks"),
+            ("sweeper doctor", "shows what is missing on this machine"),
         )
     own = f" --pick {best.trial.number}" if best.nearest else ""
     return (
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
-        (f"sweeper verify {name}{own}", "measures it against this promise"),
+        (f"sweeper verify {name}{own}", "checks that the running server reaches these figures"),
     )
 
 

@@ -222,14 +222,14 @@ def disturbed(record: SweepRecord) -> str:
     """A warning where something disturbed the machine during the measurement; else empty."""
     shown = [record.trial(n) for n in dict.fromkeys((record.baseline, record.recommended)) if n is not None]
     wide = [
-        f"#{t.number} scatters by {100 * share:.0f} %"
+        f"#{t.number} varies by {100 * share:.0f} %"
         for t in shown
         if (share := widest(t, record.objectives)) > TOO_NOISY
     ]
     if not wide:
         return ""
     return (
-        f"Do not trust this yet: something disturbed the machine while it was measured ({', '.join(wide)}). "
+        f"These results are not reliable yet: something disturbed the machine during the measurement ({', '.join(wide)}). "
         "Close other programs and run the sweep again under another name (name=NAME)."
     )
 

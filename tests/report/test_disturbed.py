@@ -31,10 +31,12 @@ def with_speed_of_baseline(half_width: float) -> SweepRecord:
 @pytest.mark.parametrize("show", [markdown_report, html_report, front_table, describe])
 def test_it_stands_above_the_answer(show) -> None:
     said = " ".join(show(with_speed_of_baseline(0.77)).split())
-    assert "Do not trust this yet" in said
-    assert "scatters by 77 %" in said
+    assert "These results are not reliable yet" in said
+    assert "varies by 77 %" in said
     assert "too noisy to compare with the baseline" in said
-    assert said.index("Do not trust this yet") < said.index("too noisy to compare with the baseline")
+    assert said.index("These results are not reliable yet") < said.index(
+        "too noisy to compare with the baseline"
+    )
 
 
 def test_ordinary_noise_is_no_disturbance() -> None:
