@@ -367,7 +367,7 @@ def _add_compare(add: Any) -> None:
     )
     compare.add_argument("sweeps", nargs="*", metavar="SWEEP", help="the names of the sweeps (default: all)")
     compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
-                         help="another folder of sweeps, for example from another machine; may be repeated")  # fmt: skip
+                         help="another folder of sweeps, as from another machine; may be repeated")  # fmt: skip
     compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
                          help="the format to print (default %(default)s)")  # fmt: skip
     compare.add_argument(

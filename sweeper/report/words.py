@@ -229,7 +229,8 @@ def disturbed(record: SweepRecord) -> str:
     if not wide:
         return ""
     return (
-        f"These results are not reliable yet: something disturbed the machine during the measurement ({', '.join(wide)}). "
+        "These results are not reliable yet: something disturbed the machine during the measurement "
+        f"({', '.join(wide)}). "
         "Close other programs and run the sweep again under another name (name=NAME)."
     )
 
