@@ -62,9 +62,9 @@ def first(root: Path) -> SweepRecord:
 def test_a_second_sweep_measures_what_the_first_found_best_and_says_so(
     root: Path, first: SweepRecord
 ) -> None:
-    assert not any("starts from" in note for note in first.notes)
+    assert not any("warm-starts" in note for note in first.notes)
     again = run(root, "again")
-    (note,) = [note for note in again.notes if "starts from" in note]
+    (note,) = [note for note in again.notes if "warm-starts" in note]
     assert "first" in note
     assert "search.transfer=false" in note
     assert first.recommended is not None
