@@ -87,12 +87,12 @@ class Caveat(Enum):
     SHORT_WINDOW = "the window is too short for this sensor: raise workload.screening_seconds"
     NOISY = "repeats differ by 5 % or more: close other programs, or raise workload.final_repeats"
     SLOW_FIRST_RUN = "the first repeat was slow: raise workload.warmup_seconds"
-    OUTLIERS = "some repeats lie far from the others: another program ran on this machine"
+    OUTLIERS = "some repeats lie far from the others, probably because another program ran"
     THERMALLY_THROTTLED = (
         "the device slowed down because of heat: improve its cooling, or choose a lower limit"
     )
     POWER_CAPPED = "the device reached its power cap"
-    CAP_NOT_BINDING = "the power cap has no effect at this load: it costs nothing and saves nothing"
+    CAP_NOT_BINDING = "at this load the power limit changes neither speed nor watts"
     DRIFT = "the machine changed during the sweep: sweep again when it is quiet"
     BUSY_MACHINE = "other processes used the machine during the measurement: close them"
     SENSOR_CONFLICT = "the sensor's energy counter and its power reading disagree by more than 5 %"
@@ -101,8 +101,8 @@ class Caveat(Enum):
     ABOVE_CEILING = "the speed is above the limit of the memory bandwidth: this figure cannot be true"
     SYNTHETIC_QUALITY = "the model's weights are random: its quality figures say nothing about real models"
     SIMULATED = "the machine is simulated: no figure here was measured"
-    SPREAD_UNKNOWN = "measured only once: its spread is unknown"
-    STOPPED_EARLY = "stopped after its first windows: another trial is better in every objective beyond noise"
+    SPREAD_UNKNOWN = "it was measured only once"
+    STOPPED_EARLY = "after its first windows, another trial was better in every objective beyond noise"
 
     @property
     def advice(self) -> str:
