@@ -12,7 +12,7 @@ from typing import Any
 
 import psutil
 
-from sweeper.errors import SensorMissingError
+from sweeper.errors import MissingError
 from sweeper.nvml import Card, Nvml, first, visible_gpus
 from sweeper.records import GpuRecord, MachineRecord
 
@@ -56,7 +56,7 @@ def nvidia_gpus() -> tuple[GpuRecord, ...]:
             visible = visible_gpus([(card.uuid, card.name) for card in cards]).uuids
             driver = nvml.driver()
             return tuple(_gpu(card, nvml.handle(card.uuid), driver, card.uuid in visible) for card in cards)
-    except SensorMissingError:
+    except MissingError:  # the doctor's sensors say why
         return ()
 
 

@@ -67,15 +67,19 @@ class Nvml:
             pynvml.nvmlShutdown()
 
     def cards(self) -> list[Card]:
-        """All GPUs of this machine except lost ones."""
+        """All GPUs of this machine except lost ones.
+
+        Raises:
+            RightMissingError: this user may not open the device files.
+            SensorMissingError: NVML fails otherwise.
+        """
         import pynvml
 
         found = []
-        with said("count the GPUs"):
-            count = pynvml.nvmlDeviceGetCount()
-        for index in range(count):
-            with contextlib.suppress(pynvml.NVMLError):
-                found.append(self._card(index))
+        with as_missing("cannot list GPUs"):
+            for index in range(pynvml.nvmlDeviceGetCount()):
+                with contextlib.suppress(pynvml.NVMLError_GpuIsLost):
+                    found.append(self._card(index))
         return found
 
     def _card(self, index: int) -> Card:

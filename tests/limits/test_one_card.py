@@ -6,10 +6,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_nvml import H200, RTX_4090, FakeNvml
+from fake_nvml import GPU_IS_LOST, H200, NO_PERMISSION, RTX_4090, FakeNvml
 
 from sweeper import machine
-from sweeper.errors import SensorMissingError
+from sweeper.errors import RightMissingError, SensorMissingError
 from sweeper.limits.control import find_limits
 from sweeper.limits.rights import MeansSettings
 from sweeper.meter.sensors.nvml import gpu_sensor
@@ -61,3 +61,22 @@ def test_an_index_of_unlike_cards_gives_neither_watts_nor_limits(
             "name them by UUID" in refusal or "different models of GPUs" in refusal for refusal in refusals
         )
         assert not any(gpu.visible for gpu in machine.nvidia_gpus())
+
+
+def test_gpus_that_may_not_be_opened_are_a_missing_right_and_not_a_missing_gpu(
+    make_fake_nvml: MakeNvml, tmp_path: Path
+) -> None:
+    nvml = make_fake_nvml(RTX_4090)
+    nvml.gpus[0].fail("nvmlDeviceGetUUID", code=NO_PERMISSION)
+    with nvml.in_process():
+        with pytest.raises(RightMissingError, match="usermod -aG"):
+            gpu_sensor(None)
+        assert all("Insufficient Permissions" in refusal for refusal in _limited(tmp_path)[1])
+        assert machine.nvidia_gpus() == ()
+
+
+def test_a_lost_gpu_hides_no_other(make_fake_nvml: MakeNvml) -> None:
+    nvml = make_fake_nvml(RTX_4090, H200)
+    nvml.gpus[0].fail("nvmlDeviceGetUUID", code=GPU_IS_LOST)
+    with nvml.in_process():
+        assert [gpu.uuid for gpu in machine.nvidia_gpus()] == [nvml.gpus[1].uuid]
