@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -105,16 +105,6 @@ def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> 
     if wanted.repo and not wanted.path:
         say(f"downloading {wanted.file} of {wanted.repo}")
     return obtain(
-        Wanted(
-            name=wanted.name,
-            path=wanted.path,
-            repo=wanted.repo,
-            file=wanted.file,
-            revision=wanted.revision,
-            seed=wanted.seed,
-            quant=wanted.quant,
-            shape=wanted.shape,
-            files=wanted.files,
-        ),
+        Wanted(**{f.name: getattr(wanted, f.name) for f in fields(Wanted)}),
         root,
     )

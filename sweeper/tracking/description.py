@@ -41,8 +41,8 @@ def describe(record: SweepRecord) -> str:
 def describe_experiment(record: SweepRecord) -> str:
     """The experiment's description: how to read its runs."""
     return (
-        f"Sweeps of {escape(record.model.name)} by sweeper: one parent run a sweep, under it one run "
-        "a trial. The parent's description says what to run.\n\n"
+        f"sweeper's sweeps of {escape(record.model.name)}: each sweep is a parent run, and each of its trials is a "
+        "run below it. The description of the parent run shows the recommended commands.\n\n"
         'Filters: `tags.sweeper.front = "true"` · `tags.sweeper.kind = "sweep"` · '
         '`attributes.status = "FINISHED"` leaves out failed and impossible configurations.'
     )

@@ -1,4 +1,4 @@
-"""Brings one run of an MLflow store to what it should be, by writing the difference.
+"""Update one run of an MLflow store: write only what differs from the record.
 
 Repeating a call is harmless, and a kill between two calls loses nothing: the next call finds what is missing.
 """
