@@ -88,7 +88,7 @@ def test_the_table_of_runs_shows_sweeps_and_not_chat_traces(ui: MlflowUi, page: 
     page.open(ui.pages().best)
     text = page.wait_for("document.body.innerText.includes('evening') && document.body.innerText")
     assert "9 matching runs" in text
-    assert "The parent's description says what to run" in text
+    assert "The description of the parent run shows the recommended commands" in text
 
 
 @pytest.mark.browser
