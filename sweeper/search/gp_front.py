@@ -42,9 +42,10 @@ if TYPE_CHECKING:
 
     Array = npt.NDArray[np.float64]
 
-# Attributes that `study.py` writes on trials.
-STATE, CONFIGURATION, DUPLICATE, RECORD = "state", "configuration", "duplicate_of", "record"
-READINGS = "readings"  # of the objectives, in their order: median, low, high, n
+# Attributes that `study.py` writes on trials. Older sweeps, and studies without whole records, have the parts of the
+# record that the sampler reads as attributes of their own.
+DUPLICATE, RECORD = "duplicate_of", "record"
+STATE, CONFIGURATION, METRICS, READINGS = "state", "configuration", "metrics", "readings"
 # States of configurations that could not run.
 BROKEN = ("failed", "out_of_memory", "infeasible")
 SHORT_OF_MEMORY = ("out_of_memory", "infeasible")  # a memory forecast makes a trial infeasible
@@ -171,16 +172,19 @@ class GpFrontSampler(BaseSampler):
                 continue
             configuration = self._configuration_of(trial)
             history.known.add(configuration)
-            state = trial.user_attrs.get(STATE)
+            record = _record_of(trial)
+            state = record.get(STATE)
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 history.measured.append(configuration)
                 history.values.append(tuple(trial.values))
                 history.violations.append(dict(trial.constraints))
-                if READINGS in trial.user_attrs:
-                    history.readings.append([Reading(*values) for values in trial.user_attrs[READINGS]])
-                took = trial.user_attrs.get(RECORD, {})
-                if took.get("seconds"):
-                    history.costs.append(Cost(configuration, took["seconds"], took.get("load_seconds")))
+                if READINGS in record:
+                    history.readings.append([Reading(*values) for values in record[READINGS]])
+                elif METRICS in record:
+                    metrics = study.metric_names or self._metrics
+                    history.readings.append([Reading(**record[METRICS][name]) for name in metrics])
+                if record.get("seconds"):
+                    history.costs.append(Cost(configuration, record["seconds"], record.get("load_seconds")))
             elif state in BROKEN or (state is None and trial.state == TrialState.PRUNED):
                 history.broken.append(configuration)
                 if state in SHORT_OF_MEMORY:
@@ -188,7 +192,7 @@ class GpFrontSampler(BaseSampler):
         return history
 
     def _configuration_of(self, trial: FrozenTrial) -> Configuration:
-        kept = trial.user_attrs.get(CONFIGURATION)
+        kept = _record_of(trial).get(CONFIGURATION)
         if kept is not None:
             return Configuration(**kept)
         known = {k: v for k, v in trial.params.items() if k in self._space.parameters}
@@ -338,6 +342,12 @@ class GpFrontSampler(BaseSampler):
 def _relative(noise: float, values: Array) -> float:
     """The noise of logarithms as a share of their spread, within bounds."""
     return min(0.5, max(1e-3, noise / (float(values.std()) or 1.0)))
+
+
+def _record_of(trial: FrozenTrial) -> dict[str, Any]:
+    """The trial's record as stored, or as much of it as the trial's attributes have."""
+    record: dict[str, Any] = trial.user_attrs | trial.user_attrs.get(RECORD, {})
+    return record
 
 
 def _noise(history: _History, objective: int) -> float:

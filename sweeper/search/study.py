@@ -34,15 +34,12 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     import optuna
 
-# The attributes of the study and of its trials. The samplers of this package read STATE and CONFIGURATION.
+# The attributes of the study and of its trials.
 HEADER = "sweep"
 VISIT = "final"
 CONTROL = "control"
 RECORD = "record"
 WINDOWS = "windows"
-READINGS = "readings"  # of the objectives, in their order: median, low, high, n
-STATE = "state"
-CONFIGURATION = "configuration"
 DUPLICATE = "duplicate_of"
 
 # The fields of the header that must be unchanged to resume a sweep, with the user's key for each.
@@ -71,7 +68,8 @@ class SweepStudy:
         self._root = root
         self._header: SweepRecord | None = None
         self._known: dict[str, int] = {}
-        self._finished: dict[int, TrialRecord] = {}  # a finished trial never changes, so it is read once
+        # A finished trial never changes, and no other process writes this sweep: the trials are read once.
+        self._finished: dict[int, TrialRecord] | None = None
 
     # -- opening ------------------------------------------------------------------------------------------
 
@@ -213,16 +211,12 @@ class SweepStudy:
             windows: the raw windows.
         """
         trial = proposal.trial
-        trial.set_user_attr(STATE, record.state)
-        trial.set_user_attr(CONFIGURATION, record.configuration.to_dict())
-        if record.state == "complete":
-            readings = [record.metrics[o.metric] for o in objectives]
-            trial.set_user_attr(READINGS, [(r.median, r.low, r.high, r.n) for r in readings])
         if windows:
             trial.set_user_attr(WINDOWS, to_plain(list(windows)))
         for key, violation in violations.items():
             trial.set_constraint(key, violation)
         trial.set_user_attr(RECORD, to_plain(record))
+        self._remember(record)
         self._tell(record, objectives)
 
     def _tell(self, record: TrialRecord, objectives: Sequence[Objective]) -> None:
@@ -261,17 +255,25 @@ class SweepStudy:
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Every finished trial in the order of the numbers, with the figures of its screening."""
-        for trial in self._study.get_trials(deepcopy=False):
-            if trial.number not in self._finished and RECORD in trial.user_attrs:
-                record = self._structured(trial.user_attrs[RECORD], TrialRecord)
-                self._finished[trial.number] = record
-                if record.state != "interrupted":
-                    self._known[record.configuration.digest] = record.number
-        return tuple(self._finished[number] for number in sorted(self._finished))
+        records = self._records()
+        return tuple(records[number] for number in sorted(records))
+
+    def _records(self) -> dict[int, TrialRecord]:
+        if self._finished is None:
+            self._finished = {}
+            for trial in self._study.get_trials(deepcopy=False):
+                if RECORD in trial.user_attrs:
+                    self._remember(self._structured(trial.user_attrs[RECORD], TrialRecord))
+        return self._finished
+
+    def _remember(self, record: TrialRecord) -> None:
+        self._records()[record.number] = record
+        if record.state != "interrupted":
+            self._known[record.configuration.digest] = record.number
 
     def known(self) -> Mapping[str, int]:
         """The trial number by configuration digest, for each trial that ran or was ruled out."""
-        self.trials()
+        self._records()
         return self._known
 
     def windows(self, number: int) -> tuple[Window, ...]:

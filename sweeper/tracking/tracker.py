@@ -44,10 +44,10 @@ def _patiently(
             except ForeignRunError:
                 raise
             except StoreError:
-                self._parents.clear()
+                self._forget()
                 time.sleep(wait)
         self._gone = True
-        self._parents.clear()
+        self._forget()
         result = work(self, *args, **kwargs)
         self._gone = False
         return result
@@ -74,6 +74,7 @@ class Tracker:
         self._client = client
         self._experiment = experiment
         self._parents: dict[str, Any] = {}  # sweep id -> the parent run's `info`
+        self._children: dict[str, dict[str, str]] = {}  # parent's run id -> trial number -> the trial's run id
         self._gone = False  # the last call failed for good: try once, without patience
 
     @classmethod
@@ -99,8 +100,13 @@ class Tracker:
     def trial_finished(self, record: SweepRecord, trial: TrialRecord) -> None:
         """Write one trial's run, or bring it to the trial's final figures."""
         parent = self._parent(record)
-        where = f"tags.`{PARENT}` = '{parent.run_id}' and tags.`sweeper.trial` = '{trial.number}'"
-        self._bring_trial(record, trial, next(iter(self._search(parent.experiment_id, where)), None))
+        if parent.run_id not in self._children:
+            runs = self._trial_runs(parent)
+            self._children[parent.run_id] = {number: run.info.run_id for number, run in runs.items()}
+        known = self._children[parent.run_id]
+        run_id = known.get(str(trial.number))
+        run = self._client.get_run(run_id) if run_id else None
+        known[str(trial.number)] = self._bring_trial(record, trial, run)
 
     @_patiently
     def sync(self, record: SweepRecord) -> None:
@@ -122,10 +128,7 @@ class Tracker:
     def _sync(self, record: SweepRecord) -> None:
         self._parents.pop(sweep_id(record), None)  # its user may have deleted it since
         parent = self._parent(record)
-        children: dict[str, Any] = {}
-        for run in self._search(parent.experiment_id, f"tags.`{PARENT}` = '{parent.run_id}'"):
-            if "sweeper.trial" in run.data.tags:
-                children.setdefault(run.data.tags["sweeper.trial"], run)
+        children = self._trial_runs(parent)
         for trial in record.trials:
             self._bring_trial(record, trial, children.pop(str(trial.number), None))
         for run in children.values():
@@ -140,7 +143,21 @@ class Tracker:
         run = self._client.get_run(self._parent(record).run_id)
         bring(self._client, run, replace(image, tags={**image.tags, NOTE: describe(record)}))
 
-    def _bring_trial(self, record: SweepRecord, trial: TrialRecord, run: Any | None) -> None:
+    def _trial_runs(self, parent: Any) -> dict[str, Any]:
+        """The oldest run of each trial below ``parent``, by the trial's number."""
+        runs: dict[str, Any] = {}
+        for run in self._search(parent.experiment_id, f"tags.`{PARENT}` = '{parent.run_id}'"):
+            if "sweeper.trial" in run.data.tags:
+                runs.setdefault(run.data.tags["sweeper.trial"], run)
+        return runs
+
+    def _forget(self) -> None:
+        """Look at the store again before the next write: it may have changed while it did not answer."""
+        self._parents.clear()
+        self._children.clear()
+
+    def _bring_trial(self, record: SweepRecord, trial: TrialRecord, run: Any | None) -> str:
+        """Write one trial's run, which is made where ``run`` is None; returns its id."""
         image = trial_image(record, trial)
         if run is None:
             parent = self._parent(record)
@@ -148,6 +165,7 @@ class Tracker:
             run = self._client.create_run(parent.experiment_id, image.start_ms, tags, image.name)
         if run.info.lifecycle_stage == "active":  # a trial that its user deleted stays deleted
             bring(self._client, run, image)
+        return str(run.info.run_id)
 
     def _parent(self, record: SweepRecord) -> Any:
         """The ``info`` of the sweep's parent run, which is made where it is not there."""
