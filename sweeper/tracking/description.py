@@ -1,4 +1,4 @@
-"""Descriptions in MLflow, in markdown: the parent's alone answers "what should I run?". Pure."""
+"""Descriptions in MLflow, in markdown. The parent run's description shows the recommended commands."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from sweeper.records import SweepRecord
 from sweeper.report.markdown import escape, fence, picks_markdown
 from sweeper.report.words import TRUST, clean, disturbed, power_line, tally
 
-# Under MLflow's oldest limit for a tag (5,000), with room for the lines that mark sweeper's part.
+# MLflow's oldest limit for a tag is 5,000. This leaves room for the lines that mark sweeper's part.
 LIMIT = 4800
 CUT = "\n\n… cut here: all of it is in `report.html`, under Artifacts.\n"
 
 
 def describe(record: SweepRecord) -> str:
-    """The parent run's description: what to run, the next commands, the front, and how far to trust it."""
+    """The parent run's description: the recommended commands, the next steps, the front, and how far to trust it."""
     parts = []
     if record.state == "running":
         command = (
@@ -26,7 +26,7 @@ def describe(record: SweepRecord) -> str:
         doubt = disturbed(record)
         parts += [f"**{escape(doubt)}**" if result and doubt else "", result]
     if record.state == "stopped":
-        # After the answer: the page folds all but the first lines, and shows the run's state beside them.
+        # This follows the result, because the page folds all but the first lines and shows the state beside them.
         parts.append(f"**This sweep was stopped** ({escape(record.stopped_because or 'by hand')}).")
     machine = " + ".join(gpu.name for gpu in record.machine.gpus) or record.machine.cpu
     parts.append(

@@ -1,4 +1,4 @@
-"""What MLflow should show for a sweep and its trials. Pure: nothing here knows MLflow's client."""
+"""Builds what MLflow should show for a sweep and its trials, without MLflow's client."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from sweeper.report.words import clean, figure, unit
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
-# FAILED is what MLflow's users filter for; what was ruled out or stopped before it ran is KILLED, so that
-# `attributes.status = "FINISHED"` leaves exactly the trials that have figures.
+# MLflow's users filter for FAILED. A trial that was ruled out or interrupted is KILLED, so that
+# `attributes.status = "FINISHED"` selects exactly the trials that have figures.
 STATUS: dict[str, Status] = {
     "complete": "FINISHED",
     "dominated": "FINISHED",
@@ -27,11 +27,11 @@ STATUS: dict[str, Status] = {
     "interrupted": "KILLED",
 }
 
-TAG_LIMIT = 5000  # characters of a tag's value that every MLflow server of the last years takes
-PARAM_LIMIT = 500  # the smallest limit of a param's value that any MLflow server had
+TAG_LIMIT = 5000  # characters of a tag's value; every MLflow server of recent years accepts this many
+PARAM_LIMIT = 500  # characters of a parameter's value: the smallest limit that any MLflow server had
 
 RUN_NAME = "mlflow.runName"
-NAME = "sweeper.name"  # the name that sweeper gave: a run with another one was renamed by its user
+NAME = "sweeper.name"  # the name that sweeper gave; if the run has another name, its user renamed it
 FRONT = "sweeper.front"
 NOTE = "mlflow.note.content"
 PARENT = "mlflow.parentRunId"
@@ -39,9 +39,9 @@ PARENT = "mlflow.parentRunId"
 
 @dataclass(frozen=True, slots=True)
 class RunImage:
-    """One run as it should stand. ``metrics`` are the latest values, all of them logged at step 0.
+    """The intended content of one run. ``metrics`` holds the latest values, all logged at step 0.
 
-    At another step MLflow draws a line chart of single dots in place of bars.
+    If metrics were logged at other steps, MLflow would draw line charts of single dots in place of bars.
     """
 
     name: str
@@ -54,17 +54,16 @@ class RunImage:
 
 
 def sweep_id(record: SweepRecord) -> str:
-    """Twelve hex digits that name this sweep in a store that others may share.
+    """Twelve hex digits that identify this sweep, also in a store that several machines share.
 
-    Name, machine and start: a sweep begun anew under an old name, or by another machine on the same
-    server, is another sweep.
+    They come from name, machine and start time, so a sweep that starts again under an old name is another sweep.
     """
     text = json.dumps([record.sweep, record.machine.fingerprint, record.started_utc])
     return hashlib.sha256(text.encode()).hexdigest()[:12]
 
 
 def experiment_name(record: SweepRecord, chosen: str | None = None) -> str:
-    """The ``chosen`` name, else the model's; simulated figures never stand beside real ones."""
+    """The ``chosen`` name or the model's. Simulated sweeps get an experiment of their own."""
     name = chosen or clean(record.model.name).strip().replace("/", "-") or "model"
     return f"{name} (simulated)" if record.engine.simulated else name
 
@@ -73,7 +72,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
     """The parent run, without its description."""
     status: dict[str, Status] = {"running": "RUNNING", "complete": "FINISHED", "stopped": "KILLED"}
     start_ms = milliseconds(record.started_utc)
-    # A clock that was set back in between makes no negative duration.
+    # If the clock was set back in between, the duration is 0 instead of negative.
     end_ms = max(start_ms, milliseconds(record.updated_utc or record.started_utc))
     kind = "" if record.power.kind == "measured" else f" · watts {record.power.kind}"
     tags = _sweep_wide(record) | {
@@ -106,7 +105,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
 
 
 def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
-    """The child run of a trial, without the tag that names its parent."""
+    """A trial's child run, without the tag that names its parent."""
     start = milliseconds(trial.started_utc or record.started_utc)
     intervals = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
     tags = _sweep_wide(record) | {
@@ -124,7 +123,7 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         "sweeper.in_force": json.dumps(dict(trial.in_force), default=str) if trial.in_force else "",
         NOTE: _trial_note(trial),
     }
-    if record.state != "running":  # what stands on the front is known at the end, and can change in a resume
+    if record.state != "running":  # the front is known at the end, and a resume may change it
         tags[FRONT] = _flag(trial.number in record.front)
         roles = (("baseline", record.baseline), ("recommended", record.recommended))
         tags["sweeper.role"] = ", ".join(role for role, number in roles if number == trial.number)
@@ -144,14 +143,14 @@ def milliseconds(utc: str) -> int:
     """Milliseconds since 1970 of an ISO 8601 time; one without a zone is UTC.
 
     Raises:
-        ValueError: where ``utc`` is no such time.
+        ValueError: ``utc`` is not such a time.
     """
     moment = datetime.fromisoformat(utc)
     return round(1000 * (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp())
 
 
 def _sweep_wide(record: SweepRecord) -> dict[str, str]:
-    """Tags that stand on the parent and on every child: MLflow's filters see only a run's own."""
+    """Tags of the parent and of every child, because MLflow's filters see only a run's own tags."""
     power = record.power
     return {
         "sweeper.sweep": record.sweep,
@@ -170,7 +169,7 @@ def _sweep_wide(record: SweepRecord) -> dict[str, str]:
 
 
 def _tags(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as MLflow takes them: an empty one is left out, a long one is cut with a sign that it was."""
+    """Tags as MLflow accepts them: without empty values, and with long values cut and marked with an ellipsis."""
     cut = {k: v if len(v) <= TAG_LIMIT else v[: TAG_LIMIT - 1] + "…" for k, v in tags.items()}
     return {key: value for key, value in cut.items() if value}
 
@@ -180,7 +179,7 @@ def _flag(value: bool) -> str:
 
 
 def _param(record: SweepRecord, trial: TrialRecord, key: str) -> str:
-    """A swept parameter as text. "As found" is written as the value read back, where there is one."""
+    """A swept parameter as text. An unset parameter shows the value read back from the engine, if there is one."""
     value: Any = trial.configuration.to_dict().get(key)
     if value is None:
         value = record.model.base_quant if key == "quant" else trial.in_force.get(key)
@@ -190,10 +189,10 @@ def _param(record: SweepRecord, trial: TrialRecord, key: str) -> str:
 
 
 def _trial_metrics(record: SweepRecord, trial: TrialRecord) -> dict[str, float]:
-    """Medians under their own names, and the objectives' bounds where spread is known.
+    """Each metric's median, and the objectives' intervals if the spread is known.
 
-    The bounds of all metrics stand in a tag: as metrics they would triple the number of charts. No name
-    has a slash, for MLflow's charts put such names into sections above all others.
+    A tag holds the intervals of all metrics, because as metrics they would triple the number of charts. No name
+    contains a slash, because MLflow's charts put such names into sections above all others.
     """
     found = {name: reading.median for name, reading in trial.metrics.items()}
     for objective in record.objectives:
@@ -204,7 +203,7 @@ def _trial_metrics(record: SweepRecord, trial: TrialRecord) -> dict[str, float]:
 
 
 def _sweep_metrics(record: SweepRecord) -> dict[str, float]:
-    """The named trials' objectives, so that sweeps can be compared in MLflow's table of runs."""
+    """The objectives of the pick and the baseline, so that MLflow's table of runs can compare sweeps."""
     found: dict[str, float] = {}
     for role, number in (("pick", record.recommended), ("baseline", record.baseline)):
         for trial in record.trials:
@@ -221,7 +220,7 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
-    """``12 · 41.3 tok/s · 23.1 W``: what a legend or a table's first column should say."""
+    """The name for legends and for a table's first column, such as ``12 · 41.3 tok/s · 23.1 W``."""
     parts = [str(trial.number)]
     if trial.state in ("complete", "dominated"):
         for objective in record.objectives:
@@ -236,7 +235,7 @@ def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
 
 
 def _trial_note(trial: TrialRecord) -> str:
-    """The child's description: why it has no figures, or what to know about them; empty where all is well."""
+    """The child's description: why it has no figures, or their caveats; empty if there is nothing to say."""
     parts = []
     if trial.state != "complete":
         parts.append(

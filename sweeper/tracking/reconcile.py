@@ -15,11 +15,11 @@ BEGIN, END = "<!-- sweeper -->", "<!-- /sweeper: what stands outside these two l
 
 
 class ForeignRunError(StoreError):
-    """A trial's tags lead to a run that is not the trial's; trying again cannot help."""
+    """A run has this trial's tags but another trial's parameters. A retry cannot help."""
 
 
 def bring(client: Any, run: Any, image: RunImage) -> None:
-    """Write to ``run`` what ``image`` has and the run lacks; the status last.
+    """Write to ``run`` everything in ``image`` that the run lacks; the status last.
 
     Tags, metrics and artifacts that a user added stay.
 
@@ -37,11 +37,11 @@ def bring(client: Any, run: Any, image: RunImage) -> None:
             )
     wanted = dict(image.tags)
     if image.name != run.info.run_name == here.tags.get(NAME):
-        # Before NAME, so that after a kill between the two the name does not look like one of the user's.
+        # Written before NAME: after a kill between the two, the name must not look like one that the user chose.
         wanted = {RUN_NAME: image.name} | wanted
     if NOTE in wanted:
         wanted[NOTE] = merged_note(here.tags.get(NOTE, ""), wanted[NOTE])
-    # MLflow shows the latest value: the first ones bear the trial's end, those that replace them the present.
+    # MLflow shows the value with the latest time: first values get the trial's end, later values the present time.
     at = image.end_ms or image.start_ms
     if here.metrics:
         at = max(at + 1, round(1000 * time.time()))
@@ -50,7 +50,7 @@ def bring(client: Any, run: Any, image: RunImage) -> None:
     metrics = [Metric(k, v, at, 0) for k, v in image.metrics.items() if here.metrics.get(k) != v]
     if params or tags or metrics:
         client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
-    # The image never speaks of the curve's name, nor of the front while the sweep runs.
+    # The image never has the curve's name, and while the sweep runs it has no tags about the front.
     kept = {"sweeper.hypervolume", *image.tags, *(() if FRONT in image.tags else (FRONT, "sweeper.role"))}
     for key in here.tags:
         if key.startswith("sweeper.") and key not in kept:
@@ -63,7 +63,7 @@ def bring(client: Any, run: Any, image: RunImage) -> None:
 
 
 def merged_note(there: str, ours: str) -> str:
-    """``there`` with sweeper's part replaced by ``ours``; a user's own words around it stay."""
+    """``there`` with sweeper's part replaced by ``ours``; the user's own text around it stays."""
     block = f"{BEGIN}\n{ours}\n{END}"
     head, begin, rest = there.partition(BEGIN)
     if not begin:

@@ -1,4 +1,4 @@
-"""Opening an MLflow store: quiet, checked before the first trial, its schema made once, mended if moved."""
+"""Opens an MLflow store: without log lines, checked before the first trial, and repaired if its folder moved."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ DATABASE = "mlflow.db"
 ARTIFACTS = "artifacts"
 LOCK = "mlflow.lock"
 
-PROBE_SECONDS = 3.0  # a server that does not answer a GET in this time is called unreachable
-REQUEST_SECONDS = "20"  # one call: far above any answer's time, far below a sweep's patience
-LOCK_SECONDS = 10.0  # how long SQLite waits for another process's write
+PROBE_SECONDS = 3.0  # a server that does not answer a GET in this time counts as unreachable
+REQUEST_SECONDS = "20"  # for one call: far more than an answer takes, far less than a user would wait
+LOCK_SECONDS = 10.0  # SQLite waits this long for another process's write
 
-# Read by MLflow at each call. No retries of its own: a repeated "create run" whose answer was lost would
-# make a second run, so `Tracker` retries by looking first. No figures about its user sent to MLflow's makers.
+# MLflow reads these at each call. MLflow's own retries are off: if the answer to "create run" was lost, a retry
+# would create a second run. `Tracker` looks for the run before it retries. Telemetry is off.
 ENVIRONMENT = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": REQUEST_SECONDS,
@@ -40,15 +40,15 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Location:
-    """Where a store is. ``root`` is the folder of a store of sweeper's own, None for one given by URI."""
+    """Where a store is. ``root`` is the folder of sweeper's own store, and None for a store given by URI."""
 
     uri: str
-    artifacts: str | None  # URI under which experiments keep their files; None: as the server decides
+    artifacts: str | None  # URI below which experiments keep their files; None: the server decides
     root: Path | None
 
     @property
     def words(self) -> str:
-        """The store as a message should name it: a path, or the URI without a password."""
+        """The store's name for messages: a path, or the URI without a password."""
         return str(self.root / DATABASE) if self.root else without_password(self.uri)
 
 
@@ -61,7 +61,7 @@ def location(uri: str | None, root: Path) -> Location:
 
 
 def without_password(uri: str) -> str:
-    """``uri`` as it may be shown."""
+    """``uri`` with the password replaced, for messages."""
     parts = urlsplit(uri)
     if "@" not in parts.netloc:
         return uri
@@ -70,7 +70,7 @@ def without_password(uri: str) -> str:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """MLflow without log lines, warnings, phone calls and long retries while the block runs."""
+    """Within the block, MLflow prints no warnings, sends no telemetry and does not retry."""
     before = {key: os.environ.get(key) for key in ENVIRONMENT}
     os.environ.update(ENVIRONMENT)
     try:
@@ -87,7 +87,7 @@ def quiet() -> Iterator[None]:
 
 @contextmanager
 def store_errors(where: str) -> Iterator[None]:
-    """What MLflow, its database or its server raise, as a StoreError that names the store."""
+    """Turn whatever MLflow, its database or its server raises into a StoreError that names the store."""
     try:
         with quiet():
             yield
@@ -97,9 +97,9 @@ def store_errors(where: str) -> Iterator[None]:
 
 
 class GuardedClient:
-    """An ``MlflowClient`` whose every call is quiet and raises ``StoreError`` or nothing.
+    """An ``MlflowClient`` whose calls print nothing and raise only ``StoreError``.
 
-    Only what the store does is turned into a StoreError: an error of sweeper's own stays what it is.
+    Errors of sweeper's own code stay as they are.
     """
 
     def __init__(self, client: Any, where: str) -> None:
@@ -118,16 +118,16 @@ class GuardedClient:
 
 
 def first_line(error: BaseException) -> str:
-    """An error in one line: the driver's own words, without the SQL that follows them."""
+    """The first line of an error: the driver's message without the SQL that follows it."""
     text = str(error).strip() or type(error).__name__
     return text.splitlines()[0][:300]
 
 
 def connect(place: Location) -> GuardedClient:
-    """A client on a store that can be written, has its schema and answered.
+    """Return a client of a store that can be written, has its schema and has answered.
 
     Raises:
-        StoreError: the store cannot be reached or written; within a few seconds.
+        StoreError: the store cannot be reached or written. This takes a few seconds at most.
     """
     probe(place)
     root = place.root
@@ -142,9 +142,9 @@ def connect(place: Location) -> GuardedClient:
             f"cannot write {root / DATABASE}: {first_line(error)}; choose another folder"
         ) from error
     with store_errors(place.words):
-        import mlflow  # noqa: F401 - takes seconds, and so before the lock
+        import mlflow  # noqa: F401 - the import takes seconds, so it happens before the lock
 
-        # Two first clients at once make the schema twice, and one dies of it.
+        # If two processes create the schema at once, one of them fails.
         with held(root / LOCK):
             _make_schema(root)
             mend_moved(root)
@@ -156,17 +156,17 @@ def _client(uri: str) -> Any:
 
     for name in ("mlflow", "alembic", "sqlalchemy.engine"):
         logging.getLogger(name).setLevel(logging.ERROR)
-    # This logger prints the traceback of an error that it then raises, and that becomes one line here.
+    # This logger prints the traceback of an error that MLflow then raises and that sweeper reports in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
-    client.search_experiments(max_results=1)  # the first answer of a server, the second look at a database
+    client.search_experiments(max_results=1)  # fails now if the server or the database does not answer
     return client
 
 
 def _make_schema(root: Path) -> None:
-    """Give an empty store its tables in one step: MLflow never ends a migration that was killed half way.
+    """Create the tables of an empty store in another file, which then replaces the database.
 
-    They are made in a file of their own, which then takes the database's place.
+    MLflow cannot finish a migration that was killed half way.
     """
     if (root / DATABASE).stat().st_size > 0:
         return
@@ -178,10 +178,10 @@ def _make_schema(root: Path) -> None:
 
 
 def probe(place: Location) -> None:
-    """Ask a server, and nothing else, whether it is there: MLflow's own client would try for minutes.
+    """Check that a server answers; MLflow's own client would try for minutes. Other stores pass.
 
     Raises:
-        StoreError: nothing answers.
+        StoreError: no server answers.
     """
     if not place.uri.startswith(("http://", "https://")):
         return
@@ -189,20 +189,20 @@ def probe(place: Location) -> None:
         with urllib.request.urlopen(place.uri.rstrip("/") + "/health", timeout=PROBE_SECONDS):  # noqa: S310
             return
     except urllib.error.HTTPError:
-        return  # something answered; the next call asks whether it is MLflow, and lets us in
+        return  # something answered; the next call checks whether it is MLflow and accepts us
     except (OSError, ValueError) as error:
         raise StoreError(
             f"no MLflow server answers at {place.words} ({first_line(error)}): "
-            "start it, mend tracking.uri, or leave tracking.uri empty for the local store"
+            "start it, correct tracking.uri, or leave tracking.uri empty to use the local store"
         ) from error
 
 
 def mend_moved(root: Path) -> int:
-    """Point every run of a store at the artifacts beside its database; returns how many places were mended.
+    """Point every run at the artifacts beside the store's database; returns the number of experiments changed.
 
-    MLflow keeps absolute addresses of artifacts. Where the folder was moved or copied, those of sweeper's
-    own experiments lead to the old place. This is SQL because no call of MLflow changes an address. The lock
-    for writing finds a database that is none or is busy, of which MLflow tries to make a store for a minute.
+    MLflow stores absolute addresses of artifacts. If the folder was moved or copied, the addresses of sweeper's
+    experiments still lead to the old place. This uses SQL because no call of MLflow changes an address. Taking the
+    write lock first finds a busy or damaged database at once, where MLflow would try for a minute.
     """
     here = (root / ARTIFACTS).as_uri()
     with closing(sqlite3.connect(root / DATABASE, timeout=LOCK_SECONDS)) as database, database:

@@ -1,4 +1,4 @@
-"""``Tracker`` keeps MLflow in step with a sweep."""
+"""``Tracker`` writes a sweep and its trials to MLflow."""
 
 from __future__ import annotations
 
@@ -24,20 +24,20 @@ from sweeper.tracking.views import view_tag
 P = ParamSpec("P")
 T = TypeVar("T")
 
-RETRY_SECONDS = (0.5, 2.0)  # a server that restarts or a database that is busy is back by then
-MOST_RUNS = 50_000  # in one answer of a search: MLflow takes no higher number, and no sweep has so many
+RETRY_SECONDS = (0.5, 2.0)  # enough for a server that restarts or a database that is busy
+MOST_RUNS = 50_000  # in one answer of a search: MLflow's limit, and more than any sweep has
 MOST_METRICS = 1000  # in one call: MLflow's limit
 
 
 def _patiently(
     work: Callable[Concatenate[Tracker, P], T],
 ) -> Callable[Concatenate[Tracker, P], T]:
-    """Run ``work`` again after a moment where the store failed; ``work`` looks first at what is there."""
+    """Retry ``work`` when the store fails. ``work`` must look at what the store has before it writes."""
 
     @functools.wraps(work)
     def patient(self: Tracker, /, *args: P.args, **kwargs: P.kwargs) -> T:
         if self._gone:
-            store.probe(self._place)  # a server that is still gone costs a sweep no more than this
+            store.probe(self._place)  # quick, so that a server that is still gone does not slow the sweep
         for wait in () if self._gone else RETRY_SECONDS:
             try:
                 return work(self, *args, **kwargs)
@@ -56,15 +56,14 @@ def _patiently(
 
 
 class Tracker:
-    """Projects sweeps into one MLflow store.
+    """Writes sweeps to one MLflow store.
 
-    Every method may be repeated, and brings the store to what it should be from whatever a killed process
-    left. The sweep's own lock ensures that one process at a time writes a sweep.
+    Every method may be called again: it writes only what is missing, whatever a killed process left. The sweep's
+    lock ensures that only one process writes a sweep.
 
-    A method that raises ``StoreError`` (server gone, disk full) leaves the store as far as it came. Go on with
-    the sweep, and call ``sweep_finished`` at the end as always: it writes all that is missing. A store's
-    failure raises nothing but ``StoreError``. ``record.started_utc`` must stay the same through all resumes:
-    with name and machine it identifies the sweep.
+    The methods raise only ``StoreError`` when the store fails (server gone, disk full). The sweep can go on, and
+    ``sweep_finished`` writes everything that is missing. ``record.started_utc`` must stay the same through all
+    resumes: together with name and machine it identifies the sweep.
     """
 
     def __init__(
@@ -74,31 +73,33 @@ class Tracker:
         self._client = client
         self._experiment = experiment
         self._parents: dict[str, Any] = {}  # sweep id -> the parent run's `info`
-        self._children: dict[str, dict[str, str]] = {}  # parent's run id -> trial number -> the trial's run id
-        self._gone = False  # the last call failed for good: try once, without patience
+        self._children: dict[
+            str, dict[str, str]
+        ] = {}  # parent's run id -> trial number -> the trial's run id
+        self._gone = False  # the last call failed despite retries: the next one tries once
 
     @classmethod
     def open(cls, uri: str | None, root: Path, experiment: str | None = None) -> Self:
-        """Open the store at ``uri``, or SQLite in the folder ``root`` where that is None.
+        """Open the store at ``uri``, or the SQLite store in the folder ``root`` if ``uri`` is None.
 
         ``experiment`` names the MLflow experiment; None: the model's name.
 
         Raises:
-            StoreError: the store cannot be reached, read or written; within a few seconds.
+            StoreError: the store cannot be reached, read or written. This takes a few seconds at most.
         """
         place = store.location(uri, root)
         return cls(place, store.connect(place), experiment)
 
     @_patiently
     def sweep_started(self, record: SweepRecord) -> str:
-        """Open the sweep's parent run, or the one that an earlier process left; returns its run id."""
+        """Create the sweep's parent run, or find the one of an earlier process; returns its run id."""
         self._bring_parent(record)
         self._log_opening(record)
         return str(self._parent(record).run_id)
 
     @_patiently
     def trial_finished(self, record: SweepRecord, trial: TrialRecord) -> None:
-        """Write one trial's run, or bring it to the trial's final figures."""
+        """Write one trial's run, or update it."""
         parent = self._parent(record)
         if parent.run_id not in self._children:
             runs = self._trial_runs(parent)
@@ -110,7 +111,7 @@ class Tracker:
 
     @_patiently
     def sync(self, record: SweepRecord) -> None:
-        """Write whatever is missing, and close what an earlier process left open."""
+        """Write whatever is missing, and close runs that an earlier process left open."""
         self._sync(record)
 
     @_patiently
@@ -123,10 +124,10 @@ class Tracker:
         for name, path in files.items():
             folder = name.rpartition("/")[0]
             self._client.log_artifact(self._parent(record).run_id, str(path), folder or None)
-        self._sync(record)  # last, so that a parent that reads FINISHED has everything
+        self._sync(record)  # last, so that a parent marked FINISHED has everything
 
     def _sync(self, record: SweepRecord) -> None:
-        self._parents.pop(sweep_id(record), None)  # its user may have deleted it since
+        self._parents.pop(sweep_id(record), None)  # the user may have deleted it meanwhile
         parent = self._parent(record)
         children = self._trial_runs(parent)
         for trial in record.trials:
@@ -157,18 +158,18 @@ class Tracker:
         self._children.clear()
 
     def _bring_trial(self, record: SweepRecord, trial: TrialRecord, run: Any | None) -> str:
-        """Write one trial's run, which is made where ``run`` is None; returns its id."""
+        """Write one trial's run, which is created if ``run`` is None; returns its id."""
         image = trial_image(record, trial)
         if run is None:
             parent = self._parent(record)
             tags = {**image.tags, PARENT: parent.run_id}
             run = self._client.create_run(parent.experiment_id, image.start_ms, tags, image.name)
-        if run.info.lifecycle_stage == "active":  # a trial that its user deleted stays deleted
+        if run.info.lifecycle_stage == "active":  # a run that the user deleted stays deleted
             bring(self._client, run, image)
         return str(run.info.run_id)
 
     def _parent(self, record: SweepRecord) -> Any:
-        """The ``info`` of the sweep's parent run, which is made where it is not there."""
+        """The ``info`` of the sweep's parent run, which is created if missing."""
         key = sweep_id(record)
         if key not in self._parents:
             experiment_id = self._experiment_id(record)
@@ -183,43 +184,45 @@ class Tracker:
         return self._parents[key]
 
     def _restore(self, parent: Any) -> None:
-        """Bring back a deleted sweep with all its trials when it goes on."""
+        """Restore a deleted parent run with all its trials, because the sweep resumes."""
         if parent.lifecycle_stage == "active":
             return
         for run in self._search(parent.experiment_id, f"tags.`{PARENT}` = '{parent.run_id}'"):
             if run.info.lifecycle_stage != "active":
                 self._client.restore_run(run.info.run_id)
-        self._client.restore_run(parent.run_id)  # last: after a kill the next process begins again
+        self._client.restore_run(
+            parent.run_id
+        )  # last, so that after a kill the next process restores the rest
 
     def _search(self, experiment_id: str, where: str) -> list[Any]:
-        """All runs that match, the oldest first, deleted ones too."""
+        """All runs that match, oldest first, including deleted ones."""
         from mlflow.entities import ViewType
 
         order = ["attributes.start_time ASC"]
         return list(self._client.search_runs([experiment_id], where, ViewType.ALL, MOST_RUNS, order))
 
     def _experiment_id(self, record: SweepRecord) -> str:
-        """The sweep's experiment, which is made or brought back where it is not there."""
+        """The sweep's experiment, which is created or restored if necessary."""
         name = experiment_name(record, self._experiment)
         found = self._client.get_experiment_by_name(name)
         if found is None:
             tags = {
                 "sweeper.kind": "experiment",
                 "sweeper.model": record.model.name,
-                "mlflow.experimentKind": "custom_model_development",  # else its page opens in the GenAI mode
+                "mlflow.experimentKind": "custom_model_development",  # otherwise its page opens in GenAI mode
                 NOTE: describe_experiment(record),
             }
-            # Fails where another sweep of this model was faster; the next attempt finds its experiment.
+            # Fails if another sweep of this model created it first; the next attempt finds it.
             return str(self._client.create_experiment(name, self._place.artifacts, tags))
         if found.lifecycle_stage != "active":
             self._client.restore_experiment(found.experiment_id)
         return str(found.experiment_id)
 
     def _log_opening(self, record: SweepRecord) -> None:
-        """Log what is known before the first trial: the sweep's view, its configuration, the machine."""
+        """Log what is known before the first trial: the sweep's view, its configuration and the machine."""
         parent = self._parent(record)
         key, value = view_tag(record)
-        if key not in self._client.get_experiment(parent.experiment_id).tags:  # else its user's changes stay
+        if key not in self._client.get_experiment(parent.experiment_id).tags:  # keep the user's changes
             self._client.set_experiment_tag(parent.experiment_id, key, value)
         config = yaml.safe_dump(to_plain(dict(record.config)), sort_keys=False, allow_unicode=True)
         machine = json.dumps(to_plain(record.machine), indent=2, ensure_ascii=False) + "\n"
@@ -229,8 +232,8 @@ class Tracker:
     def _log_hypervolume(self, record: SweepRecord) -> None:
         """Log the search's progress as one metric over trials.
 
-        The curve is relative to the final reference point, so a resume can change all of it, and MLflow
-        deletes no metric: a curve that changed gets a name of its own, and a tag says which one counts.
+        The curve depends on the final reference point, so a resume can change all of it. MLflow cannot delete a
+        metric, so a changed curve gets a new name, and a tag names the valid one.
         """
         from mlflow.entities import Metric
 

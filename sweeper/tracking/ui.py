@@ -1,4 +1,4 @@
-"""``sweeper ui``: MLflow's own pages for a store, on 127.0.0.1, for as long as the block lasts."""
+"""``sweeper ui``: serves MLflow's own pages for a store on 127.0.0.1 while the ``with`` block lasts."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from sweeper.tracking import store
 from sweeper.tracking.views import view_of
 
 PORT = 5000  # MLflow's own
-START_SECONDS = 300.0  # 11 to 21 s on 2 quiet cores, over 100 s were seen on busy ones
+START_SECONDS = 300.0  # MLflow starts in 11 to 21 s on 2 quiet cores, and took over 100 s on busy ones
 
-# The pages for models, not those for chat traces; without it MLflow decides by itself.
+# Show the pages for models, not those for chat traces. Without this, MLflow chooses.
 MODE = "?workflowType=machine_learning"
 
 ENVIRONMENT = {
-    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # else 8 more processes
+    "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise MLflow starts 8 more processes
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PYTHONWARNINGS": "ignore",
 }
@@ -31,10 +31,10 @@ ENVIRONMENT = {
 
 @dataclass(frozen=True, slots=True)
 class Pages:
-    """Addresses to open; all but ``home`` are None while the store has no sweep.
+    """Addresses to open; all but ``home`` are None if the store has no sweep.
 
-    ``experiment`` lists all sweeps of the model, ``sweep`` says what to run, ``charts`` draws the front and
-    the swept parameters of that sweep.
+    ``experiment`` lists all sweeps of the model. ``sweep`` shows the recommended commands. ``charts`` draws the
+    Pareto front and the swept parameters of that sweep.
     """
 
     home: str
@@ -49,9 +49,9 @@ class Pages:
 
 
 class MlflowUi:
-    """MLflow's server on one store, in a process group of its own that ends with the ``with`` block.
+    """Runs an MLflow server on one store, in its own process group, until the ``with`` block ends.
 
-    Where the store is a server already, none is started and its own pages are given.
+    If the store is itself a server, this starts none and returns the addresses of that server's pages.
     """
 
     def __init__(self, uri: str | None, root: Path, port: int = PORT) -> None:
@@ -94,11 +94,11 @@ class MlflowUi:
         self._held.close()
 
     def pages(self, sweep: str | None = None) -> Pages:
-        """Where to look: the newest sweep's experiment and run, or those of the sweep of that name.
+        """The addresses for the newest sweep, or for the sweep of that name.
 
         Raises:
             SweepMissingError: no sweep of that name is in the store.
-            StoreError: the store does not answer any more.
+            StoreError: the store no longer answers.
         """
         runs = self._client.search_runs(
             [e.experiment_id for e in self._client.search_experiments(max_results=1000)],
@@ -121,10 +121,10 @@ class MlflowUi:
         )
 
     def wait(self) -> None:
-        """Block until the server ends, by itself or by Ctrl-C."""
+        """Block until the server ends or the user presses Ctrl-C."""
         if self._process is not None:
             self._process.wait()
-            raise StoreError(f"MLflow's server ended: {last_lines(self._log)}")
+            raise StoreError(f"the MLflow server stopped: {last_lines(self._log)}")
 
 
 def _command(place: store.Location, port: int) -> list[str]:

@@ -1,7 +1,7 @@
-"""A saved view of MLflow's page of runs, one a sweep: its trials with what was swept, and the front's chart.
+"""Builds a saved view of MLflow's runs page for each sweep: its trials, the swept parameters and the front's chart.
 
-MLflow (3.17) keeps a saved view as a tag of the experiment, lists it under "Views", and fills in its own
-defaults for what the view leaves out. A version that does not know the tag ignores it. Pure.
+MLflow (3.17) stores a saved view as a tag of the experiment, lists it under "Views", and uses its own
+defaults for anything the view leaves out. A version that does not know the tag ignores it. No input or output here.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from sweeper.records import SweepRecord
 from sweeper.tracking.projection import milliseconds, sweep_id
 
 TAG = "mlflow.sharedViewState."
-CARD_HEIGHT = 440  # pixels: one chart and the head of the next on a screen of 1000
-RUNS_SHOWN = 1000  # more trials than a sweep has: a chart with some of them left out misleads
+CARD_HEIGHT = 440  # pixels: a screen of 1000 shows one chart and the top of the next
+RUNS_SHOWN = 1000  # more trials than a sweep has, because a chart that leaves out trials misleads
 SECTION = "sweeper"
 
 
@@ -27,7 +27,7 @@ def view_of(tags: Mapping[str, str]) -> str:
 
 
 def view_tag(record: SweepRecord) -> tuple[str, str]:
-    """Name and value of the experiment's tag that is the sweep's view."""
+    """The name and value of the experiment tag that stores the sweep's view."""
     at = milliseconds(record.started_utc)
     packed = base64.b64encode(zlib.compress(json.dumps(_state(record)).encode())).decode()
     view = {"name": record.sweep, "createdAt": at, "updatedAt": at, "state": f"deflate;{packed}"}
