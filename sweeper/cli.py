@@ -144,7 +144,7 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     try:
         with prepare.prepared(composed, display, say) as sweep:
             say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
-            with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):  # type: ignore[attr-defined]
+            with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):
                 record = sweep.run()
     except SweeperError as error:
         say_error(str(error))

@@ -237,8 +237,8 @@ def _with_earlier(
     if earlier is None:
         return first, ()
     note = (
-        f"the earlier sweep {earlier.sweep} warm-starts this one; "
-        "set search.transfer=false to start without it"
+        f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
+        "set search.transfer=false to start without them"
     )
     return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
 

@@ -3,42 +3,28 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
 
 from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.words import STATES, outcome
 
 
-@dataclass(frozen=True, slots=True)
-class Carriers:
-    """The trials with a caveat: ``shown`` are on the front or the baseline, ``others`` counts the rest.
+def caveats_of(record: SweepRecord) -> dict[Caveat, str]:
+    """Every caveat of the sweep and of its trials with figures, each with the trials that carry it, in words.
 
-    Both are empty where it holds for the whole sweep.
+    The words are empty where a caveat holds for the whole sweep.
     """
-
-    shown: tuple[int, ...] = ()
-    others: int = 0
-
-    def __str__(self) -> str:
-        if not self.shown:
-            trials = "trial" if self.others == 1 else "trials"
-            return f"{self.others} {trials} off the front" if self.others else ""
-        numbers = ", ".join(f"#{number}" for number in self.shown)
-        return f"{numbers} and {self.others} off the front" if self.others else numbers
-
-
-def caveats_of(record: SweepRecord) -> dict[Caveat, Carriers]:
-    """Every caveat of the sweep and of its trials with figures, each with the trials that carry it."""
     measured = [t for t in record.trials if t.metrics]
     named = {*record.front, record.baseline}
-    found: dict[Caveat, Carriers] = {}
+    found = {}
     for caveat in Caveat:
         carriers = [t.number for t in measured if caveat in t.caveats]
         if carriers and len(carriers) < len(measured):
-            shown = tuple(number for number in carriers if number in named)
-            found[caveat] = Carriers(shown, len(carriers) - len(shown))
+            shown = [f"#{number}" for number in carriers if number in named]
+            if others := len(carriers) - len(shown):
+                shown.append(f"{others} {'trial' if others == 1 else 'trials'} not on the Pareto front")
+            found[caveat] = " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
         elif carriers or caveat in record.caveats:
-            found[caveat] = Carriers()
+            found[caveat] = ""
     return found
 
 
@@ -48,13 +34,14 @@ def caveat_name(caveat: Caveat) -> str:
 
 
 def advice_lines(record: SweepRecord) -> list[str]:
-    """One line for each caveat: its name, its advice, and the trials it is about."""
-    return [
-        f"{caveat_name(caveat)}: {caveat.advice}" + (f" ({carriers})" if str(carriers) else "")
+    """One line for each caveat: its name, its advice, and the trials it is about; then the sweep's notes."""
+    lines = [
+        f"{caveat_name(caveat)}: {caveat.advice}" + (f" ({carriers})" if carriers else "")
         for caveat, carriers in caveats_of(record).items()
         # The head of every report names a simulated machine, and the sweep's own note repeats it.
         if caveat is not Caveat.SIMULATED or not (record.engine.simulated and record.notes)
     ]
+    return [*lines, *record.notes]
 
 
 def failures(record: SweepRecord) -> list[tuple[str, int]]:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
-from sweeper.report.picks import recommended
+from sweeper.report.picks import NOTHING, recommended
 from sweeper.report.words import clean, figure, machine_name, power_line
-from sweeper.results.price import DAYS_PER_YEAR, JOULES_PER_KWH, money, per_hour, per_million_tokens
+from sweeper.results.price import (
+    DAYS_PER_YEAR,
+    JOULES_PER_KWH,
+    energy_words,
+    money,
+    per_hour,
+    per_million_tokens,
+)
 
 UNRANKED = (
     "Sweeps in different groups are not ranked against each other: their sensors see different parts of the "
@@ -35,7 +42,7 @@ class Card:
 
 
 @dataclass(frozen=True, slots=True)
-class Row:
+class Entry:
     """The recommended trial of one sweep. Without one, the figures are None and ``reason`` says why."""
 
     sweep: str
@@ -44,15 +51,15 @@ class Row:
     machine: str
     date: str
     group: int
-    quant: str | None = None
-    trial: int | None = None
-    tokens_per_second: Reading | None = None
-    prompt_tokens_per_second: Reading | None = None
-    watts: Reading | None = None
-    joules_per_token: Reading | None = None
-    price_per_million_tokens: float | None = None
-    price_per_hour: float | None = None
-    reason: str | None = None
+    quant: str | None
+    trial: int | None
+    tokens_per_second: Reading | None
+    prompt_tokens_per_second: Reading | None
+    watts: Reading | None
+    joules_per_token: Reading | None
+    price_per_million_tokens: float | None
+    price_per_hour: float | None
+    reason: str | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +75,7 @@ class Group:
 class Comparison:
     """Sweeps side by side. ``differences`` holds one value for each row, by the name of the fact."""
 
-    rows: tuple[Row, ...]
+    rows: tuple[Entry, ...]
     groups: tuple[Group, ...]
     differences: Mapping[str, tuple[str, ...]]
     sentences: tuple[str, ...]
@@ -86,7 +93,7 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     # Watts of another sensor, or at another workload, cannot be ranked.
     keys = [(r.power.scope, r.power.name, r.power.kind, r.engine.simulated, _workload(r)) for r in records]
     order = list(dict.fromkeys(keys))
-    rows = tuple(_row(record, order.index(key), prices) for record, key in zip(records, keys, strict=True))
+    rows = tuple(_entry(record, order.index(key), prices) for record, key in zip(records, keys, strict=True))
     groups = tuple(_group(records, rows, number) for number in range(len(order)))
     sentences = [*_between_models(records, rows, groups)]
     if card is not None:
@@ -101,7 +108,7 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     return Comparison(rows, groups, _differences(records), tuple(sentences), prices)
 
 
-def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> str:
+def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -> str:
     """Whether the card pays back its price in energy alone, for the tokens that are generated now.
 
     The year's tokens are those of ``hours_per_day`` at today's speed. Energy of both is on one scope, or
@@ -121,17 +128,18 @@ def card_in_words(record: SweepRecord, row: Row, card: Card, prices: Prices) -> 
     # The card waits in all hours of a year but those that it needs for the same tokens.
     busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
     saved_kwh -= card.idle_watts_more * (24.0 - busy) * DAYS_PER_YEAR / 1000
-    saved = saved_kwh * prices.per_kwh
+    yearly = energy_words(abs(saved_kwh), prices)
     times = f"×{card.tokens_per_second / speed:.2g} the speed"
     doubtful = [kind for kind in dict.fromkeys((record.power.kind, card.kind)) if kind != "measured"]
     kinds = f" ({' and '.join(doubtful)})" if doubtful else ""
-    if saved <= 0:
-        verdict = f"never pays in energy: {money(-saved, prices)} a year more"
+    if saved_kwh <= 0:
+        verdict = f"never pays in energy: {yearly} more a year"
     else:
-        verdict = f"pays after {card.price / saved:.1f} years: {money(saved, prices)} a year less"
+        years = card.price / (saved_kwh * prices.per_kwh)
+        verdict = f"pays after {years:.1f} years: {yearly} less a year"
     return (
         f"{clean(card.name)} for {money(card.price, prices)} against {here}: {times}, {verdict} "
-        f"({abs(saved_kwh):.0f} kWh) at {prices.hours_per_day:g} h a day and {prices.per_kwh:g} "
+        f"at {prices.hours_per_day:g} h a day and {prices.per_kwh:g} "
         f"{clean(prices.currency)} per kWh{kinds}."
     )
 
@@ -144,36 +152,35 @@ def _workload(record: SweepRecord) -> str:
     return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}"
 
 
-def _row(record: SweepRecord, group: int, prices: Prices) -> Row:
-    row = Row(
+def _entry(record: SweepRecord, group: int, prices: Prices) -> Entry:
+    best = recommended(record)
+    trial = best.trial if best else None
+    metrics = trial.metrics if trial else {}
+    joules, watts = metrics.get("joules_per_token"), metrics.get("watts")
+    reason = None if trial else f"it recommends nothing: {NOTHING}"
+    absent = next((m for m in ("tokens_per_second", "watts") if m not in metrics), None)
+    if trial and absent:
+        reason = f"{absent} is missing: {trial.missing.get(absent, 'not measured')}"
+    return Entry(
         sweep=record.sweep,
         model=record.model.name,
         parameters=record.model.parameters,
         machine=machine_name(record),
         date=(record.updated_utc or record.started_utc)[:10],
         group=group,
-    )
-    best = recommended(record)
-    if best is None:
-        return replace(row, reason="it recommends nothing: no trial that counts was measured twice")
-    trial, metrics = best.trial, best.trial.metrics
-    joules, watts = metrics.get("joules_per_token"), metrics.get("watts")
-    absent = next((m for m in ("tokens_per_second", "watts") if m not in metrics), None)
-    return replace(
-        row,
-        quant=trial.configuration.quant or record.model.base_quant,
-        trial=trial.number,
+        quant=(trial.configuration.quant or record.model.base_quant) if trial else None,
+        trial=trial.number if trial else None,
         tokens_per_second=metrics.get("tokens_per_second"),
         prompt_tokens_per_second=metrics.get("prompt_tokens_per_second"),
         watts=watts,
         joules_per_token=joules,
         price_per_million_tokens=per_million_tokens(joules.median, prices) if joules else None,
         price_per_hour=per_hour(watts.median, prices) if watts else None,
-        reason=f"{absent} is missing: {trial.missing.get(absent, 'not measured')}" if absent else None,
+        reason=reason,
     )
 
 
-def _group(records: Sequence[SweepRecord], rows: Sequence[Row], number: int) -> Group:
+def _group(records: Sequence[SweepRecord], rows: Sequence[Entry], number: int) -> Group:
     members = [index for index, row in enumerate(rows) if row.group == number]
     first = records[members[0]]
 
@@ -209,36 +216,33 @@ def _differences(records: Sequence[SweepRecord]) -> dict[str, tuple[str, ...]]:
 
 
 def _between_models(
-    records: Sequence[SweepRecord], rows: Sequence[Row], groups: Sequence[Group]
-) -> list[str]:
+    records: Sequence[SweepRecord], rows: Sequence[Entry], groups: Sequence[Group]
+) -> Iterator[str]:
     """A sentence for each two models of different size on one machine and sensor."""
-    said = []
     for group in groups:
         by_size = sorted(group.rows, key=lambda index: rows[index].parameters)
         for small, large in pairwise(by_size):
             same_machine = records[small].machine.fingerprint == records[large].machine.fingerprint
             if same_machine and rows[small].parameters < rows[large].parameters:
-                said += _smaller(rows[small], rows[large], group.kind)
-    return said
+                yield from _smaller(rows[small], rows[large], group.kind)
 
 
-def _smaller(small: Row, large: Row, kind: Kind) -> list[str]:
-    pairs = (small.watts, large.watts, small.tokens_per_second, large.tokens_per_second)
-    a, b, c, d = pairs
+def _smaller(small: Entry, large: Entry, kind: Kind) -> Iterator[str]:
+    a, b, c, d = small.watts, large.watts, small.tokens_per_second, large.tokens_per_second
     if a is None or b is None or c is None or d is None:
-        return []
+        return
     label = "" if kind == "measured" else f" {kind}"
     how = "less than" if a.high < b.low else "more than" if a.low > b.high else "the same within noise as"
     ratio = (a.median / c.median) / (b.median / d.median)
-    return [
+    yield (
         f"{clean(small.model)} ({_size(small)}) draws {how} {clean(large.model)} ({_size(large)}) while it "
         f"generates: {figure(a.median)} against {figure(b.median)} W{label}, at ×{c.median / d.median:.2g} "
         f"its speed and ×{ratio:.2g} its J/token{label}. What is lost is the larger model's answers: a sweep "
         "measures quality between quantisations of one model, not between models."
-    ]
+    )
 
 
-def _size(row: Row) -> str:
+def _size(row: Entry) -> str:
     if row.parameters >= 1e9:
         return f"{row.parameters / 1e9:.3g}B"
     return f"{row.parameters / 1e6:.3g}M"

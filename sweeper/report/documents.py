@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeper.records import SCHEMA, Configuration, Reading, SweepRecord, TrialRecord, to_plain
-from sweeper.report.picks import Picked, marks, picks, recommended
+from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
+from sweeper.report.picks import NOTHING, Picked, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
 
 
@@ -28,7 +28,7 @@ def recommendation_document(record: SweepRecord) -> dict[str, Any]:
     return {
         **_about(record, quant),
         "recommended": None if best is None else _picked(best),
-        "reason": None if best else "no trial that counts was measured twice, so nothing is recommended",
+        "reason": None if best else f"{NOTHING}, so nothing is recommended",
         "others": [_picked(picked) for picked in picks(record) if not picked.recommended],
     }
 
@@ -93,6 +93,3 @@ def _reading(reading: Reading) -> dict[str, float | int | None]:
 
 def _caveats(caveats: Any) -> dict[str, str]:
     return {caveat.name.lower(): caveat.advice for caveat in caveats}
-
-
-CONFIGURATION_KEYS = tuple(Configuration().to_dict())

@@ -5,18 +5,20 @@ from __future__ import annotations
 import csv
 import io
 import json
-from typing import Literal, get_args
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from sweeper.errors import UsageError
-from sweeper.records import Reading, SweepRecord
-from sweeper.report.documents import CONFIGURATION_KEYS, front_document
+from sweeper.records import Configuration, Reading, SweepRecord
+from sweeper.report.documents import front_document
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import marks
-from sweeper.report.terminal import WIDTH, front_table
+from sweeper.report.sections import front_trials
+from sweeper.report.tables import WIDTH
+from sweeper.report.terminal import front_text
 from sweeper.report.words import half_width
 
-Format = Literal["table", "markdown", "json", "csv"]
-FORMATS: tuple[str, ...] = get_args(Format)
+FORMATS = ("table", "markdown", "json", "csv")
 
 
 def render(record: SweepRecord, form: str, width: int = WIDTH) -> str:
@@ -26,56 +28,75 @@ def render(record: SweepRecord, form: str, width: int = WIDTH) -> str:
         UsageError: there is no such form.
     """
     if form == "table":
-        return front_table(record, width)
+        return front_text(record, width)
     if form == "markdown":
         return markdown_report(record)
     if form == "json":
-        return json.dumps(front_document(record), indent=2, ensure_ascii=False) + "\n"
+        return json_text(front_document(record))
     if form == "csv":
         return front_csv(record)
-    raise UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
+    raise unknown_form(form)
+
+
+def unknown_form(form: str) -> UsageError:
+    """The error that names the forms there are."""
+    return UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
 
 
 def front_csv(record: SweepRecord) -> str:
     """One row for the baseline and for each point of the front; a figure that is missing is an empty cell."""
-    rows = list(record.on_front())
-    if record.baseline is not None and record.baseline not in record.front:
-        rows.insert(0, record.trial(record.baseline))
-    metrics = list(dict.fromkeys(name for trial in rows for name in trial.metrics))
-    spreads = [f"{name}_{part}" for name in metrics for part in ("median", "low", "high", "n")]
+    trials = front_trials(record)
+    keys = tuple(Configuration().to_dict())
+    metrics = list(dict.fromkeys(name for trial in trials for name in trial.metrics))
     head = ["trial", "role", "picks", "power_kind", "power_source", "power_scope"]
+    named, power = marks(record), record.power
+    rows = [
+        [
+            trial.number,
+            "front" if trial.number in record.front else "baseline",
+            " ".join(named.get(trial.number, ())),
+            *(power.kind, power.name, power.scope),
+            *(trial.configuration.to_dict()[key] for key in keys),
+            *reading_cells(metrics, trial.metrics),
+            " ".join(caveat.name.lower() for caveat in trial.caveats),
+        ]
+        for trial in trials
+    ]
+    return csv_text([*head, *keys, *reading_heads(metrics), "caveats"], rows)
+
+
+def json_text(document: Any) -> str:
+    """A document as indented JSON, ending in a newline."""
+    return json.dumps(document, indent=2, ensure_ascii=False) + "\n"
+
+
+def reading_heads(metrics: Iterable[str]) -> list[str]:
+    """The heads of the columns that :func:`reading_cells` fills."""
+    return [f"{name}_{part}" for name in metrics for part in ("median", "low", "high", "n")]
+
+
+def reading_cells(metrics: Iterable[str], readings: Mapping[str, Reading | None]) -> list[float | None]:
+    """Median, low, high and n of each metric; None for a missing or unknown value."""
+    found: list[float | None] = []
+    for name in metrics:
+        reading = readings.get(name)
+        if reading is None:
+            found += [None] * 4
+        else:
+            known = half_width(reading) is not None
+            interval = [reading.low, reading.high] if known else [None, None]
+            found += [reading.median, *interval, reading.n]
+    return found
+
+
+def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows as CSV; no spreadsheet takes a cell for a formula, for names of models and sensors are others' text."""
+
+    def cell(item: object) -> object:
+        return f"'{item}" if isinstance(item, str) and item[:1] in ("=", "+", "-", "@", "\t", "\r") else item
+
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow([*head, *CONFIGURATION_KEYS, *spreads, "caveats"])
-    named = marks(record)
-    for trial in rows:
-        writer.writerow(
-            [
-                trial.number,
-                "front" if trial.number in record.front else "baseline",
-                " ".join(named.get(trial.number, ())),
-                record.power.kind,
-                cell(record.power.name),
-                record.power.scope,
-                *(cell(trial.configuration.to_dict()[key]) for key in CONFIGURATION_KEYS),
-                *(figure for name in metrics for figure in reading_cells(trial.metrics.get(name))),
-                " ".join(caveat.name.lower() for caveat in trial.caveats),
-            ]
-        )
+    writer.writerow(head)
+    writer.writerows([cell(item) for item in row] for row in rows)
     return text.getvalue()
-
-
-def reading_cells(reading: Reading | None) -> list[float | int | str]:
-    """Median, low, high and n; a missing or unknown value is an empty cell."""
-    if reading is None:
-        return ["", "", "", ""]
-    if half_width(reading) is None:
-        return [reading.median, "", "", reading.n]
-    return [reading.median, reading.low, reading.high, reading.n]
-
-
-def cell(item: object) -> object:
-    """A cell that no spreadsheet takes for a formula: names of models and sensors are others' text."""
-    if isinstance(item, str) and item[:1] in ("=", "+", "-", "@", "\t", "\r"):
-        return "'" + item
-    return "" if item is None else item

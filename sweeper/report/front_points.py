@@ -1,20 +1,61 @@
-"""The front as plain data: the template draws it, and front.js finds the point under the pointer in it."""
+"""The front as plain data: the page and the picture draw it, and front.js finds the point under the pointer in it."""
 
 from __future__ import annotations
 
 import json
 import math
 from collections.abc import Container, Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.caveats import caveat_name, caveats_of
 from sweeper.report.charts import Axis, Chart, fit
-from sweeper.report.groups import Groups, Plane, groups_of, planes_of
 from sweeper.report.picks import picks
-from sweeper.report.words import axis_title, clean, half_width, own_settings, spread, unit
+from sweeper.report.words import axis_title, clean, half_width, outcome, own_settings, spread, unit
+from sweeper.results.front import undominated
 
-SIGNS = ("fastest", "knee", "greenest")  # picks with a shape of their own; any other one is a ring
+# The label of trials off the front: another trial beats them, or they were measured once only.
+REST = "dominated, or measured only once"
+
+
+@dataclass(frozen=True, slots=True)
+class Plane:
+    """The two metrics of a drawing, the cost ``across`` and the gain ``up``, and where more is better."""
+
+    across: str
+    up: str
+    more_across: bool = False
+    more_up: bool = True
+
+    @property
+    def better(self) -> str:
+        """Where the better points lie: ``up and to the left``."""
+        return f"{'up' if self.more_up else 'down'} and to the {'right' if self.more_across else 'left'}"
+
+    def scored(self, record: SweepRecord) -> list[TrialRecord]:
+        """The trials with a finite figure in both metrics."""
+        return [t for t in record.trials if _is_known(t, self.across) and _is_known(t, self.up)]
+
+
+def planes_of(record: SweepRecord) -> tuple[Plane, ...]:
+    """A plane for the first objective against its cost, then one for each further objective against the same cost.
+
+    The cost is the first other objective that is minimised, else the second objective; watts where the
+    sweep has one objective only.
+    """
+    first, *others = record.objectives
+    cost = next((o for o in others if o.direction == "minimize"), others[0] if others else None)
+    rest = [o for o in others if o is not cost]
+    return tuple(
+        Plane(
+            across=cost.metric if cost else "watts",
+            up=o.metric,
+            more_across=cost is not None and cost.direction == "maximize",
+            more_up=o.direction == "maximize",
+        )
+        for o in (first, *rest)
+    )
 
 
 def front_points(record: SweepRecord) -> str:
@@ -25,13 +66,13 @@ def front_points(record: SweepRecord) -> str:
 
 def front_data(record: SweepRecord) -> dict[str, Any]:
     """Each plane, and the words of every trial that has a point in one of them."""
-    planes = [(plane, groups_of(record, plane)) for plane in planes_of(record)]
-    drawn = {t.number: t for _, groups in planes for t in groups.scored}
+    planes = planes_of(record)
+    drawn = {t.number: t for plane in planes for t in plane.scored(record)}
     places = {number: place for place, number in enumerate(drawn)}
     # What holds for the whole sweep stands at the page's head, not beside every point.
-    general = {caveat for caveat, carriers in caveats_of(record).items() if not str(carriers)}
+    general = {caveat for caveat, carriers in caveats_of(record).items() if not carriers}
     return {
-        "planes": [_plane(record, plane, groups, places) for plane, groups in planes],
+        "planes": [plane_data(record, plane, places) for plane in planes],
         "words": [_words(record, t, general) for t in drawn.values()],
     }
 
@@ -41,43 +82,56 @@ def front_chart(plane: Mapping[str, Any]) -> Chart | None:
     return Chart(*(Axis(low, high) for low, high in plane["view"])) if plane["view"] else None
 
 
-def _plane(record: SweepRecord, plane: Plane, groups: Groups, places: Mapping[int, int]) -> dict[str, Any]:
-    """Points by group, each ``[across, up, place in words]``; intervals are None where no spread is known."""
+def plane_data(record: SweepRecord, plane: Plane, places: Mapping[int, int]) -> dict[str, Any]:
+    """Points by group, each ``[across, up, place in words]``; intervals are None where no spread is known.
+
+    ``stairs`` are the points of the front that no other one beats in these two metrics, from left to right: a third
+    objective brings further points onto the front. The staircase goes across before it goes up where ``late``. The
+    sweep measured nothing between two points, and only the nearer point that costs no more is certain there.
+    """
 
     def at(trials: Iterable[TrialRecord]) -> list[list[float]]:
-        found = [
-            (t.metrics[plane.across].median, t.metrics[plane.up].median, places[t.number]) for t in trials
-        ]
-        return [[_short(across), _short(up), place] for across, up, place in found]
+        medians = ((t.metrics[plane.across].median, t.metrics[plane.up].median, t.number) for t in trials)
+        return [[_short(across), _short(up), places[number]] for across, up, number in medians]
 
-    scored = {t.number for t in groups.scored}
-    intervals = [[_interval(t, plane.across), _interval(t, plane.up)] for t in groups.front]
+    scored = plane.scored(record)
+    on_front = [t for t in scored if t.number in record.front]
+    on_front.sort(key=lambda t: (t.metrics[plane.across].median, t.metrics[plane.up].median))
+    rest = [t for t in scored if t.number not in record.front]
+    front = at(on_front)
+    signs = (1 if plane.more_across else -1), (1 if plane.more_up else -1)
+    stairs = undominated([[sign * x for sign, x in zip(signs, point, strict=False)] for point in front])
+    intervals = [[_interval(t, plane.across), _interval(t, plane.up)] for t in on_front]
     view = []
     for axis in (0, 1) if scored else ():
         ends = [end for pair in intervals for end in pair[axis] or ()]
-        fitted = fit([*(point[axis] for point in at(groups.scored)), *ends])
+        fitted = fit([*(point[axis] for point in at(scored)), *ends])
         view.append([fitted.low, fitted.high])
     return {
         "across": axis_title(plane.across, record),
         "up": axis_title(plane.up, record),
         "view": view,
-        "late": plane.turns_late,
-        "beaten": at(groups.beaten),
-        "outside": at(groups.outside),
-        "front": at(groups.front),
-        "stairs": at(groups.stairs),
+        "late": not plane.more_across,
+        "beaten": at(t for t in rest if outcome(t) != "infeasible"),
+        "outside": at(t for t in rest if outcome(t) == "infeasible"),
+        "front": front,
+        "stairs": [front[index] for index in stairs],
         "intervals": intervals,
-        "baseline": at(groups.baseline),
+        "baseline": at(t for t in scored if t.number == record.baseline),
         "picks": [
             {
-                "kind": "pick" if picked.recommended or picked.pick not in SIGNS else picked.pick,
+                "kind": "pick" if picked.recommended else picked.pick,
                 "name": picked.pick,
                 "at": at([picked.trial])[0],
             }
             for picked in picks(record)
-            if picked.trial.number in scored
+            if picked.trial in scored
         ],
     }
+
+
+def _is_known(trial: TrialRecord, metric: str) -> bool:
+    return metric in trial.metrics and math.isfinite(trial.metrics[metric].median)
 
 
 def _interval(trial: TrialRecord, metric: str) -> list[float] | None:

@@ -19,8 +19,7 @@ from markupsafe import Markup
 from sweeper.records import SweepRecord, to_plain
 from sweeper.report import charts, picks, sections, words
 from sweeper.report.caveats import advice_lines, failures, lost_trials
-from sweeper.report.front_points import front_chart, front_data, front_points
-from sweeper.report.groups import REST, planes_of
+from sweeper.report.front_points import REST, front_chart, front_data, front_points, planes_of
 from sweeper.report.influence import LEAST_TRIALS, influences
 
 SCRIPTS = ("front.js", "page.js")

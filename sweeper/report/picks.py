@@ -14,6 +14,7 @@ from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
 
 NAMED = ("fastest", "knee", "greenest")
+NOTHING = "no trial that counts was measured twice"  # why nothing can be recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +69,20 @@ def picks_by_trial(record: SweepRecord) -> list[list[Picked]]:
     for picked in picks(record):
         found.setdefault(picked.trial.number, []).append(picked)
     return list(found.values())
+
+
+def title(record: SweepRecord, found: list[Picked]) -> str:
+    """The trial and the names of its picks: ``#6 (recommended): fastest, knee``."""
+    names, number = ", ".join(picked.pick for picked in found), found[0].trial.number
+    mark = " (recommended)" if found[0].recommended else ""
+    if 1 < len(found) == len(picks(record)):
+        return f"#{number} is the best by every measure{mark}: {names}"
+    return f"#{number}{mark}: {names}"
+
+
+def meanings(record: SweepRecord, found: list[Picked]) -> str:
+    """The rule of each pick in ``found``, in words."""
+    return "; ".join(f"{picked.pick}: {meaning(record, picked.pick)}" for picked in found)
 
 
 def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:

@@ -7,15 +7,21 @@ import warnings
 from collections.abc import Sequence
 from typing import Any
 
-from sweeper.records import Reading, SweepRecord, TrialRecord
-from sweeper.report.groups import REST, Plane, groups_of, planes_of
-from sweeper.report.picks import marks, recommended
-from sweeper.report.words import axis_title, clean, figure, half_width, machine_name, unit
+from sweeper.records import SweepRecord
+from sweeper.report.front_points import REST, front_data, planes_of
+from sweeper.report.words import clean, figure, machine_name, unit
 
 # Okabe and Ito's colours, which the colour-blind can tell apart; shapes differ as well.
-BLUE, VERMILLION, GREEN, ORANGE = "#0072B2", "#D55E00", "#009E73", "#E69F00"
-GREY, BLACK = "#999999", "#000000"
-PICK_STYLES = (("fastest", "^", VERMILLION), ("knee", "D", ORANGE), ("greenest", "v", GREEN))
+BLUE, GREY, BLACK, VERMILLION = "#0072B2", "#999999", "#000000", "#D55E00"
+POINTS: dict[str, dict[str, Any]] = {
+    "beaten": {"marker": "o", "color": GREY, "alpha": 0.45, "markersize": 4.5, "zorder": 1},
+    "outside": {"marker": "x", "color": BLACK, "alpha": 0.5, "markersize": 4.5, "zorder": 1},
+    "baseline": {"marker": "s", "color": BLACK, "fillstyle": "none", "markersize": 9, "zorder": 4},
+    "fastest": {"marker": "^", "color": VERMILLION, "markersize": 9, "zorder": 5},
+    "knee": {"marker": "D", "color": "#E69F00", "markersize": 9, "zorder": 5},
+    "greenest": {"marker": "v", "color": "#009E73", "markersize": 9, "zorder": 5},
+    "pick": {"marker": "o", "color": VERMILLION, "markersize": 16, "fillstyle": "none", "zorder": 6},
+}
 SIZE_INCHES = (9.0, 5.6)
 DPI = 140  # 1260 x 784: sharp on a phone, under 200 kB
 
@@ -31,7 +37,20 @@ def pareto_png(record: SweepRecord) -> bytes:
 
     drawing = Figure(figsize=SIZE_INCHES, dpi=DPI, layout="constrained")
     FigureCanvasAgg(drawing)
-    _draw(drawing.add_subplot(), record)
+    axes = drawing.add_subplot()
+    data = front_data(record)["planes"][0]
+    axes.set_xlabel(data["across"], parse_math=False)
+    axes.set_ylabel(data["up"], parse_math=False)
+    heading = clean(f"{record.model.name} on {machine_name(record)}")
+    axes.set_title(heading, loc="left", fontsize=11, parse_math=False)
+    axes.grid(visible=True, alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    if data["view"]:
+        _draw(axes, record, data)
+        # Below the axes: within them there is no corner that never holds a point.
+        drawing.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4, markerscale=0.6)
+    else:
+        axes.text(0.5, 0.5, "no trial gave a figure", ha="center", va="center", transform=axes.transAxes)
     out = io.BytesIO()
     with warnings.catch_warnings():
         # The font has no Chinese or Japanese and draws a box instead; a warning would not help the user.
@@ -40,75 +59,41 @@ def pareto_png(record: SweepRecord) -> bytes:
     return out.getvalue()
 
 
-def _draw(axes: Any, record: SweepRecord) -> None:
-    plane = planes_of(record)[0]
-    groups = groups_of(record, plane)
-    named, best = marks(record), recommended(record)
+def _draw(axes: Any, record: SweepRecord, data: dict[str, Any]) -> None:
+    def plot(kind: str, points: Sequence[Sequence[float]], label: str) -> None:
+        if points:
+            columns = [[point[axis] for point in points] for axis in (0, 1)]
+            axes.plot(*columns, label=label, linestyle="none", markeredgewidth=1.5, **POINTS[kind])
 
-    def at(trial: TrialRecord) -> tuple[float, float]:
-        return trial.metrics[plane.across].median, trial.metrics[plane.up].median
-
-    def plot(trials: Sequence[TrialRecord], form: str, **style: Any) -> None:
-        axes.plot(*([place[axis] for place in map(at, trials)] for axis in (0, 1)), form, **style)
-
-    small: dict[str, Any] = {"linestyle": "none", "markersize": 4.5, "zorder": 1}
-    if groups.beaten:
-        plot(groups.beaten, "o", color=GREY, alpha=0.45, label=REST, **small)
-    if groups.outside:
-        plot(groups.outside, "x", color=BLACK, alpha=0.5, label="outside the constraints", **small)
-    step = "steps-post" if plane.turns_late else "steps-pre"
-    plot(groups.stairs, "-", color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step)
-    for trial in groups.front:
-        x, y = trial.metrics[plane.across], trial.metrics[plane.up]
-        arms = {"xerr": _arms(x), "yerr": _arms(y), "capsize": 2}
-        axes.errorbar(x.median, y.median, fmt="o", color=BLUE, markersize=5, zorder=3, **arms)
+    plot("beaten", data["beaten"], REST)
+    plot("outside", data["outside"], "outside the constraints")
+    plot("baseline", data["baseline"], "baseline")
+    step = "steps-post" if data["late"] else "steps-pre"
+    stairs = [[point[axis] for point in data["stairs"]] for axis in (0, 1)]
+    axes.plot(*stairs, color=BLUE, linewidth=1.2, alpha=0.6, zorder=2, drawstyle=step)
+    bars = {"fmt": "o", "color": BLUE, "markersize": 5, "zorder": 3, "capsize": 2}
+    for (x, y, _), (across, up) in zip(data["front"], data["intervals"], strict=True):
+        axes.errorbar(x, y, _arms(up, y), _arms(across, x), **bars)
     axes.plot([], [], "o-", color=BLUE, label="front, with 95 % intervals")
-    large: dict[str, Any] = {"linestyle": "none", "markersize": 9, "zorder": 5}
-    if groups.baseline:
-        plot(groups.baseline, "s", color=BLACK, fillstyle="none", label="baseline", **{**large, "zorder": 4})
-    for trial in groups.scored:
-        for name, marker, colour in PICK_STYLES:
-            if name in named.get(trial.number, ()):
-                plot([trial], marker, color=colour, label=name, **large)
-        if best is not None and best.trial.number == trial.number:
-            ring: dict[str, Any] = {
-                "fillstyle": "none",
-                "markeredgewidth": 2,
-                "zorder": 6,
-                "linestyle": "none",
-            }
-            plot([trial], "o", color=VERMILLION, markersize=16, label=f"recommended ({best.pick})", **ring)
-            _tell(axes, record, plane, at(trial))
-    _dress(axes, record, plane, empty=not groups.scored)
+    for pick in data["picks"]:
+        if pick["kind"] == "pick":
+            plot("pick", [pick["at"]], f"recommended ({pick['name']})")
+            _tell(axes, record, *pick["at"][:2])
+        else:
+            plot(pick["kind"], [pick["at"]], pick["name"])
 
 
-def _arms(reading: Reading) -> list[list[float]] | None:
-    if half_width(reading) is None:
+def _arms(interval: Sequence[float] | None, median: float) -> list[list[float]] | None:
+    if interval is None:
         return None
-    return [[max(0.0, reading.median - reading.low)], [max(0.0, reading.high - reading.median)]]
+    return [[max(0.0, median - interval[0])], [max(0.0, interval[1] - median)]]
 
 
-def _tell(axes: Any, record: SweepRecord, plane: Plane, at: tuple[float, float]) -> None:
+def _tell(axes: Any, record: SweepRecord, across: float, up: float) -> None:
     """The figures beside the recommended point, on the side where there is room."""
-    words = ", ".join(
-        f"{figure(value)} {unit(metric, record.power)}"
-        for value, metric in ((at[1], plane.up), (at[0], plane.across))
-    )
+    plane = planes_of(record)[0]
+    figures = ((up, plane.up), (across, plane.across))
+    words = ", ".join(f"{figure(value)} {unit(metric, record.power)}" for value, metric in figures)
     left, right = axes.get_xlim()
-    place, side = ((-14, -18), "right") if at[0] > left + 0.7 * (right - left) else ((12, -16), "left")
-    axes.annotate(words, at, xytext=place, textcoords="offset points", fontsize=9, ha=side)
-
-
-def _dress(axes: Any, record: SweepRecord, plane: Plane, *, empty: bool) -> None:
-    axes.set_xlabel(axis_title(plane.across, record), parse_math=False)
-    axes.set_ylabel(axis_title(plane.up, record), parse_math=False)
-    axes.set_title(
-        clean(f"{record.model.name} on {machine_name(record)}"), loc="left", fontsize=11, parse_math=False
-    )
-    axes.grid(visible=True, alpha=0.25)
-    axes.spines[["top", "right"]].set_visible(False)
-    if empty:
-        axes.text(0.5, 0.5, "no trial gave a figure", ha="center", va="center", transform=axes.transAxes)
-    else:
-        # Below the axes: within them there is no corner that never holds a point.
-        axes.figure.legend(fontsize=8, frameon=False, loc="outside lower center", ncols=4, markerscale=0.6)
+    place, side = ((-14, -18), "right") if across > left + 0.7 * (right - left) else ((12, -16), "left")
+    axes.annotate(words, (across, up), xytext=place, textcoords="offset points", fontsize=9, ha=side)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Self
 
 from sweeper.records import Configuration, SweepRecord, TrialRecord
 
@@ -21,61 +21,38 @@ class Plan:
     minutes: float | None = None  # the search ends after so many minutes, whatever is left
 
 
-class Progress(Protocol):
-    """Events of one sweep, in the order in which they come. None of them may raise or take long."""
+class Progress:
+    """Events of one sweep, in the order in which they come; a display overrides those that it shows.
+
+    Enter it around the sweep. No event may raise or take long.
+    """
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Close the display, also where the sweep broke."""
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """The ``number``-th of ``total`` begins, counted from 1; earlier trials of a resumed sweep count.
 
         After :meth:`finalists` both count the measurements of that stage, those of :meth:`undecided` included.
         """
-        ...
 
     def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
         """``load``, ``warm-up``, ``prefill`` or ``decode`` is under way, with tok/s and W as far as known."""
-        ...
 
     def trial_finished(self, trial: TrialRecord) -> None:
         """The trial that was started last is over, whatever became of it."""
-        ...
 
     def note(self, text: str) -> None:
         """One line that the user must see, now."""
-        ...
 
     def finalists(self, measurements: int) -> None:
         """The search is over: the candidates are measured again, in so many measurements."""
-        ...
 
     def undecided(self, measurements: int) -> None:
         """The top finalists are a near-tie: so many more measurements of some of them follow."""
-        ...
 
     def finished(self, record: SweepRecord) -> None:
         """The sweep is over and recorded."""
-        ...
-
-
-class Silent:
-    """A :class:`Progress` that shows nothing."""
-
-    def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
-        """Shown nowhere."""
-
-    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
-        """Shown nowhere."""
-
-    def trial_finished(self, trial: TrialRecord) -> None:
-        """Shown nowhere."""
-
-    def note(self, text: str) -> None:
-        """Shown nowhere."""
-
-    def finalists(self, measurements: int) -> None:
-        """Shown nowhere."""
-
-    def undecided(self, measurements: int) -> None:
-        """Shown nowhere."""
-
-    def finished(self, record: SweepRecord) -> None:
-        """Shown nowhere."""

@@ -1,27 +1,24 @@
-"""The page's tables and lists as plain data; templates/page.html.j2 turns them into HTML."""
+"""The sections of a report as tables and lists of facts; HTML, markdown and the terminal write them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
 
 from sweeper.metrics import describe
 from sweeper.records import Reading, SweepRecord, TrialRecord
 from sweeper.report.caveats import lost_trials, reason
-from sweeper.report.front_rows import front_rows
 from sweeper.report.picks import marks, recommended
+from sweeper.report.tables import Facts, Row, Table
 from sweeper.report.words import (
     MISSING,
-    SCOPES,
     STATES,
     TRUST,
     baseline_of,
     change,
-    disturbed,
+    doubt,
     figure,
     figures,
     head,
-    is_doubtful,
     model_line,
     moment,
     outcome,
@@ -29,47 +26,21 @@ from sweeper.report.words import (
     parts,
     power_line,
     spread,
-    unfinished,
+    tally,
 )
 from sweeper.results.ceiling import Ceiling, ceiling
-from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.results.price import energy_words, kwh_per_year, money, per_hour, per_million_tokens
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
     ("decode", "tokens_per_second", "watts", "joules_per_token"),
 )
+# Metrics beside the objectives in the table of the front, and how soon a narrow terminal drops them.
+EXTRA = {"joules_per_token": 1, "prompt_tokens_per_second": 2, "kl_divergence": 3}
+LEGEND = "±: half of the 95 % interval; ± ?: measured only once."
+AGAINST = " Percentages compare with the baseline: the engine's own defaults on this machine."
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
-
-Facts = list[tuple[str, str]]
-Cell = str | tuple[str, str]  # of two texts the second stands small below the first
-
-
-@dataclass(frozen=True, slots=True)
-class Row:
-    """A row of a table: its cells, its class, and a line that runs below all of its cells."""
-
-    cells: Sequence[Cell]
-    kind: str = ""
-    below: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Table:
-    """A table whose first ``words`` columns hold words and stand left; the others hold figures."""
-
-    heads: Sequence[str]
-    rows: Sequence[Row]
-    words: int = 1
-
-
-def warnings(record: SweepRecord) -> Iterator[str]:
-    """Reasons to doubt the answer, for the head of the page."""
-    if record.engine.simulated:
-        yield "Everything here is simulated: no figure was measured on a real machine."
-    elif is_doubtful(record.power):
-        yield f"Watts are {TRUST[record.power.kind]}."
-    yield from filter(None, (unfinished(record), disturbed(record)))
 
 
 def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str, str, str]]:
@@ -81,36 +52,57 @@ def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str
             continue
         median, half = parts(reading)
         against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
-        kind = f", {record.power.kind}" if describe(metric).power and is_doubtful(record.power) else ""
-        under = f"{'± ' if half else ''}{half} {describe(metric).unit}{kind}".strip()
+        under = f"{'± ' if half else ''}{half} {describe(metric).unit}{doubt(record.power, metric)}".strip()
         yield median, describe(metric).title, under, against
+
+
+def front_trials(record: SweepRecord) -> list[TrialRecord]:
+    """The front in its order; a baseline that is not on it comes first."""
+    base = baseline_of(record)
+    return [*([base] if base is not None and base.number not in record.front else []), *record.on_front()]
 
 
 def front_table(record: SweepRecord) -> Table | None:
     """The baseline and the front, with changes from the baseline and each trial's settings."""
-    found = front_rows(record)
-    if not found:
+    trials = [trial for trial in front_trials(record) if trial.metrics]
+    if not trials:
         return None
-    extra = ("joules_per_token", "prompt_tokens_per_second", "kl_divergence")
-    wanted = dict.fromkeys([*(o.metric for o in record.objectives), *extra])
-    metrics = [m for m in wanted if any(m in row.trial.metrics for row in found)]
+    base, best, named = baseline_of(record), recommended(record), marks(record)
+    objectives = [objective.metric for objective in record.objectives]
+    wanted = dict.fromkeys([*objectives, *EXTRA])
+    metrics = [m for m in wanted if any(m in trial.metrics for trial in trials)]
     rows = []
-    for row in found:
-        cells: list[Cell] = [f"#{row.trial.number} {', '.join(row.names)}".strip()]
-        cells += [(figures(row.trial, m), "" if describe(m).exact else row.change(m)) for m in metrics]
-        kind = "pick" if row.recommended else "baseline" if row.is_baseline else ""
-        rows.append(Row(cells, kind, row.settings))
-    return Table(["trial", *(head(m, record.power) for m in metrics)], rows)
+    for trial in trials:
+        is_base, is_best = trial is base, best is not None and trial is best.trial
+        names = (*(("baseline",) if is_base else ()), *named.get(trial.number, ()))
+        against = {} if base is None or is_base else base.metrics
+        cells = [
+            (figures(trial, m), "" if describe(m).exact else change(trial.metrics.get(m), against.get(m)))
+            for m in metrics
+        ]
+        own = "the engine's default" if is_base else own_settings(record, trial)
+        rows.append(
+            Row(
+                [f"{'★' if is_best else ' '} #{trial.number}", *cells],
+                kind="pick" if is_best else "baseline" if is_base else "",
+                below=" · ".join(filter(None, (", ".join(names), own))),
+            )
+        )
+    heads = ["  trial", *(head(m, record.power) for m in metrics)]
+    return Table(heads, rows, gives_way=[0, *(0 if m in objectives else EXTRA[m] for m in metrics)])
+
+
+def legend(record: SweepRecord) -> str:
+    """The meaning of the signs in the table of the front."""
+    return LEGEND + ("" if record.baseline is None else AGAINST)
 
 
 def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:
     """The baseline and each trial that was picked, with their names."""
-    named = dict(marks(record))
-    rows = []
-    if record.baseline is not None:
-        names = ("baseline", *named.pop(record.baseline, ()))
-        rows.append((", ".join(names), record.trial(record.baseline)))
-    rows += [(", ".join(names), record.trial(number)) for number, names in named.items()]
+    named: dict[int, tuple[str, ...]] = {} if record.baseline is None else {record.baseline: ("baseline",)}
+    for number, names in marks(record).items():
+        named[number] = (*named.get(number, ()), *names)
+    rows = [(", ".join(names), record.trial(number)) for number, names in named.items()]
     return [(names, trial) for names, trial in rows if trial.metrics]
 
 
@@ -119,7 +111,7 @@ def phases(record: SweepRecord) -> list[Table]:
     trials = compared(record)
     if not trials:
         return []
-    kind = f" {record.power.kind}" if is_doubtful(record.power) else ""
+    kind = doubt(record.power)
     rows = []
     for names, trial in trials:
         for phase, *metrics in PHASES:
@@ -127,7 +119,7 @@ def phases(record: SweepRecord) -> list[Table]:
             price = (
                 money(per_million_tokens(joules.median, record.prices), record.prices) if joules else MISSING
             )
-            rows.append(Row([(phase, names), *(figures(trial, metric) for metric in metrics), price]))
+            rows.append(Row([f"{phase}, {names}", *(figures(trial, m) for m in metrics), price]))
     extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
     shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
     return [
@@ -142,26 +134,24 @@ def phases(record: SweepRecord) -> list[Table]:
 def costs(record: SweepRecord) -> Facts:
     """An hour and a year of each trial, and of a machine at rest, in energy and money."""
     prices = record.prices
-    kind = f" ({record.power.kind})" if is_doubtful(record.power) else ""
+    kind = f" ({record.power.kind})" if doubt(record.power) else ""
 
-    def around_the_clock(watts: Reading) -> str:
-        kwh = kwh_per_year(watts.median, 24)
-        return f"{spread(watts)} W; around the clock {kwh:.0f} kWh and {money(kwh * prices.per_kwh, prices)} a year"
+    def yearly(watts: Reading, hours: float) -> str:
+        return energy_words(kwh_per_year(watts.median, hours), prices)
 
     entries = []
     for names, trial in compared(record):
         if watts := trial.metrics.get("watts"):
-            yearly = kwh_per_year(watts.median, prices.hours_per_day)
-            cost = (
-                f"{money(per_hour(watts.median, prices), prices)} an hour; {yearly:.0f} kWh and "
-                f"{money(yearly * prices.per_kwh, prices)} a year at {prices.hours_per_day:g} h a day"
-            )
-            entries.append((f"{names}, generating{kind}", cost))
-    if record.idle_watts is not None:
-        entries.append((f"machine at rest{kind}", around_the_clock(record.idle_watts)))
-    best = recommended(record)
-    if best and (resident := best.trial.metrics.get("resident_watts")):
-        entries.append((f"{best.pick}, loaded and idle{kind}", around_the_clock(resident)))
+            hourly = money(per_hour(watts.median, prices), prices)
+            year = f"{yearly(watts, prices.hours_per_day)} a year at {prices.hours_per_day:g} h a day"
+            entries.append((f"{names}, generating{kind}", f"{hourly} an hour; {year}"))
+    waiting = [(f"machine at rest{kind}", record.idle_watts)]
+    if best := recommended(record):
+        waiting.append((f"{best.pick}, loaded and idle{kind}", best.trial.metrics.get("resident_watts")))
+    for name, reading in waiting:
+        if reading is not None:
+            year = f"around the clock {yearly(reading, 24)} a year"
+            entries.append((name, f"{spread(reading)} W; {year}"))
     return entries
 
 
@@ -203,12 +193,13 @@ def setting(record: SweepRecord) -> Facts:
         ("kernel", m.kernel),
         ("fingerprint", m.fingerprint),
         ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
-        ("sensor", power_line(power)),
+        ("watts", power_line(power)),
         ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
-        ("scope", SCOPES[power.scope]),
         ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
         ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
+        ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
+        ("trials", tally(record)),
     ]
 
 
@@ -216,8 +207,8 @@ def origin(record: SweepRecord) -> Facts:
     """Versions and files that a repeat of the sweep needs."""
     file = record.model.files.get(record.model.base_quant)
     return [
+        ("sweep", record.sweep),
         ("sweeper", record.sweeper_version or MISSING),
-        ("engine", f"{record.engine.name} {record.engine.version}"),
         ("model file", (file.path if file else "") or MISSING),
         ("its SHA-256", (file.sha256 if file else "") or MISSING),
         ("measured", f"{moment(record.started_utc)} to {moment(record.updated_utc)}"),

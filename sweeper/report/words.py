@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Iterator
 from datetime import UTC, datetime
 from typing import Any
 
 from sweeper.metrics import describe
-from sweeper.records import Configuration, Objective, PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
 from sweeper.results.front import TOO_NOISY, too_noisy
 
 MISSING = "–"  # for a missing figure; never a 0
@@ -49,8 +49,7 @@ def spread(reading: Reading | None) -> str:
     """
     if reading is None:
         return MISSING
-    median, half = parts(reading)
-    return f"{median} ± {half}" if half else median
+    return " ± ".join(filter(None, parts(reading)))
 
 
 def parts(reading: Reading) -> tuple[str, str]:
@@ -76,11 +75,11 @@ def figures(trial: TrialRecord, metric: str) -> str:
 
 
 def change(reading: Reading | None, base: Reading | None) -> str:
-    """The difference to the baseline as ``+12 %`` or ``−28 %``; ``?`` where noise leaves no more than its size."""
+    """The difference to the baseline as ``+12 %`` or ``−28 %``; ``too noisy`` where noise hides it."""
     if reading is None or base is None or base.median == 0:
         return ""
     if too_noisy(reading) or too_noisy(base):
-        return "?"
+        return "too noisy"
     percent = round(100 * (reading.median / base.median - 1))
     sign = "+" if percent > 0 else "−" if percent < 0 else ""  # no ±: that is an interval's
     return f"{sign}{abs(percent)} %"
@@ -97,10 +96,11 @@ def value(item: Any) -> str:
 
 def settings(configuration: Configuration, base: Configuration | None) -> str:
     """The differences of ``configuration`` from ``base``: ``n_threads=4 quant=Q4_K_M``."""
-    here = configuration.to_dict()
     there = {} if base is None else base.to_dict()
-    changed = [f"{key}={value(item)}" for key, item in here.items() if base is None or item != there[key]]
-    return " ".join(changed) or "as the baseline"
+    changed = [
+        (key, item) for key, item in configuration.to_dict().items() if (key, item) not in there.items()
+    ]
+    return " ".join(f"{key}={value(item)}" for key, item in changed) or "as the baseline"
 
 
 def baseline_of(record: SweepRecord) -> TrialRecord | None:
@@ -139,35 +139,32 @@ TRUST = {
 
 
 def power_line(power: PowerSource) -> str:
-    """One line on where watts come from: ``measured · nvml (…) · scope gpu``."""
-    return f"{power.kind} · {clean(power.name)} ({clean(power.interface)}) · scope {power.scope}"
+    """One line on where watts come from: ``measured · nvml (…) · covers the GPU alone: … (scope gpu)``."""
+    scope = f"covers {SCOPES[power.scope]} (scope {power.scope})"
+    return f"{power.kind} · {clean(power.name)} ({clean(power.interface)}) · {scope}"
 
 
-def is_doubtful(power: PowerSource) -> bool:
-    """Whether every report must label the watts of this source."""
-    return power.kind != "measured"
+def doubt(power: PowerSource, metric: str = "watts") -> str:
+    """The label that figures of ``metric`` need where watts were not measured: `` estimated``, else empty."""
+    return f" {power.kind}" if power.kind != "measured" and describe(metric).power else ""
 
 
 def unit(metric: str, power: PowerSource) -> str:
     """The unit behind a figure that has no heading: ``tok/s``, ``prefill tok/s``, ``W estimated``."""
-    found = describe(metric)
     phase = "prefill " if metric.startswith("prompt_") else ""
-    doubt = f" {power.kind}" if found.power and is_doubtful(power) else ""
-    return f"{phase}{found.unit or metric.replace('_', ' ')}{doubt}"
+    return f"{phase}{describe(metric).unit or metric.replace('_', ' ')}{doubt(power, metric)}"
 
 
 def head(metric: str, power: PowerSource) -> str:
     """A column's head; where watts are not measured it says so."""
-    found = describe(metric)
-    return f"{found.head} {power.kind}" if found.power and is_doubtful(power) else found.head
+    return describe(metric).head + doubt(power, metric)
 
 
 def axis_title(metric: str, record: SweepRecord) -> str:
     """An axis' title with its unit; watts that are not measured say so."""
     found = describe(metric)
-    kind = f", {record.power.kind}" if found.power and is_doubtful(record.power) else ""
-    behind = f" ({found.unit}{kind})" if found.unit or kind else ""
-    return clean(found.title + behind)
+    behind = ",".join(filter(None, (found.unit, doubt(record.power, metric))))
+    return clean(f"{found.title} ({behind.strip()})" if behind else found.title)
 
 
 def searched(record: SweepRecord) -> tuple[str, ...]:
@@ -209,23 +206,29 @@ def moment(utc: str) -> str:
     return f"{then.astimezone(UTC) if then.tzinfo else then:%Y-%m-%d %H:%M} UTC"
 
 
-def unfinished(record: SweepRecord) -> str:
-    """A warning about a sweep that has not ended; empty for one that has."""
+def warnings(record: SweepRecord) -> Iterator[str]:
+    """Reasons to doubt the answer, for the head of every report."""
+    if record.engine.simulated:
+        yield "Everything here is simulated: no figure was measured on a real machine."
+    elif record.power.kind != "measured":
+        yield f"Watts are {TRUST[record.power.kind]}."
     if record.state == "running":
-        return "This sweep is still running, or was cut off: these figures are not its result yet."
+        yield "This sweep is still running, or was cut off: these figures are not its result yet."
     if record.state == "stopped":
-        return f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
-    return ""
+        yield f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
+    if doubt := disturbed(record):
+        yield doubt
 
 
 def disturbed(record: SweepRecord) -> str:
     """A warning where something disturbed the machine during the measurement; else empty."""
-    shown = [record.trial(n) for n in dict.fromkeys((record.baseline, record.recommended)) if n is not None]
-    wide = [
-        f"#{t.number} varies by {100 * share:.0f} %"
-        for t in shown
-        if (share := widest(t, record.objectives)) > TOO_NOISY
-    ]
+    wide = []
+    for number in dict.fromkeys((record.baseline, record.recommended)):
+        metrics = record.trial(number).metrics if number is not None else {}
+        readings = [metrics[o.metric] for o in record.objectives if o.metric in metrics]
+        shares = ((half_width(r) or 0.0) / abs(r.median) for r in readings if r.median)
+        if (widest := max(shares, default=0.0)) > TOO_NOISY:
+            wide.append(f"#{number} varies by {100 * widest:.0f} %")
     if not wide:
         return ""
     return (
@@ -233,12 +236,6 @@ def disturbed(record: SweepRecord) -> str:
         f"({', '.join(wide)}). "
         "Close other programs and run the sweep again under another name (name=NAME)."
     )
-
-
-def widest(trial: TrialRecord, objectives: Sequence[Objective]) -> float:
-    """The widest of a trial's intervals in the objectives, half of it as a share of its median."""
-    readings = [trial.metrics[o.metric] for o in objectives if o.metric in trial.metrics]
-    return max(((half_width(r) or 0.0) / abs(r.median) for r in readings if r.median), default=0.0)
 
 
 def model_line(record: SweepRecord) -> str:

@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 
 from sweeper.metrics import describe
-from sweeper.records import Prices, Reading, SweepRecord, TrialRecord
+from sweeper.records import Prices, SweepRecord, TrialRecord
 from sweeper.results.front import too_noisy, within_noise
 from sweeper.results.objectives import amount_words, cost_metric, speed_metric
 
 JOULES_PER_KWH = 3.6e6
-HOURS_PER_YEAR = 24 * 365
 DAYS_PER_YEAR = 365
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 
@@ -19,7 +17,7 @@ _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """Describe the gains and costs of ``trial``, compared with the sweep's baseline, in words.
 
-    For example ``-3 % speed, -28 % watts, 31 kWh and €8.96 a year less at 4 h a day``.
+    For example ``compared with the baseline: -3 % speed, -28 % watts, 31 kWh and €9 less a year at 4 h a day``.
 
     Both energy figures are for the same tokens: those that the baseline generates on 365 days, in the hours a day of
     ``record.prices``. The baseline's energy is watts x hours. The trial's energy is that times the ratio of the two
@@ -28,9 +26,9 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
-    base = _baseline(record)
+    base = None if record.baseline is None else record.trial(record.baseline)
     absolute = ", ".join(f"{amount_words(trial, m)}{label if describe(m).power else ''}" for m in shown)
-    if base is None or not all(m in base.metrics for m in shown):
+    if base is None or base.state != "complete" or not all(m in base.metrics for m in shown):
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
         return "this is the engine's default configuration, the baseline"
@@ -38,15 +36,9 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
         return f"{absolute}; too noisy to compare with the baseline"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
-    energy = _energy_words(base, trial, record.prices, prefix)
-    return ", ".join([*parts, f"{energy}{label}"] if energy else parts)
-
-
-def _baseline(record: SweepRecord) -> TrialRecord | None:
-    if record.baseline is None:
-        return None
-    base = record.trial(record.baseline)
-    return base if base.state == "complete" else None
+    if energy := _energy_words(base, trial, record.prices, prefix):
+        parts.append(energy + label)
+    return f"compared with the baseline: {', '.join(parts)}"
 
 
 def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
@@ -57,28 +49,23 @@ def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
     return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
 
 
-def _joules_per_token(metrics: Mapping[str, Reading], prefix: str) -> float | None:
-    watts, speed = metrics.get(f"{prefix}watts"), metrics.get(f"{prefix}tokens_per_second")
-    return watts.median / speed.median if watts and speed and speed.median > 0 else None
-
-
-def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str) -> str | None:
-    """The difference in energy and money a year to the baseline; None if a figure is missing or noise hides it."""
-    before, after = _joules_per_token(base.metrics, prefix), _joules_per_token(trial.metrics, prefix)
-    if before is None or after is None or before <= 0:
-        return None
-    both = (f"{prefix}watts", f"{prefix}tokens_per_second")
-    if all(within_noise(base.metrics[m], trial.metrics[m]) for m in both):
-        return None
-    yearly_kwh = base.metrics[f"{prefix}watts"].median * prices.hours_per_day * DAYS_PER_YEAR / 1000
-    kwh = yearly_kwh * (after / before - 1)
+def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str) -> str:
+    """The difference in energy and money a year to the baseline; empty if a figure is missing or noise hides it."""
+    power, speed = f"{prefix}watts", f"{prefix}tokens_per_second"
+    if not all(m in t.metrics and t.metrics[m].median > 0 for t in (base, trial) for m in (power, speed)):
+        return ""
+    if all(within_noise(base.metrics[m], trial.metrics[m]) for m in (power, speed)):
+        return ""
+    before, after = (t.metrics[power].median / t.metrics[speed].median for t in (base, trial))
+    kwh = kwh_per_year(base.metrics[power].median, prices.hours_per_day) * (after / before - 1)
     direction = "more" if kwh > 0 else "less"
-    cost = money(abs(kwh) * prices.per_kwh, prices)
-    return f"{_round(abs(kwh))} kWh and {cost} a year {direction} at {prices.hours_per_day:g} h a day"
+    return f"{energy_words(abs(kwh), prices)} {direction} a year at {prices.hours_per_day:g} h a day"
 
 
-def _round(value: float) -> str:
-    return f"{value:.0f}" if value >= 10 else f"{value:.1f}"
+def energy_words(kwh: float, prices: Prices) -> str:
+    """Energy and its price, for example ``31 kWh and €9.30``: two digits each, for no sensor supports more."""
+    energy, cost = (float(f"{amount:.2g}") for amount in (kwh, kwh * prices.per_kwh))
+    return f"{energy:g} kWh and {money(cost, prices)}"
 
 
 def per_million_tokens(joules_per_token: float, prices: Prices) -> float:
@@ -99,6 +86,9 @@ def kwh_per_year(watts: float, hours_per_day: float) -> float:
 def money(amount: float, prices: Prices) -> str:
     """An amount in the user's currency, for example ``€0.42`` or ``0.42 CHF``. Small amounts have two digits."""
     size = abs(amount)
-    digits = 0 if size >= 100 else 2 if size >= 0.1 or size == 0 else min(6, 1 - math.floor(math.log10(size)))
+    if size >= 100 or (size >= 10 and size == round(size)):
+        digits = 0
+    else:
+        digits = 2 if size >= 0.1 or size == 0 else min(6, 1 - math.floor(math.log10(size)))
     text = f"{amount:.{digits}f}"
     return f"{_SIGNS[prices.currency]}{text}" if prices.currency in _SIGNS else f"{text} {prices.currency}"

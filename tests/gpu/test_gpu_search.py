@@ -12,7 +12,7 @@ from sweeper.lab.simulator import MACHINES, machine_record, model_record
 from sweeper.parameters import TUNABLES
 from sweeper.prepare import prepared
 from sweeper.records import SweepRecord, Workload
-from sweeper.report.progress import Silent
+from sweeper.report.progress import Progress
 from sweeper.search.gp_front import INITIAL_TRIALS
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.space.auto import NO_OFFLOAD, Facts, default_configuration, fill_auto
@@ -82,7 +82,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> SweepRecord:
         "space.n_threads_batch=8",
         "space.power_limit_watts=null",
     ]
-    with prepared(compose(overrides), lambda *_: Silent(), lambda _: None) as sweep:
+    with prepared(compose(overrides), lambda *_: Progress(), lambda _: None) as sweep:
         return sweep.run()
 
 

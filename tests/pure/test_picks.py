@@ -198,14 +198,15 @@ def test_a_metric_that_is_missing_everywhere_is_an_error_with_its_reason():
 def test_the_price_in_words():
     # 60 W x 4 h x 365 = 87.6 kWh, times 1 - 2.2268 / 3 = 22.6 kWh, times 0.30 = 6.77.
     assert choose(sweep(*FIVE), "within:5%").words == (
-        "-3 % speed, -28 % watts, 23 kWh and €6.77 a year less at 4 h a day"
+        "compared with the baseline: -3 % speed, -28 % watts, 23 kWh and €6.80 less a year at 4 h a day"
     )
 
 
 def test_an_estimate_says_so_wherever_energy_is_named():
     words = choose(sweep(*FIVE, kind="estimated"), "within:5%").words
     assert words == (
-        "-3 % speed, -28 % watts (estimated), 23 kWh and €6.77 a year less at 4 h a day (estimated)"
+        "compared with the baseline: -3 % speed, -28 % watts (estimated), "
+        "23 kWh and €6.80 less a year at 4 h a day (estimated)"
     )
     assert "(partly estimated)" in choose(sweep(*FIVE, kind="mixed")).words
     assert "(simulated)" in choose(sweep(*FIVE, kind="simulated")).words
@@ -214,12 +215,18 @@ def test_an_estimate_says_so_wherever_energy_is_named():
 def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
     prices = Prices(currency="CHF", per_kwh=0.1, hours_per_day=1)
     words = choose(sweep(trial(0, 20, 20), trial(1, 21, 23), prices=prices), "fastest").words
-    assert words == "+5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF a year more at 1 h a day"
+    assert (
+        words
+        == "compared with the baseline: +5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF more a year at 1 h a day"
+    )
 
 
 def test_a_difference_within_noise_is_no_difference():
     tie = sweep(trial(0, 20, 60, noise=0.05), trial(1, 20.1, 59, noise=0.05))
-    assert choose(tie, "fastest").words == "same speed within noise, same watts within noise"
+    assert (
+        choose(tie, "fastest").words
+        == "compared with the baseline: same speed within noise, same watts within noise"
+    )
 
 
 def test_the_baseline_itself_and_no_baseline():
@@ -241,7 +248,10 @@ def test_other_objectives_are_used_or_the_pick_says_why_not():
     record = sweep(*trials, objectives=objectives)
     assert choose(record, "fastest").trial.number == 1
     assert choose(record, "within:60%").trial.number == 0
-    assert choose(record, "fastest").words == "+100 % context, time to first token 0 → 0.5"
+    assert (
+        choose(record, "fastest").words
+        == "compared with the baseline: +100 % context, time to first token 0 → 0.5"
+    )
     assert price_in_words(dataclasses.replace(record, baseline=None), trials[1]) == (
         "8192 tokens, 0.5 s; no baseline to compare with"
     )
@@ -258,7 +268,7 @@ def test_prefill_objectives_are_priced_by_prefill():
     record = sweep(trial(0, 5, 5, metrics=slow), trial(1, 4, 9, metrics=fast), objectives=objectives)
     assert choose(record, "greenest").trial.number == 1
     assert choose(record, "greenest").words == (
-        "+100 % prompt speed, +10 % prompt watts, 66 kWh and €19.71 a year less at 4 h a day"
+        "compared with the baseline: +100 % prompt speed, +10 % prompt watts, 66 kWh and €20 less a year at 4 h a day"
     )
 
 
@@ -280,14 +290,14 @@ def test_a_metric_without_a_known_unit_is_named():
 
 def test_no_energy_is_priced_where_there_is_none_to_price():
     free = sweep(trial(0, 20, 0), trial(1, 30, 0))
-    assert choose(free, "fastest").words == "+50 % speed, same watts within noise"
+    assert choose(free, "fastest").words == "compared with the baseline: +50 % speed, same watts within noise"
     memory = (Objective("tokens_per_second", "maximize"), Objective("memory_mib", "minimize"))
     blind = sweep(
         trial(0, 20, None, metrics={"memory_mib": 100}),
         trial(1, 30, None, metrics={"memory_mib": 150}),
         objectives=memory,
     )
-    assert choose(blind, "fastest").words == "+50 % speed, +50 % memory"
+    assert choose(blind, "fastest").words == "compared with the baseline: +50 % speed, +50 % memory"
 
 
 def test_of_those_that_cost_the_same_within_noise_and_a_percent_the_fastest_is_taken():

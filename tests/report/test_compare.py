@@ -105,7 +105,7 @@ def test_a_card_pays_after_price_over_what_it_saves() -> None:
 def test_a_cards_draw_at_rest_counts_for_the_hours_it_waits() -> None:
     # One hour a day of work is left of six; 23 h x 365 x 10 W = 83.95 kWh more than nothing.
     with_rest = compare([figured(small(), 10, 60)], PRICES, card(idle_watts_more=10.0)).sentences[-1]
-    assert f"({98.55 - 83.95:.0f} kWh)" in with_rest
+    assert f": {98.55 - 83.95:.0f} kWh and €5.80 less a year" in with_rest
 
 
 def test_a_card_that_needs_more_energy_never_pays() -> None:

@@ -8,7 +8,7 @@ from made_sweeps import sweep
 from sweeper.records import Reading, SweepRecord
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report
-from sweeper.report.terminal import front_table
+from sweeper.report.terminal import front_text
 from sweeper.report.words import disturbed
 from sweeper.tracking.description import describe
 
@@ -28,7 +28,7 @@ def with_speed_of_baseline(half_width: float) -> SweepRecord:
     return replace(record, trials=tuple(changed(t) for t in record.trials))
 
 
-@pytest.mark.parametrize("show", [markdown_report, html_report, front_table, describe])
+@pytest.mark.parametrize("show", [markdown_report, html_report, front_text, describe])
 def test_it_stands_above_the_answer(show) -> None:
     said = " ".join(show(with_speed_of_baseline(0.77)).split())
     assert "These results are not reliable yet" in said

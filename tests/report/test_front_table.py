@@ -8,8 +8,8 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sweeper.records import SweepRecord
-from sweeper.report.columns import Column, fitting, total, wrapped
-from sweeper.report.terminal import front_table, show_front
+from sweeper.report.tables import Column, fitting, total, wrapped
+from sweeper.report.terminal import front_text, show_front
 
 SWEEPS = {
     "cpu, estimated": sweep(),
@@ -35,14 +35,14 @@ def shown(record: SweepRecord, **settings: object) -> str:
 @pytest.mark.parametrize("width", [24, 30, 40, 60, 80, 120])
 @pytest.mark.parametrize("record", [*SWEEPS.values(), HOSTILE], ids=[*SWEEPS, "hostile"])
 def test_no_line_is_wider_than_the_terminal(record: SweepRecord, width: int) -> None:
-    lines = front_table(record, width).splitlines()
+    lines = front_text(record, width).splitlines()
     # A command is there to be copied, so it is never broken.
     assert [line for line in lines if cell_len(line) > width and not line.startswith("  sweeper ")] == []
 
 
 def test_eighty_columns_show_intervals_changes_and_joules() -> None:
     record = sweep(kind="measured", gpu=True)
-    table = front_table(record, 80)
+    table = front_text(record, 80)
     best = record.trial(record.recommended or 0)
     row = next(line for line in table.splitlines() if line.startswith("★"))
     assert f"#{best.number}" in row
@@ -55,27 +55,27 @@ def test_eighty_columns_show_intervals_changes_and_joules() -> None:
 @pytest.mark.parametrize("kind", ["estimated", "simulated"])
 @pytest.mark.parametrize("width", [24, 40, 80])
 def test_watts_that_are_not_measured_say_so_in_the_columns_head(kind: str, width: int) -> None:
-    lines = front_table(sweep(kind=kind), width).splitlines()
+    lines = front_text(sweep(kind=kind), width).splitlines()
     assert any(re.search(rf"\bW {kind}", line) for line in lines)
 
 
 def test_measured_watts_bear_no_label() -> None:
-    assert not re.search(r"W (estimated|simulated)", front_table(SWEEPS["gpu, measured"]))
+    assert not re.search(r"W (estimated|simulated)", front_text(SWEEPS["gpu, measured"]))
 
 
 def test_nothing_is_recommended_without_a_second_measurement() -> None:
-    text = front_table(SWEEPS["no front"])
+    text = front_text(SWEEPS["no front"])
     assert "no trial that counts was measured twice" in text
     assert "★" not in text
     assert "sweeper apply" not in text
 
 
 def test_a_sweep_of_failures_says_why_they_failed() -> None:
-    assert "6 × libcuda.so.1: cannot open shared object file" in front_table(SWEEPS["all failed"])
+    assert "6 × libcuda.so.1: cannot open shared object file" in front_text(SWEEPS["all failed"])
 
 
 def test_the_next_commands_survive_a_hostile_name() -> None:
-    text = front_table(HOSTILE)
+    text = front_text(HOSTILE)
     assert "\x1b" not in text
     assert """sweeper apply 'a b$(reboot)'"'"'" [2J' --pick within:5%""" in text
 
@@ -87,7 +87,7 @@ def test_no_color_means_no_escapes(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_pipe_gets_plain_text() -> None:
-    assert shown(sweep(), width=80) == front_table(sweep(), 80)
+    assert shown(sweep(), width=80) == front_text(sweep(), 80)
 
 
 def test_a_colour_terminal_gets_colours() -> None:

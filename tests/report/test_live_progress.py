@@ -8,7 +8,7 @@ from rich.console import Console
 
 from sweeper.records import Objective, SweepRecord
 from sweeper.report.live import LiveProgress, PlainProgress, open_progress
-from sweeper.report.progress import Plan, Progress, Silent
+from sweeper.report.progress import Plan, Progress
 
 
 class Clock:
@@ -156,8 +156,7 @@ def interrupted(display: PlainProgress, record: SweepRecord) -> None:
 
 
 def test_silence_is_a_progress_too() -> None:
-    record, silent = sweep(), Silent()
-    progress: Progress = silent
+    record, progress = sweep(), Progress()
     progress.trial_started(1, 1, record.trials[0].configuration)
     progress.phase("decode", 1.0, 2.0)
     progress.trial_finished(record.trials[0])

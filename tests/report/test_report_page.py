@@ -10,8 +10,7 @@ from made_sweeps import failed_only, no_front, reading, single_point, sweep
 
 from sweeper.records import Caveat, Objective, SweepRecord
 from sweeper.report.caveats import advice_lines
-from sweeper.report.front_points import front_points
-from sweeper.report.groups import groups_of, planes_of
+from sweeper.report.front_points import front_data, front_points, planes_of
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import picks
@@ -269,9 +268,8 @@ def test_each_objective_is_drawn_against_what_it_costs() -> None:
 def test_the_staircase_never_goes_back(name: str) -> None:
     record = SWEEPS[name]
     everything = tuple(t.number for t in record.trials if t.feasible)  # far more than the true front
-    for plane in planes_of(replace(three_objectives(), trials=record.trials, front=everything)):
-        stairs = groups_of(replace(record, front=everything), plane).stairs
-        places = [(t.metrics[plane.across].median, t.metrics[plane.up].median) for t in stairs]
+    for plane in front_data(replace(three_objectives(), trials=record.trials, front=everything))["planes"]:
+        places = [(across, up) for across, up, _ in plane["stairs"]]
         assert places == sorted(places)
         assert [up for _, up in places] == sorted(up for _, up in places)
 
@@ -298,7 +296,9 @@ def test_a_caveat_of_some_trials_names_them_and_not_the_sweep() -> None:
             replace(t, caveats=(Caveat.NOISY,)) if t.number in (first, off) else t for t in made.trials
         ),
     )
-    assert f"(#{first} and 1 off the front)" in next(x for x in advice_lines(noisy) if x.startswith("noisy"))
+    assert f"(#{first} and 1 trial not on the Pareto front)" in next(
+        x for x in advice_lines(noisy) if x.startswith("noisy")
+    )
     whole = replace(made, caveats=(Caveat.DRIFT,))
     assert [x for x in advice_lines(whole) if x.startswith("drift")] == [f"drift: {Caveat.DRIFT.advice}"]
 

@@ -12,7 +12,7 @@ from sweeper.config import compose
 from sweeper.errors import StoreError
 from sweeper.prepare import prepared
 from sweeper.records import Configuration, SweepRecord
-from sweeper.report.progress import Silent
+from sweeper.report.progress import Progress
 from sweeper.search.study import SweepStudy
 from sweeper.search.transfer import from_earlier, moved
 from sweeper.space.space import Traits, build_space
@@ -50,7 +50,7 @@ def run(root: Path, name: str) -> SweepRecord:
     composed = compose(
         [f"root='{root}'", "experiment=demo", "search.trials=8", "search.finalists=2", f"name={name}"]
     )
-    with prepared(composed, lambda header, plan: Silent(), lambda line: None) as sweep:
+    with prepared(composed, lambda header, plan: Progress(), lambda line: None) as sweep:
         return sweep.run()
 
 
@@ -62,9 +62,9 @@ def first(root: Path) -> SweepRecord:
 def test_a_second_sweep_measures_what_the_first_found_best_and_says_so(
     root: Path, first: SweepRecord
 ) -> None:
-    assert not any("warm-starts" in note for note in first.notes)
+    assert not any("earlier sweep" in note for note in first.notes)
     again = run(root, "again")
-    (note,) = [note for note in again.notes if "warm-starts" in note]
+    (note,) = [note for note in again.notes if "earlier sweep" in note]
     assert "first" in note
     assert "search.transfer=false" in note
     assert first.recommended is not None

@@ -146,7 +146,7 @@ def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
         idle = DEFAULT_IDLE_WATTS if busy is None else min(DEFAULT_IDLE_WATTS, busy / 2)
     if busy is None:
         busy = idle + DEFAULT_WATTS_PER_CPU * max(1, cpus)
-    note = f"estimated as {idle:g} W at rest to {busy:g} W with all {cpus} CPUs busy"
+    note = f"watts follow from CPU use: {idle:g} W when idle, {busy:g} W with all {cpus} CPUs busy"
     guessed = [
         key
         for key, value in (("idle_watts", settings.idle_watts), ("busy_watts", settings.busy_watts))
@@ -154,6 +154,6 @@ def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
     ]
     if guessed:
         note += (
-            f" (no {' and no '.join(guessed)} given, so this is a guess: set power.estimate.{guessed[-1]})"
+            f"; you gave no {' and no '.join(guessed)}, so this is a guess: set power.estimate.{guessed[-1]}"
         )
     return idle, busy, note

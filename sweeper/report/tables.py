@@ -1,4 +1,4 @@
-"""Columns of text that fit the width there is, and signs that the terminal at hand can write."""
+"""A table for every kind of report, and lines of text that fit the terminal at hand and the signs it can write."""
 
 from __future__ import annotations
 
@@ -11,11 +11,41 @@ from rich.text import Text
 
 SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
 GAP = "  "
+WIDTH = 80  # where the terminal's width is not known
+NARROWEST = 24  # below this lines run over: no table is readable there
+CHANGES_GIVE_WAY = 1  # changes of columns that never go give way last, and those of other columns first
+
+Facts = list[tuple[str, str]]
+Cell = str | tuple[str, str]  # a figure, and its change from the baseline
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """A row of a table. ``kind`` is ``pick`` or ``baseline`` for those; ``below`` runs below all of its cells."""
+
+    cells: Sequence[Cell]
+    kind: str = ""
+    below: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """A table whose first ``words`` columns hold words and stand left; the others hold figures.
+
+    ``gives_way`` says for each column how soon a narrow terminal drops it, 0: never. ``below`` is the head of
+    the lines below the rows where a format gives them a column of their own.
+    """
+
+    heads: Sequence[str]
+    rows: Sequence[Row]
+    words: int = 1
+    gives_way: Sequence[int] = ()
+    below: str = "settings"
 
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """One column: its head, its cells, and how soon it goes where there is no room (0: never)."""
+    """One column of a terminal: its head, its cells, and how soon it goes where there is no room (0: never)."""
 
     head: str
     cells: tuple[str, ...]
@@ -46,29 +76,49 @@ def total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
 
 
-def table(
-    columns: Sequence[Column], width: int, styles: Sequence[str], below: Sequence[list[Text]]
-) -> list[Text]:
-    """A line for each row, in its style, and the lines that stand below it.
+def table_lines(table: Table, width: int) -> list[Text]:
+    """A line for each row, and the line below it.
 
     Where not even the medians fit side by side, each row becomes a few lines under its first cell.
     """
-    kept = fitting(columns, width)
-    is_wide = total(kept) <= width
-    lines = [_row(kept, [column.head for column in kept], "bold")] if is_wide else []
-    for index, (style, after) in enumerate(zip(styles, below, strict=True)):
+    columns = fitting(_columns(table), width)
+    is_wide = total(columns) <= width
+    lines = [_line(columns, [column.head for column in columns], "bold")] if is_wide else []
+    for index, row in enumerate(table.rows):
+        style = "bold green" if row.kind == "pick" else ""
         if is_wide:
-            lines.append(_row(kept, [column.cells[index] for column in kept], style))
+            lines.append(_line(columns, [column.cells[index] for column in columns], style))
         else:
-            lines += wrapped(columns[0].cells[index], width, style or "bold")
-            for column in columns[1:]:
-                if column.head:
-                    lines += wrapped(f"{column.head}: {column.cells[index]}", width, indent="  ")
-        lines += after
+            first, *others = map(joined, row.cells)
+            lines += wrapped(first, width, style or "bold")
+            for head, cell in zip(table.heads[1:], others, strict=True):
+                lines += wrapped(f"{head}: {cell}", width, indent="  ")
+        lines += wrapped(row.below, width, "dim", indent="    ")
     return lines
 
 
-def _row(columns: Sequence[Column], cells: Sequence[str], style: str) -> Text:
+def joined(cell: Cell) -> str:
+    """A cell as one text: ``29.8 ± 0.3 (+12 %)``."""
+    if isinstance(cell, str):
+        return cell
+    return f"{cell[0]} ({cell[1]})" if cell[1] else cell[0]
+
+
+def _columns(table: Table) -> list[Column]:
+    """A column for each of the table's, and one for its changes from the baseline where it has some."""
+    found = []
+    for place, head in enumerate(table.heads):
+        cells = [row.cells[place] for row in table.rows]
+        figures = tuple(cell if isinstance(cell, str) else cell[0] for cell in cells)
+        changes = tuple("" if isinstance(cell, str) else cell[1] for cell in cells)
+        rank = table.gives_way[place] if table.gives_way else 0
+        found.append(Column(head, figures, rank, right=place >= table.words))
+        if any(changes):
+            found.append(Column("", changes, CHANGES_GIVE_WAY + (rank and max(table.gives_way)) + rank))
+    return found
+
+
+def _line(columns: Sequence[Column], cells: Sequence[str], style: str) -> Text:
     padded = []
     for column, cell in zip(columns, cells, strict=True):
         space = " " * (column.width - cell_len(cell))
@@ -80,6 +130,8 @@ def wrapped(
     text: str, width: int, style: str = "", indent: str = "", hanging: str | None = None
 ) -> list[Text]:
     """``text`` in lines of at most ``width`` terminal cells; lines after the first begin with ``hanging``."""
+    if not text:
+        return []
     later = indent if hanging is None else hanging
     lines = Text(" ".join(text.split())).wrap(Console(), width - max(len(indent), len(later)))
     return [
