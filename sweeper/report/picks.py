@@ -9,7 +9,7 @@ from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, figure
-from sweeper.results.front import ties
+from sweeper.results.front import tied
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
 
@@ -129,8 +129,8 @@ def _picked(record: SweepRecord, pick: str) -> Picked | None:
 
 def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
     """The near-ties of ``trial``, and the one that reads prompts clearly fastest if prompts are no objective."""
-    numbers = tuple(dict.fromkeys((trial.number, *record.front)))
-    others = ties(record.trials, record.objectives, numbers).get(trial.number, ())
+    on_front = [t for t in record.on_front() if t.number != trial.number]
+    others = [t.number for t in on_front if tied(trial, t, record.objectives)]
     if not others:
         return []
     said = f"a near-tie with {', '.join(f'#{number}' for number in others)}"

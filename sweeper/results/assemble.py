@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
@@ -10,9 +10,9 @@ from sweeper.errors import ConfigError, NoResultError
 from sweeper.measure.trial import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
-from sweeper.results import objectives, picks
+from sweeper.results import picks
 from sweeper.results.ceiling import with_ceiling_caveats
-from sweeper.results.plateau import CapPoint, find_plateau
+from sweeper.results.plateau import with_cap_caveats
 from sweeper.stats import VisitNoise
 
 # The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
@@ -27,15 +27,12 @@ class Kept(Protocol):
 
     def header(self) -> SweepRecord:
         """The sweep without its trials."""
-        ...
 
     def trials(self) -> tuple[TrialRecord, ...]:
         """Every finished trial."""
-        ...
 
     def visits(self) -> tuple[Visit, ...]:
         """Every visit of the final stage."""
-        ...
 
 
 def assemble(study: Kept) -> SweepRecord:
@@ -57,36 +54,23 @@ def conclude(record: SweepRecord) -> SweepRecord:
     record = replace(record, trials=with_ceiling_caveats(record))
     remeasured = any(t.remeasured and t.feasible for t in record.trials)
     front = fronts.front(record.trials, record.objectives, remeasured_only=remeasured)
-    concluded = replace(
-        record, front=front, hypervolume=hypervolumes(record.trials, record.objectives, front)
-    )
+    shares = hypervolumes(record.trials, record.objectives, front)
+    concluded = replace(record, front=front, hypervolume=shares)
     caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
-    notes = (*record.notes, *_not_judged(record))
-    return replace(
-        concluded, recommended=_recommended(concluded), caveats=caveats, notes=tuple(dict.fromkeys(notes))
-    )
+    notes = tuple(dict.fromkeys((*record.notes, *_not_judged(record))))
+    picked = _picked(concluded, record.pick, allow_screening=False)
+    return replace(concluded, recommended=picked[0] if picked else None, caveats=caveats, notes=notes)
 
 
-def _not_judged(record: SweepRecord) -> tuple[str, ...]:
+def _not_judged(record: SweepRecord) -> Iterator[str]:
     """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial."""
     complete = [trial for trial in record.trials if trial.state == "complete"]
-    said = []
+    default = "no searched parameter changes it, so it was not measured"
     for constraint in record.constraints:
         without = [trial for trial in complete if constraint.metric not in trial.metrics]
         if without:
-            why = without[0].missing.get(
-                constraint.metric, "no searched parameter changes it, so it was not measured"
-            )
-            said.append(f"{constraint} was not checked in {len(without)} of {len(complete)} trials: {why}")
-    return tuple(said)
-
-
-def _recommended(record: SweepRecord) -> int | None:
-    """The trial of the record's own pick; None if no trial was measured twice or no trial fits the pick."""
-    try:
-        return picks.choose(record, record.pick).trial.number
-    except (NoResultError, ConfigError):
-        return None
+            why = without[0].missing.get(constraint.metric, default)
+            yield f"{constraint} was not checked in {len(without)} of {len(complete)} trials: {why}"
 
 
 def with_finals(
@@ -97,7 +81,9 @@ def with_finals(
     for visit in visits:
         by_trial.setdefault(visit.trial, []).append(visit)
     medians = {number: _medians_of_visits(of, header) for number, of in by_trial.items()}
-    noise = _noise_between_visits(medians.values())
+    # The usual scatter of visits to one finalist, by metric, is estimated from all finalists.
+    metrics = {metric for found in medians.values() for metric in found}
+    noise = {m: VisitNoise.of([found[m] for found in medians.values() if m in found]) for m in metrics}
     return tuple(
         _with_final(trial, by_trial[trial.number], header, noise, medians[trial.number])
         if trial.number in by_trial
@@ -115,27 +101,19 @@ def _medians_of_visits(visits: Sequence[Visit], header: SweepRecord) -> dict[str
     return found
 
 
-def _noise_between_visits(finalists: Iterable[Mapping[str, list[float]]]) -> dict[str, VisitNoise]:
-    """The usual scatter of visits to one finalist, by metric, estimated from all finalists."""
-    groups: dict[str, list[list[float]]] = {}
-    for medians in finalists:
-        for metric, values in medians.items():
-            groups.setdefault(metric, []).append(values)
-    found = {metric: VisitNoise.of(of) for metric, of in groups.items()}
-    return {metric: noise for metric, noise in found.items() if noise is not None}
-
-
 def _with_final(
     trial: TrialRecord,
     visits: Sequence[Visit],
     header: SweepRecord,
-    noise: Mapping[str, VisitNoise],
+    noise: Mapping[str, VisitNoise | None],
     medians: Mapping[str, Sequence[float]],
 ) -> TrialRecord:
     """Replace a finalist's figures. Only final windows count, because the screening that selected it flatters it."""
     windows = [window for visit in visits for window in visit.windows]
     found, missing = metrics_of(windows, header.workload)
-    widened = {m: noise[m].widened(r, medians[m]) if m in noise else r for m, r in found.items()}
+    widened = {
+        m: scatter.widened(r, medians[m]) if (scatter := noise.get(m)) else r for m, r in found.items()
+    }
     metrics = dict(trial.metrics) | widened
     for name in ("memory_mib", "vram_mib"):
         peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]
@@ -162,31 +140,6 @@ def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
     """The caveats of all visits. A caveat about spread counts only if at least half of the visits have it."""
     said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
     return {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
-
-
-def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
-    """Add a caveat to trials whose power cap changes nothing, compared with the same settings under other caps."""
-    by_rest: dict[str, list[TrialRecord]] = {}
-    for trial in trials:
-        if trial.configuration.power_limit_watts is not None and {"tokens_per_second", "watts"} <= set(
-            trial.metrics
-        ):
-            rest = trial.configuration.with_(power_limit_watts=None).digest
-            by_rest.setdefault(rest, []).append(trial)
-    said: dict[int, Caveat] = {}
-    for alike in by_rest.values():
-        if len(alike) < 2:
-            continue
-        caps = {int(t.configuration.power_limit_watts or 0): t for t in alike}
-        points = [
-            CapPoint(cap, t.metrics["tokens_per_second"], t.metrics["watts"]) for cap, t in caps.items()
-        ]
-        plateau = find_plateau(points)
-        said |= {t.number: caveat for cap, t in caps.items() if (caveat := plateau.caveat(cap)) is not None}
-    return tuple(
-        replace(trial, caveats=tuple(c for c in Caveat if c in trial.caveats or c is said.get(trial.number)))
-        for trial in trials
-    )
 
 
 def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:
@@ -224,17 +177,10 @@ def hypervolumes(
 
 def growth(trials: Sequence[TrialRecord], objectives: Sequence[Objective], last: int) -> float:
     """The share of the present hypervolume that the ``last`` trials added; 0 where no trial counts."""
-    points = [fronts.oriented(t, objectives) if _counts(t, objectives) else None for t in trials]
-    now, before = (_best([p for p in some if p is not None]) for some in (points, points[:-last]))
-    if not now:
-        return 0.0
-    reference = fronts.reference_point(now)
-    whole = fronts.hypervolume(now, reference)
-    return 1.0 - fronts.hypervolume(before, reference) / whole if whole > 0 else 0.0
-
-
-def _best(points: Sequence[fronts.Point]) -> list[fronts.Point]:
-    return [points[index] for index in fronts.undominated(points)]
+    usable = [t for t in trials if _counts(t, objectives)]
+    best = fronts.undominated([fronts.oriented(t, objectives) for t in usable])
+    shares = hypervolumes(trials, objectives, [usable[index].number for index in best])
+    return shares[-1] - shares[-1 - last]
 
 
 def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
@@ -255,23 +201,27 @@ def choose_finalists(
     Returns:
         Trial numbers without duplicates. The baseline comes first and does not count towards ``most``.
     """
-    front = [t for t in record.on_front() if _counts(t, record.objectives)]
+    points = {t.number: fronts.oriented(t, record.objectives) for t in _front_of(record)}
     chosen: list[int] = []
-    if front:
-        chosen.extend(_best_in(front, record.objectives, i) for i in range(len(record.objectives)))
-        chosen += _picked(record, record.pick)
-        chosen += _contenders(record, as_measured or record)
-        chosen += [*_picked(record, "knee"), *_picked(record, "greenest")]
-    unique = list(dict.fromkeys(chosen))[:most]
-    unique += _by_volume(front, record.objectives, unique, most - len(unique))
+    if points:
+        numbers, columns = list(points), zip(*points.values(), strict=True)
+        chosen = [numbers[column.index(max(column))] for column in columns]  # the ends
+        chosen += _picked(record, record.pick) + _contenders(record, as_measured or record)
+        chosen += _picked(record, "knee") + _picked(record, "greenest")
+        chosen = list(dict.fromkeys(chosen))[:most]
+        chosen += _by_volume(points, chosen, most - len(chosen))
     head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
-    return tuple(dict.fromkeys([*head, *unique]))
+    return tuple(dict.fromkeys([*head, *chosen]))
 
 
-def _picked(record: SweepRecord, pick: str) -> list[int]:
-    """The trial that a pick would choose now; empty if the pick does not work with this sweep's objectives."""
+def _front_of(record: SweepRecord) -> list[TrialRecord]:
+    return [t for t in record.on_front() if _counts(t, record.objectives)]
+
+
+def _picked(record: SweepRecord, pick: str, *, allow_screening: bool = True) -> list[int]:
+    """The trial that a pick would choose now; empty if none fits, or the pick does not work with the objectives."""
     try:
-        return [picks.choose(record, pick, allow_screening=True).trial.number]
+        return [picks.choose(record, pick, allow_screening=allow_screening).trial.number]
     except (NoResultError, ConfigError):
         return []
 
@@ -281,29 +231,19 @@ def _contenders(record: SweepRecord, other: SweepRecord) -> list[int]:
 
     The final stage decides on which side of the threshold they are.
     """
-    rule = picks.parse_pick(record.pick)
-    speed, cost = objectives.speed_metric(record), objectives.cost_metric(record)
-    if rule.kind != "within" or rule.amount is None or speed is None or cost is None:
+    line = picks.line_of(record.objectives, record.pick)
+    if line is None or line.share is None:
         return []
-    front = [t for t in record.on_front() if _counts(t, record.objectives)]
-    line = (1 - rule.amount / 100) * max(t.metrics[speed].median for t in front)
-    both = [*front, *(t for t in other.on_front() if _counts(t, record.objectives))]
-    near = [t for t in both if t.metrics[speed].median >= (1 - NEAR_THE_LINE) * line]
+    speed, cost = record.objectives[line.bounded].metric, record.objectives[line.improved].metric
+    front = _front_of(record)
+    least = (1 - NEAR_THE_LINE) * line.share * max(t.metrics[speed].median for t in front)
+    near = [t for t in (*front, *_front_of(other)) if t.metrics[speed].median >= least]
     cheapest = sorted(near, key=lambda t: t.metrics[cost].median)
     return list(dict.fromkeys(t.number for t in cheapest))[:MOST_CONTENDERS]
 
 
-def _best_in(front: Sequence[TrialRecord], objectives: Sequence[Objective], index: int) -> int:
-    return max(front, key=lambda t: fronts.oriented(t, objectives)[index]).number
-
-
-def _by_volume(
-    front: Sequence[TrialRecord], objectives: Sequence[Objective], chosen: Sequence[int], most: int
-) -> list[int]:
+def _by_volume(points: Mapping[int, fronts.Point], chosen: Sequence[int], most: int) -> list[int]:
     """Trials of the front, each chosen because it adds most to the volume of the trials chosen before it."""
-    points = {t.number: fronts.oriented(t, objectives) for t in front}
-    if not points:
-        return []
     reference = fronts.reference_point(list(points.values()))
     taken = [points[n] for n in chosen if n in points]
     added: list[int] = []

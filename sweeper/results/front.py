@@ -26,21 +26,9 @@ def oriented(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[float
     return tuple(orient(trial.metrics[o.metric], o).value for o in objectives)
 
 
-def dominates(
-    a: TrialRecord, b: TrialRecord, objectives: Sequence[Objective], *, beyond_noise: bool = False
-) -> bool:
-    """Whether ``a`` is at least as good as ``b`` in every objective and better in one, by their medians.
-
-    With ``beyond_noise``, the difference must exceed the noise of both: the root of the summed squares of the two
-    half-widths that face each other. A reading with one repeat has no width and counts as exact.
-    """
-    return _dominates(_sides(a, objectives), _sides(b, objectives), beyond_noise)
-
-
 def tied(a: TrialRecord, b: TrialRecord, objectives: Sequence[Objective]) -> bool:
     """Whether noise hides every difference between the two."""
-    pairs = list(zip(_sides(a, objectives), _sides(b, objectives), strict=True))
-    return not any(clearly_better(x, y) or clearly_better(y, x) for x, y in pairs)
+    return all(within_noise(a.metrics[o.metric], b.metrics[o.metric]) for o in objectives)
 
 
 def front(
@@ -49,11 +37,11 @@ def front(
     """Numbers of the trials on the front, best in the first objective first.
 
     A trial leaves the front only if another trial dominates it beyond noise. A trial that is worse by less than noise
-    stays, and :func:`ties` lists the trials that it is tied with. The front excludes trials that are infeasible or lack
+    stays, and is :func:`tied` with it. The front excludes trials that are infeasible or lack
     an objective's metric, and with ``remeasured_only`` those that were measured once.
     """
     candidates = [
-        (trial.number, _sides(trial, objectives))
+        (trial.number, sides_of(trial, objectives))
         for trial in trials
         if trial.feasible
         and (trial.remeasured or not remeasured_only)
@@ -62,22 +50,10 @@ def front(
     kept = [
         (number, sides)
         for number, sides in candidates
-        if not any(_dominates(other, sides, beyond_noise=True) for _, other in candidates)
+        if not any(dominates(other, sides, beyond_noise=True) for _, other in candidates)
     ]
     kept.sort(key=lambda item: (tuple(-side.value for side in item[1]), item[0]))
     return tuple(number for number, _ in kept)
-
-
-def ties(
-    trials: Sequence[TrialRecord], objectives: Sequence[Objective], numbers: Sequence[int]
-) -> dict[int, tuple[int, ...]]:
-    """For each trial of ``numbers``: the other trials of ``numbers`` that noise cannot separate from it."""
-    by_number = {trial.number: trial for trial in trials}
-    chosen = [by_number[number] for number in numbers]
-    found = {
-        a.number: tuple(b.number for b in chosen if b is not a and tied(a, b, objectives)) for a in chosen
-    }
-    return {number: others for number, others in found.items() if others}
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,16 +73,22 @@ def orient(reading: Reading, objective: Objective) -> Side:
     return Side(-reading.median, above, below)
 
 
-def _sides(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[Side, ...]:
+def sides_of(trial: TrialRecord, objectives: Sequence[Objective]) -> tuple[Side, ...]:
+    """The trial's readings in every objective, oriented."""
     return tuple(orient(trial.metrics[o.metric], o) for o in objectives)
 
 
 def clearly_better(a: Side, b: Side) -> bool:
-    """Whether ``a`` is better than ``b`` by more than the noise of both."""
+    """Whether ``a`` is better than ``b`` by more than the noise of both.
+
+    That is the root of the summed squares of the two half-widths that face each other. A reading with one repeat has
+    no width and counts as exact.
+    """
     return a.value - b.value > math.hypot(a.down, b.up)
 
 
-def _dominates(a: Sequence[Side], b: Sequence[Side], beyond_noise: bool) -> bool:
+def dominates(a: Sequence[Side], b: Sequence[Side], *, beyond_noise: bool = False) -> bool:
+    """Whether ``a`` is at least as good in every objective, by the medians, and better in one."""
     pairs = list(zip(a, b, strict=True))
     if any(x.value < y.value for x, y in pairs):
         return False
@@ -167,15 +149,17 @@ def hypervolume(points: Sequence[Point], reference: Point) -> float:
     above = [tuple(x - r for x, r in zip(point, reference, strict=True)) for point in points]
     if not all(math.isfinite(x) for point in above for x in point):
         raise ValueError("a coordinate is not a finite number")
-    above = [point for point in above if min(point) > 0]
-    if len(reference) == 1:
-        return max((point[0] for point in above), default=0.0)
-    if len(reference) == 2:
-        stairs = _Stairs()
-        for x, y in above:
-            stairs.add(x, y)
-        return stairs.area()
-    return _volume(above)
+    # A dimension that is missing has size 1. Slices from the top: between two heights, the dominated area is the area
+    # of all points above.
+    whole = [(*point, 1.0, 1.0)[:3] for point in above if min(point) > 0]
+    whole.sort(key=lambda point: -point[2])
+    floors = [*(z for _, _, z in whole[1:]), 0.0]
+    stairs, slices = _Stairs(), []
+    for (x, y, z), floor in zip(whole, floors, strict=False):  # without points, one floor remains
+        stairs.add(x, y)
+        if z > floor:
+            slices.append(stairs.area() * (z - floor))
+    return math.fsum(slices)
 
 
 class _Stairs:
@@ -185,31 +169,17 @@ class _Stairs:
         self.xs: list[float] = []
         self.ys: list[float] = []
 
-    def add(self, x: float, y: float) -> bool:
-        """Add a point. Returns False if it changes nothing."""
+    def add(self, x: float, y: float) -> None:
         at = bisect.bisect_left(self.xs, x)
         if at < len(self.xs) and self.ys[at] >= y:
-            return False
+            return  # another point dominates it
         end = at + 1 if at < len(self.xs) and self.xs[at] == x else at
         start = at
         while start > 0 and self.ys[start - 1] <= y:
             start -= 1
         self.xs[start:end] = [x]
         self.ys[start:end] = [y]
-        return True
 
     def area(self) -> float:
         steps = zip([0.0, *self.xs], self.xs, self.ys, strict=False)  # one left edge more than stairs
         return math.fsum((x - left) * y for left, x, y in steps)
-
-
-def _volume(above: Sequence[tuple[float, ...]]) -> float:
-    # Slices from the top: between two heights, the dominated area is the area of all points above.
-    ordered = sorted(above, key=lambda point: -point[2])
-    floors = [point[2] for point in ordered[1:]] + [0.0]
-    stairs, slices, area = _Stairs(), [], 0.0
-    for (x, y, z), floor in zip(ordered, floors, strict=False):  # without points, one floor remains
-        if stairs.add(x, y):
-            area = stairs.area()
-        slices.append(area * (z - floor))
-    return math.fsum(slices)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import POWERS, SPEEDS
@@ -20,24 +19,20 @@ LEAST_TOLD_APART = 0.01
 GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
 DEFAULT_PICK = "within:5%"
 PROMPTS = "prompt_tokens_per_second"
-_PLAIN: tuple[Literal["fastest", "greenest", "knee"], ...] = ("fastest", "greenest", "knee")
-_AMOUNTS: tuple[tuple[Literal["within", "at-least", "at-most"], str], ...] = (
-    ("within", r"within:\s*([0-9.]+)\s*%?"),
-    ("at-least", r"at-least:\s*([0-9.]+)\s*(?:tok/s|t/s)?"),
-    ("at-most", r"at-most:\s*([0-9.]+)\s*(?:w|watts)?"),
-)
+_PLAIN = ("fastest", "greenest", "knee")
+# The unit of each kind's amount, and what a user may write for it.
+_UNITS = {"within": ("%", "%?"), "at-least": ("tok/s", "(?:tok/s|t/s)?"), "at-most": ("W", "(?:w|watts)?")}
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
     """A rule that picks one point of a front. ``amount`` is in %, tok/s or W; None for the first three kinds."""
 
-    kind: Literal["fastest", "greenest", "knee", "within", "at-least", "at-most"]
+    kind: str  # fastest, greenest, knee, within, at-least or at-most
     amount: float | None = None
 
     def __str__(self) -> str:
-        unit = {"within": "%", "at-least": "tok/s", "at-most": "W"}.get(self.kind)
-        return self.kind if unit is None or self.amount is None else f"{self.kind}:{self.amount:g}{unit}"
+        return self.kind if self.amount is None else f"{self.kind}:{self.amount:g}{_UNITS[self.kind][0]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,14 +52,12 @@ class Recommendation:
 def parse_pick(text: str) -> Pick:
     """Parse a pick. Raises ConfigError with the grammar if ``text`` is not a pick."""
     word = text.strip().lower()
-    for plain in _PLAIN:
-        if word == plain:
-            return Pick(plain)
-    for kind, pattern in _AMOUNTS:
-        match = re.fullmatch(pattern, word)
-        amount = _number(match.group(1)) if match else None
-        if amount is not None and (amount < 100 if kind == "within" else amount > 0):
-            return Pick(kind, amount)
+    if word in _PLAIN:
+        return Pick(word)
+    for kind, (_, unit) in _UNITS.items():
+        match = re.fullmatch(rf"{kind}:\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*{unit}", word)
+        if match and (float(match[1]) < 100 if kind == "within" else float(match[1]) > 0):
+            return Pick(kind, float(match[1]))
     raise ConfigError(f"pick={text!r} is not a pick: choose from {GRAMMAR}")
 
 
@@ -160,33 +153,25 @@ def undecided(record: SweepRecord) -> tuple[int, ...]:
     return tuple(dict.fromkeys([best, *found] if found and line.share is not None else found))
 
 
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
 def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:
     """The metrics (speed, cost) that the rule needs. Raises ConfigError if the sweep does not have them."""
     speed, cost = speed_metric(record), cost_metric(record)
-    have = ", ".join(f"{o.direction} {o.metric}" for o in record.objectives)
-
-    def refuse(wanted: str) -> ConfigError:
-        return ConfigError(f"pick={rule} needs {wanted}, and this sweep's objectives are: {have}")
-
     if rule.kind == "greenest":
-        return None, "prompt_joules_per_token" if speed == "prompt_tokens_per_second" else "joules_per_token"
+        return None, "prompt_joules_per_token" if speed == PROMPTS else "joules_per_token"
+    wanted = None
     if speed is None:
-        raise refuse("an objective that is maximised")
-    if rule.kind == "fastest":
+        wanted = "an objective that is maximised"
+    elif rule.kind == "fastest":
         return speed, None
-    if cost is None:
-        raise refuse("an objective that is minimised")
-    if rule.kind == "at-least" and speed not in SPEEDS:
-        raise refuse("an objective in tok/s")
-    if rule.kind == "at-most" and cost not in POWERS:
-        raise refuse("an objective in W")
+    elif cost is None:
+        wanted = "an objective that is minimised"
+    elif rule.kind == "at-least" and speed not in SPEEDS:
+        wanted = "an objective in tok/s"
+    elif rule.kind == "at-most" and cost not in POWERS:
+        wanted = "an objective in W"
+    if wanted:
+        have = ", ".join(f"{o.direction} {o.metric}" for o in record.objectives)
+        raise ConfigError(f"pick={rule} needs {wanted}, and this sweep's objectives are: {have}")
     return speed, cost
 
 
@@ -230,29 +215,23 @@ def _apply_rule(
         return best([t for t in among if cost is None or _costs_alike(least, t, cost)], fast, cheap)
 
     amount = rule.amount or 0.0
-    if rule.kind == "fastest":
-        return best(trials, fast), trials, None
-    if rule.kind == "greenest":
-        return best(trials, cheap), trials, None
     if rule.kind == "knee":
         return _knee(trials, fast, cheap), trials, None
+    if rule.kind in ("fastest", "greenest"):  # one of the two keys is 0 for all trials
+        return best(trials, fast, cheap), trials, None
     if rule.kind == "within":
-        least = (1 - amount / 100) * fast(best(trials, fast))
-
-        def reaches(trial: TrialRecord) -> bool:
-            high = trial.metrics[speed].high if speed else 0.0
-            return fast(trial) >= least or (high >= least and fast(trial) >= (1 - LEAST_TOLD_APART) * least)
-
-        reaching = [t for t in trials if reaches(t)]
+        least = (1 - amount / 100) * max(map(fast, trials))
+        near = [t for t in trials if fast(t) >= (1 - LEAST_TOLD_APART) * least]
+        reaching = [t for t in near if fast(t) >= least or (speed and t.metrics[speed].high >= least)]
         return cheapest(reaching), reaching, None
     if rule.kind == "at-least":
-        fitting, order = [t for t in trials if fast(t) >= amount], (cheap, fast)
+        fitting = [t for t in trials if fast(t) >= amount]
         nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"
     else:
-        fitting, order = [t for t in trials if -cheap(t) <= amount], (fast, cheap)
+        fitting = [t for t in trials if -cheap(t) <= amount]
         nearest, metric, verb = best(trials, cheap, fast), cost, "stays under"
     if fitting:
-        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, *order), fitting, None
+        return cheapest(fitting) if rule.kind == "at-least" else best(fitting, fast, cheap), fitting, None
     bound = str(rule).partition(":")[2]
     said = f"the nearest is trial {nearest.number} with {amount_words(nearest, metric or '')}"
     return nearest, (), f"no configuration that was measured {verb} {bound}: {said}"
@@ -291,12 +270,11 @@ def _knee(
 ) -> TrialRecord:
     # On axes that run from 0 to 1 along the front, the distance beyond the line between its ends is
     # (speed + thrift - 1) / sqrt(2). If no point lies beyond the line, the faster end wins.
-    points = [(fast(t), cheap(t)) for t in trials]
-    kept = [trials[i] for i in undominated(points)]
-    speeds, thrifts = [fast(t) for t in kept], [cheap(t) for t in kept]
+    kept = [trials[i] for i in undominated([(fast(t), cheap(t)) for t in trials])]
 
-    def share(value: float, column: Sequence[float]) -> float:
+    def share(key: Callable[[TrialRecord], float], trial: TrialRecord) -> float:
+        column = [key(t) for t in kept]
         spread = max(column) - min(column)
-        return (value - min(column)) / spread if spread else 1.0
+        return (key(trial) - min(column)) / spread if spread else 1.0
 
-    return max(kept, key=lambda t: (share(fast(t), speeds) + share(cheap(t), thrifts), fast(t), -t.number))
+    return max(kept, key=lambda t: (share(fast, t) + share(cheap, t), fast(t), -t.number))

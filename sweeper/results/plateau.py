@@ -1,87 +1,56 @@
-"""Finds power or clock caps that change nothing, and the lowest cap that keeps the speed. All functions are pure.
-
-A cap is judged by its effect under load. From the highest cap downwards, the caps that change neither speed nor watts
-beyond noise form a plateau: they cost nothing and save nothing. Lower caps may still keep the speed. There watts fall
-for free, so the lowest of these caps is recommended.
-"""
+"""Finds power caps that change nothing, by their effect under load."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
-from sweeper.records import Caveat, Reading
+from sweeper.records import Caveat, Reading, TrialRecord
 
 # Medians closer than this count as one speed, even if three repeats happen to agree to the digit. Repeats of a decode
 # window differ by about 1 % between loads of the same model.
 SAME_FRACTION = 0.01
-# A GPU regulates to its cap within a few percent, and its sensor is exact to 5 %. A GPU that draws less than this share
-# of its cap was not held by it.
-CAPPED_SHARE = 0.95
 
 
-@dataclass(frozen=True, slots=True)
-class CapPoint:
-    """One cap (W or MHz) and its measurements. The rest of the configuration is equal."""
-
-    cap: int
-    speed: Reading
-    watts: Reading
-
-
-@dataclass(frozen=True, slots=True)
-class Plateau:
-    """Caps in rising order. ``recommended`` keeps the speed of the highest cap for the fewest watts."""
-
-    not_binding: tuple[int, ...]
-    keeps_speed: tuple[int, ...]
-    recommended: int | None
-
-    def caveat(self, cap: int) -> Caveat | None:
-        """The caveat of a figure under this cap; None if nothing is known about the cap."""
-        if cap in self.not_binding:
-            return Caveat.CAP_NOT_BINDING
-        return Caveat.POWER_CAPPED if self.not_binding and cap < self.not_binding[0] else None
+def with_cap_caveats(trials: Sequence[TrialRecord]) -> tuple[TrialRecord, ...]:
+    """The trials. Each cap is judged beside the same settings under other caps."""
+    by_rest: dict[str, dict[int, TrialRecord]] = {}
+    for trial in trials:
+        cap = trial.configuration.power_limit_watts
+        if cap is not None and {"tokens_per_second", "watts"} <= trial.metrics.keys():
+            rest = trial.configuration.with_(power_limit_watts=None).digest
+            by_rest.setdefault(rest, {})[int(cap)] = trial
+    said: dict[int, Caveat] = {}
+    for alike in by_rest.values():
+        readings = {cap: (t.metrics["tokens_per_second"], t.metrics["watts"]) for cap, t in alike.items()}
+        said |= {alike[cap].number: caveat for cap, caveat in cap_caveats(readings).items()}
+    return tuple(
+        replace(trial, caveats=tuple(c for c in Caveat if c in trial.caveats or c is said.get(trial.number)))
+        for trial in trials
+    )
 
 
-def find_plateau(points: Iterable[CapPoint]) -> Plateau:
-    """Judge caps by their effect.
+def cap_caveats(readings: Mapping[int, tuple[Reading, Reading]]) -> dict[int, Caveat]:
+    """Judge the caps of otherwise equal settings, each by its (speed, watts).
 
-    Args:
-        points: one point for each cap, in any order; all in W or all in MHz. If a cap has several, the last one counts.
-
-    Returns:
-        The caps that do not bind, the caps that keep the speed, and the cap to recommend; all empty without points. A
-        single cap shows no plateau, so it is unknown whether it binds, and it is recommended.
+    From the highest cap downwards, the caps that change neither speed nor watts beyond noise do not bind. A lower cap
+    that agrees again does so by chance, so it counts as binding. The result is empty if no cap besides the highest
+    changes nothing: then it is unknown whether the highest one binds.
     """
-    by_cap = {point.cap: point for point in points}
-    falling = [by_cap[cap] for cap in sorted(by_cap, reverse=True)]
-    if not falling:
-        return Plateau((), (), None)
-    keeping = _from_the_top(falling, _as_fast)
-    idle = _from_the_top(keeping, _as_hungry)
-    not_binding = tuple(sorted(point.cap for point in idle)) if len(idle) > 1 else ()
-    keeps_speed = tuple(sorted(point.cap for point in keeping))
-    return Plateau(not_binding, keeps_speed, keeps_speed[0])
-
-
-def _from_the_top(falling: Sequence[CapPoint], alike: Callable[[CapPoint, CapPoint], bool]) -> list[CapPoint]:
-    """The points down to the first one that differs. A lower point that agrees again does so by chance."""
-    top, run = falling[0], []
-    for point in falling:
-        if not alike(top, point):
+    falling = sorted(readings, reverse=True)
+    not_binding = 0
+    for cap in falling:
+        (top_speed, top_watts), (speed, watts) = readings[falling[0]], readings[cap]
+        is_as_fast = speed.median >= top_speed.median or _indistinct(top_speed, speed)
+        if not (is_as_fast and _indistinct(top_watts, watts)):
             break
-        run.append(point)
-    return run
-
-
-def _as_fast(top: CapPoint, point: CapPoint) -> bool:
-    """Whether a point is not slower than the top one, within noise. A faster point also counts."""
-    return point.speed.median >= top.speed.median or _indistinct(top.speed, point.speed)
-
-
-def _as_hungry(top: CapPoint, point: CapPoint) -> bool:
-    return _indistinct(top.watts, point.watts)
+        not_binding += 1
+    if not_binding < 2:
+        return {}
+    return {
+        cap: Caveat.CAP_NOT_BINDING if place < not_binding else Caveat.POWER_CAPPED
+        for place, cap in enumerate(falling)
+    }
 
 
 def _indistinct(one: Reading, other: Reading) -> bool:

@@ -22,7 +22,7 @@ from sweeper.lab.simulator import (
 from sweeper.lab.virtual_time import PowerTrace, VirtualClock
 from sweeper.measure.trial import Stage, measure
 from sweeper.records import Caveat, Objective, Reading, TrialRecord, Workload
-from sweeper.results.front import dominates, oriented
+from sweeper.results.front import dominates, oriented, sides_of
 from sweeper.space.space import Traits, build_space
 
 OBJECTIVES = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
@@ -118,8 +118,9 @@ def test_the_true_front_is_the_front_of_the_grid():
         except OutOfMemory:
             assert configuration.digest not in digests
     points = {oriented(one, OBJECTIVES) for one in trials if one.configuration.digest in digests}
-    for one in trials:
-        beaten = any(dominates(other, one, OBJECTIVES) for other in trials)
+    sides = [sides_of(one, OBJECTIVES) for one in trials]
+    for one, own in zip(trials, sides, strict=True):
+        beaten = any(dominates(other, own) for other in sides)
         assert (oriented(one, OBJECTIVES) in points) == (not beaten)
 
 
