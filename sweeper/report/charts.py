@@ -9,10 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from sweeper.records import SweepRecord
-from sweeper.report.influence import Influence
+from sweeper.report.influence import Influence, is_number
 from sweeper.report.words import axis_title, value
 
-LOG_FROM_RATIO = 16  # a parameter that spans more than this, in few values, was stepped by factors
+MOST_NAMES = 8  # numbers up to so many stand side by side, for they may have been stepped by factors
 VISIBLE_SHARE = 0.05  # the page folds away a parameter with smaller shares
 
 Point = Sequence[float]  # a value across and a value up
@@ -20,39 +20,29 @@ Point = Sequence[float]  # a value across and a value up
 
 @dataclass(frozen=True, slots=True)
 class Axis:
-    """A linear or logarithmic axis from ``low`` to ``high``, in the data's unit."""
+    """An axis from ``low`` to ``high``, in the data's unit."""
 
     low: float
     high: float
-    log: bool = False
 
     def at(self, value: float) -> float:
         """The place of ``value``, in percent of the axis."""
-        low, high, here = (math.log(v) if self.log else v for v in (self.low, self.high, value))
-        return 100 * (here - low) / (high - low)
+        return 100 * (value - self.low) / (self.high - self.low)
 
     def ticks(self, most: int) -> list[tuple[float, str]]:
         """Round values, about ``most``, each as its place in percent and its label."""
-        if self.log:
-            first = math.ceil(math.log2(self.low) - 1e-9)
-            last = math.floor(math.log2(self.high) + 1e-9)
-            found = [2.0**k for k in range(first, last + 1, max(1, math.ceil((last - first + 1) / most)))]
-        else:
-            raw = (self.high - self.low) / most
-            unit = 10 ** math.floor(math.log10(raw))
-            step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * 0.999)
-            first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
-            found = [round(k * step, 12) for k in range(first, last + 1)]
+        raw = (self.high - self.low) / most
+        unit = 10 ** math.floor(math.log10(raw))
+        step = next(unit * k for k in (1, 2, 5, 10) if unit * k >= raw * 0.999)
+        first, last = math.ceil(self.low / step - 1e-9), math.floor(self.high / step + 1e-9)
+        found = [round(k * step, 12) for k in range(first, last + 1)]
         return [(self.at(tick), f"{tick:.6g}" if abs(tick) < 1e5 else f"{tick:.3g}") for tick in found]
 
 
-def fit(values: Iterable[float], margin: float = 0.06, *, log: bool = False) -> Axis:
+def fit(values: Iterable[float], margin: float = 0.06) -> Axis:
     """An axis over all ``values`` with a margin at both ends. Raises ValueError where there is no value."""
     found = list(values)
     low, high = min(found), max(found)
-    if log:
-        factor = (high / low) ** margin if high > low else 1.5
-        return Axis(low / factor, high * factor, log=True)
     air = (high - low) * margin or abs(low) * 0.1 or 1.0
     return Axis(low - air, high + air)
 
@@ -115,20 +105,18 @@ class Slice:
 def parameter_slice(record: SweepRecord, one: Influence) -> Slice:
     """Every trial as a dot, at its value of the parameter."""
     values = {item for item, _ in one.points}
-    up = fit(figure for _, figure in one.points)
     names: list[Any] = []
-    if all(isinstance(item, (int, float)) and not isinstance(item, bool) for item in values):
-        across = fit(values, log=min(values) > 0 and max(values) / min(values) >= LOG_FROM_RATIO)
-        points = list(one.points)
+    if len(values) > MOST_NAMES and all(map(is_number, values)):
+        across, points = fit(values), list(one.points)
     else:
-        names = sorted(values, key=lambda item: (item is None, str(item)))
+        names = sorted(values, key=lambda item: (not is_number(item), item if is_number(item) else str(item)))
         across = Axis(-0.5, len(names) - 0.5)
         # The trial's order shifts its dot a little to the side, so that equal figures do not hide each other.
         points = [
             (names.index(item) + ((index * 7) % 11 - 5) / 40, figure)
             for index, (item, figure) in enumerate(one.points)
         ]
-    chart = Chart(across, up)
+    chart = Chart(across, fit(figure for _, figure in one.points))
     effect = f"{one.share:.0%} of the spread, ×{one.ratio:.2g} between the best and the worst values"
     return Slice(
         chart,

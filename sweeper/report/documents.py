@@ -78,13 +78,13 @@ def _point(trial: TrialRecord) -> dict[str, Any]:
         "trial": trial.number,
         "measured_twice": trial.remeasured,
         "configuration": trial.configuration.to_dict(),
-        "metrics": {name: _reading(reading) for name, reading in trial.metrics.items()},
+        "metrics": {name: reading_document(reading) for name, reading in trial.metrics.items()},
         "missing": dict(trial.missing),
         "caveats": _caveats(trial.caveats),
     }
 
 
-def _reading(reading: Reading) -> dict[str, float | int | None]:
+def reading_document(reading: Reading) -> dict[str, float | int | None]:
     """Low and high are null where one repeat knows no spread: they are not the median."""
     known = half_width(reading) is not None
     low, high = (reading.low, reading.high) if known else (None, None)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sweeper.errors import UsageError
 from sweeper.records import Configuration, Reading, SweepRecord
-from sweeper.report.documents import front_document
+from sweeper.report.documents import front_document, reading_document
 from sweeper.report.markdown import markdown_report
 from sweeper.report.picks import marks
 from sweeper.report.sections import front_trials
 from sweeper.report.tables import WIDTH
 from sweeper.report.terminal import front_text
-from sweeper.report.words import half_width
 
 FORMATS = ("table", "markdown", "json", "csv")
 
@@ -75,18 +74,11 @@ def reading_heads(metrics: Iterable[str]) -> list[str]:
     return [f"{name}_{part}" for name in metrics for part in ("median", "low", "high", "n")]
 
 
-def reading_cells(metrics: Iterable[str], readings: Mapping[str, Reading | None]) -> list[float | None]:
+def reading_cells(metrics: Iterable[str], readings: Mapping[str, Reading | None]) -> Iterator[float | None]:
     """Median, low, high and n of each metric; None for a missing or unknown value."""
-    found: list[float | None] = []
     for name in metrics:
         reading = readings.get(name)
-        if reading is None:
-            found += [None] * 4
-        else:
-            known = half_width(reading) is not None
-            interval = [reading.low, reading.high] if known else [None, None]
-            found += [reading.median, *interval, reading.n]
-    return found
+        yield from (None,) * 4 if reading is None else reading_document(reading).values()
 
 
 def csv_text(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:

@@ -22,22 +22,21 @@ from sweeper.report.caveats import advice_lines, failures, lost_trials
 from sweeper.report.front_points import REST, front_chart, front_data, front_points, planes_of
 from sweeper.report.influence import LEAST_TRIALS, influences
 
-SCRIPTS = ("front.js", "page.js")
-
 
 def html_report(record: SweepRecord) -> str:
     """The whole page as text."""
     import yaml
 
     rows = influences(record)
+    telling = [row for row in rows if max(one.share for one in row) >= charts.VISIBLE_SHARE]
     return _template().render(
         record=record,
         style=_read("page.css"),
-        scripts=[_read(name) for name in SCRIPTS],
+        script=_read("front.js"),
         front_points=Markup(front_points(record)),  # noqa: S704 - it escapes what could end the script element
         drawings=[(plane, front_chart(plane)) for plane in front_data(record)["planes"]],
-        telling=[row for row in rows if max(one.share for one in row) >= charts.VISIBLE_SHARE],
-        quiet=[row for row in rows if max(one.share for one in row) < charts.VISIBLE_SHARE],
+        telling=telling,
+        quiet=[row for row in rows if row not in telling],
         name=shlex.quote(words.clean(record.sweep)),
         config=yaml.safe_dump(to_plain(record.config), sort_keys=False, allow_unicode=True),
     )

@@ -10,9 +10,10 @@ or only together with others, limits what can be seen. Shares need not add up to
 from __future__ import annotations
 
 import math
+from bisect import bisect
 from collections.abc import Sequence
 from dataclasses import dataclass
-from statistics import fmean, median
+from statistics import median, pvariance, quantiles, variance
 from typing import Any
 
 from sweeper.records import SweepRecord
@@ -62,34 +63,28 @@ def influence(record: SweepRecord, parameter: str, metric: str) -> Influence | N
     return Influence(parameter, metric, _epsilon_squared(groups), max(medians) / min(medians), points)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a parameter's value lies on an axis."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def _epsilon_squared(groups: Sequence[Sequence[float]]) -> float:
     everything = [value for group in groups for value in group]
-    total = _squares(everything) / (len(everything) - 1)
+    total = variance(everything)
     if total < LEAST_SPREAD:
         return 0.0
-    within = sum(_squares(group) for group in groups) / (len(everything) - len(groups))
+    within = sum(pvariance(group) * len(group) for group in groups) / (len(everything) - len(groups))
     return max(0.0, 1 - within / total)
-
-
-def _squares(values: Sequence[float]) -> float:
-    mean = fmean(values)
-    return math.fsum((value - mean) ** 2 for value in values)
 
 
 def _groups(points: Sequence[tuple[Any, float]]) -> list[list[float]]:
     """Logarithms of the metric by the parameter's value, or by groups of neighbouring values."""
     values = {value for value, _ in points}
-    if len(values) > MOST_GROUPS and all(_is_number(value) for value in values):
-        ordered = sorted(point[0] for point in points)
-        edges = sorted({ordered[len(ordered) * k // MOST_GROUPS] for k in range(1, MOST_GROUPS)})
-        keys = {value: sum(value >= edge for edge in edges) for value in values}
-    else:
-        keys = {value: index for index, value in enumerate(values)}
-    grouped: dict[int, list[float]] = {}
+    keys = {value: value for value in values}
+    if len(values) > MOST_GROUPS and all(map(is_number, values)):
+        edges = quantiles([value for value, _ in points], n=MOST_GROUPS)
+        keys = {value: bisect(edges, value) for value in values}
+    grouped: dict[Any, list[float]] = {}
     for value, figure in points:
         grouped.setdefault(keys[value], []).append(math.log(figure))
     return list(grouped.values())
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

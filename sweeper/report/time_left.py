@@ -26,16 +26,16 @@ class TimeLeft:
         self._plan = plan
         self._trials: list[float] = []
         self._finalists: list[float] = []
-        self._in_finalists = False
+        self._stage = self._trials
         self._measurements = plan.finalist_measurements
 
     def trial_took(self, seconds: float) -> None:
         """One more trial, or one more measurement of a finalist, is over."""
-        (self._finalists if self._in_finalists else self._trials).append(seconds)
+        self._stage.append(seconds)
 
     def finalists_started(self, measurements: int) -> None:
         """The search is over; so many measurements follow."""
-        self._in_finalists = True
+        self._stage = self._finalists
         self._measurements = measurements
 
     def seconds(self, trials_left: int, elapsed: float = 0.0) -> float | None:
@@ -44,21 +44,17 @@ class TimeLeft:
         ``trials_left`` counts the one in flight; in the finalists' stage it counts measurements.
         ``elapsed`` is the time since the sweep started, for a search that is bounded in minutes.
         """
-        if self._in_finalists:
-            each = typical(self._finalists) if self._finalists else self._finalist_seconds()
-            return None if each is None else trials_left * each
-        each = typical(self._trials)
-        after = self._finalist_seconds()
-        if each is None or after is None:
+        trial, finalist = typical(self._trials), typical(self._finalists)
+        if finalist is None and trial is not None:
+            finalist = trial * self._plan.finalist_cost
+        if self._stage is self._finalists:
+            return None if finalist is None else trials_left * finalist
+        if trial is None or finalist is None:
             return None
-        search = trials_left * each
+        search = trials_left * trial
         if self._plan.minutes is not None:
             search = min(search, max(0.0, self._plan.minutes * 60 - elapsed))
-        return search + self._measurements * after
-
-    def _finalist_seconds(self) -> float | None:
-        each = typical(self._trials)
-        return None if each is None else each * self._plan.finalist_cost
+        return search + self._measurements * finalist
 
 
 def typical(costs: Sequence[float]) -> float | None:
