@@ -16,7 +16,7 @@ import json
 import os
 import random
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -183,16 +183,13 @@ def record_table(
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    The recording makes ``header.passes`` passes over the grid, each in another order, so that the repeats of a
-    configuration are far apart in time. If the machine is slower for some minutes, this then shows as noise and
-    not as a worse configuration.
-
-    The recording resumes after an earlier call: it skips visits that are already in the journal. A failed trial is a
-    row with its state and reason. Any other exception, such as Ctrl-C, leaves the journal in place.
+    Several passes over the grid, each in another order, average out drift. The recording resumes after an earlier
+    call: it skips visits that are already in the journal. A failed trial is a row with its state and reason. Any other
+    exception, such as Ctrl-C, leaves the journal in place.
 
     Args:
         path: the table; its journal is beside it until the table is complete.
-        header: the header of the table, with the space to measure.
+        header: the header of the table, with the space to measure and the number of passes.
         engine: the engine that runs inference.
         meter: the open meter that measures energy.
         stage: windows and repeats of each configuration.
@@ -209,18 +206,12 @@ def record_table(
     grid = tuple(header.space.grid()) if configurations is None else tuple(configurations)
     visits = [c for number in range(header.passes) for c in cheapest_order(grid, seed + number)]
     journal = path.with_name(path.name + JOURNAL_ENDING)
-    done: dict[str, list[TableRow]] = {}
+    done: defaultdict[str, list[TableRow]] = defaultdict(list)
     for row in _open_journal(journal, header):
-        done.setdefault(row.configuration.digest, []).append(row)
+        done[row.configuration.digest].append(row)
     left = Counter({digest: len(rows) for digest, rows in done.items()})
     measured = functools.partial(
-        measure,
-        engine=engine,
-        meter=meter,
-        workload=header.workload,
-        stage=stage,
-        clock=clock,
-        sleep=sleep,
+        measure, engine=engine, meter=meter, workload=header.workload, stage=stage, clock=clock, sleep=sleep
     )
     with journal.open("a", encoding="utf-8") as file:
         for number, configuration in enumerate(visits, 1):
@@ -228,7 +219,7 @@ def record_table(
                 left[configuration.digest] -= 1
                 continue
             row = _row(configuration, measured, limits, header)
-            done.setdefault(configuration.digest, []).append(row)
+            done[configuration.digest].append(row)
             _append(file, to_plain(row))
             if progress is not None:
                 progress(number, len(visits), row)

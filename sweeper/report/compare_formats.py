@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-from rich.cells import cell_len
 from rich.console import Console
 from rich.text import Text
 
 from sweeper.records import SCHEMA, to_plain
 from sweeper.report.compare import Comparison, Entry, Group
-from sweeper.report.formats import csv_text, json_text, reading_cells, reading_heads, unknown_form
+from sweeper.report.formats import Forms, csv_text, json_text, reading_cells, reading_heads, written
 from sweeper.report.markdown import escape, markdown_table
 from sweeper.report.tables import NARROWEST, WIDTH, Row, Table, as_text, show, table_lines, wrapped
 from sweeper.report.words import MISSING, clean, figure, spread
 from sweeper.results.price import money
 
-LONGEST_NAME = 28  # of a model or machine in a terminal; the rest is cut, the differences below have it whole
 # How soon each column goes where there is no room, 0: never.
 GIVES_WAY = (0, 4, 3, 6, 0, 0, 2, 5, 1)
 
@@ -25,15 +23,13 @@ def render_comparison(comparison: Comparison, form: str, width: int = WIDTH) -> 
     Raises:
         UsageError: there is no such form.
     """
-    if form == "table":
-        return as_text(_lines(comparison, max(width, NARROWEST)))
-    if form == "markdown":
-        return _markdown(comparison)
-    if form == "json":
-        return json_text({"schema": SCHEMA, **to_plain(comparison)})
-    if form == "csv":
-        return _csv(comparison)
-    raise unknown_form(form)
+    forms: Forms = {
+        "table": lambda: as_text(_lines(comparison, max(width, NARROWEST))),
+        "markdown": lambda: _markdown(comparison),
+        "json": lambda: json_text({"schema": SCHEMA, **to_plain(comparison)}),
+        "csv": lambda: _csv(comparison),
+    }
+    return written(forms, form)
 
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
@@ -44,8 +40,8 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 def _lines(comparison: Comparison, width: int) -> list[Text]:
     lines: list[Text] = []
     for group in comparison.groups:
-        table = _table(comparison, group, LONGEST_NAME)
-        lines += [*wrapped(group.title, width, "bold"), *table_lines(table, width), Text()]
+        table = table_lines(_table(comparison, group), width)
+        lines += [*wrapped(group.title, width, "bold"), *table, Text()]
     for sentence in comparison.sentences:
         lines += [*wrapped(sentence, width), Text()]
     if comparison.differences:
@@ -69,14 +65,9 @@ def _markdown(comparison: Comparison) -> str:
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 
-def _table(comparison: Comparison, group: Group, longest: int | None = None) -> Table:
-    """One group; names are cut to ``longest`` terminal cells."""
+def _table(comparison: Comparison, group: Group) -> Table:
     kind = "" if group.kind == "measured" else f" {group.kind}"
     heads = ["model", "sweep", "machine", "date", "tok/s", f"W{kind}", "J/tok", "per Mtok", "per hour"]
-
-    def name(text: str) -> str:
-        short = clean(text)
-        return short if longest is None or cell_len(short) <= longest else f"{short[: longest - 1]}…"
 
     def price(amount: float | None) -> str:
         return MISSING if amount is None else money(amount, comparison.prices)
@@ -84,9 +75,9 @@ def _table(comparison: Comparison, group: Group, longest: int | None = None) -> 
     def row(entry: Entry) -> Row:
         joules = entry.joules_per_token
         cells = [
-            name(entry.model + (f" {entry.quant}" if entry.quant else "")),
-            name(entry.sweep),
-            name(entry.machine),
+            clean(entry.model + (f" {entry.quant}" if entry.quant else "")),
+            clean(entry.sweep),
+            clean(entry.machine),
             entry.date,
             spread(entry.tokens_per_second),
             spread(entry.watts),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 from sweeper.errors import UsageError
@@ -17,7 +17,7 @@ from sweeper.report.sections import front_trials
 from sweeper.report.tables import WIDTH
 from sweeper.report.terminal import front_text
 
-FORMATS = ("table", "markdown", "json", "csv")
+Forms = Mapping[str, Callable[[], str]]
 
 
 def render(record: SweepRecord, form: str, width: int = WIDTH) -> str:
@@ -26,20 +26,20 @@ def render(record: SweepRecord, form: str, width: int = WIDTH) -> str:
     Raises:
         UsageError: there is no such form.
     """
-    if form == "table":
-        return front_text(record, width)
-    if form == "markdown":
-        return markdown_report(record)
-    if form == "json":
-        return json_text(front_document(record))
-    if form == "csv":
-        return front_csv(record)
-    raise unknown_form(form)
+    forms: Forms = {
+        "table": lambda: front_text(record, width),
+        "markdown": lambda: markdown_report(record),
+        "json": lambda: json_text(front_document(record)),
+        "csv": lambda: front_csv(record),
+    }
+    return written(forms, form)
 
 
-def unknown_form(form: str) -> UsageError:
-    """The error that names the forms there are."""
-    return UsageError(f"--format {form}: choose one of {', '.join(FORMATS)}")
+def written(forms: Forms, form: str) -> str:
+    """The text of ``form``. Raises UsageError if it is none of ``forms``."""
+    if form not in forms:
+        raise UsageError(f"--format {form}: choose one of {', '.join(forms)}")
+    return forms[form]()
 
 
 def front_csv(record: SweepRecord) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
@@ -34,9 +34,21 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
 
     Where the objectives cannot answer the sweep's own pick, the first that they can answer is recommended.
     """
-    names = (record.pick, *(name for name in NAMED if name != record.pick))
-    found = [picked for name in names if (picked := _picked(record, name)) is not None]
-    return tuple(replace(picked, recommended=index == 0) for index, picked in enumerate(found))
+    found: list[Picked] = []
+    sweep = shlex.quote(clean(record.sweep))
+    for name in dict.fromkeys((record.pick, *NAMED)):
+        try:
+            choice = choose(record, name)
+        except (NoResultError, ConfigError):
+            # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
+            continue
+        words = ", ".join([choice.words, *_beside(record, choice.trial)])
+        words = "; ".join([*filter(None, [choice.nearest]), words, *_tied(record, choice.trial)])
+        # `apply` takes no pick that nothing keeps: it is given the trial.
+        pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
+        command = f"sweeper apply {sweep} --pick {pick} --to llama-server"
+        found.append(Picked(name, choice.trial, words, not found, command, choice.nearest is not None))
+    return tuple(found)
 
 
 def recommended(record: SweepRecord) -> Picked | None:
@@ -107,26 +119,6 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     )
 
 
-def apply_command(record: SweepRecord, pick: str, target: str = "llama-server") -> str:
-    """The command that applies ``pick`` of this sweep."""
-    return f"sweeper apply {shlex.quote(clean(record.sweep))} --pick {shlex.quote(pick)} --to {target}"
-
-
-def _picked(record: SweepRecord, pick: str) -> Picked | None:
-    try:
-        choice = choose(record, pick)
-    except (NoResultError, ConfigError):
-        # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
-        return None
-    words = ", ".join([choice.words, *_beside(record, choice.trial)])
-    words = "; ".join([words, *_tied(record, choice.trial)])
-    if choice.nearest is None:
-        return Picked(pick, choice.trial, words, False, apply_command(record, pick))
-    # `apply` takes no pick that nothing keeps: it is given the trial.
-    command = apply_command(record, str(choice.trial.number))
-    return Picked(pick, choice.trial, f"{choice.nearest}; {words}", False, command, nearest=True)
-
-
 def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
     """The near-ties of ``trial``, and the one that reads prompts clearly fastest if prompts are no objective."""
     on_front = [t for t in record.on_front() if t.number != trial.number]
@@ -152,13 +144,12 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
         return []
     said = []
     told = (speed_metric(record), cost_metric(record), "kl_divergence")
-    for name in dict.fromkeys(["prompt_tokens_per_second", *(o.metric for o in record.objectives)]):
+    for name in dict.fromkeys([PROMPTS, *(o.metric for o in record.objectives)]):
         here, there = trial.metrics.get(name), base.metrics.get(name)
         if name in told or not here or not there or not there.median:
             continue
         if here.high < there.low or here.low > there.high:
-            words = describe(name).title
-            said.append(f"{100 * (here.median / there.median - 1):+.0f} % {words}")
+            said.append(f"{100 * (here.median / there.median - 1):+.0f} % {describe(name).title}")
     loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
     if loss and before and trial.configuration.quant != base.configuration.quant:
         how = "more" if loss.median > before.median else "less"

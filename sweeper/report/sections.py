@@ -6,28 +6,10 @@ from collections.abc import Iterator
 
 from sweeper.metrics import describe
 from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.report import words
 from sweeper.report.caveats import lost_trials, reason
 from sweeper.report.picks import marks, recommended
 from sweeper.report.tables import Facts, Row, Table
-from sweeper.report.words import (
-    MISSING,
-    STATES,
-    TRUST,
-    baseline_of,
-    change,
-    doubt,
-    figure,
-    figures,
-    head,
-    model_line,
-    moment,
-    outcome,
-    own_settings,
-    parts,
-    power_line,
-    spread,
-    tally,
-)
 from sweeper.results.ceiling import Ceiling, ceiling
 from sweeper.results.price import energy_words, kwh_per_year, money, per_hour, per_million_tokens
 
@@ -45,20 +27,24 @@ AT_THE_LIMIT = "at the limit, as far as both were measured"
 
 def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str, str, str]]:
     """The recommended trial's figures: median, title, spread with unit, change from the baseline."""
-    base = baseline_of(record)
+    base = words.baseline_of(record)
     for metric in dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"]):
         reading = trial.metrics.get(metric)
         if reading is None:
             continue
-        median, half = parts(reading)
-        against = change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
-        under = f"{'± ' if half else ''}{half} {describe(metric).unit}{doubt(record.power, metric)}".strip()
+        median, half = words.parts(reading)
+        against = (
+            words.change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
+        )
+        under = (
+            f"{'± ' if half else ''}{half} {describe(metric).unit}{words.doubt(record.power, metric)}".strip()
+        )
         yield median, describe(metric).title, under, against
 
 
 def front_trials(record: SweepRecord) -> list[TrialRecord]:
     """The front in its order; a baseline that is not on it comes first."""
-    base = baseline_of(record)
+    base = words.baseline_of(record)
     return [*([base] if base is not None and base.number not in record.front else []), *record.on_front()]
 
 
@@ -67,7 +53,7 @@ def front_table(record: SweepRecord) -> Table | None:
     trials = [trial for trial in front_trials(record) if trial.metrics]
     if not trials:
         return None
-    base, best, named = baseline_of(record), recommended(record), marks(record)
+    base, best, named = words.baseline_of(record), recommended(record), marks(record)
     objectives = [objective.metric for objective in record.objectives]
     wanted = dict.fromkeys([*objectives, *EXTRA])
     metrics = [m for m in wanted if any(m in trial.metrics for trial in trials)]
@@ -77,10 +63,13 @@ def front_table(record: SweepRecord) -> Table | None:
         names = (*(("baseline",) if is_base else ()), *named.get(trial.number, ()))
         against = {} if base is None or is_base else base.metrics
         cells = [
-            (figures(trial, m), "" if describe(m).exact else change(trial.metrics.get(m), against.get(m)))
+            (
+                words.figures(trial, m),
+                "" if describe(m).exact else words.change(trial.metrics.get(m), against.get(m)),
+            )
             for m in metrics
         ]
-        own = "the engine's default" if is_base else own_settings(record, trial)
+        own = "the engine's default" if is_base else words.own_settings(record, trial)
         rows.append(
             Row(
                 [f"{'★' if is_best else ' '} #{trial.number}", *cells],
@@ -88,7 +77,7 @@ def front_table(record: SweepRecord) -> Table | None:
                 below=" · ".join(filter(None, (", ".join(names), own))),
             )
         )
-    heads = ["  trial", *(head(m, record.power) for m in metrics)]
+    heads = ["  trial", *(words.head(m, record.power) for m in metrics)]
     return Table(heads, rows, gives_way=[0, *(0 if m in objectives else EXTRA[m] for m in metrics)])
 
 
@@ -111,22 +100,24 @@ def phases(record: SweepRecord) -> list[Table]:
     trials = compared(record)
     if not trials:
         return []
-    kind = doubt(record.power)
+    kind = words.doubt(record.power)
     rows = []
     for names, trial in trials:
         for phase, *metrics in PHASES:
             joules = trial.metrics.get(metrics[-1])
             price = (
-                money(per_million_tokens(joules.median, record.prices), record.prices) if joules else MISSING
+                money(per_million_tokens(joules.median, record.prices), record.prices)
+                if joules
+                else words.MISSING
             )
-            rows.append(Row([f"{phase}, {names}", *(figures(trial, m) for m in metrics), price]))
+            rows.append(Row([f"{phase}, {names}", *(words.figures(trial, m) for m in metrics), price]))
     extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
     shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
     return [
         Table(["", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
         Table(
             ["", *(f"{describe(m).title} ({describe(m).unit})" for m in shown)],
-            [Row([names, *(figures(t, m) for m in shown)]) for names, t in trials],
+            [Row([names, *(words.figures(t, m) for m in shown)]) for names, t in trials],
         ),
     ]
 
@@ -134,7 +125,7 @@ def phases(record: SweepRecord) -> list[Table]:
 def costs(record: SweepRecord) -> Facts:
     """An hour and a year of each trial, and of a machine at rest, in energy and money."""
     prices = record.prices
-    kind = f" ({record.power.kind})" if doubt(record.power) else ""
+    kind = f" ({record.power.kind})" if words.doubt(record.power) else ""
 
     def yearly(watts: Reading, hours: float) -> str:
         return energy_words(kwh_per_year(watts.median, hours), prices)
@@ -151,7 +142,7 @@ def costs(record: SweepRecord) -> Facts:
     for name, reading in waiting:
         if reading is not None:
             year = f"around the clock {yearly(reading, 24)} a year"
-            entries.append((name, f"{spread(reading)} W; {year}"))
+            entries.append((name, f"{words.spread(reading)} W; {year}"))
     return entries
 
 
@@ -163,7 +154,7 @@ def ceilings(record: SweepRecord) -> tuple[Facts, list[str]]:
         if isinstance(found, Ceiling):
             why = "so small a model may stay in the processor's caches" if found.cached else AT_THE_LIMIT
             note = "more than can be true" if found.cannot_be_true else why if found.share > 1 else ""
-            share = f"{found.share:.0%} of {figure(found.tokens_per_second)} tok/s"
+            share = f"{found.share:.0%} of {words.figure(found.tokens_per_second)} tok/s"
             entries.append((names, f"{share}: {note}" if note else share))
         else:
             reasons.append(found)
@@ -175,8 +166,8 @@ def lost(record: SweepRecord, most: int) -> Table:
     rows = []
     for t in lost_trials(record)[:most]:
         log = " / ".join(t.log_tail[-LOG_LINES:])
-        below = own_settings(record, t) + (f" · the engine's last words: {log}" if log else "")
-        rows.append(Row([f"#{t.number}", STATES[outcome(t)], reason(t)], below=below))
+        below = words.own_settings(record, t) + (f" · the engine's last words: {log}" if log else "")
+        rows.append(Row([f"#{t.number}", words.STATES[words.outcome(t)], reason(t)], below=below))
     return Table(["trial", "state", "reason"], rows, words=3)
 
 
@@ -186,20 +177,20 @@ def setting(record: SweepRecord) -> Facts:
     bandwidth = m.memory_bandwidth_gb_per_second
     period = power.update_period_seconds
     return [
-        ("model", model_line(record)),
+        ("model", words.model_line(record)),
         ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
         ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
         *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in m.gpus),
         ("kernel", m.kernel),
         ("fingerprint", m.fingerprint),
         ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
-        ("watts", power_line(power)),
-        ("how far to trust it", TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
-        ("new reading every", f"{period * 1000:.0f} ms" if period else MISSING),
+        ("watts", words.power_line(power)),
+        ("how far to trust it", words.TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
+        ("new reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),
         ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
         ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
-        ("trials", tally(record)),
+        ("trials", words.tally(record)),
     ]
 
 
@@ -208,8 +199,8 @@ def origin(record: SweepRecord) -> Facts:
     file = record.model.files.get(record.model.base_quant)
     return [
         ("sweep", record.sweep),
-        ("sweeper", record.sweeper_version or MISSING),
-        ("model file", (file.path if file else "") or MISSING),
-        ("its SHA-256", (file.sha256 if file else "") or MISSING),
-        ("measured", f"{moment(record.started_utc)} to {moment(record.updated_utc)}"),
+        ("sweeper", record.sweeper_version or words.MISSING),
+        ("model file", (file.path if file else "") or words.MISSING),
+        ("its SHA-256", (file.sha256 if file else "") or words.MISSING),
+        ("measured", f"{words.moment(record.started_utc)} to {words.moment(record.updated_utc)}"),
     ]

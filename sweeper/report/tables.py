@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from rich.cells import cell_len
 from rich.console import Console
@@ -59,15 +59,10 @@ class Column:
 
 
 def fitting(columns: Sequence[Column], width: int) -> list[Column]:
-    """The columns that fit, dropping those that give way soonest; then intervals give way to medians.
-
-    The result may still be too wide: ask :func:`total`.
-    """
+    """The columns that fit, dropping those that give way soonest. They may still be too wide: ask :func:`total`."""
     kept = list(columns)
     while total(kept) > width and any(column.gives_way for column in kept):
         kept.remove(max(reversed(kept), key=lambda column: column.gives_way))
-    if total(kept) > width:
-        kept = [replace(c, cells=tuple(cell.split(" ± ")[0] for cell in c.cells)) for c in kept]
     return kept
 
 
@@ -79,7 +74,7 @@ def total(columns: Sequence[Column]) -> int:
 def table_lines(table: Table, width: int) -> list[Text]:
     """A line for each row, and the line below it.
 
-    Where not even the medians fit side by side, each row becomes a few lines under its first cell.
+    Where the columns do not fit side by side, each row becomes a few lines under its first cell.
     """
     columns = fitting(_columns(table), width)
     is_wide = total(columns) <= width

@@ -195,6 +195,20 @@ def trial(number: int, gpu: bool, parameters: int, rng: random.Random, caveat: C
     )
 
 
+def space(gpu: bool) -> dict[str, object]:
+    found: dict[str, object] = {
+        "quant": list(QUANTS),
+        "n_threads": {"low": 1, "high": 6 if gpu else 12},
+        "n_batch": {"low": 256, "high": 4096, "log": True},
+        "n_ubatch": {"low": 64, "high": 512, "log": True},
+        "flash_attn": [True, False],
+    }
+    if gpu:
+        found["n_gpu_layers"] = {"low": 0, "high": 12}
+        found["power_limit_watts"] = {"low": 100, "high": 170, "step": 10}
+    return found
+
+
 def sweep(
     trials: int = 40,
     kind: str = "estimated",
@@ -232,21 +246,7 @@ def sweep(
         objectives=(SPEED, WATTS),
         constraints=(Constraint("kl_divergence", "<=", 0.02),),
         power=power(kind),
-        space={
-            "quant": list(QUANTS),
-            "n_threads": {"low": 1, "high": 6 if gpu else 12},
-            "n_batch": {"low": 256, "high": 4096, "log": True},
-            "n_ubatch": {"low": 64, "high": 512, "log": True},
-            "flash_attn": [True, False],
-            **(
-                {
-                    "n_gpu_layers": {"low": 0, "high": 12},
-                    "power_limit_watts": {"low": 100, "high": 170, "step": 10},
-                }
-                if gpu
-                else {}
-            ),
-        },
+        space=space(gpu),
         trials=tuple(made),
         front=tuple(t.number for t in front),
         baseline=0,

@@ -12,7 +12,6 @@ from sweeper.errors import UsageError
 from sweeper.records import Prices, SweepRecord, Workload
 from sweeper.report.compare import UNRANKED, Card, compare
 from sweeper.report.compare_formats import render_comparison, show_comparison
-from sweeper.report.formats import FORMATS
 
 PRICES = Prices(per_kwh=0.40, hours_per_day=6)
 
@@ -162,7 +161,7 @@ def test_every_form_can_be_read_back() -> None:
     assert [row["sweep"] for row in rows] == ["small", "gpu", "stopped"]
     assert rows[2]["watts_median"] == ""
     assert "| model |" in render_comparison(comparison, "markdown")
-    assert all(render_comparison(comparison, form).endswith("\n") for form in FORMATS)
+    assert all(render_comparison(comparison, form).endswith("\n") for form in ("table", "csv"))
     with pytest.raises(UsageError, match="choose one of"):
         render_comparison(comparison, "xml")
 

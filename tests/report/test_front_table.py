@@ -108,7 +108,7 @@ def test_columns_give_way_in_their_order() -> None:
     columns = [Column("a", ("1 ± 2",)), Column("b", ("xxxx",), 1), Column("c", ("yyyy",), 2)]
     assert [c.head for c in fitting(columns, 12)] == ["a", "b"]
     assert [c.head for c in fitting(columns, 6)] == ["a"]
-    assert fitting(columns, 3)[0].cells == ("1",)
+    assert fitting(columns, 3)[0].cells == ("1 ± 2",)
     assert total(columns) == 17
 
 

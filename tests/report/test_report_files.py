@@ -16,7 +16,7 @@ from sweeper.errors import StoreError, UsageError
 from sweeper.files import replace as write_atomically
 from sweeper.records import Caveat, Configuration, SweepRecord
 from sweeper.report.files import write_report
-from sweeper.report.formats import FORMATS, render
+from sweeper.report.formats import render
 
 NAMES = ("report.html", "report.md", "pareto.png", "front.json", "front.csv", "recommendation.yaml")
 HOSTILE_NAME = '=cmd|"/c calc"!A1 </script><script>alert(1)</script> | `x` ${jndi} 模型 %s {0}'
@@ -136,7 +136,7 @@ def test_a_table_in_markdown_has_as_many_cells_in_each_row() -> None:
         assert len(bars) == 1
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", ["table", "markdown", "json", "csv"])
 @pytest.mark.parametrize("record", SWEEPS.values(), ids=SWEEPS)
 def test_every_form_ends_in_one_newline(record: SweepRecord, form: str) -> None:
     text = render(record, form)
