@@ -183,9 +183,8 @@ def record_table(
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    Several passes over the grid, each in another order, average out drift. The recording resumes after an earlier
-    call: it skips visits that are already in the journal. A failed trial is a row with its state and reason. Any other
-    exception, such as Ctrl-C, leaves the journal in place.
+    Several passes over the grid, each in another order, average out drift. A later call skips the visits in the
+    journal. A failed trial is a row with its reason; any other exception, such as Ctrl-C, leaves the journal in place.
 
     Args:
         path: the table; its journal is beside it until the table is complete.

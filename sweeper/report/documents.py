@@ -55,11 +55,7 @@ def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
         },
         "power": {
             "source": record.power.name,
-            "interface": record.power.interface,
-            "scope": record.power.scope,
-            "kind": record.power.kind,
-            "device": record.power.device,
-            "note": record.power.note,
+            **{key: getattr(record.power, key) for key in ("interface", "scope", "kind", "device", "note")},
         },
         "workload": to_plain(record.workload),
         "objectives": [to_plain(objective) for objective in record.objectives],

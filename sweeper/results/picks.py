@@ -64,19 +64,8 @@ def parse_pick(text: str) -> Pick:
 def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
     """The trial of ``record`` that ``pick`` chooses, and its price compared with the baseline, in words.
 
-    - ``fastest``: the best speed.
-    - ``within:N%``: the lowest cost among the trials that reach (100 - N) % of the best speed. A trial that misses this
-      threshold by less than 1 %, and by less than noise, counts as reaching it.
-    - ``at-least``: the lowest cost that reaches a speed. ``at-most``: the best speed under a power.
-    - ``greenest``: the fewest joules per token.
-    - ``knee``: the point farthest beyond the straight line between the ends of the front.
-
-    Speed is the first objective in tok/s, else the first one that is maximised. Cost is the first objective in W, else
-    the first one that is minimised. Medians decide. Of two equal trials, the faster one wins.
-
-    Two rules decide near-ties. A trial that costs less than 1 % more, and less than noise more, counts as costing the
-    same; the fastest of these wins. Among the trials that noise cannot separate from that one, the trial that reads
-    prompts fastest wins, if it is faster beyond noise and no objective weighs prompts.
+    docs/reading-a-report.md defines each pick and the two rules for near-ties. Speed and cost are those of
+    `speed_metric` and `cost_metric`. Medians decide; of two equal trials, the faster one wins.
 
     Eligible trials are feasible and measured twice; with ``allow_screening``, all feasible trials are eligible.
 
