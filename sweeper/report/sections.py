@@ -33,9 +33,10 @@ def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str
         if reading is None:
             continue
         median, half = words.parts(reading)
-        against = (
-            words.change(reading, base.metrics.get(metric)) if base is not None and base is not trial else ""
-        )
+        against = "" if base is None or base is trial else words.change(reading, base.metrics.get(metric))
+        if against:
+            against += " to compare with" if against == words.TOO_NOISY else ", compared with"
+            against += " the baseline"
         under = (
             f"{'± ' if half else ''}{half} {describe(metric).unit}{words.doubt(record.power, metric)}".strip()
         )

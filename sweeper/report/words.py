@@ -10,8 +10,9 @@ from typing import Any
 
 from sweeper.metrics import describe
 from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
-from sweeper.results.front import TOO_NOISY, too_noisy
+from sweeper.results import front
 
+TOO_NOISY = "too noisy"  # for a change that noise hides
 MISSING = "–"  # for a missing figure; never a 0
 MOST_DECIMALS = 4
 
@@ -78,8 +79,8 @@ def change(reading: Reading | None, base: Reading | None) -> str:
     """The difference to the baseline as ``+12 %`` or ``−28 %``; ``too noisy`` where noise hides it."""
     if reading is None or base is None or base.median == 0:
         return ""
-    if too_noisy(reading) or too_noisy(base):
-        return "too noisy"
+    if front.too_noisy(reading) or front.too_noisy(base):
+        return TOO_NOISY
     percent = round(100 * (reading.median / base.median - 1))
     sign = "+" if percent > 0 else "−" if percent < 0 else ""  # no ±: that is an interval's
     return f"{sign}{abs(percent)} %"
@@ -227,7 +228,7 @@ def disturbed(record: SweepRecord) -> str:
         metrics = record.trial(number).metrics if number is not None else {}
         readings = [metrics[o.metric] for o in record.objectives if o.metric in metrics]
         shares = ((half_width(r) or 0.0) / abs(r.median) for r in readings if r.median)
-        if (widest := max(shares, default=0.0)) > TOO_NOISY:
+        if (widest := max(shares, default=0.0)) > front.TOO_NOISY:
             wide.append(f"#{number} varies by {100 * widest:.0f} %")
     if not wide:
         return ""

@@ -309,3 +309,14 @@ def test_a_sweep_that_has_not_ended_says_so_before_its_answer(state: str, words:
     for text in (Page(html_report(record)).text, markdown_report(record)):
         assert text.index(words) < text.index("Run this")
     assert words not in Page(html_report(SWEEPS["gpu"])).text
+
+
+def test_a_change_that_noise_hides_is_told_in_words() -> None:
+    made = SWEEPS["gpu"]
+    base = made.trials[0]
+    speed = base.metrics["tokens_per_second"]
+    wide = replace(speed, low=0.2 * speed.median, high=1.8 * speed.median)
+    noisy = replace(base, metrics={**base.metrics, "tokens_per_second": wide})
+    text = Page(html_report(replace(made, trials=(noisy, *made.trials[1:])))).text
+    assert "too noisy to compare with the baseline" in text
+    assert "%, compared with the baseline" in text  # watts
