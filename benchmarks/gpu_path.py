@@ -14,6 +14,7 @@ from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.measure.trial import measure
 from sweeper.model.forecast import weights_by_device
 from sweeper.model.header import GgufHeader, read_header
+from sweeper.model.shapes import ModelShape
 from sweeper.processes import WorkerProcess
 from sweeper.records import Configuration, Measurement, Window, to_plain
 
@@ -66,7 +67,7 @@ def _row(bench: Bench, name: str, quant: str, layers: int, deadline: Deadline) -
         **planned,
         "decode": _phase(found, "decode"),
         "prefill": _phase(found, "prefill"),
-        **_against(ceiling, header, found),
+        **_against(ceiling, header, bench.plan.models[name][0], found),
         "vram_mib": _median(found, "vram_mib"),
         "memory_mib": _median(found, "memory_mib"),
         "load_seconds": found.load_seconds,
@@ -113,11 +114,11 @@ def _ceiling(bench: Bench, on_gpu: int, in_all: int) -> Ceiling:
     return Ceiling(None, "layers lie in two memories")
 
 
-def _against(ceiling: Ceiling, header: GgufHeader, found: Measurement) -> dict[str, Any]:
+def _against(ceiling: Ceiling, header: GgufHeader, shape: ModelShape, found: Measurement) -> dict[str, Any]:
     """Decode speed as a share of what the memory could deliver, weights and cache read once a token."""
     speed = found.metrics["tokens_per_second"].median
     windows = [w for w in found.windows if w.phase == "decode"]
-    tokens = header.bytes_per_token(windows[0].depth)
+    tokens = bytes_per_token(header, shape, windows[0].depth)
     most = None if ceiling.gb_per_second is None else ceiling.gb_per_second * 1e9 / tokens
     return {
         "bytes_per_token": tokens,
@@ -126,6 +127,22 @@ def _against(ceiling: Ceiling, header: GgufHeader, found: Measurement) -> dict[s
         "ceiling_tokens_per_second": most,
         "share_of_ceiling": None if most is None else speed / most,
     }
+
+
+def bytes_per_token(header: GgufHeader, shape: ModelShape, context: int = 0) -> float:
+    """Bytes that decoding one token reads from memory. This is the denominator of the ceiling.
+
+    It counts every weight once, but only the active experts of a mixture. Of the token embeddings it counts one row,
+    unless they also serve as the output. It adds the f16 cache of ``context`` tokens.
+    """
+    share = shape.expert_used_count / shape.expert_count if shape.expert_count else 1.0
+    total = float(context * 4 * shape.n_layer * shape.head_count_kv * shape.head_length)
+    for tensor in header.tensors:
+        if tensor.name == "token_embd.weight" and not shape.tied_embeddings:
+            total += tensor.bytes / tensor.shape[-1]
+        else:
+            total += tensor.bytes * (share if "_exps." in tensor.name else 1.0)
+    return total
 
 
 def _phase(found: Measurement, phase: str) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from gpu_record import Deadline, OutOfTime, StepFile
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.lab.tables import TableHeader, TableRow, header_of, record_table
-from sweeper.model.header import read_header, sha256_of
+from sweeper.model.digest import sha256_of
+from sweeper.model.header import read_header
 from sweeper.records import Configuration, ModelFile, ModelRecord
 from sweeper.space.space import SearchSpace, Traits, build_space
 

@@ -6,7 +6,6 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import IO, Any, Self
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
@@ -31,8 +30,7 @@ class LlamaCppEngine:
         window_grace_seconds: a window that exceeds its limit by more than this is a hang.
         load_timeout_seconds: a load that takes longer than this is a hang.
         keep_in: a folder on a disk for contexts that took long to fill. Their files have no name and disappear with
-            this
-            process. None: the engine fills each new context.
+            this process. None: the engine fills each new context.
         keep_from_seconds: the engine keeps a context only if it took at least this long to fill.
     """
 
@@ -136,9 +134,7 @@ class LlamaCppEngine:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _window(self, what: str, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:

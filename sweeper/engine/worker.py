@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from sweeper.model.llama_library import gpus
 from sweeper.model.llama_params import context_params, model_params
 from sweeper.serving import Refused, serve
 
@@ -38,9 +39,8 @@ class Worker:
         self.api = llama_cpp
         self.offloaded = 0  # number of layers, read from llama.cpp's log because it has no function for it
         self.last_line = ""  # of llama.cpp's log; after a refusal it holds the reason
-        self._log = llama_cpp.llama_log_callback(
-            self._to_stderr
-        )  # kept here because ctypes does not hold a reference
+        # Kept here because ctypes does not hold a reference.
+        self._log = llama_cpp.llama_log_callback(self._to_stderr)
         llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
         llama_cpp.llama_backend_init()
         self.model: Any = None
@@ -51,7 +51,7 @@ class Worker:
         self.keep_from_seconds = 0.0
         self.context_params: dict[str, Any] = {}
         self.tokens = random.Random(_SEED)
-        self.vram_at_start = self._vram_used_mib()
+        self.vram_at_start = _vram_used_mib()
         self.vram_peak: float | None = None
 
     def _to_stderr(self, level: int, text: bytes, _: Any) -> None:
@@ -70,8 +70,7 @@ class Worker:
         return {
             "version": self.api.__version__,
             "build": self.api.llama_print_system_info().decode("utf-8", "replace").strip(),
-            "gpu_offload": bool(self.api.llama_supports_gpu_offload()) and bool(self._gpus()),
-            "devices": [self._device_name(device) for device in self._gpus()],
+            "gpu_offload": bool(self.api.llama_supports_gpu_offload()) and bool(gpus()),
         }
 
     def load(
@@ -90,12 +89,26 @@ class Worker:
         began = time.perf_counter()
         self.kept, self.keep_from_seconds = kept, keep_from_seconds
         if model_path is not None:
-            self._load_model(model_path, model)
-        if self._only_threads_change(context):
-            self.api.llama_set_n_threads(self.context, context["n_threads"], context["n_threads_batch"])
-            self.context_params = dict(context)
+            self._free_context()
+            if self.model:
+                self.api.llama_model_free(self.model)
+            self.offloaded = 0
+            params = model_params(self.api, model)
+            self.model = self.api.llama_model_load_from_file(os.fsencode(model_path), params)
+            if not self.model:
+                raise Refused(f"llama.cpp could not load the model: {self.last_line}")
+            self.n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
+        threads = {name: context[name] for name in ("n_threads", "n_threads_batch")}
+        if self.context and self.context_params | threads == context:
+            self.api.llama_set_n_threads(self.context, *threads.values())
         else:
-            self._make_context(context)
+            self._free_context()
+            self.context = self.api.llama_init_from_model(self.model, context_params(self.api, context))
+            if not self.context:
+                raise Refused(f"llama.cpp could not make a context: {self.last_line}")
+            self.memory_handle = self.api.llama_get_memory(self.context)
+            self.depth = 0
+        self.context_params = dict(context)
         self.api.llama_synchronize(self.context)
         self._note_vram()
         return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
@@ -139,30 +152,6 @@ class Worker:
         return {"memory_mib": peak_kib / _KIB_PER_MIB, "vram_mib": self.vram_peak}
 
     # -- inside -----------------------------------------------------------------------------------------
-
-    def _load_model(self, path: str, wanted: Mapping[str, Any]) -> None:
-        self._free()
-        self.offloaded = 0
-        params = model_params(self.api, wanted)
-        self.model = self.api.llama_model_load_from_file(os.fsencode(path), params)
-        if not self.model:
-            raise Refused(f"llama.cpp could not load the model: {self.last_line}")
-        self.n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
-
-    def _only_threads_change(self, wanted: Mapping[str, Any]) -> bool:
-        threads = ("n_threads", "n_threads_batch")
-        had = {k: v for k, v in self.context_params.items() if k not in threads}
-        return bool(self.context) and had == {k: v for k, v in wanted.items() if k not in threads}
-
-    def _make_context(self, wanted: Mapping[str, Any]) -> None:
-        self._free_context()
-        params = context_params(self.api, wanted)
-        self.context = self.api.llama_init_from_model(self.model, params)
-        if not self.context:
-            raise Refused(f"llama.cpp could not make a context: {self.last_line}")
-        self.memory_handle = self.api.llama_get_memory(self.context)
-        self.depth = 0
-        self.context_params = dict(wanted)
 
     def _in_force(self) -> dict[str, Any]:
         api, context = self.api, self.context
@@ -272,56 +261,14 @@ class Worker:
             self.api.llama_free(self.context)
             self.context, self.context_params = None, {}
 
-    def _free(self) -> None:
-        self._free_context()
-        if self.model:
-            self.api.llama_model_free(self.model)
-            self.model = None
-
-    # -- devices, through ggml's own interface ----------------------------------------------------------
-
-    def _gpus(self) -> list[Any]:
-        """Devices that can hold layers: discrete and integrated GPUs (ggml_backend_dev_type 1 and 2)."""
-        ggml = _ggml()
-        devices = [ggml.ggml_backend_dev_get(i) for i in range(ggml.ggml_backend_dev_count())]
-        return [device for device in devices if ggml.ggml_backend_dev_type(device) in (1, 2)]
-
-    @staticmethod
-    def _device_name(device: Any) -> str:
-        return str(_ggml().ggml_backend_dev_description(device).decode("utf-8", "replace"))
-
-    def _vram_used_mib(self) -> float | None:
-        used, gpus = 0, self._gpus()
-        for device in gpus:
-            free, total = ctypes.c_size_t(), ctypes.c_size_t()
-            _ggml().ggml_backend_dev_memory(device, ctypes.byref(free), ctypes.byref(total))
-            used += total.value - free.value
-        return used / 2**20 if gpus else None
-
     def _note_vram(self) -> None:
-        now = self._vram_used_mib()
-        if now is not None and self.vram_at_start is not None:
+        if (now := _vram_used_mib()) is not None and self.vram_at_start is not None:
             self.vram_peak = max(self.vram_peak or 0.0, now - self.vram_at_start)
 
 
-def _ggml() -> Any:
-    """The ggml library with the argument types of its device interface."""
-    from llama_cpp import _ggml as binding
-
-    ggml = binding.libggml
-    ggml.ggml_backend_dev_count.restype = ctypes.c_size_t
-    ggml.ggml_backend_dev_get.restype = ctypes.c_void_p
-    ggml.ggml_backend_dev_get.argtypes = [ctypes.c_size_t]
-    ggml.ggml_backend_dev_type.argtypes = [ctypes.c_void_p]
-    ggml.ggml_backend_dev_description.restype = ctypes.c_char_p
-    ggml.ggml_backend_dev_description.argtypes = [ctypes.c_void_p]
-    ggml.ggml_backend_dev_memory.restype = None
-    ggml.ggml_backend_dev_memory.argtypes = [
-        ctypes.c_void_p,
-        ctypes.POINTER(ctypes.c_size_t),
-        ctypes.POINTER(ctypes.c_size_t),
-    ]
-    return ggml
+def _vram_used_mib() -> float | None:
+    devices = gpus()
+    return sum(gpu.total_mib - gpu.free_mib for gpu in devices) if devices else None
 
 
 def main() -> None:

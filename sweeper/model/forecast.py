@@ -6,8 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 from sweeper.errors import EngineRefused
 from sweeper.model.available_memory import host_available_mib
@@ -56,22 +55,18 @@ class MemoryForecast:
         """
         for device in self.devices:
             needed = self.needed_mib(device)
-            free = self.free_mib.get(device)
-            if free is None or needed == 0:
+            if needed == 0 or device not in self.free_mib:
                 continue
-            free += (reclaimed_mib or {}).get(device, 0.0)
+            free = self.free_mib[device] + (reclaimed_mib or {}).get(device, 0.0)
             needed += HOST_OVERHEAD_MIB if device == HOST else DEVICE_OVERHEAD_MIB
             if needed > free:
+                parts = (self.weights_mib, self.kv_mib, self.compute_mib)
+                weights, cache, compute = (part.get(device, 0.0) for part in parts)
                 return (
-                    f"{self._parts(device)} need {needed:.0f} MiB on {device}, where {free:.0f} MiB are free"
+                    f"weights {weights:.0f}, KV cache {cache:.0f} and compute {compute:.0f} MiB "
+                    f"need {needed:.0f} MiB on {device}, where {free:.0f} MiB are free"
                 )
         return None
-
-    def _parts(self, device: str) -> str:
-        return (
-            f"weights {self.weights_mib.get(device, 0.0):.0f}, KV cache {self.kv_mib.get(device, 0.0):.0f} "
-            f"and compute {self.compute_mib.get(device, 0.0):.0f} MiB"
-        )
 
 
 class Forecaster:
@@ -90,17 +85,17 @@ class Forecaster:
             EngineCrashed, EngineTimeout: the process failed; the next forecast starts another one.
         """
         check(configuration)
-        stamp, header = self._header(Path(path))
+        stamp = path.stat().st_mtime_ns if path.exists() else 0  # read_header reports a missing file
+        if (path, stamp) not in self._headers:
+            self._headers[path, stamp] = read_header(path)
         answer = self._worker.ask(
             "forecast", _START_SECONDS, path=str(path), stamp=stamp, wanted=configuration.to_dict()
         )
         layers = {int(layer): device for layer, device in answer["layers"].items()}
-        free = dict(answer["free"])
         host_free = host_available_mib()
-        if host_free is not None:
-            free[HOST] = host_free
+        free = answer["free"] | ({} if host_free is None else {HOST: host_free})
         return MemoryForecast(
-            weights_mib=weights_by_device(header, layers, configuration),
+            weights_mib=weights_by_device(self._headers[path, stamp], layers, configuration),
             kv_mib=_on_devices(answer["kv"]),
             compute_mib=_on_devices(answer["compute"]),
             free_mib=free,
@@ -114,19 +109,8 @@ class Forecaster:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
-
-    def _header(self, path: Path) -> tuple[int, GgufHeader]:
-        try:
-            stamp = path.stat().st_mtime_ns
-        except OSError:
-            stamp = 0  # read_header reports the error
-        if (path, stamp) not in self._headers:
-            self._headers[path, stamp] = read_header(path)
-        return stamp, self._headers[path, stamp]
 
 
 def check(configuration: Configuration) -> None:
@@ -136,12 +120,9 @@ def check(configuration: Configuration) -> None:
             raise EngineRefused(f"{key}={getattr(configuration, key)}: must be at least 1")
     if configuration.n_ctx > MAX_CONTEXT:
         raise EngineRefused(f"n_ctx={configuration.n_ctx}: more than {MAX_CONTEXT}, which no model supports")
-    for key in ("type_k", "type_v"):
-        if getattr(configuration, key) not in CACHE_TYPES:
-            known = ", ".join(CACHE_TYPES)
-            raise EngineRefused(f"{key}={getattr(configuration, key)}: a KV cache can be {known}")
-    if configuration.split_mode not in SPLIT_MODES:
-        raise EngineRefused(f"split_mode={configuration.split_mode}: choose from {', '.join(SPLIT_MODES)}")
+    for key, known in (("type_k", CACHE_TYPES), ("type_v", CACHE_TYPES), ("split_mode", SPLIT_MODES)):
+        if getattr(configuration, key) not in known:
+            raise EngineRefused(f"{key}={getattr(configuration, key)}: choose from {', '.join(known)}")
 
 
 def weights_by_device(
@@ -171,11 +152,11 @@ def weights_by_device(
     return {device: size / _BYTES_PER_MIB for device, size in result.items()}
 
 
-def _on_devices(by_buffer: Mapping[str, Any]) -> dict[str, float]:
-    result: dict[str, float] = {}
+def _on_devices(by_buffer: Mapping[str, float]) -> dict[str, float]:
+    result: Counter[str] = Counter()
     for name, mib in by_buffer.items():
-        result[_device(name)] = result.get(_device(name), 0.0) + float(mib)
-    return result
+        result[_device(name)] += mib  # type: ignore[assignment] # typeshed's counters are whole
+    return dict(result)
 
 
 def _device(name: str) -> str:

@@ -17,9 +17,8 @@ import shutil
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 from sweeper import files
@@ -30,15 +29,12 @@ from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
-# 256 scored tokens. On the default 110M model, a chunk takes 1.4 s on one core, or 2.1 s with a quantised cache. Three
-# levels with two caches take 12 s, and the standard error is below 1 % of the mean. On real models, divergence varies
-# more from token to token, so every mean comes with its standard error.
-DEFAULT_CHUNKS = 1
 # The reference's logits are kept as float32, so a model compared with itself gives exactly 0.
 MAX_KEPT_BYTES = 2 << 30
-_SCORED_TOKENS = 256
-_TIMEOUT_SECONDS = 3600.0  # two chunks of a 34B model on two slow cores take some minutes
-_SCHEMA = 1
+_TIMEOUT_SECONDS = 3600.0  # a 34B model on two slow cores takes some minutes
+# What kept results depend on beside the files. One chunk, of which 256 tokens count, takes 1.4 s on one core with the
+# default 110M model. The standard error is below 1 % of the mean; on real models it is larger.
+_PROTOCOL = {"schema": 1, "chunks": 1}
 _PARTIAL = "partial-"
 
 
@@ -49,12 +45,7 @@ class Divergence:
     mean: float
     standard_error: float
     tokens: int
-    chunks: int
     same_top_share: float  # share of predictions with the same most likely token as the reference
-    type_k: str
-    type_v: str
-    text_sha256: str
-    cached: bool = False
 
 
 class QualityMeter:
@@ -64,29 +55,15 @@ class QualityMeter:
         reference: the most precise file.
         root: results go to ``root/quality/``.
         text: the text; None is the bundled one.
-        chunks: the maximum number of chunks of 512 tokens; fewer if the text is short.
-        threads: None is the number that this process may use.
         n_gpu_layers: layers on the GPU, for the reference and every candidate.
     """
 
-    def __init__(
-        self,
-        reference: Path,
-        root: Path,
-        text: Path | None = None,
-        chunks: int = DEFAULT_CHUNKS,
-        threads: int | None = None,
-        n_gpu_layers: int = 0,
-    ) -> None:
-        if chunks < 1:
-            raise ConfigError(f"quality chunks={chunks}: at least 1")
-        self._reference = Path(reference)
-        self._root = Path(root)
-        self._folder = self._root / "quality"
-        self._text = Path(text) if text is not None else BUNDLED_TEXT
-        self._chunks = chunks
-        self._threads = threads or len(os.sched_getaffinity(0))
-        self._n_gpu_layers = n_gpu_layers
+    def __init__(self, reference: Path, root: Path, text: Path | None = None, n_gpu_layers: int = 0) -> None:
+        self._reference = reference
+        self._root = root
+        self._folder = root / "quality"
+        self._text = text or BUNDLED_TEXT
+        self._machine = {"threads": len(os.sched_getaffinity(0)), "n_gpu_layers": n_gpu_layers}
         self._worker = WorkerProcess("sweeper.model.quality_worker")
 
     def divergence(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> Divergence:
@@ -101,9 +78,9 @@ class QualityMeter:
         for key, name in (("type_k", type_k), ("type_v", type_v)):
             if name not in CACHE_TYPES:
                 raise ConfigError(f"{key}={name}: choose from {', '.join(CACHE_TYPES)}")
-        text_sha256 = self._text_sha256()
-        terms = self._reference_terms(text_sha256) | {
-            "candidate": sha256_of(Path(candidate), self._root),
+        reference = self._reference_terms()
+        terms = reference | {
+            "candidate": sha256_of(candidate, self._root),
             "type_k": type_k,
             "type_v": type_v,
         }
@@ -111,15 +88,24 @@ class QualityMeter:
         known = _read(kept)
         if known is not None:
             return known
+        read_header(candidate)
         try:
-            answer = self._measure(Path(candidate), type_k, type_v, text_sha256)
+            logits, tokens = self._reference_logits(_digest(reference))
+            answer = self._ask(
+                f"cannot compare {candidate.name} with {self._reference.name}",
+                "divergence",
+                model=str(candidate),
+                type_k=type_k,
+                type_v=type_v,
+                logits=str(logits),
+                tokens=str(tokens),
+            )
         finally:
-            if self._n_gpu_layers:
+            if self._machine["n_gpu_layers"]:
                 self._worker.close()  # otherwise it would hold the GPU's memory during trials
-        result = Divergence(**answer, type_k=type_k, type_v=type_v, text_sha256=text_sha256)
         with _store_errors(kept):
-            files.replace(kept, json.dumps({"terms": terms, "result": _plain(result)}, indent=1))
-        return result
+            files.replace(kept, json.dumps({"terms": terms, "result": answer}, indent=1))
+        return Divergence(**answer)
 
     def close(self) -> None:
         """End the worker. May be called twice."""
@@ -128,102 +114,61 @@ class QualityMeter:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _measure(self, candidate: Path, type_k: str, type_v: str, text_sha256: str) -> dict[str, Any]:
-        read_header(candidate)
-        logits, tokens = self._reference_logits(text_sha256)
+    def _ask(self, failed: str, what: str, **arguments: str) -> dict[str, Any]:
         try:
-            return self._worker.ask(
-                "divergence",
-                _TIMEOUT_SECONDS,
-                model=str(candidate),
-                type_k=type_k,
-                type_v=type_v,
-                logits=str(logits),
-                tokens=str(tokens),
-                threads=self._threads,
-                n_gpu_layers=self._n_gpu_layers,
-            )
+            return self._worker.ask(what, _TIMEOUT_SECONDS, **arguments, **self._machine)
         except EngineRefused as refused:
-            raise ConfigError(
-                f"cannot compare {candidate.name} with {self._reference.name}: {refused}"
-            ) from None
+            raise ConfigError(f"{failed}: {refused}") from None
 
-    def _reference_terms(self, text_sha256: str) -> dict[str, Any]:
+    def _reference_terms(self) -> dict[str, Any]:
         """Everything that the reference's predictions depend on."""
-        return {
-            "schema": _SCHEMA,
+        try:
+            text_sha256 = hashlib.sha256(self._text.read_bytes()).hexdigest()
+        except OSError as error:
+            raise ModelMissingError(f"cannot read model.text={self._text}: {error.strerror}") from None
+        return _PROTOCOL | {
             "reference": sha256_of(self._reference, self._root),
             "text": text_sha256,
-            "chunks": self._chunks,
-            "n_gpu_layers": self._n_gpu_layers,
+            "n_gpu_layers": self._machine["n_gpu_layers"],
             "engine": importlib.metadata.version("llama-cpp-python"),
         }
 
-    def _reference_logits(self, text_sha256: str) -> tuple[Path, Path]:
-        """The files with the reference's logits and the chunks' tokens. The method creates them if they are missing."""
-        stem = _digest(self._reference_terms(text_sha256))
+    def _reference_logits(self, stem: str) -> tuple[Path, Path]:
+        """The files with the reference's logits and the text's tokens. The method creates them if they are missing."""
         folder = self._folder / "reference"
         logits, tokens = folder / f"{stem}.logits.npy", folder / f"{stem}.tokens.npy"
-        if logits.is_file() and tokens.is_file():
-            with contextlib.suppress(OSError):
-                os.utime(logits)  # the oldest is deleted first
-            return logits, tokens
-        needed = self._chunks * _SCORED_TOKENS * read_header(self._reference).vocab_size * 4
-        if needed > MAX_KEPT_BYTES:
-            raise ConfigError(
-                f"quality chunks={self._chunks}: this needs {needed >> 20} MiB for logits; use fewer"
-            )
         with _store_errors(folder):
+            if logits.is_file() and tokens.is_file():
+                os.utime(logits)  # the oldest is deleted first
+                return logits, tokens
             folder.mkdir(parents=True, exist_ok=True)
-            _make_room(folder, needed)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as partial:
-                self._write_reference(Path(partial) / "logits.npy", Path(partial) / "tokens.npy")
-                os.replace(Path(partial) / "tokens.npy", tokens)
-                os.replace(Path(partial) / "logits.npy", logits)
+            with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as name:
+                partial = Path(name)
+                self._ask(
+                    f"cannot run {self._reference.name} over {self._text.name}",
+                    "reference",
+                    model=str(self._reference),
+                    text=str(self._text),
+                    logits=str(partial / "logits.npy"),
+                    tokens=str(partial / "tokens.npy"),
+                )
+                _make_room(folder, (partial / "logits.npy").stat().st_size)
+                os.replace(partial / "tokens.npy", tokens)
+                os.replace(partial / "logits.npy", logits)
         return logits, tokens
-
-    def _write_reference(self, logits: Path, tokens: Path) -> None:
-        try:
-            self._worker.ask(
-                "reference",
-                _TIMEOUT_SECONDS,
-                model=str(self._reference),
-                text=str(self._text),
-                chunks=self._chunks,
-                logits=str(logits),
-                tokens=str(tokens),
-                threads=self._threads,
-                n_gpu_layers=self._n_gpu_layers,
-            )
-        except EngineRefused as refused:
-            raise ConfigError(
-                f"cannot run {self._reference.name} over {self._text.name}: {refused}"
-            ) from None
-
-    def _text_sha256(self) -> str:
-        try:
-            return hashlib.sha256(self._text.read_bytes()).hexdigest()
-        except OSError as error:
-            raise ModelMissingError(f"cannot read model.text={self._text}: {error.strerror}") from None
 
 
 def _digest(terms: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(terms, sort_keys=True).encode()).hexdigest()[:24]
 
 
-def _plain(result: Divergence) -> dict[str, Any]:
-    return {name: getattr(result, name) for name in Divergence.__slots__ if name != "cached"}
-
-
 def _read(path: Path) -> Divergence | None:
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        return replace(Divergence(**data["result"]), cached=True)
+        result = json.loads(path.read_text(encoding="utf-8"))["result"]
+        return Divergence(**{field.name: result[field.name] for field in fields(Divergence)})
     except (OSError, ValueError, TypeError, KeyError):
         return None  # missing or damaged: measure again
 

@@ -11,7 +11,7 @@ import sys
 import llama_cpp
 
 from sweeper.model.ggml_types import CACHE_TYPES
-from sweeper.model.llama_log import capture_log
+from sweeper.model.llama_library import LogCapture
 
 
 def generate(paths):
@@ -31,7 +31,8 @@ def generate(paths):
 
 
 def buffers(path, configurations):
-    log = capture_log()
+    log = LogCapture()
+    log.redirect(llama_cpp)
     params = llama_cpp.llama_model_default_params()
     params.load_mode = 0
     model = llama_cpp.llama_model_load_from_file(path.encode(), params)
@@ -62,7 +63,7 @@ def buffers(path, configurations):
 
 
 def total(log, kind):
-    sizes = re.findall(rf"{kind} buffer size =\s*([\d.]+) MiB", "\n".join(log.tail(10_000)))
+    sizes = re.findall(rf"{kind} buffer size =\s*([\d.]+) MiB", "\n".join(log.lines()))
     return sum(float(size) for size in sizes)
 
 

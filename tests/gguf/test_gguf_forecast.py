@@ -144,7 +144,7 @@ def test_tied_embeddings_lie_on_the_host_and_on_the_gpu(tmp_path):
     shape = replace(NANO, tied_embeddings=True)
     header = read_header(write_synthetic(shape, tmp_path / "tied.gguf"))
     embeddings = shape.vocab_size * shape.embedding_length * 2 / 2**20
-    total = header.tensor_bytes / 2**20
+    total = sum(tensor.bytes for tensor in header.tensors) / 2**20
     on_gpu = weights_by_device(header, dict.fromkeys(range(3), "CUDA0"))
     assert on_gpu == pytest.approx({HOST: embeddings, "CUDA0": total})
     assert weights_by_device(header, dict.fromkeys(range(3), "CPU")) == pytest.approx({HOST: total})

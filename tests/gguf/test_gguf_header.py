@@ -9,7 +9,7 @@ from gguf import GGUFReader
 from gguf.constants import GGML_QUANT_SIZES, LlamaFileType
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from nano_models import NANO, NANO_MOE
+from nano_models import NANO
 
 from sweeper.errors import ModelFileError, ModelMissingError
 from sweeper.model.digest import sha256_of
@@ -35,21 +35,15 @@ def refused(folder, content):
 
 def test_states_what_was_written(nano):
     header = read_header(nano)
-    assert (header.architecture, header.name, header.version) == ("llama", "nano", 3)
+    assert header.architecture == "llama"
     assert header.n_layer == NANO.n_layer
     assert header.n_ctx_train == NANO.n_ctx_train
     assert header.embedding_length == NANO.embedding_length
-    assert header.feed_forward_length == NANO.feed_forward_length
-    assert (header.head_count, header.head_count_kv) == (NANO.head_count, NANO.head_count_kv)
     assert header.vocab_size == NANO.vocab_size
-    assert (header.expert_count, header.expert_used_count) == (0, 0)
+    assert header.expert_count == 0
     assert header.file_type == "F16"
     assert header.parameters == NANO.parameters
     assert header.size_bytes == nano.stat().st_size
-
-
-def test_keeps_no_vocabulary(nano):
-    assert not [key for key in read_header(nano).metadata if key.startswith("tokenizer.ggml.tokens")]
 
 
 @pytest.mark.parametrize("name", ["nano", "nano_moe", "nano_q4"])
@@ -74,29 +68,6 @@ def test_the_tables_of_types_agree_with_the_gguf_package():
     assert {number: FILE_TYPES[number] for number in theirs if number < 1024} == {
         number: name for number, name in theirs.items() if number < 1024
     }
-
-
-def test_bytes_read_for_a_token_of_a_dense_model(nano):
-    header = read_header(nano)
-    embeddings = NANO.vocab_size * NANO.embedding_length * 2
-    assert header.bytes_per_token() == header.tensor_bytes - embeddings + NANO.embedding_length * 2
-    # K and V of 2 layers, 2 heads of 64, 2 bytes each
-    assert header.kv_bytes_per_token() == 2 * 2 * (2 * 64) * 2
-    assert header.kv_bytes_per_token("q8_0", "q4_0") == 2 * 128 * (34 + 18) / 32
-    assert header.bytes_per_token(context=100) - header.bytes_per_token() == 100 * header.kv_bytes_per_token()
-
-
-def test_bytes_read_for_a_token_of_a_mixture_count_the_experts_in_use(nano_moe):
-    header = read_header(nano_moe)
-    one_expert = 3 * NANO_MOE.embedding_length * NANO_MOE.feed_forward_length * 2
-    unused = NANO_MOE.n_layer * 6 * one_expert
-    embeddings = NANO_MOE.vocab_size * NANO_MOE.embedding_length * 2
-    assert header.bytes_per_token() == header.tensor_bytes - unused - embeddings + 512
-
-
-def test_an_unknown_cache_type_is_named(nano):
-    with pytest.raises(ModelFileError, match="q8_1"):
-        read_header(nano).kv_bytes_per_token("q8_1")
 
 
 def test_missing_empty_and_foreign_files(tmp_path):
@@ -175,7 +146,7 @@ def test_a_damaged_header_is_refused_or_read_but_never_more(nano_moe, tmp_path, 
         header = read_header(path)
     except ModelFileError:
         return
-    assert header.tensor_bytes <= len(content)
+    assert sum(tensor.bytes for tensor in header.tensors) <= len(content)
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -201,7 +172,6 @@ def split(folder, parts=2, count=None):
 def test_a_split_model_is_read_as_one(tmp_path):
     parts = split(tmp_path, 3)
     header = read_header(parts[0])
-    assert header.parts == tuple(parts)
     assert [tensor.name for tensor in header.tensors] == ["t0", "t1", "t2"]
     assert header.size_bytes == sum(part.stat().st_size for part in parts)
 
@@ -215,20 +185,6 @@ def test_a_split_model_wants_its_first_part_and_all_others(tmp_path):
         read_header(parts[0])
     with pytest.raises(ModelFileError, match="rename it"):
         read_header(parts[0].rename(tmp_path / "other.gguf"))
-
-
-def test_figures_per_layer_are_kept(tmp_path):
-    keys = (
-        raw.string("general.architecture", "x"),
-        raw.number("x.block_count", 3),
-        raw.number("x.embedding_length", 64),
-        raw.number("x.attention.head_count", 4),
-        raw.array("x.attention.head_count_kv", raw.UINT32, 3, struct.pack("<III", 1, 0, 2)),
-    )
-    header = read_header(write(tmp_path, raw.whole(keys)))
-    assert header.head_count_kv_by_layer == (1, 0, 2)
-    assert header.head_count_kv == 2
-    assert header.kv_bytes_per_token() == 3 * 16 * 2 * 2
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path):

@@ -1,15 +1,13 @@
-from collections import deque
-
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sweeper.model.llama_log import LogCapture
+from sweeper.model.llama_library import LogCapture
 
 INFO, WARN, ERROR, CONTINUE = 2, 3, 4, 5
 
 
 def capture(*pieces, keep=100):
-    log = LogCapture(deque(maxlen=keep))
+    log = LogCapture(keep)
     for level, text in pieces:
         log.feed(level, text)
     return log
@@ -19,26 +17,26 @@ def test_pieces_become_lines():
     log = capture(
         (INFO, "a"), (CONTINUE, "b"), (CONTINUE, "c\n"), (WARN, "w1 "), (WARN, "-> w2\n"), (ERROR, "e\nf\n")
     )
-    assert log.tail() == ("abc", "w1 -> w2", "e", "f")
-    assert log.of_level("warn") == ("w1 -> w2",)
-    assert log.of_level("warn", "error") == ("w1 -> w2", "e", "f")
+    assert log.lines() == ["abc", "w1 -> w2", "e", "f"]
+    assert log.lines("warn") == ["w1 -> w2"]
+    assert log.reason("why") == "why: f"
 
 
 def test_a_line_that_was_never_ended_is_kept():
-    assert capture((INFO, "begun"), (ERROR, "why\n")).tail() == ("begun", "why")
-    assert capture((ERROR, "the last word")).tail() == ("the last word",)
+    assert capture((INFO, "begun"), (ERROR, "why\n")).lines() == ["begun", "why"]
+    assert capture((ERROR, "the last word")).lines() == ["the last word"]
 
 
 def test_the_oldest_lines_go():
     log = capture(*((INFO, f"{i}\n") for i in range(10)), keep=3)
-    assert log.tail() == ("7", "8", "9")
-    assert log.tail(1) == ("9",)
+    assert log.lines() == ["7", "8", "9"]
+    assert log.reason("no error") == "no error"
     log.clear()
-    assert log.tail() == ()
+    assert log.lines() == []
 
 
 @given(st.lists(st.text(alphabet="ab \n", max_size=5), max_size=20))
 def test_however_it_is_cut_the_text_is_the_same(pieces):
     whole = capture((INFO, "".join(pieces)), keep=1_000)
     cut = capture(*((INFO if i == 0 else CONTINUE, piece) for i, piece in enumerate(pieces)), keep=1_000)
-    assert cut.tail(1_000) == whole.tail(1_000)
+    assert cut.lines() == whole.lines()

@@ -14,12 +14,14 @@ from typing import Any
 
 import pytest
 from fake_nvml import H200, FakeNvml
-from gpu_path import planned_on
+from gpu_path import bytes_per_token, planned_on
 from gpu_record import Deadline, OutOfTime, StepFile
 
 from sweeper.errors import SweeperError, TrialFailed, UsageError
 from sweeper.lab.tables import read_table
 from sweeper.model.header import read_header
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration
 
 HERE = Path(__file__).resolve().parent
@@ -253,3 +255,19 @@ def test_layers_on_the_card_are_counted_from_llama_cpps_own_words(
     size = smallest_model.stat().st_size / 2**20
     assert (found["planned_vram_mib"] == 0) == (assigned == 0)
     assert found["planned_vram_mib"] < size, "token embeddings stay on the host"
+
+
+@pytest.mark.parametrize("experts", [0, 8])
+def test_bytes_read_for_a_token_count_one_embedding_and_the_experts_in_use(
+    experts: int, tmp_path: Path
+) -> None:
+    shape = ModelShape(
+        2, 256, 512, 4, 2, vocab_size=512, expert_count=experts, expert_used_count=experts // 4
+    )
+    header = read_header(write_synthetic(shape, tmp_path / "m.gguf"))
+    weights = sum(tensor.bytes for tensor in header.tensors)
+    embeddings = (shape.vocab_size - 1) * shape.embedding_length * 2
+    unused = shape.n_layer * 3 * shape.embedding_length * shape.feed_forward_length * 2 * experts * 3 // 4
+    assert bytes_per_token(header, shape) == weights - embeddings - unused
+    # K and V of 2 layers, 2 heads of 64, 2 bytes each
+    assert bytes_per_token(header, shape, 100) - bytes_per_token(header, shape) == 100 * 2 * 2 * (2 * 64) * 2
