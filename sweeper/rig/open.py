@@ -6,22 +6,14 @@ import importlib
 from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from sweeper.config import Composed, Settings
-from sweeper.errors import (
-    StoreError,
-)
-from sweeper.records import (
-    Reading,
-)
+from sweeper.config import Composed
+from sweeper.errors import StoreError
+from sweeper.records import Reading
 from sweeper.rig.base import Rig
 from sweeper.rig.quantisations import with_quantisations
 from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
-
-if TYPE_CHECKING:
-    pass
 
 # The function that opens the rig of each engine, called with the settings, the root, an ExitStack and `say`. The
 # engines of the lab are strings and not imports, so that the product does not depend on the lab.
@@ -38,30 +30,30 @@ def open_rig(
     composed: Composed, held: ExitStack, say: Callable[[str], None]
 ) -> tuple[Rig, SearchSpace, tuple[str, ...]]:
     """The rig with the files of every quantisation, the space, and notes on the space."""
-    root = Path(composed.settings.root)
-    _make_folder(root)
-    rig = _rig(composed.settings, root, held, say)
+    settings = composed.settings
+    root = Path(settings.root)
+    try:
+        (root / "journal").mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StoreError(f"cannot write in {root}: {error.strerror}; choose another root=…") from error
+    module, name = RIGS[settings.engine.name].split(":")
+    rig: Rig = getattr(importlib.import_module(module), name)(settings, root, held, say)
     if rig.space is not None:
         return rig, rig.space, ()
     facts = Facts(
         rig.machine,
         rig.model,
-        composed.settings.workload_record(),
+        settings.workload_record(),
         rig.engine_record.gpu_offload,
         rig.limits.ranges(),
         {name: str(error) for name, error in rig.limits.refusals().items()},
     )
-    space, notes = _space(composed, facts)
+    space, notes = space_of(composed, facts)
     return with_quantisations(rig, space, root, say), space, notes
 
 
-def _rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
-    module, name = RIGS[settings.engine.name].split(":")
-    opened: Rig = getattr(importlib.import_module(module), name)(settings, root, held, say)
-    return opened
-
-
-def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
+def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
+    """The space that this machine can search, and notes on what it cannot."""
     spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
     traits = Traits(
         n_layer=facts.model.n_layer,
@@ -69,6 +61,7 @@ def _space(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ..
         prompt_tokens=facts.workload.prompt_tokens,
         n_ctx_needed=facts.workload.n_ctx_needed,
         n_ctx_train=facts.model.n_ctx_train,
+        has_experts=facts.model.expert_count > 0,
     )
     return build_space(spec, default_configuration(facts), traits), notes
 
@@ -83,10 +76,3 @@ def idle_power(rig: Rig) -> Reading | None:
         ended = rig.clock()
     watts = window.reading(started, ended).watts
     return None if watts is None else exactly(watts)
-
-
-def _make_folder(root: Path) -> None:
-    try:
-        (root / "journal").mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise StoreError(f"cannot write in {root}: {error.strerror}; choose another root=…") from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from sweeper.config import compose, conf_folder, run_hydra
 from sweeper.errors import ConfigError, SpaceError
 from sweeper.limits.base import LimitRange
 from sweeper.records import MachineRecord, ModelFile, ModelRecord, Workload
+from sweeper.rig.open import space_of
 from sweeper.space.auto import Facts, default_configuration, fill_auto
 from sweeper.space.space import Traits, build_space
 
@@ -61,14 +63,19 @@ def test_every_file_composes_and_keeps_the_schema(group: str, choice: str) -> No
 def test_every_space_can_be_built_with_and_without_a_gpu(choice: str, gpu: bool) -> None:
     power = LimitRange("power_limit_watts", "GPU-1", 100, 350, 350, 1)
     here = facts(gpu, {"power_limit_watts": power} if gpu else {})
-    skip = () if gpu else ("power_limit_watts", "n_gpu_layers", "offload_kqv")
-    spec, notes = fill_auto(compose([f"space={choice}"]).space(here.words(), skip), here)
-    traits = Traits(22, gpu, 512, 4096, 4096)
-    space = build_space(spec, default_configuration(here), traits)
+    space, notes = space_of(compose([f"space={choice}"]), here)
     assert next(space.grid())
     assert ("power_limit_watts" in space.parameters) == (gpu and choice in ("auto", "gpu", "quick"))
     assert ("n_gpu_layers" in space.parameters) == (gpu and choice in ("auto", "gpu", "quick"))
     assert all(isinstance(note, str) for note in notes)
+
+
+def test_experts_on_the_host_are_searched_only_where_a_model_has_experts() -> None:
+    for experts, values in ((8, {0, 4, 8}), (0, {0})):
+        here = replace(facts(gpu=True), model=replace(MODEL, expert_count=experts))
+        composed = compose(["space=quick", "space.n_gpu_layers=-1", "space.n_cpu_moe=[0,4,8]"])
+        space, _ = space_of(composed, here)
+        assert {c.n_cpu_moe for c in space.grid()} == values
 
 
 def test_a_dimension_that_cannot_be_had_is_said_once_with_its_reason() -> None:
