@@ -18,7 +18,7 @@ from statistics import median
 
 from sweeper import stats
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.model.obtain import Wanted, obtain
+from sweeper.model.obtain import obtain
 from sweeper.records import Configuration
 
 
@@ -66,7 +66,7 @@ def main() -> None:
     from sweeper.config import compose
 
     wanted = compose([]).settings.model
-    model = obtain(Wanted(name=wanted.name, shape=wanted.shape, quant=wanted.quant), options.root).path
+    model = Path(obtain(wanted, options.root).file(None).path)
     lengths = (options.prompt, options.generated)
     print(f"{model.name}, pp{lengths[0]} and tg{lengths[1]}, {options.repeats} interleaved repeats\n")
     print("| | sweeper tok/s | llama-bench tok/s | ratio of medians | 95 % interval |\n|---|---|---|---|---|")

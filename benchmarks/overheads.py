@@ -14,7 +14,7 @@ from sweeper import stats
 from sweeper.config import compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.meter.choose import find_meter
-from sweeper.model.obtain import Wanted, obtain
+from sweeper.model.obtain import obtain
 from sweeper.records import Configuration, TrialRecord
 from sweeper.search.study import SweepStudy
 
@@ -22,7 +22,7 @@ from sweeper.search.study import SweepStudy
 def meter_share(repeats: int, threads: int, root: Path) -> None:
     """Decode windows with and without the meter around them, interleaved."""
     wanted = compose([]).settings.model
-    model = obtain(Wanted(name=wanted.name, shape=wanted.shape, quant=wanted.quant), root).path
+    model = Path(obtain(wanted, root).file(None).path)
     meter, _ = find_meter(compose([]).settings.power, root, gpu_used=False)
     with_meter: list[float] = []
     without: list[float] = []

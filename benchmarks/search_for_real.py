@@ -28,7 +28,7 @@ from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.errors import TrialFailed
 from sweeper.measure.trial import Stage, measure
 from sweeper.meter.choose import find_meter
-from sweeper.model.obtain import Wanted, obtain
+from sweeper.model.obtain import obtain
 from sweeper.model.quantise import quantised
 from sweeper.records import Configuration
 from sweeper.results.front import hypervolume
@@ -100,7 +100,7 @@ def plain_tpe(composed: Composed, root: Path, minutes: float, seed: int, landsca
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     settings, space = composed.settings, landscape.space
     model = settings.model
-    base = obtain(Wanted(name=model.name, shape=model.shape, quant=model.quant), root).path
+    base = Path(obtain(model, root).file(None).path)
     files: dict[str | None, Path] = {None: base, model.quant: base}
     for quant in space.parameters["quant"].values:
         if quant not in files:

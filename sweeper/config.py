@@ -12,37 +12,27 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields, make_dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from operator import attrgetter
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from sweeper.errors import ConfigError
-from sweeper.metrics import OBJECTIVES
+from sweeper.metrics import OBJECTIVES, Direction
+from sweeper.model.obtain import ModelConfig
+from sweeper.parameters import PARAMETER_NAMES
 from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Constraint, Objective, Prices, Workload
 
 if TYPE_CHECKING:
     from omegaconf import DictConfig
 
+T = TypeVar("T")
+
 # With more objectives, nearly every trial is on the Pareto front, and no plot can show the front.
 MOST_OBJECTIVES = 3
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
-
-
-@dataclass
-class ModelConfig:
-    """The model: a file (``path``), a file on a hub (``repo``, ``file``), or a synthetic model of ``shape``."""
-
-    name: str | None = None
-    path: str | None = None
-    repo: str | None = None
-    file: str | None = None
-    revision: str | None = None
-    seed: int = 0
-    quant: str = "F16"
-    shape: dict[str, Any] | None = None
-    text: str | None = None
-    files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
 
 
 @dataclass
@@ -130,11 +120,28 @@ class Settings:
 
     def objective_records(self) -> tuple[Objective, ...]:
         """The objectives in their order. Raises ConfigError."""
-        return _objectives(self.objectives.targets)
+        targets = self.objectives.targets
+        if not 1 <= len(targets) <= MOST_OBJECTIVES:
+            raise ConfigError(f"objectives.targets: {len(targets)} objectives; give one to {MOST_OBJECTIVES}")
+        for metric, direction in targets.items():
+            _one_of("objectives.targets", metric, OBJECTIVES)
+            _one_of(f"objectives.targets.{metric}", direction, get_args(Direction))
+        return tuple(Objective(metric, cast(Direction, word)) for metric, word in targets.items())
 
     def constraint_records(self) -> tuple[Constraint, ...]:
         """The constraints in force. Raises ConfigError."""
-        return _constraints(self.objectives.constraints)
+        found = []
+        for metric, text in self.objectives.constraints.items():
+            _one_of("objectives.constraints", metric, OBJECTIVES)
+            if text is None:
+                continue
+            match = re.fullmatch(r"\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", str(text))
+            if match is None:
+                raise ConfigError(
+                    f'objectives.constraints.{metric}: {text!r} is not a bound; write it like "<=0.5" or ">=20"'
+                )
+            found.append(Constraint(metric, "<=" if match[1] == "<=" else ">=", float(match[2])))
+        return tuple(found)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,17 +168,20 @@ class Composed:
         for word, known in facts.items():
             OmegaConf.register_new_resolver(word, _looker_up(word, known), replace=True)
         spec: dict[str, Any] = {}
-        for key in self._tree.space:
+        for key in map(str, self._tree.space):
             if key in skip:
-                spec[str(key)] = self.plain["space"][key]
+                spec[key] = self.plain["space"][key]
                 continue
             try:
                 value = OmegaConf.select(self._tree, f"space.{key}", throw_on_missing=True)
-                spec[str(key)] = (
+                spec[key] = (
                     OmegaConf.to_container(value, resolve=True) if OmegaConf.is_config(value) else value
                 )
             except OmegaConfBaseException as error:
-                raise ConfigError(f"space.{key}: {_last_words(error)}") from error
+                cause: BaseException = error
+                while cause.__cause__ is not None:
+                    cause = cause.__cause__
+                raise ConfigError(f"space.{key}: {str(cause).splitlines()[0]}") from error
         return spec
 
 
@@ -208,26 +218,12 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
 
     _put_in_front(config_dir)
     GlobalHydra.instance().clear()
-    try:
-        with hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweeper"):
-            tree = hydra.compose("config", list(overrides))
-    except Exception as error:
-        raise _as_config_error(error) from error
+    with (
+        _one_line_errors(),
+        hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweeper"),
+    ):
+        tree = hydra.compose("config", list(overrides))
     return check(tree)
-
-
-def power_settings(plain: Mapping[str, Any]) -> PowerSettings:
-    """The power settings from the configuration that a sweep kept. Raises ConfigError."""
-    from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
-
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(PowerSettings), OmegaConf.create(dict(plain)))
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_key_error(error)) from error
-    assert isinstance(settings, PowerSettings)
-    return settings
 
 
 def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
@@ -243,23 +239,29 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     import hydra
 
     codes: list[int] = []
+    refused: list[ConfigError] = []
 
     def entry(tree: DictConfig) -> None:
-        codes.append(task(check(tree)))
+        if refused:
+            return
+        try:
+            composed = check(tree)
+        except ConfigError as error:
+            refused.append(error)  # raised below, because Hydra would print a line of its own about it
+        else:
+            codes.append(task(composed))
 
     own = list(arguments)
     _put_in_front(_config_dir_in(own))
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function, which reports them in one line
     argv, sys.argv = sys.argv, ["sweeper sweep", *own]
     try:
-        with _QuietFailures():
+        with _one_line_errors():
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(entry)()
-    except ConfigError:
-        raise
-    except Exception as error:
-        raise _as_config_error(error) from error
     finally:
         sys.argv = argv
+    if refused:
+        raise refused[0]
     return max(codes, default=0)
 
 
@@ -270,27 +272,33 @@ def check(tree: DictConfig) -> Composed:
         ConfigError: the tree has an unknown key, a wrong type, an unknown objective, or another error.
     """
     from omegaconf import OmegaConf
-    from omegaconf.errors import OmegaConfBaseException
 
     plain = OmegaConf.to_container(tree, resolve=False)
     assert isinstance(plain, dict)
-    named = {str(key): value for key, value in plain.items()}
-    without_value = [key for key in _keys_without_value(named) if not key.startswith("hydra.")]
-    if without_value:
-        raise ConfigError(f"{without_value[0]}: this key has no value; give it one with {without_value[0]}=…")
+    named = {str(key): value for key, value in plain.items() if key != "hydra"}
+    for key in _keys_without_value(named):
+        raise ConfigError(f"{key}: this key has no value; give it one with {key}=…")
     if not isinstance(named.get("space"), dict):
         raise ConfigError("space: this key must map parameters to values; see conf/space/auto.yaml")
-    without_space = OmegaConf.create(
-        {k: v for k, v in named.items() if k not in ("space", "hydra", "experiment")}
-    )
-    try:
-        merged = OmegaConf.merge(OmegaConf.structured(Settings), without_space)
-        settings = OmegaConf.to_object(merged)
-    except OmegaConfBaseException as error:
-        raise ConfigError(_key_error(error)) from error
-    assert isinstance(settings, Settings)
+    settings = _filled(Settings, {k: v for k, v in named.items() if k not in ("space", "experiment")})
     _check_values(settings)
-    return Composed(settings, {k: v for k, v in named.items() if k != "hydra"}, tree)
+    return Composed(settings, named, tree)
+
+
+def power_settings(plain: Mapping[str, Any]) -> PowerSettings:
+    """The power settings from the configuration that a sweep kept. Raises ConfigError."""
+    return _filled(PowerSettings, plain)
+
+
+def _filled(schema: type[T], plain: Mapping[str, Any]) -> T:
+    from omegaconf import OmegaConf
+
+    with _one_line_errors():
+        filled = OmegaConf.to_object(
+            OmegaConf.merge(OmegaConf.structured(schema), OmegaConf.create(dict(plain)))
+        )
+    assert isinstance(filled, schema)
+    return filled
 
 
 def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[str]:
@@ -302,27 +310,37 @@ def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[s
             yield f"{prefix}{key}"
 
 
+# The lowest allowed value of each number. None stands for no value.
+LEAST = {
+    "workload.prompt_tokens": 1,
+    "workload.generated_tokens": 1,
+    "workload.screening_repeats": 1,
+    "workload.final_repeats": 1,
+    "workload.screening_seconds": 0.01,
+    "workload.final_seconds": 0.01,
+    "workload.n_ctx": 0,
+    "workload.depth": 0,
+    "workload.warmup_seconds": 0,
+    "search.trials": 1,
+    "search.minutes": 0.01,
+    "search.patience": 1,
+    "search.finalists": 1,
+    "search.control_every": 1,
+    "prices.per_kwh": 0,
+}
+
+
 def _check_values(settings: Settings) -> None:
     check_settings(settings.power)
     settings.objective_records()
     settings.constraint_records()
-    workload, search = settings.workload, settings.search
-    for key in ("prompt_tokens", "generated_tokens", "screening_repeats", "final_repeats"):
-        _at_least(f"workload.{key}", getattr(workload, key), 1)
-    for key in ("screening_seconds", "final_seconds"):
-        _at_least(f"workload.{key}", getattr(workload, key), 0.01)
-    _at_least("workload.n_ctx", workload.n_ctx, 0)
-    _at_least("workload.depth", workload.depth or 0, 0)
-    _at_least("workload.warmup_seconds", workload.warmup_seconds, 0)
-    for key, least in (("trials", 1), ("minutes", 0.01), ("patience", 1)):
-        if getattr(search, key) is not None:
-            _at_least(f"search.{key}", getattr(search, key), least)
-    _at_least("search.finalists", search.finalists, 1)
-    _at_least("search.control_every", search.control_every, 1)
-    _at_least("prices.per_kwh", settings.prices.per_kwh, 0)
+    for key, least in LEAST.items():
+        value = attrgetter(key)(settings)
+        if value is not None and value < least:
+            raise ConfigError(f"{key}: {value:g} is below the lowest allowed value, {least:g}")
     if not 0 <= settings.prices.hours_per_day <= 24:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
-    _one_of("search.sampler", search.sampler, SAMPLERS)
+    _one_of("search.sampler", settings.search.sampler, SAMPLERS)
     _one_of("engine.name", settings.engine.name, ("llama_cpp", "simulated", "replay"))
     if settings.name is not None and not re.fullmatch(
         r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", settings.name
@@ -332,47 +350,11 @@ def _check_values(settings: Settings) -> None:
         )
 
 
-def _at_least(key: str, value: float, least: float) -> None:
-    if value < least:
-        raise ConfigError(f"{key}: {value:g} is below the lowest allowed value, {least:g}")
-
-
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}{_meant(value, allowed)}")
-
-
-def _meant(word: str, allowed: Sequence[str]) -> str:
-    near = difflib.get_close_matches(word, list(allowed), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
-
-
-def _objectives(targets: Mapping[str, str]) -> tuple[Objective, ...]:
-    if not 1 <= len(targets) <= MOST_OBJECTIVES:
-        raise ConfigError(f"objectives.targets: {len(targets)} objectives; give one to {MOST_OBJECTIVES}")
-    found = []
-    for metric, direction in targets.items():
-        _one_of("objectives.targets", metric, OBJECTIVES)
-        if direction not in ("maximize", "minimize"):
-            raise ConfigError(f"objectives.targets.{metric}: {direction!r} is neither maximize nor minimize")
-        found.append(Objective(metric, "maximize" if direction == "maximize" else "minimize"))
-    return tuple(found)
-
-
-def _constraints(bounds: Mapping[str, str | None]) -> tuple[Constraint, ...]:
-    found = []
-    for metric, text in bounds.items():
-        _one_of("objectives.constraints", metric, OBJECTIVES)
-        if text is None:
-            continue
-        match = re.fullmatch(r"\s*(<=|>=)\s*([-+0-9.eE]+)\s*", str(text))
-        try:
-            found.append(Constraint(metric, match.group(1), float(match.group(2))))  # type: ignore[union-attr,arg-type]
-        except (AttributeError, ValueError):
-            raise ConfigError(
-                f'objectives.constraints.{metric}: {text!r} is not a bound; write it like "<=0.5" or ">=20"'
-            ) from None
-    return tuple(found)
+        near = difflib.get_close_matches(value, list(allowed), n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}{meant}")
 
 
 # -- Hydra's edges ----------------------------------------------------------------------------------------
@@ -382,16 +364,15 @@ def _config_dir_in(arguments: Sequence[str]) -> Path | None:
     """The folder that ``--config-dir`` names, if any. Raises ConfigError if it does not exist."""
     for i, word in enumerate(arguments):
         if word in ("--config-dir", "-cd"):
-            return _existing(Path(arguments[i + 1])) if i + 1 < len(arguments) else None
-        if word.startswith("--config-dir="):
-            return _existing(Path(word.split("=", 1)[1]))
+            named = "".join(arguments[i + 1 : i + 2])
+        elif word.startswith("--config-dir="):
+            named = word.split("=", 1)[1]
+        else:
+            continue
+        if not Path(named).is_dir():
+            raise ConfigError(f"--config-dir: there is no folder {named}")
+        return Path(named)
     return None
-
-
-def _existing(folder: Path) -> Path:
-    if not folder.is_dir():
-        raise ConfigError(f"--config-dir: there is no folder {folder}")
-    return folder.resolve()
 
 
 _in_front: list[Path] = []
@@ -416,40 +397,17 @@ def _put_in_front(folder: Path | None) -> None:
         Plugins.instance().register(UsersFolderFirst)
 
 
-class _QuietFailures:
-    """Hides Hydra's line "Error executing job with overrides"; sweeper's own error line says more."""
-
-    def __enter__(self) -> None:
-        self._stderr = sys.stderr
-        sys.stderr = _WithoutHydrasLine(sys.stderr)
-
-    def __exit__(self, *_: object) -> None:
-        sys.stderr = self._stderr
-
-
-class _WithoutHydrasLine:
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-
-    def write(self, text: str) -> int:
-        if text.startswith("Error executing job with overrides"):
-            return len(text)
-        return int(self._stream.write(text))
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
-
-
-def _as_config_error(error: Exception) -> Exception:
-    """Turn an error from Hydra, OmegaConf or YAML into a one-line ConfigError; return any other unchanged."""
+@contextmanager
+def _one_line_errors() -> Iterator[None]:
+    """Turn an error from Hydra, OmegaConf or YAML into a one-line ConfigError."""
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
-    if isinstance(error, (HydraException, OmegaConfBaseException)) or type(error).__module__.startswith(
-        "yaml"
-    ):
-        return ConfigError(_key_error(error))
-    return error
+    try:
+        yield
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise ConfigError(_key_error(error)) from error
 
 
 def _key_error(error: BaseException) -> str:
@@ -477,40 +435,23 @@ def _key_error(error: BaseException) -> str:
 
 
 def _near_key(key: str) -> str:
+    """The advice for an unknown key: a similar key, or all keys of its group."""
     group, _, name = key.rpartition(".")
-    tree = _known_keys().get(group, ())
-    near = difflib.get_close_matches(name, tree, n=1)
+    known = _known_keys()
+    near = [
+        f"{group}.{word}".lstrip(".") for word in difflib.get_close_matches(name, known.get(group, ()), 1)
+    ]
+    if not near and not group:
+        near = [f"{other}.{name}" for other, names in known.items() if other and name in names]
     if near:
-        return f"; did you mean {group + '.' if group else ''}{near[0]}?"
-    elsewhere = [f"{other}.{name}" for other, names in _known_keys().items() if other and name in names]
-    if not group and elsewhere:
-        return f"; did you mean {' or '.join(elsewhere)}?"
-    return (
-        f"; {'the keys of ' + group if group else 'the keys'} are: {', '.join(tree)}"
-        if tree
-        else "; see `sweeper sweep --cfg job`"
-    )
+        return f"; did you mean {' or '.join(near)}?"
+    if group not in known:
+        return "; see `sweeper sweep --cfg job`"
+    return f"; {f'the keys of {group}' if group else 'the keys'} are: {', '.join(known[group])}"
 
 
 def _known_keys() -> dict[str, tuple[str, ...]]:
-    from sweeper.parameters import PARAMETER_NAMES
-
-    groups: dict[str, type] = {
-        "model": ModelConfig,
-        "engine": EngineConfig,
-        "workload": WorkloadConfig,
-        "objectives": ObjectivesConfig,
-        "power": PowerSettings,
-        "search": SearchConfig,
-        "tracking": TrackingConfig,
-        "prices": PricesConfig,
-    }
-    known = {name: tuple(f.name for f in fields(cls)) for name, cls in groups.items()}
+    """The keys of each group of the configuration; those at the top stand under an empty name."""
+    groups = {name: schema for name, schema in get_type_hints(Settings).items() if is_dataclass(schema)}
+    known = {name: tuple(f.name for f in fields(schema)) for name, schema in groups.items()}
     return known | {"space": PARAMETER_NAMES, "": (*groups, "space", "name", "root", "experiment")}
-
-
-def _last_words(error: BaseException) -> str:
-    cause: BaseException = error
-    while cause.__cause__ is not None:
-        cause = cause.__cause__
-    return str(cause).splitlines()[0]

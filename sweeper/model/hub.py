@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,6 @@ from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
 from sweeper.model.digest import sha256_of
 from sweeper.model.header import split_names
 
-_COMMIT = re.compile(r"^[0-9a-f]{40}$")
 _LIST_AT_MOST = 10
 
 
@@ -36,10 +33,6 @@ class Fetched:
     sha256: str
     size_bytes: int
     checked: bool
-
-
-class _Unreachable(Exception):
-    """The hub did not answer."""
 
 
 def fetch(
@@ -68,25 +61,42 @@ def fetch(
         ModelMissingError: the hub does not have the file, refuses it, or cannot be reached.
         ModelFileError: the fetched file differs from the hub's.
     """
-    note = root / "hub" / f"{_digest(repo, file, revision, endpoint)}.json"
+    from huggingface_hub import errors
+
+    digest = hashlib.sha256(json.dumps([repo, file, revision, endpoint]).encode()).hexdigest()[:24]
+    note = root / "hub" / f"{digest}.json"
     try:
-        with _hub_errors(repo, file, revision):
-            fetched = _fetch(repo, file, revision, root, endpoint, token, cache_dir)
-    except _Unreachable as unreachable:
+        fetched = _download(repo, file, revision, root, endpoint, token, cache_dir)
+    except errors.HFValidationError:
+        raise ConfigError(f"model.repo={repo}: give OWNER/NAME, as in the hub's address") from None
+    except errors.GatedRepoError:
+        raise ModelMissingError(
+            f"{repo} is gated: accept its terms on the hub and run `hf auth login`"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelMissingError(f"{repo} has no revision {revision}: correct model.revision") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelMissingError(
+            f"the hub has no repository {repo}, or hides it: correct model.repo, or run `hf auth login`"
+        ) from None
+    # The server or the network has a problem. HF_HUB_OFFLINE raises a ConnectionError.
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError) as error:
         known = _known(note, root)
         if known is None:
             raise ModelMissingError(
-                f"cannot reach the hub for {repo} ({unreachable}): give a file with model.path=FILE, "
+                f"cannot reach the hub for {repo} ({_first_line(error)}): give a file with model.path=FILE, "
                 "or try again with a network"
             ) from None
         return known
+    except OSError as error:
+        raise ModelMissingError(f"cannot fetch {repo}: {_first_line(error)}") from None
     # Without the note, the file cannot be reused without a network; nothing else is lost.
     with suppress(OSError):
         files.replace(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
     return fetched
 
 
-def _fetch(
+def _download(
     repo: str,
     file: str | None,
     revision: str | None,
@@ -99,30 +109,28 @@ def _fetch(
 
     api: Any = HfApi(endpoint=endpoint, token=token, library_name="sweeper")
     info = api.model_info(repo, revision=revision)
-    commit = str(info.sha)
-    if not _COMMIT.match(commit):
-        raise ModelMissingError(f"the hub names no commit for {repo} at {revision or 'its default branch'}")
     chosen = _chosen(file, [str(entry.rfilename) for entry in info.siblings or []], repo)
     names = split_names(chosen) or (chosen,)
-    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=commit)}
+    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=info.sha)}
     paths, checked = [], True
     for name in names:
         if name not in entries:
-            raise ModelMissingError(f"{repo} has no file {name} at {commit[:12]}: check its file list")
-        path = Path(api.hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
-        lfs = getattr(entries[name], "lfs", None)
-        expected = getattr(lfs, "sha256", None)
+            raise ModelMissingError(
+                f"{repo} has no file {name} at {info.sha[:12]}: check its file list, and correct model.file"
+            )
+        path = Path(api.hf_hub_download(repo, name, revision=info.sha, cache_dir=cache_dir))
+        expected = getattr(getattr(entries[name], "lfs", None), "sha256", None)
         checked = checked and expected is not None
         if expected is not None and sha256_of(path, root) != expected:
             raise ModelFileError(
-                f"{path} differs from the hub's file with SHA-256 {str(expected)[:12]}…: delete it, and fetch it again"
+                f"{path} differs from the hub's file with SHA-256 {expected[:12]}…: delete it, and fetch it again"
             )
         paths.append(path)
     return Fetched(
         path=paths[0],
         repo=repo,
         file=chosen,
-        commit=commit,
+        commit=info.sha,
         sha256=sha256_of(paths[0], root),
         size_bytes=sum(path.stat().st_size for path in paths),
         checked=checked,
@@ -144,46 +152,8 @@ def _chosen(file: str | None, names: list[str], repo: str) -> str:
     raise ConfigError(f"{repo} has {len(firsts)} GGUF files; choose one with model.file=…: {shown}")
 
 
-@contextmanager
-def _hub_errors(repo: str, file: str | None, revision: str | None) -> Iterator[None]:
-    """Turn each error of the hub's client into one of sweeper's, in one line."""
-    from huggingface_hub import errors
-
-    try:
-        yield
-    except errors.HFValidationError:
-        raise ConfigError(f"model.repo={repo}: give OWNER/NAME, as in the hub's address") from None
-    except errors.GatedRepoError:
-        raise ModelMissingError(
-            f"{repo} is gated: accept its terms on the hub and run `hf auth login`"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelMissingError(f"{repo} has no revision {revision}: correct model.revision") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelMissingError(
-            f"the hub has no repository {repo}, or hides it: correct model.repo, or run `hf auth login`"
-        ) from None
-    except errors.LocalEntryNotFoundError as error:
-        raise _Unreachable(_first_line(error)) from None
-    except errors.EntryNotFoundError:
-        raise ModelMissingError(
-            f"{repo} has no file {file}: check its file list, and correct model.file"
-        ) from None
-    except errors.HTTPError as error:  # a problem of the server or the network
-        raise _Unreachable(_first_line(error)) from None
-    except ConnectionError as error:  # HF_HUB_OFFLINE raises it
-        raise _Unreachable(_first_line(error)) from None
-    except OSError as error:
-        raise ModelMissingError(f"cannot fetch {repo}: {_first_line(error)}") from None
-
-
 def _first_line(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
-
-
-def _digest(*terms: str | None) -> str:
-    return hashlib.sha256(json.dumps(terms).encode()).hexdigest()[:24]
+    return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 
 def _known(note: Path, root: Path) -> Fetched | None:

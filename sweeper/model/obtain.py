@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,9 +16,9 @@ from sweeper.model.shapes import ModelShape
 from sweeper.records import ModelFile, ModelRecord
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
-    """The requested model; see ``conf/model/``. ``files`` are the user's other quantisations."""
+@dataclass  # not frozen, because it is part of the configuration's schema
+class ModelConfig:
+    """The model: a file (``path``), a file on a hub (``repo``, ``file``), or a synthetic model of ``shape``."""
 
     name: str | None = None
     path: str | None = None
@@ -28,20 +27,12 @@ class Wanted:
     revision: str | None = None
     seed: int = 0
     quant: str = "F16"
-    shape: Mapping[str, Any] | None = None
-    files: Mapping[str, str] | None = None
+    shape: dict[str, Any] | None = None
+    text: str | None = None
+    files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
 
 
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model on this machine: its record, its header and its original file."""
-
-    record: ModelRecord
-    header: GgufHeader
-    path: Path
-
-
-def obtain(wanted: Wanted, root: Path) -> Model:
+def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
     """Get the model; fetch or write it if it is not on this machine yet.
 
     Args:
@@ -54,83 +45,69 @@ def obtain(wanted: Wanted, root: Path) -> Model:
         StoreError: the model could not be fetched or written.
     """
     source: Literal["synthetic", "file", "hub"]
-    revision = wanted.revision
+    repo = revision = None
     if wanted.path:
-        source, path, revision = "file", Path(wanted.path).expanduser(), None
+        source, path = "file", Path(wanted.path).expanduser()
+        name = path.stem
     elif wanted.repo:
-        source = "hub"
-        path, revision = _fetched(wanted, root)
+        from sweeper.model.hub import fetch
+
+        source, repo = "hub", wanted.repo
+        fetched = fetch(repo, wanted.file, wanted.revision, root)
+        path, revision = fetched.path, fetched.commit
+        name = wanted.name or path.stem
     elif wanted.shape:
-        source, path = "synthetic", _synthetic(wanted, root)
+        source, path = "synthetic", _synthetic(wanted, wanted.shape, root)
+        name = wanted.name or path.stem
     else:
         raise ConfigError(
             "model: give model.path=FILE, or model.repo=… model.file=…, or choose one of conf/model"
         )
     header = read_header(path)
-    given = ModelFile(header.file_type, str(path.resolve()), sha256_of(path, root), header.size_bytes)
-    files = {header.file_type: given} | _further(wanted.files or {}, header, root)
-    named = wanted.name if source == "synthetic" else None
-    return Model(
-        ModelRecord(
-            name=_clean(named or (path.stem if source == "file" else wanted.name) or path.stem),
-            architecture=header.architecture,
-            parameters=header.parameters,
-            n_layer=header.n_layer,
-            n_ctx_train=header.n_ctx_train,
-            source=source,
-            base_quant=header.file_type,
-            files=files,
-            expert_count=header.expert_count,
-            repo=wanted.repo if source == "hub" else None,
-            revision=revision if source == "hub" else None,
-        ),
-        header,
-        path,
+    files = {header.file_type: _model_file(header.file_type, header, root)}
+    for quant, text in wanted.files.items():
+        other = read_header(Path(text).expanduser())
+        if _kind(other) != _kind(header):
+            raise ConfigError(f"model.files.{quant}: {other.path.name} is a different model than {path.name}")
+        files[quant] = _model_file(quant, other, root)
+    return ModelRecord(
+        name=_clean(name),
+        architecture=header.architecture,
+        parameters=header.parameters,
+        n_layer=header.n_layer,
+        n_ctx_train=header.n_ctx_train,
+        source=source,
+        base_quant=header.file_type,
+        files=files,
+        expert_count=header.expert_count,
+        repo=repo,
+        revision=revision,
     )
 
 
-def _fetched(wanted: Wanted, root: Path) -> tuple[Path, str]:
-    from sweeper.model.hub import fetch
-
-    fetched = fetch(str(wanted.repo), wanted.file, wanted.revision, root)
-    return fetched.path, fetched.commit
-
-
-def _synthetic(wanted: Wanted, root: Path) -> Path:
+def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path) -> Path:
     """The synthetic model's file. Its name contains a digest of its shape, quantisation and seed."""
     from sweeper.model.synthetic import write_synthetic
 
-    given = dict(wanted.shape or {})
     try:
         shape = ModelShape(**given)
     except TypeError as error:
         raise ConfigError(f"model.shape: {str(error).replace('ModelShape.__init__() ', '')}") from None
-    digest = hashlib.sha256(
-        json.dumps([given, wanted.quant, wanted.seed], sort_keys=True).encode()
-    ).hexdigest()
-    path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest[:8]}.gguf"
+    terms = json.dumps([given, wanted.quant, wanted.seed], sort_keys=True)
+    digest = hashlib.sha256(terms.encode()).hexdigest()[:8]
+    path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest}.gguf"
     if not path.exists():
         write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
     return path
 
 
-def _further(files: Mapping[str, str], header: GgufHeader, root: Path) -> dict[str, ModelFile]:
-    """The user's files of other quantisations. Each must be the same model."""
-    found = {}
-    for quant, text in files.items():
-        path = Path(text).expanduser()
-        other = read_header(path)
-        if (other.architecture, other.n_layer, other.embedding_length, other.vocab_size) != (
-            header.architecture,
-            header.n_layer,
-            header.embedding_length,
-            header.vocab_size,
-        ):
-            raise ConfigError(
-                f"model.files.{quant}: {path.name} is a different model than {header.path.name}"
-            )
-        found[quant] = ModelFile(quant, str(path.resolve()), sha256_of(path, root), other.size_bytes)
-    return found
+def _model_file(quant: str, header: GgufHeader, root: Path) -> ModelFile:
+    return ModelFile(quant, str(header.path.absolute()), sha256_of(header.path, root), header.size_bytes)
+
+
+def _kind(header: GgufHeader) -> tuple[object, ...]:
+    """The properties that all quantisations of a model share."""
+    return header.architecture, header.n_layer, header.embedding_length, header.vocab_size
 
 
 def _clean(name: str) -> str:

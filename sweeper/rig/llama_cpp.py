@@ -4,23 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeper import machine
 from sweeper.config import Settings
-from sweeper.errors import (
-    EngineCrashed,
-    EngineRefused,
-    EngineTimeout,
-)
-from sweeper.model.obtain import Model, Wanted, obtain
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
+from sweeper.model.obtain import obtain
 from sweeper.nvml import cuda_variables
-from sweeper.records import (
-    Caveat,
-    Configuration,
-)
+from sweeper.records import Caveat, Configuration
 from sweeper.rig.base import Rig
 
 if TYPE_CHECKING:
@@ -36,12 +29,13 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     from sweeper.model.forecast import Forecaster
 
     held.enter_context(cuda_variables(settings.engine.environment))
-    model = obtain_model(settings, root, say)
-    files: dict[str | None, Path] = {None: model.path}
-    files |= {quant: Path(file.path) for quant, file in model.record.files.items()}
+    if settings.model.repo and not settings.model.path:
+        say(f"downloading {settings.model.file} of {settings.model.repo}")
+    model = obtain(settings.model, root)
+    files: dict[str | None, Path] = {quant: Path(file.path) for quant, file in model.files.items()}
     engine = held.enter_context(
         LlamaCppEngine(
-            files,
+            files | {None: Path(model.file(None).path)},
             settings.engine.environment,
             settings.engine.window_grace_seconds,
             settings.engine.load_timeout_seconds,
@@ -54,25 +48,26 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     limits = find_limits(root, settings.power)
     for outcome in limits.replayed:
         say(f"from an earlier run: {outcome}")
-    held.callback(
-        lambda: say("\n".join(str(outcome) for outcome in limits.outcomes)) if limits.outcomes else None
-    )
+
+    @held.callback  # after the limits were restored
+    def say_outcomes() -> None:
+        for outcome in limits.outcomes:
+            say(str(outcome))
+
     held.enter_context(limits)
     forecaster = held.enter_context(Forecaster())
-    synthetic = model.record.source == "synthetic"
+    bandwidth = machine.measure_bandwidth_gb_per_second()
     return Rig(
         engine=engine,
         engine_record=engine_record,
-        machine=replace(
-            machine.examine(), memory_bandwidth_gb_per_second=machine.measure_bandwidth_gb_per_second()
-        ),
-        model=model.record,
+        machine=replace(machine.examine(), memory_bandwidth_gb_per_second=bandwidth),
+        model=model,
         meter=meter,
         limits=limits,
         notes=notes,
         quality=lambda _: None,
         forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
-        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if synthetic else (),
+        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,
     )
 
@@ -97,14 +92,3 @@ def _why_it_does_not_fit(
     # llama.cpp does not report how much of the loaded model each device holds, so this assumes equal shares.
     share = {device: device_mib / len(devices) for device in devices}
     return plan.fits({HOST: host_mib} | share)
-
-
-def obtain_model(settings: Settings, root: Path, say: Callable[[str], None]) -> Model:
-    """The model of the configuration. sweeper makes or downloads it if it does not exist yet."""
-    wanted = settings.model
-    if wanted.repo and not wanted.path:
-        say(f"downloading {wanted.file} of {wanted.repo}")
-    return obtain(
-        Wanted(**{f.name: getattr(wanted, f.name) for f in fields(Wanted)}),
-        root,
-    )

@@ -6,18 +6,11 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from sweeper.config import Settings
-from sweeper.records import (
-    Configuration,
-    Reading,
-)
+from sweeper.records import Configuration, Reading
 from sweeper.rig.base import Rig
 from sweeper.space.space import SearchSpace
-
-if TYPE_CHECKING:
-    from sweeper.model.quality import QualityMeter
 
 
 def with_quantisations(rig: Rig, space: SearchSpace, root: Path, say: Callable[[str], None]) -> Rig:
@@ -65,7 +58,7 @@ def with_quality(
     best = max(rig.model.files.values(), key=lambda file: file.size_bytes)
     layers = rig.model.n_layer + 1 if rig.engine_record.gpu_offload else 0
     text = Path(settings.model.text) if settings.model.text else None
-    meter: QualityMeter = held.enter_context(QualityMeter(Path(best.path), root, text, n_gpu_layers=layers))
+    meter = held.enter_context(QualityMeter(Path(best.path), root, text, n_gpu_layers=layers))
 
     def quality(configuration: Configuration) -> Reading | None:
         file = rig.model.file(configuration.quant)
