@@ -97,15 +97,17 @@ def entry() -> None:
 
 
 def _sweep(arguments: list[str]) -> int:
+    from sweeper.config import conf_folder, run_hydra
+
     if {"--help", "-h"} & set(arguments):
-        print(_SWEEP_HELP + _groups())
+        print(_SWEEP_HELP, end="")
+        for folder in sorted(p for p in conf_folder().iterdir() if p.is_dir()):
+            choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
+            print(f"  {folder.name:<12} {choices}")
         return EXIT_DONE
     as_json = "--json" in arguments
-    arguments = [word for word in arguments if word != "--json"]
-    from sweeper.config import run_hydra
-
     several = bool({"-m", "--multirun"} & set(arguments))
-    words = [_with_plain_path(word, several) for word in arguments]
+    words = [_with_plain_path(word, several) for word in arguments if word != "--json"]
     return run_hydra(words, lambda composed: _run_sweep(composed, as_json))
 
 
@@ -177,18 +179,14 @@ def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> I
         signal.signal(signal.SIGINT, before)
 
 
-def _groups() -> str:
-    """List the groups of conf/ with their choices."""
-    from sweeper.config import conf_folder
-
-    lines = []
-    for folder in sorted(p for p in conf_folder().iterdir() if p.is_dir()):
-        choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-        lines.append(f"  {folder.name:<12} {choices}")
-    return "\n".join(lines)
-
-
 # -- the parser
+
+_EXIT_CODES = (
+    "Exit codes: 0: the command succeeded. 2: an argument, key or value is wrong. 3: something that the command "
+    "needs is missing. 4: the sweep ended without a valid trial. 5: verify found the server slower than promised; "
+    "inconclusive results exit 0 with a warning. 130: you stopped the command by hand."
+)
+_PICKS = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -196,141 +194,85 @@ def _parser() -> argparse.ArgumentParser:
         prog="sweeper",
         description="Find the llama.cpp settings that give the most tokens per second for the fewest watts, "
         "and configure your server with them.",
-        epilog="Exit codes: 0: the command succeeded. 2: an argument, key or value is wrong. 3: something that the "
-        "command needs is missing. 4: the sweep ended without a valid trial. 5: verify found the server slower "
-        "than promised; inconclusive results exit 0 with a warning. 130: you stopped the command by hand.",
+        epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
     add = parser.add_subparsers(title="commands", metavar="COMMAND")
     add.add_parser("sweep", help="search for the best settings; this is the main command", add_help=False)
     _add_report(add)
     _add_apply(add)
-    rollback = _command(add, "rollback", commands.rollback, "undo the last apply: restore files and limits")
-    rollback.add_argument(
-        "--force", action="store_true", help="roll back even if someone has edited a file since"
-    )
+    rollback = _command(add, "rollback", "undo the last apply: restore files and limits")
+    _flag(rollback, "--force", "roll back even if someone has edited a file since")
     _add_verify(add)
-    restore = _command(
-        add,
-        "restore",
-        commands.restore,
-        "restore power and clock limits left behind by a killed run; normally this happens automatically",
-    )
-    restore.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="a setting of the configuration, for example power.limits.zeusd_socket=PATH",
-    )
-    doctor = _command(add, "doctor", commands.doctor, "check sensors, limits and engine, and suggest fixes")
-    doctor.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="a setting of the configuration, for example power.plug.url=http://…",
-    )
+    words = "restore power and clock limits left behind by a killed run; normally this happens automatically"
+    restore = _command(add, "restore", words)
+    _overrides(restore, "a setting of the configuration, for example power.limits.zeusd_socket=PATH")
+    doctor = _command(add, "doctor", "check sensors, limits and engine, and suggest fixes")
+    _overrides(doctor, "a setting of the configuration, for example power.plug.url=http://…")
     _add_compare(add)
-    ui = _command(add, "ui", commands.ui, "serve the MLflow pages on 127.0.0.1", with_json=False)
-    ui.add_argument(
-        "--port",
-        type=int,
-        default=5000,
-        help="the preferred port; if it is in use, another free port is chosen (default %(default)s)",
-    )
+    ui = _command(add, "ui", "serve the MLflow pages on 127.0.0.1", with_json=False)
+    words = "the preferred port; if it is in use, another free port is chosen (default %(default)s)"
+    ui.add_argument("--port", type=int, default=5000, help=words)
     ui.add_argument("--uri", help="the MLflow tracking URI to use instead of --root")
-    record = _command(
-        add,
-        "record",
-        commands.record,
-        "measure every combination of a space and store the results as a table for engine=replay",
-        False,
-    )
-    record.add_argument(
-        "file",
-        type=Path,
-        metavar="FILE.csv.gz",
-        help="the file to write; the same command continues an unfinished table",
-    )
-    record.add_argument(
-        "--passes",
-        type=int,
-        default=1,
-        help="passes over all combinations; more passes even out slow changes, such as heat (default %(default)s)",
-    )
-    record.add_argument(
-        "overrides",
-        nargs="*",
-        metavar="KEY=VALUE",
-        help="a setting of the configuration, as for `sweeper sweep`",
-    )
+    _add_record(add)
     return parser
 
 
-def _command(
-    add: Any, name: str, run: Callable[[argparse.Namespace], int], words: str, with_json: bool = True
-) -> argparse.ArgumentParser:
+def _command(add: Any, name: str, words: str, with_json: bool = True) -> argparse.ArgumentParser:
+    """Add the command of that name, whose body is the function of that name in ``commands.py``."""
     parser: argparse.ArgumentParser = add.add_parser(
         name, help=words, description=words[0].upper() + words[1:]
     )
-    parser.set_defaults(run=run)
-    parser.add_argument(
-        "--root", type=Path, default=Path("mlruns"), help="the folder of all sweeps (default %(default)s)"
-    )
+    parser.set_defaults(run=getattr(commands, name))
+    words = "the folder of all sweeps (default %(default)s)"
+    parser.add_argument("--root", type=Path, default=Path("mlruns"), help=words)
     if with_json:
-        parser.add_argument("--json", action="store_true", help="print the result as JSON on standard output")
+        _flag(parser, "--json", "print the result as JSON on standard output")
     return parser
 
 
+def _flag(parser: argparse.ArgumentParser, name: str, words: str) -> None:
+    parser.add_argument(name, action="store_true", help=words)
+
+
+def _overrides(parser: argparse.ArgumentParser, words: str) -> None:
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
+
+
+def _format(parser: argparse.ArgumentParser) -> None:
+    forms, words = ("table", "markdown", "json", "csv"), "the format to print (default %(default)s)"
+    parser.add_argument("--format", choices=forms, default="table", help=words)
+
+
+def _sweep_name(parser: argparse.ArgumentParser) -> None:
+    words = "the name of the sweep (default: the latest)"
+    parser.add_argument("sweep", nargs="?", metavar="SWEEP", help=words)
+
+
+def _pick(parser: argparse.ArgumentParser) -> None:
+    words = f"the rule that chooses a trial: {_PICKS} (default: the pick of the sweep)"
+    parser.add_argument("--pick", metavar="P", help=words)
+
+
 def _add_report(add: Any) -> None:
-    report = _command(
-        add,
-        "report",
-        commands.report,
-        "print the Pareto front as a table, and write the report as HTML, markdown and PNG",
-    )
-    report.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="the name of the sweep (default: the latest)"
-    )
-    report.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
-                        help="the format to print (default %(default)s)")  # fmt: skip
-    report.add_argument(
-        "--out", type=Path, metavar="FOLDER", help="the folder for the files (default: ROOT/reports/SWEEP)"
-    )
-
-
-def _add_pick(parser: argparse.ArgumentParser) -> None:
-    picks = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
-    parser.add_argument(
-        "sweep", nargs="?", metavar="SWEEP", help="the name of the sweep (default: the latest)"
-    )
-    parser.add_argument(
-        "--pick", metavar="P", help=f"the rule that chooses a trial: {picks} (default: the pick of the sweep)"
-    )
+    words = "print the Pareto front as a table, and write the report as HTML, markdown and PNG"
+    report = _command(add, "report", words)
+    _sweep_name(report)
+    _format(report)
+    words = "the folder for the files (default: ROOT/reports/SWEEP)"
+    report.add_argument("--out", type=Path, metavar="FOLDER", help=words)
 
 
 def _add_apply(add: Any) -> None:
-    apply = _command(
-        add,
-        "apply",
-        commands.apply,
-        "configure a server with a pick: show the changes, or write them with --write",
-    )
-    _add_pick(apply)
+    words = "configure a server with a pick: show the changes, or write them with --write"
+    apply = _command(add, "apply", words)
+    _sweep_name(apply)
+    _pick(apply)
     words = f"the target: {', '.join(TARGETS)} (default %(default)s)"
     apply.add_argument("--to", choices=TARGETS, default="llama-server", metavar="TARGET", help=words)
-    apply.add_argument(
-        "--write",
-        action="store_true",
-        help="write the files and keep a backup; without --write, only show a diff",
-    )
-    apply.add_argument(
-        "--power-limit",
-        action="store_true",
-        help="also set this machine's power limit to the value of the pick",
-    )
-    apply.add_argument(
-        "--force", action="store_true", help="apply even if machine, engine or model changed since the sweep"
-    )
+    _flag(apply, "--write", "write the files and keep a backup; without --write, only show a diff")
+    _flag(apply, "--power-limit", "also set this machine's power limit to the value of the pick")
+    _flag(apply, "--force", "apply even if machine, engine or model changed since the sweep")
     apply.add_argument("--name", help="the name of the model on the server")
     apply.add_argument("--port", type=int, help="the port of the server")
     apply.add_argument("--file", type=Path, help="the path of the main configuration file")
@@ -338,66 +280,57 @@ def _add_apply(add: Any) -> None:
 
 
 def _add_verify(add: Any) -> None:
-    verify = _command(
-        add,
-        "verify",
-        commands.verify,
-        "measure a running server, and compare its speed with the promised speed",
+    words = "measure a running server, and compare its speed with the promised speed"
+    verify = _command(add, "verify", words)
+    _sweep_name(verify)
+    _pick(verify)
+    kinds = ("auto", "llama-server", "llama-cpp-python", "ollama")
+    words = "the kind of server (default %(default)s)"
+    verify.add_argument("--server", choices=kinds, default="auto", help=words)
+    words = (
+        "the address of a running server (default: its usual address; if none runs there, verify starts one)"
     )
-    _add_pick(verify)
-    verify.add_argument(
-        "--server",
-        choices=("auto", "llama-server", "llama-cpp-python", "ollama"),
-        default="auto",
-        help="the kind of server (default %(default)s)",
-    )
-    verify.add_argument(
-        "--url",
-        help="the address of a running server (default: its usual address; if none runs there, verify starts one)",
-    )
+    verify.add_argument("--url", help=words)
     verify.add_argument("--name", help="the name of the model on the server")
     verify.add_argument("--program", type=Path, help="the llama-server program to start")
     verify.add_argument("--repeats", type=int, default=5, help="number of repeats (default %(default)s)")
-    verify.add_argument("--no-watts", action="store_true", help="compare speed only, not watts")
+    _flag(verify, "--no-watts", "compare speed only, not watts")
 
 
 def _add_compare(add: Any) -> None:
-    compare = _command(
-        add, "compare", commands.compare, "compare sweeps side by side: speed, watts, J/token, cost"
-    )
+    compare = _command(add, "compare", "compare sweeps side by side: speed, watts, J/token, cost")
     compare.add_argument("sweeps", nargs="*", metavar="SWEEP", help="the names of the sweeps (default: all)")
-    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT",
-                         help="another folder of sweeps, as from another machine; may be repeated")  # fmt: skip
-    compare.add_argument("--format", choices=("table", "markdown", "json", "csv"), default="table",
-                         help="the format to print (default %(default)s)")  # fmt: skip
-    compare.add_argument(
-        "--per-kwh", type=float, help="the electricity price per kWh (default: the price in the first sweep)"
-    )
-    compare.add_argument(
-        "--hours", type=float, help="the hours of use per day (default: the hours in the first sweep)"
-    )
-    compare.add_argument(
-        "--currency", help="the currency, for example EUR (default: the currency in the first sweep)"
-    )
+    words = "another folder of sweeps, as from another machine; may be repeated"
+    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT", help=words)
+    _format(compare)
+    words = "the electricity price per kWh (default: the price in the first sweep)"
+    compare.add_argument("--per-kwh", type=float, help=words)
+    words = "the hours of use per day (default: the hours in the first sweep)"
+    compare.add_argument("--hours", type=float, help=words)
+    words = "the currency, for example EUR (default: the currency in the first sweep)"
+    compare.add_argument("--currency", help=words)
     card = compare.add_argument_group(
         "a graphics card to compare with", "Would it pay for itself? Give its price, speed and power."
     )
     card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 2080'")
     card.add_argument("--card-price", type=float, metavar="MONEY", help="the price of the card")
-    card.add_argument(
-        "--card-speed",
-        type=float,
-        metavar="TOK/S",
-        help="the decode speed of this model on the card, as measured or published",
-    )
+    words = "the decode speed of this model on the card, as measured or published"
+    card.add_argument("--card-speed", type=float, metavar="TOK/S", help=words)
     card.add_argument("--card-watts", type=float, metavar="W", help="the power of the card during decode")
-    card.add_argument(
-        "--card-idle",
-        type=float,
-        default=0.0,
-        metavar="W",
-        help="the idle power that the card adds, in W (default %(default)s)",
+    words = "the idle power that the card adds, in W (default %(default)s)"
+    card.add_argument("--card-idle", type=float, default=0.0, metavar="W", help=words)
+
+
+def _add_record(add: Any) -> None:
+    words = "measure every combination of a space and store the results as a table for engine=replay"
+    record = _command(add, "record", words, with_json=False)
+    words = "the file to write; the same command continues an unfinished table"
+    record.add_argument("file", type=Path, metavar="FILE.csv.gz", help=words)
+    words = (
+        "passes over all combinations; more passes even out slow changes, such as heat (default %(default)s)"
     )
+    record.add_argument("--passes", type=int, default=1, help=words)
+    _overrides(record, "a setting of the configuration, as for `sweeper sweep`")
 
 
 def _complete() -> int:
