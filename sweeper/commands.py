@@ -6,7 +6,7 @@ import argparse
 import importlib
 import json
 import sys
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,11 +17,8 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from sweeper.apply.journal import PowerLimit
-    from sweeper.doctor import Finding
     from sweeper.power_settings import PowerSettings
-    from sweeper.records import EngineRecord, MachineRecord, SweepRecord
-
-CPU_BUILD = "this build of llama.cpp runs on the CPU only"
+    from sweeper.records import EngineRecord, SweepRecord
 
 
 def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRecord:
@@ -33,16 +30,16 @@ def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRe
     from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy, sweep_names
 
-    if sweep is None:
-        names = sweep_names(root)
-        if not names:
-            raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
-        records = (assemble(SweepStudy.load(root, name)) for name in reversed(names))
-        latest = next(records)
-        if not real or not latest.engine.simulated:
-            return latest
-        return next((record for record in records if not record.engine.simulated), latest)
-    return assemble(SweepStudy.load(root, sweep))
+    if sweep is not None:
+        return assemble(SweepStudy.load(root, sweep))
+    names = sweep_names(root)
+    if not names:
+        raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
+    records = (assemble(SweepStudy.load(root, name)) for name in reversed(names))
+    latest = next(records)
+    if not real or not latest.engine.simulated:
+        return latest
+    return next((record for record in records if not record.engine.simulated), latest)
 
 
 # -- see ---------------------------------------------------------------------------------------------------
@@ -78,11 +75,10 @@ def compare(options: argparse.Namespace) -> int:
     from sweeper.report.compare_formats import render_comparison, show_comparison
 
     records = _records_to_compare(options)
-    prices = records[0].prices if records else None
-    if prices is None:
+    if not records:
         raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
     given = {"per_kwh": options.per_kwh, "hours_per_day": options.hours, "currency": options.currency}
-    prices = replace(prices, **{key: value for key, value in given.items() if value is not None})
+    prices = replace(records[0].prices, **{key: value for key, value in given.items() if value is not None})
     comparison = set_side_by_side(records, prices, _card(options, records[0]))
     form = "json" if options.json else options.format
     if form == "table":
@@ -104,7 +100,7 @@ def _records_to_compare(options: argparse.Namespace) -> list[SweepRecord]:
     if missing:
         names = ", ".join(name for _, name in there) or "none"
         raise SweepMissingError(f"there is no sweep {missing[0]!r}; the sweeps are: {names}")
-    return [load_record(root, name) for name in wanted for r, n in there if n == name for root in [r]]
+    return [load_record(root, name) for word in wanted for root, name in there if name == word]
 
 
 def _card(options: argparse.Namespace, record: SweepRecord) -> Any:
@@ -151,13 +147,20 @@ def ui(options: argparse.Namespace) -> int:
 
 def apply(options: argparse.Namespace) -> int:
     """`sweeper apply`."""
+    from sweeper import machine
     from sweeper.apply.run import Options, run
     from sweeper.apply.text import outcome_to_plain, render_outcome
+    from sweeper.limits.standing_limit import own_bench, standing_limit
 
     record = load_record(options.root, options.sweep, real=True)
-    now_machine, now_engine = _now(record)
+    # A simulated sweep is applied as if its machine were this one.
+    now_machine = record.machine if record.engine.simulated else machine.examine()
+    now_engine = record.engine if record.engine.simulated else _engine_record()
     with ExitStack() as held:
-        limit = _limit(record, held) if options.power_limit else None
+        limit: PowerLimit | None = None
+        if options.power_limit:
+            bench = held.enter_context(own_bench(_power_of(record)))
+            limit = standing_limit(bench, record.gpu or "package")
         outcome = run(
             record,
             pick_of(options, record),
@@ -178,14 +181,17 @@ def rollback(options: argparse.Namespace) -> int:
     """`sweeper rollback`."""
     from sweeper.apply import journal
     from sweeper.apply.text import render_undone, undone_to_plain
+    from sweeper.errors import StoreError, SweepMissingError
     from sweeper.limits.standing_limit import own_bench, standing_limit
     from sweeper.power_settings import PowerSettings
 
     last = journal.last_to_undo(options.root)
-    with own_bench(_power_of(options.root, last.sweep) if last else PowerSettings()) as bench:
-        limit = (
-            standing_limit(bench, last.limit.device) if last is not None and last.limit is not None else None
-        )
+    power = PowerSettings()
+    if last is not None:
+        with suppress(StoreError, SweepMissingError):  # if the sweep is gone, the defaults apply
+            power = _power_of(load_record(options.root, last.sweep))
+    with own_bench(power) as bench:
+        limit = standing_limit(bench, last.limit.device) if last and last.limit else None
         undone = journal.rollback(options.root, limit, force=options.force)
     _answer(options, undone_to_plain(undone), render_undone(undone))
     return EXIT_DONE
@@ -227,48 +233,23 @@ def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:
     return int(text) if text is not None and text.isdigit() else text or record.pick
 
 
-def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
-    """A meter from the sweep's own settings, so that sensor and scope are the same."""
-    from sweeper.apply.run import environment_of
+def _power_of(record: SweepRecord) -> PowerSettings:
+    """The sweep's own power settings, so that sensor, scope and means of setting limits are the same."""
     from sweeper.config import power_settings
+
+    return power_settings(record.config.get("power", {}))
+
+
+def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
+    from sweeper.apply.run import environment_of
     from sweeper.meter.choose import find_meter
     from sweeper.nvml import cuda_variables
 
-    kept = record.config.get("power", {})
     held.enter_context(cuda_variables(environment_of(record)))
-    meter, notes = find_meter(power_settings(kept), root, record.engine.gpu_offload)
+    meter, notes = find_meter(_power_of(record), root, record.engine.gpu_offload)
     for note in notes:
         print(note, file=sys.stderr)
     return held.enter_context(meter)
-
-
-def _limit(record: SweepRecord, held: ExitStack) -> PowerLimit:
-    from sweeper.config import power_settings
-    from sweeper.limits.standing_limit import own_bench, standing_limit
-
-    settings = power_settings(record.config.get("power", {}))
-    return standing_limit(held.enter_context(own_bench(settings)), record.gpu or "package")
-
-
-def _power_of(root: Path, sweep: str) -> PowerSettings:
-    """The sweep's own power settings, with the means of setting limits; the defaults if the sweep is gone."""
-    from sweeper.config import power_settings
-    from sweeper.errors import StoreError, SweepMissingError
-    from sweeper.power_settings import PowerSettings
-
-    try:
-        return power_settings(load_record(root, sweep).config.get("power", {}))
-    except (StoreError, SweepMissingError):
-        return PowerSettings()
-
-
-def _now(record: SweepRecord) -> tuple[MachineRecord, EngineRecord]:
-    """The present machine and engine. For a simulated sweep, the recorded ones."""
-    if record.engine.simulated:
-        return record.machine, record.engine
-    from sweeper import machine
-
-    return machine.examine(), _engine_record()
 
 
 def _engine_record() -> EngineRecord:
@@ -284,69 +265,17 @@ def _engine_record() -> EngineRecord:
 def doctor(options: argparse.Namespace) -> int:
     """`sweeper doctor`."""
     from sweeper.config import compose
-    from sweeper.doctor import examine
+    from sweeper.doctor import Diagnosis, engine_finding, examine, machine_findings
     from sweeper.limits.control import find_limits
 
     print("checking each sensor; this takes a few seconds …", file=sys.stderr)
     options.root.mkdir(parents=True, exist_ok=True)
     settings = compose(options.overrides).settings.power
     limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
-    diagnosis = examine(options.root, settings, limits)
-    diagnosis = type(diagnosis)((*_machine_findings(), *_engine_findings())).plus(diagnosis.findings)
+    sensors_and_limits = tuple(examine(options.root, settings, limits))
+    diagnosis = Diagnosis((*machine_findings(), engine_finding(_engine_record), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
-
-
-def _machine_findings() -> list[Finding]:
-    from sweeper import machine
-    from sweeper.doctor import Finding
-
-    here = machine.examine()
-    cores = f"{here.physical_cores} cores, {here.logical_cores} threads"
-    if here.performance_cores:
-        cores += f", {here.performance_cores} of the cores are performance cores"
-    bandwidth = machine.measure_bandwidth_gb_per_second()
-    found = [
-        Finding("machine", "cpu", "ok", f"{here.cpu}: {cores}"),
-        Finding(
-            "machine",
-            "memory",
-            "ok",
-            f"{here.memory_mib / 1024:.1f} GiB; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
-            "decode is no faster than reading the weights",
-        ),
-    ]
-    return found + [
-        Finding("machine", f"gpu {gpu.index}", "ok", f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}")
-        for gpu in here.gpus
-    ]
-
-
-def _engine_findings() -> list[Finding]:
-    from sweeper import machine
-    from sweeper.doctor import Finding
-    from sweeper.errors import EngineMissingError
-
-    try:
-        engine = _engine_record()
-    except EngineMissingError as error:
-        return [Finding("engine", "llama-cpp-python", "missing", error.what, error.mend)]
-    if engine.gpu_offload:
-        return [Finding("engine", "llama-cpp-python", "ok", f"{engine.version}; layers can go to the GPU")]
-    detail = f"{engine.version}; {CPU_BUILD}"
-    if not machine.nvidia_gpus():
-        return [Finding("engine", "llama-cpp-python", "ok", detail)]
-    return [
-        Finding("engine", "llama-cpp-python", "unusable", f"{detail}, but there is an NVIDIA GPU", gpu_line())
-    ]
-
-
-def gpu_line() -> str:
-    """The one line that installs a build of llama-cpp-python for NVIDIA GPUs."""
-    return (
-        'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-deps --no-cache-dir '
-        "--no-binary llama-cpp-python llama-cpp-python   (in a clone: make install CUDA=1)"
-    )
 
 
 def restore(options: argparse.Namespace) -> int:
@@ -360,12 +289,10 @@ def restore(options: argparse.Namespace) -> int:
 
     settings = compose(options.overrides).settings.power
     outcomes = give_back(options.root, MeansSettings.of(settings.limits), Path(settings.sysfs_root))
-    guardians = [f"earlier, a guardian: {line}" for line in read_log(options.root)]
-    text = "\n".join([*guardians, *(str(outcome) for outcome in outcomes)]) or "no run left a limit behind"
-    plain = {
-        "restored": [to_plain(outcome) for outcome in outcomes],
-        "guardians": list(read_log(options.root)),
-    }
+    guardians = list(read_log(options.root))
+    lines = [f"earlier, a guardian: {line}" for line in guardians] + [str(outcome) for outcome in outcomes]
+    text = "\n".join(lines) or "no run left a limit behind"
+    plain = {"restored": [to_plain(outcome) for outcome in outcomes], "guardians": guardians}
     _answer(options, plain, text)
     return EXIT_MISSING if any(outcome.action is Action.FAILED for outcome in outcomes) else EXIT_DONE
 

@@ -1,15 +1,23 @@
-"""Checks the sensors and limits of this machine, how trustworthy they are, and suggests fixes."""
+"""Checks machine, engine, sensors and limits, how trustworthy they are, and suggests fixes."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeper.errors import ConfigError, MissingError, ReadingFailed, RightMissingError, SweeperError
+from sweeper import machine
+from sweeper.errors import (
+    ConfigError,
+    EngineMissingError,
+    MissingError,
+    ReadingFailed,
+    RightMissingError,
+    SweeperError,
+)
 from sweeper.limits.base import LimitControl
 from sweeper.limits.rights import grant_steps
 from sweeper.meter.base import Sensor
@@ -19,12 +27,17 @@ from sweeper.meter.sensors.nvml import NvmlSensor, visible_devices
 from sweeper.meter.sensors.rapl import RaplSensor, find_zones
 from sweeper.meter.trust import FULL_SECONDS, MOST_CONFLICT, Trust, known_or_examined
 from sweeper.power_settings import PowerSettings
-from sweeper.records import to_plain
+from sweeper.records import EngineRecord, to_plain
 
 Status = Literal["ok", "missing", "no_right", "unusable"]
 
 # Time between the two readings of a sensor that the doctor does not poll for a trust check.
 LOOK_SECONDS = 0.5
+# The one line that installs a build of llama-cpp-python for NVIDIA GPUs.
+GPU_BUILD = (
+    'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-deps --no-cache-dir '
+    "--no-binary llama-cpp-python llama-cpp-python   (in a clone: make install CUDA=1)"
+)
 GRANT = "an administrator grants this right once with these steps:"
 
 
@@ -46,14 +59,6 @@ class Diagnosis:
 
     findings: tuple[Finding, ...]
 
-    def of(self, area: str) -> tuple[Finding, ...]:
-        """The findings of one area."""
-        return tuple(finding for finding in self.findings if finding.area == area)
-
-    def plus(self, more: Iterable[Finding]) -> Diagnosis:
-        """A copy with further findings, for example on the machine or the engines."""
-        return Diagnosis((*self.findings, *more))
-
     def to_plain(self) -> dict[str, Any]:
         """The findings as plain data for JSON."""
         return {"findings": [to_plain(finding) for finding in self.findings]}
@@ -65,7 +70,7 @@ class Diagnosis:
         shown: set[str] = set()  # several limits share the same steps
         for area in dict.fromkeys(finding.area for finding in self.findings):
             lines.append(f"{area}s")
-            for finding in self.of(area):
+            for finding in (finding for finding in self.findings if finding.area == area):
                 lines.append(f"  {_MARKS[finding.status]} {finding.name:<{width}}  {finding.detail}")
                 if finding.mend:
                     lines.append(f"    {'':<{width}}  → {finding.mend}")
@@ -79,29 +84,70 @@ _MARKS: dict[Status, str] = {"ok": "✓", "missing": "–", "no_right": "✗", "
 
 def examine(
     root: Path,
-    settings: PowerSettings | None = None,
+    settings: PowerSettings,
     limits: LimitControl | None = None,
     seconds: float = FULL_SECONDS,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
-) -> Diagnosis:
+) -> Iterator[Finding]:
     """Check every sensor and every limit.
 
     Args:
         root: the folder that keeps the trust of sensors. A shorter earlier check is repeated.
-        settings: the paths of sysfs and procfs, and the plug or command; None for the defaults.
+        settings: the paths of sysfs and procfs, and the plug or command.
         limits: the source of ranges and refusals; None skips the limits.
         seconds: how long to poll each sensor, unless an earlier check took at least as long.
         clock: the clock that stamps the samples.
         sleep: the function that waits.
     """
-    settings = settings or PowerSettings()
-    found = [
-        *(_of_sensor(name, make, root, seconds, clock, sleep) for name, make in _sensors(settings, clock)),
-        *_of_unset(settings),
-        *(_of_limits(limits) if limits is not None else ()),
-    ]
-    return Diagnosis(tuple(found))
+    for name, make in _sensors(settings, clock):
+        yield _of_sensor(name, make, root, seconds, clock, sleep)
+    if not settings.plug.url:
+        yield Finding(
+            "sensor",
+            "plug",
+            "missing",
+            "no network plug is configured",
+            "set power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
+        )
+    if not settings.command.argv:
+        mend = "set power=command power.command.argv=[/path/to/meter]"
+        yield Finding("sensor", "command", "missing", "no command is configured", mend)
+    if limits is not None:
+        yield from _of_limits(limits)
+
+
+def machine_findings() -> Iterator[Finding]:
+    """The processor, its memory and the GPUs."""
+    here = machine.examine()
+    cores = f"{here.physical_cores} cores, {here.logical_cores} threads"
+    if here.performance_cores:
+        cores += f", {here.performance_cores} of the cores are performance cores"
+    yield Finding("machine", "cpu", "ok", f"{here.cpu}: {cores}")
+    bandwidth = machine.measure_bandwidth_gb_per_second()
+    memory = (
+        f"{here.memory_mib / 1024:.1f} GiB; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
+        "decode is no faster than reading the weights"
+    )
+    yield Finding("machine", "memory", "ok", memory)
+    for gpu in here.gpus:
+        detail = f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}"
+        yield Finding("machine", f"gpu {gpu.index}", "ok", detail)
+
+
+def engine_finding(record: Callable[[], EngineRecord]) -> Finding:
+    """Whether llama.cpp runs here, and on the GPU if there is one. ``record`` starts it."""
+    name = "llama-cpp-python"
+    try:
+        engine = record()
+    except EngineMissingError as error:
+        return Finding("engine", name, "missing", error.what, error.mend)
+    if engine.gpu_offload:
+        return Finding("engine", name, "ok", f"{engine.version}; layers can go to the GPU")
+    detail = f"{engine.version}; this build of llama.cpp runs on the CPU only"
+    if not machine.nvidia_gpus():
+        return Finding("engine", name, "ok", detail)
+    return Finding("engine", name, "unusable", f"{detail}, but there is an NVIDIA GPU", GPU_BUILD)
 
 
 def _sensors(
@@ -121,12 +167,16 @@ def _sensors(
     for device in find_devices(sysfs):
         wanted = device.chip if device.kind == "rails" else device.address
         yield f"hwmon {wanted}", partial(HwmonSensor, sysfs, wanted, clock)
-    names = [] if find_devices(sysfs) else ["hwmon"]
-    names += ["battery"]
-    names += ["plug"] if settings.plug.url else []
-    names += ["command"] if settings.command.argv else []
-    for name in (*names, "estimate"):
-        yield name, partial(named, name)
+    named_sensors = {
+        "hwmon": not find_devices(sysfs),
+        "battery": True,
+        "plug": bool(settings.plug.url),
+        "command": bool(settings.command.argv),
+        "estimate": True,
+    }
+    for name, there in named_sensors.items():
+        if there:
+            yield name, partial(named, name)
 
 
 def _of_sensor(
@@ -168,44 +218,23 @@ def _of_trust(name: str, sensor: Sensor, trust: Trust) -> Finding:
     if sensor.source.note:
         words.append(sensor.source.note)
     detail = ", ".join(words)
-    if trust.counter_stands_still and trust.power_period_seconds is None:
-        return Finding("sensor", name, "unusable", f"{detail}; its counter stands still", "choose power=plug")
     if trust.counter_stands_still:
+        if trust.power_period_seconds is None:
+            stands = f"{detail}; its counter stands still"
+            return Finding("sensor", name, "unusable", stands, "choose power=plug")
         detail += "; its counter stands still, so sweeper reads its power instead"
-    if trust.in_conflict:
-        return Finding(
-            "sensor",
-            name,
-            "ok",
-            detail,
-            f"counter and power differ by more than {MOST_CONFLICT:.0%}: "
-            "compare with a wall meter (power.beside=[plug])",
-        )
-    return Finding("sensor", name, "ok", detail)
+    mend = (
+        f"counter and power differ by more than {MOST_CONFLICT:.0%}: "
+        "compare with a wall meter (power.beside=[plug])"
+        if trust.in_conflict
+        else None
+    )
+    return Finding("sensor", name, "ok", detail, mend)
 
 
 def _described(sensor: Sensor) -> str:
     source = sensor.source
     return f"{source.kind}, scope {source.scope}, {source.interface}"
-
-
-def _of_unset(settings: PowerSettings) -> Iterator[Finding]:
-    if not settings.plug.url:
-        yield Finding(
-            "sensor",
-            "plug",
-            "missing",
-            "no network plug is configured",
-            "set power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
-        )
-    if not settings.command.argv:
-        yield Finding(
-            "sensor",
-            "command",
-            "missing",
-            "no command is configured",
-            "set power=command power.command.argv=[/path/to/meter]",
-        )
 
 
 def _of_limits(limits: LimitControl) -> Iterator[Finding]:
@@ -216,10 +245,9 @@ def _of_limits(limits: LimitControl) -> Iterator[Finding]:
         return
     for name, span in ranges.items():
         if name not in refusals:
-            found = "not set" if span.found is None else f"{span.found}"
-            yield Finding(
-                "limit", name, "ok", f"{span.low} to {span.high} on {span.device}, present value {found}"
-            )
+            found = "not set" if span.found is None else span.found
+            detail = f"{span.low} to {span.high} on {span.device}, present value {found}"
+            yield Finding("limit", name, "ok", detail)
     for name, refusal in refusals.items():
         if isinstance(refusal, RightMissingError):
             yield Finding("limit", name, "no_right", refusal.what, GRANT, grant_steps())

@@ -8,20 +8,13 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, locks
 from sweeper.config import Composed, Settings
-from sweeper.errors import (
-    SweepBusyError,
-)
-from sweeper.records import (
-    Configuration,
-    SweepRecord,
-    Workload,
-    to_plain,
-)
+from sweeper.errors import SweepBusyError
+from sweeper.records import Configuration, SweepRecord, Workload, to_plain
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
 from sweeper.results.picks import line_of, parse_pick
@@ -36,9 +29,6 @@ from sweeper.search.warm_start import initial_design
 from sweeper.space.space import SearchSpace
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
-
-if TYPE_CHECKING:
-    pass
 
 # The default and the corners that lie near the Pareto front on most machines; see search/warm_start.py.
 CORNERS = 6
@@ -70,12 +60,16 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
         rig = with_quality(rig, space, settings, root, held, say)
-        first = initial_design(
-            space, space.base, CORNERS if settings.search.corners else 1, settings.search.seed
-        )
+        corners = CORNERS if settings.search.corners else 1
+        first = initial_design(space, space.base, corners, settings.search.seed)
+        said = (*rig.notes, *notes)
         earlier = _earlier(name, settings, rig, space, root)
-        first, learned = _with_earlier(first, earlier)
-        said = (*rig.notes, *notes, *learned)
+        if earlier is not None:
+            first = tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:])))
+            said += (
+                f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
+                "set search.transfer=false to start without them",
+            )
         header = _header(name, settings, workload, composed, rig, space, said, first[0])
         sampler = make_sampler(
             settings.search.sampler,
@@ -144,7 +138,7 @@ def _header(
         started_utc=now,
         updated_utc=now,
         sweeper_version=__version__,
-        config=_plain(composed.plain),
+        config=json.loads(json.dumps(composed.plain, default=str)),
         baseline_configuration=baseline,
     )
 
@@ -205,7 +199,7 @@ def _plan(
     stop_reason: Callable[[], str | None] | None,
 ) -> SearchPlan:
     search = settings.search
-    points = _counted(space)
+    points = sum(1 for _ in islice(space.grid(), MOST_COUNTED))
     return SearchPlan(
         trials=search.trials,
         minutes=search.minutes,
@@ -230,30 +224,9 @@ def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: 
     )
 
 
-def _with_earlier(
-    first: tuple[Configuration, ...], earlier: Earlier | None
-) -> tuple[tuple[Configuration, ...], tuple[str, ...]]:
-    """The first trials, with the best ones of an earlier sweep after the baseline, and a note about it."""
-    if earlier is None:
-        return first, ()
-    note = (
-        f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
-        "set search.transfer=false to start without them"
-    )
-    return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), (note,)
-
-
 def finalist_measurements(plan: SearchPlan) -> int:
     """The expected number of measurements in the final stage."""
     return (plan.finalists + 1) * FINAL_VISITS
-
-
-def _counted(space: SearchSpace) -> int:
-    count = 0
-    for count, _ in enumerate(space.grid(), 1):
-        if count >= MOST_COUNTED:
-            break
-    return count
 
 
 def alone(root: Path, name: str) -> AbstractContextManager[None]:
@@ -265,7 +238,3 @@ def alone(root: Path, name: str) -> AbstractContextManager[None]:
         )
 
     return locks.held(root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock", busy)
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value, default=str))

@@ -13,7 +13,7 @@ from fake_plugs import FakePlug, serving
 from omegaconf import OmegaConf
 from sysfs_trees import MACHINES, plant, running
 
-from sweeper.doctor import Finding, examine
+from sweeper.doctor import Diagnosis, examine
 from sweeper.errors import ConfigError, RightMissingError, SensorMissingError, SweeperError
 from sweeper.limits.base import LimitControl, LimitInForce, LimitRange
 from sweeper.meter.base import PowerMeter
@@ -191,8 +191,8 @@ class _Limits(LimitControl):
 @pytest.mark.parametrize("name", MACHINES)
 def test_the_doctor_finds_what_each_machine_has(name: str, tmp_path: Path) -> None:
     with machine(name, tmp_path) as settings:
-        diagnosis = examine(tmp_path / "runs", settings, seconds=QUICK)
-    found = {f.name for f in diagnosis.of("sensor") if f.status == "ok"} - {"estimate"}
+        findings = list(examine(tmp_path / "runs", settings, seconds=QUICK))
+    found = {f.name for f in findings if f.area == "sensor" and f.status == "ok"} - {"estimate"}
     expected = {
         "intel_desktop": {"rapl"},
         "hybrid_laptop": {"rapl", "battery"},
@@ -203,18 +203,19 @@ def test_the_doctor_finds_what_each_machine_has(name: str, tmp_path: Path) -> No
         "arc_card": {"hwmon 0000:03:00.0"},
     }
     assert found == expected[name]
-    for finding in diagnosis.findings:
+    for finding in findings:
         assert finding.status == "ok" or finding.mend, finding
 
 
 def test_the_doctor_shows_gpus_limits_and_mending_lines(tmp_path: Path, fake_nvml: FakeNvml) -> None:
     with machine("intel_desktop", tmp_path) as settings, fake_nvml.in_process():
-        diagnosis = examine(tmp_path / "runs", settings, limits=_Limits(), seconds=0.3)
-    text = diagnosis.plus([Finding("engine", "llama.cpp", "ok", "0.3.36")]).to_text()
+        diagnosis = Diagnosis(tuple(examine(tmp_path / "runs", settings, limits=_Limits(), seconds=0.3)))
+    text = diagnosis.to_text()
     assert "nvmlDeviceGetTotalEnergyConsumption, refreshes every" in text
     assert "150 to 450 on GPU-1, present value 450" in text
     assert "✗ clock_limit_mhz" in text
     assert text.count("sudo groupadd") == text.count("visudo -c") == 1
-    assert "engines" in text
+    assert text.startswith("sensors\n")
+    assert "\nlimits\n" in text
     plain = diagnosis.to_plain()
     assert {f["area"] for f in plain["findings"]} == {"sensor", "limit"}
