@@ -1,18 +1,20 @@
-"""Cached SHA-256 of model files, because hashing 20 GB takes half a minute."""
+"""Large files: their SHA-256, cached because hashing 20 GB takes half a minute, and the space that they need."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
-from sweeper.errors import ModelMissingError
+from sweeper.errors import ModelMissingError, StoreError
 from sweeper.files import replace
 
 _CACHE_NAME = "sha256.json"
 _KEEP_ENTRIES = 1_000
+_SPARE_BYTES = 64 << 20  # left free on the disk
 
 
 def sha256_of(path: Path, root: Path) -> str:
@@ -38,23 +40,27 @@ def sha256_of(path: Path, root: Path) -> str:
     return digest
 
 
+def demand_space(folder: Path, needed: int, what: str, otherwise: str) -> None:
+    """Raise StoreError unless ``needed`` bytes and some more are free in ``folder``."""
+    free = shutil.disk_usage(folder).free
+    if free < needed + _SPARE_BYTES:
+        raise StoreError(
+            f"{what} needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
+            f"free some space, or {otherwise}"
+        )
+
+
 def _read(cache: Path) -> dict[str, dict[str, Any]]:
     try:
         data = json.loads(cache.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}  # a missing or damaged cache only costs time
-    return (
-        {key: value for key, value in data.items() if isinstance(value, dict)}
-        if isinstance(data, dict)
-        else {}
-    )
+    return data if isinstance(data, dict) else {}
 
 
 def _remember(cache: Path, key: str, entry: dict[str, Any]) -> None:
     entries = _read(cache)
-    entries.pop(key, None)
-    entries[key] = entry
-    kept = dict(list(entries.items())[-_KEEP_ENTRIES:])
-    # If the cache cannot be written, it only costs time.
-    with contextlib.suppress(OSError):
-        replace(cache, json.dumps(kept, indent=0))
+    entries.pop(key, None)  # the latest entry stands last
+    kept = [*entries.items(), (key, entry)][-_KEEP_ENTRIES:]
+    with contextlib.suppress(OSError):  # a cache that cannot be written only costs time
+        replace(cache, json.dumps(dict(kept), indent=0))

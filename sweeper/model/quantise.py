@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
-import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +11,7 @@ from pathlib import Path
 from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
 from sweeper.locks import held
-from sweeper.model.digest import sha256_of
+from sweeper.model.digest import demand_space, sha256_of
 from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
@@ -30,7 +28,6 @@ LEVELS_NEEDING_IMPORTANCE = (
 )
 SOURCES = ("F32", "F16", "BF16")  # sweeper refuses quantised sources, because both errors would add up
 
-_SPARE_BYTES = 64 << 20  # left free on the disk beside the result
 _SIZE_TIMEOUT_SECONDS = 300.0
 _TIMEOUT_SECONDS = 6 * 3600.0  # a 70B model on two slow cores takes about two hours
 
@@ -90,13 +87,13 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
 def check_level(level: str) -> None:
     """Raise ConfigError if ``level`` cannot be made. The message names alternatives."""
     if level in LEVELS_NEEDING_IMPORTANCE:
-        raise ConfigError(_needs_importance(level))
+        raise _needs_importance(level)
     if level not in LEVELS:
         raise ConfigError(f"space.quant={level}: no such level; choose from {', '.join(LEVELS)}")
 
 
-def _needs_importance(level: str) -> str:
-    return (
+def _needs_importance(level: str) -> ConfigError:
+    return ConfigError(
         f"space.quant={level}: llama.cpp makes this level only with an importance matrix; "
         "use IQ4_XS or Q3_K_M, or give a file of that level with model.path"
     )
@@ -111,8 +108,9 @@ def _make(source: Path, target: Path, level: str, threads: int) -> None:
             job = {"source": str(source), "target": str(partial), "ftype": ftype, "threads": threads}
             size = worker.ask("size", _SIZE_TIMEOUT_SECONDS, **job)
             if size["needs_importance"]:  # of this model's tensors, though not of most models'
-                raise ConfigError(_needs_importance(level))
-            _check_space(target.parent, int(size["mib"] * (1 << 20)), level)
+                raise _needs_importance(level)
+            needed = int(size["mib"] * (1 << 20))
+            demand_space(target.parent, needed, level, "leave the level out of space.quant")
             began = time.monotonic()
             answer = worker.ask("quantise", _TIMEOUT_SECONDS, **job)
         read_header(partial)  # check that the file is complete and a model
@@ -124,14 +122,4 @@ def _make(source: Path, target: Path, level: str, threads: int) -> None:
     except OSError as error:
         raise StoreError(f"cannot write {target}: {error.strerror or error}") from None
     finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
-
-
-def _check_space(folder: Path, needed: int, level: str) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < needed + _SPARE_BYTES:
-        raise StoreError(
-            f"{level} needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
-            "free some space, or leave the level out of space.quant"
-        )
+        partial.unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -32,36 +33,32 @@ class ModelShape:
 
     def __post_init__(self) -> None:
         """Refuse shapes that llama.cpp would refuse or crash on. The message names the key to correct."""
-        if self.architecture != "llama":
-            raise ConfigError(
-                f"model.shape.architecture={self.architecture}: synthetic models support only llama"
-            )
-        for key in ("n_layer", "embedding_length", "feed_forward_length", "head_count", "head_count_kv"):
-            if getattr(self, key) < 1:
-                raise ConfigError(f"model.shape.{key}={getattr(self, key)}: must be at least 1")
-        if self.embedding_length % (2 * self.head_count):
-            raise ConfigError(
-                f"model.shape.embedding_length={self.embedding_length}: must be an even multiple of "
-                f"head_count={self.head_count}"
-            )
-        if self.head_count % self.head_count_kv:
-            raise ConfigError(
-                f"model.shape.head_count_kv={self.head_count_kv}: must divide head_count={self.head_count}"
-            )
-        if self.vocab_size < _MIN_VOCABULARY:
-            raise ConfigError(
-                f"model.shape.vocab_size={self.vocab_size}: at least {_MIN_VOCABULARY}, "
-                "for the special tokens and one token for each byte"
-            )
-        if self.n_ctx_train < 1:
-            raise ConfigError(f"model.shape.n_ctx_train={self.n_ctx_train}: must be at least 1")
-        if not 0 <= self.expert_used_count <= self.expert_count or (self.expert_count > 0) != (
-            self.expert_used_count > 0
-        ):
-            raise ConfigError(
-                f"model.shape.expert_used_count={self.expert_used_count}: must lie between 1 and "
-                f"expert_count={self.expert_count}, or both be 0"
-            )
+        heads, kv_heads = self.head_count, self.head_count_kv
+        experts, used = self.expert_count, self.expert_used_count
+        sizes = ("n_layer", "embedding_length", "feed_forward_length", "head_count", "head_count_kv")
+        rules = (
+            ("architecture", self.architecture == "llama", "synthetic models support only llama"),
+            *((key, getattr(self, key) >= 1, "must be at least 1") for key in (*sizes, "n_ctx_train")),
+            (
+                "embedding_length",
+                heads < 1 or self.embedding_length % (2 * heads) == 0,
+                f"must be an even multiple of head_count={heads}",
+            ),
+            ("head_count_kv", kv_heads < 1 or heads % kv_heads == 0, f"must divide head_count={heads}"),
+            (
+                "vocab_size",
+                self.vocab_size >= _MIN_VOCABULARY,
+                f"at least {_MIN_VOCABULARY}, for the special tokens and one token for each byte",
+            ),
+            (
+                "expert_used_count",
+                (experts == used == 0) or 1 <= used <= experts,
+                f"must lie between 1 and expert_count={experts}, or both be 0",
+            ),
+        )
+        for key, kept, words in rules:
+            if not kept:
+                raise ConfigError(f"model.shape.{key}={getattr(self, key)}: {words}")
 
     @property
     def head_length(self) -> int:
@@ -71,40 +68,30 @@ class ModelShape:
     @property
     def parameters(self) -> int:
         """Number of weights in the model, including norms."""
-        total = 0
-        for tensor in self.tensors():
-            size = 1
-            for length in tensor.shape:
-                size *= length
-            total += size
-        return total
+        return sum(math.prod(tensor.shape) for tensor in self.tensors())
 
     def tensors(self) -> Iterator[TensorShape]:
         """Every tensor, in the order of the file. Shapes have numpy's order, rows last."""
-        width, wide, kv_width = (
-            self.embedding_length,
-            self.feed_forward_length,
-            self.head_count_kv * self.head_length,
-        )
+        width, wide = self.embedding_length, self.feed_forward_length
+        kv_width = self.head_count_kv * self.head_length
+        experts = (self.expert_count,) if self.expert_count else ()
+        suffix = "_exps" if experts else ""
         yield TensorShape("token_embd.weight", (self.vocab_size, width))
         for layer in range(self.n_layer):
-            prefix = f"blk.{layer}."
-            yield TensorShape(prefix + "attn_norm.weight", (width,))
-            yield TensorShape(prefix + "attn_q.weight", (width, width))
-            yield TensorShape(prefix + "attn_k.weight", (kv_width, width))
-            yield TensorShape(prefix + "attn_v.weight", (kv_width, width))
-            yield TensorShape(prefix + "attn_output.weight", (width, width))
-            yield TensorShape(prefix + "ffn_norm.weight", (width,))
-            if self.expert_count:
-                experts = self.expert_count
-                yield TensorShape(prefix + "ffn_gate_inp.weight", (experts, width))
-                yield TensorShape(prefix + "ffn_gate_exps.weight", (experts, wide, width))
-                yield TensorShape(prefix + "ffn_down_exps.weight", (experts, width, wide))
-                yield TensorShape(prefix + "ffn_up_exps.weight", (experts, wide, width))
-            else:
-                yield TensorShape(prefix + "ffn_gate.weight", (wide, width))
-                yield TensorShape(prefix + "ffn_down.weight", (width, wide))
-                yield TensorShape(prefix + "ffn_up.weight", (wide, width))
+            parts = {
+                "attn_norm": (width,),
+                "attn_q": (width, width),
+                "attn_k": (kv_width, width),
+                "attn_v": (kv_width, width),
+                "attn_output": (width, width),
+                "ffn_norm": (width,),
+                **({"ffn_gate_inp": (*experts, width)} if experts else {}),
+                f"ffn_gate{suffix}": (*experts, wide, width),
+                f"ffn_down{suffix}": (*experts, width, wide),
+                f"ffn_up{suffix}": (*experts, wide, width),
+            }
+            for name, shape in parts.items():
+                yield TensorShape(f"blk.{layer}.{name}.weight", shape)
         yield TensorShape("output_norm.weight", (width,))
         if not self.tied_embeddings:
             yield TensorShape("output.weight", (self.vocab_size, width))

@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import math
 import os
-import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sweeper import locks
 from sweeper.errors import StoreError
+from sweeper.model.digest import demand_space
 from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
 from sweeper.model.shapes import ModelShape
 from sweeper.model.tensor_mix import tensor_type
@@ -21,7 +19,6 @@ from sweeper.model.vocabulary import BEGIN, CHAT_TEMPLATE, END, UNKNOWN, vocabul
 from sweeper.model.weights import pieces
 
 _QUANTIZATION_VERSION = 2  # GGML_QNT_VERSION
-_SPARE_BYTES = 64 << 20  # left free on the disk beside the model
 
 
 def write_synthetic(
@@ -39,50 +36,21 @@ def write_synthetic(
     """
     path = Path(path)
     partial = path.with_name(f".{path.name}.part")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _claimed(partial):
-            _check_space(shape, path.parent, quant)
+    with locks.held(path.with_name(f".{path.name}.lock")):
+        try:
+            demand_space(path.parent, synthetic_bytes(shape, quant), "the model", "choose a smaller model")
             _write(shape, partial, quant, seed, name or path.stem)
             os.replace(partial, path)
-    except OSError as error:
-        raise StoreError(f"cannot write the model {path}: {error.strerror or error}") from None
-    return path
-
-
-@contextlib.contextmanager
-def _claimed(partial: Path) -> Iterator[None]:
-    """Lock ``partial`` until it is renamed, and delete it if it was not renamed.
-
-    The name is fixed, so a killed run leaves at most one file, and the next run overwrites it.
-    """
-    while True:
-        stream = partial.open("ab")
-        fcntl.flock(stream, fcntl.LOCK_EX)  # released when the file is closed or the process dies
-        if partial.exists() and os.path.samestat(os.fstat(stream.fileno()), partial.stat()):
-            break
-        stream.close()  # the previous holder renamed it meanwhile
-    with stream:
-        try:
-            yield
+        except OSError as error:
+            raise StoreError(f"cannot write the model {path}: {error.strerror or error}") from None
         finally:
-            with contextlib.suppress(FileNotFoundError):
-                partial.unlink()
+            partial.unlink(missing_ok=True)
+    return path
 
 
 def synthetic_bytes(shape: ModelShape, quant: str) -> int:
     """The bytes of the weights of a model of ``shape``, written as ``quant``."""
     return sum(tensor_type(t, shape, quant).row_bytes(math.prod(t.shape)) for t in shape.tensors())
-
-
-def _check_space(shape: ModelShape, folder: Path, quant: str) -> None:
-    needed = synthetic_bytes(shape, quant) + _SPARE_BYTES
-    free = shutil.disk_usage(folder).free
-    if free < needed:
-        raise StoreError(
-            f"the model needs {needed >> 20} MiB in {folder}, where {free >> 20} MiB are free: "
-            "free some space, or choose a smaller model"
-        )
 
 
 def _write(shape: ModelShape, path: Path, quant: str, seed: int, name: str) -> None:
@@ -91,10 +59,8 @@ def _write(shape: ModelShape, path: Path, quant: str, seed: int, name: str) -> N
     writer: Any = GGUFWriter(path, shape.architecture)
     try:
         _add_metadata(writer, shape, quant, name, seed)
-        kinds = []
-        for tensor in shape.tensors():
-            kind = tensor_type(tensor, shape, quant)
-            kinds.append((tensor, kind))
+        kinds = [(tensor, tensor_type(tensor, shape, quant)) for tensor in shape.tensors()]
+        for tensor, kind in kinds:
             writer.add_tensor_info(
                 tensor.name,
                 tensor.shape,

@@ -1,5 +1,6 @@
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -122,8 +123,8 @@ def test_a_source_that_the_engine_refuses_gives_its_reason(nano, tmp_path):
 def test_a_missing_source_and_a_full_disk(nano, tmp_path, monkeypatch):
     with pytest.raises(ModelMissingError):
         quantised(tmp_path / "nowhere.gguf", "Q8_0", tmp_path)
-    usage = quantise.shutil.disk_usage(tmp_path)._replace(free=1 << 20)
-    monkeypatch.setattr(quantise.shutil, "disk_usage", lambda _: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=1 << 20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(StoreError, match=r"Q8_0 needs \d MiB in .*, where 1 MiB are free"):
         quantised(nano, "Q8_0", tmp_path)
     (tmp_path / "file").write_text("")
