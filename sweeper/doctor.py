@@ -87,8 +87,6 @@ def examine(
     settings: PowerSettings,
     limits: LimitControl | None = None,
     seconds: float = FULL_SECONDS,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Finding]:
     """Check every sensor and every limit.
 
@@ -97,11 +95,9 @@ def examine(
         settings: the paths of sysfs and procfs, and the plug or command.
         limits: the source of ranges and refusals; None skips the limits.
         seconds: how long to poll each sensor, unless an earlier check took at least as long.
-        clock: the clock that stamps the samples.
-        sleep: the function that waits.
     """
-    for name, make in _sensors(settings, clock):
-        yield _of_sensor(name, make, root, seconds, clock, sleep)
+    for name, make in _sensors(settings):
+        yield _of_sensor(name, make, root, seconds)
     if not settings.plug.url:
         yield Finding(
             "sensor",
@@ -150,33 +146,30 @@ def engine_finding(record: Callable[[], EngineRecord]) -> Finding:
     return Finding("engine", name, "unusable", f"{detail}, but there is an NVIDIA GPU", GPU_BUILD)
 
 
-def _sensors(
-    settings: PowerSettings, clock: Callable[[], float]
-) -> Iterator[tuple[str, Callable[[], Sensor]]]:
+def _sensors(settings: PowerSettings) -> Iterator[tuple[str, Callable[[], Sensor]]]:
     """Each sensor to check, by name. Each GPU is a sensor of its own; psys is left out if there is none."""
     sysfs = Path(settings.sysfs_root)
-    named = partial(make_sensor, settings=settings, gpu_used=False, clock=clock)
+    named = partial(make_sensor, settings=settings, gpu_used=False)
     try:
         for uuid in visible_devices():
-            yield f"nvml {uuid[:12]}", partial(NvmlSensor, uuid, clock)
+            yield f"nvml {uuid[:12]}", partial(NvmlSensor, uuid)
     except MissingError:
         yield "nvml", partial(named, "nvml")
-    yield "rapl", partial(RaplSensor, sysfs, clock=clock)
+    yield "rapl", partial(RaplSensor, sysfs)
     if any(zone.name == "psys" for zone in find_zones(sysfs)):
-        yield "rapl psys", partial(RaplSensor, sysfs, platform=True, clock=clock)
-    for device in find_devices(sysfs):
+        yield "rapl psys", partial(RaplSensor, sysfs, platform=True)
+    devices = find_devices(sysfs)
+    for device in devices:
         wanted = device.chip if device.kind == "rails" else device.address
-        yield f"hwmon {wanted}", partial(HwmonSensor, sysfs, wanted, clock)
-    named_sensors = {
-        "hwmon": not find_devices(sysfs),
-        "battery": True,
-        "plug": bool(settings.plug.url),
-        "command": bool(settings.command.argv),
-        "estimate": True,
-    }
-    for name, there in named_sensors.items():
-        if there:
-            yield name, partial(named, name)
+        yield f"hwmon {wanted}", partial(HwmonSensor, sysfs, wanted)
+    if not devices:
+        yield "hwmon", partial(named, "hwmon")
+    yield "battery", partial(named, "battery")
+    if settings.plug.url:
+        yield "plug", partial(named, "plug")
+    if settings.command.argv:
+        yield "command", partial(named, "command")
+    yield "estimate", partial(named, "estimate")
 
 
 def _of_sensor(
@@ -184,8 +177,6 @@ def _of_sensor(
     make: Callable[[], Sensor],
     root: Path,
     seconds: float,
-    clock: Callable[[], float],
-    sleep: Callable[[float], None],
 ) -> Finding:
     try:
         sensor = make()
@@ -197,8 +188,8 @@ def _of_sensor(
     try:
         sensor.read()
         if sensor.source.name in TRUST_CHECKED:
-            return _of_trust(name, sensor, known_or_examined(sensor, root, seconds, clock, sleep))
-        sleep(min(LOOK_SECONDS, seconds))
+            return _of_trust(name, sensor, known_or_examined(sensor, root, seconds))
+        time.sleep(min(LOOK_SECONDS, seconds))
         watts = sensor.read().power_watts
         shown = "" if watts is None else f", {watts:.1f} W now"
         note = f"; {sensor.source.note}" if sensor.source.note else ""

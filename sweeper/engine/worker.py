@@ -271,19 +271,7 @@ def _vram_used_mib() -> float | None:
     return sum(gpu.total_mib - gpu.free_mib for gpu in devices) if devices else None
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
-    worker = Worker()
-    serve(
-        {
-            "hello": worker.hello,
-            "load": worker.load,
-            "prefill": worker.prefill,
-            "decode": worker.decode,
-            "memory": worker.memory,
-        }
-    )
-
-
 if __name__ == "__main__":
-    main()
+    worker = Worker()
+    requests = (worker.hello, worker.load, worker.prefill, worker.decode, worker.memory)
+    serve({request.__name__: request for request in requests})

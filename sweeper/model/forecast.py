@@ -6,7 +6,6 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Self
 
 from sweeper.errors import EngineRefused
 from sweeper.model.available_memory import host_available_mib
@@ -69,11 +68,11 @@ class MemoryForecast:
         return None
 
 
-class Forecaster:
+class Forecaster(WorkerProcess):
     """Asks llama.cpp for its plan, in a worker process that runs from the first forecast until `close`."""
 
     def __init__(self) -> None:
-        self._worker = WorkerProcess("sweeper.model.forecast_worker")
+        super().__init__("sweeper.model.forecast_worker")
         self._headers: dict[tuple[Path, int], GgufHeader] = {}
 
     def forecast(self, path: Path, configuration: Configuration) -> MemoryForecast:
@@ -88,7 +87,7 @@ class Forecaster:
         stamp = path.stat().st_mtime_ns if path.exists() else 0  # read_header reports a missing file
         if (path, stamp) not in self._headers:
             self._headers[path, stamp] = read_header(path)
-        answer = self._worker.ask(
+        answer = self.ask(
             "forecast", _START_SECONDS, path=str(path), stamp=stamp, wanted=configuration.to_dict()
         )
         layers = {int(layer): device for layer, device in answer["layers"].items()}
@@ -101,16 +100,6 @@ class Forecaster:
             free_mib=free,
             in_force=answer["in_force"],
         )
-
-    def close(self) -> None:
-        """End the worker. May be called twice."""
-        self._worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
 
 def check(configuration: Configuration) -> None:

@@ -89,10 +89,5 @@ def compute_by_device(lines: Iterable[str]) -> dict[str, float]:
     return result
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
-    serve({"forecast": ForecastWorker().forecast})
-
-
 if __name__ == "__main__":
-    main()
+    serve({"forecast": ForecastWorker().forecast})

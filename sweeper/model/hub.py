@@ -24,15 +24,11 @@ _LIST_AT_MOST = 10
 
 @dataclass(frozen=True, slots=True)
 class Fetched:
-    """A file of the hub on this machine. ``checked`` means that the hub gave a SHA-256 and it matched."""
+    """A file of the hub on this machine."""
 
     path: Path
-    repo: str
-    file: str
     commit: str  # the commit of the revision
     sha256: str
-    size_bytes: int
-    checked: bool
 
 
 def fetch(
@@ -61,12 +57,13 @@ def fetch(
         ModelMissingError: the hub does not have the file, refuses it, or cannot be reached.
         ModelFileError: the fetched file differs from the hub's.
     """
-    from huggingface_hub import errors
+    from huggingface_hub import HfApi, errors
 
     digest = hashlib.sha256(json.dumps([repo, file, revision, endpoint]).encode()).hexdigest()[:24]
     note = root / "hub" / f"{digest}.json"
     try:
-        fetched = _download(repo, file, revision, root, endpoint, token, cache_dir)
+        api = HfApi(endpoint=endpoint, token=token, library_name="sweeper")
+        fetched = _download(api, repo, file, revision, root, cache_dir)
     except errors.HFValidationError:
         raise ConfigError(f"model.repo={repo}: give OWNER/NAME, as in the hub's address") from None
     except errors.GatedRepoError:
@@ -97,22 +94,13 @@ def fetch(
 
 
 def _download(
-    repo: str,
-    file: str | None,
-    revision: str | None,
-    root: Path,
-    endpoint: str | None,
-    token: bool | str | None,
-    cache_dir: Path | None,
+    api: Any, repo: str, file: str | None, revision: str | None, root: Path, cache_dir: Path | None
 ) -> Fetched:
-    from huggingface_hub import HfApi
-
-    api: Any = HfApi(endpoint=endpoint, token=token, library_name="sweeper")
     info = api.model_info(repo, revision=revision)
     chosen = _chosen(file, [str(entry.rfilename) for entry in info.siblings or []], repo)
     names = split_names(chosen) or (chosen,)
     entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=info.sha)}
-    paths, checked = [], True
+    paths = []
     for name in names:
         if name not in entries:
             raise ModelMissingError(
@@ -120,21 +108,12 @@ def _download(
             )
         path = Path(api.hf_hub_download(repo, name, revision=info.sha, cache_dir=cache_dir))
         expected = getattr(getattr(entries[name], "lfs", None), "sha256", None)
-        checked = checked and expected is not None
         if expected is not None and sha256_of(path, root) != expected:
             raise ModelFileError(
                 f"{path} differs from the hub's file with SHA-256 {expected[:12]}…: delete it, and fetch it again"
             )
         paths.append(path)
-    return Fetched(
-        path=paths[0],
-        repo=repo,
-        file=chosen,
-        commit=info.sha,
-        sha256=sha256_of(paths[0], root),
-        size_bytes=sum(path.stat().st_size for path in paths),
-        checked=checked,
-    )
+    return Fetched(paths[0], info.sha, sha256_of(paths[0], root))
 
 
 def _chosen(file: str | None, names: list[str], repo: str) -> str:
@@ -160,7 +139,7 @@ def _known(note: Path, root: Path) -> Fetched | None:
     """The file that was fetched before with the same arguments, if it is still there unchanged."""
     try:
         data = json.loads(note.read_text(encoding="utf-8"))
-        known = Fetched(**(data | {"path": Path(data["path"])}))
+        known = Fetched(Path(data["path"]), data["commit"], data["sha256"])
     except (OSError, ValueError, TypeError, KeyError):
         return None
     if not known.path.is_file() or sha256_of(known.path, root) != known.sha256:

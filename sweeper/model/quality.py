@@ -19,7 +19,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError
@@ -45,10 +45,9 @@ class Divergence:
     mean: float
     standard_error: float
     tokens: int
-    same_top_share: float  # share of predictions with the same most likely token as the reference
 
 
-class QualityMeter:
+class QualityMeter(WorkerProcess):
     """Compares GGUF files with one reference on one text, in a worker process, and keeps the results.
 
     Args:
@@ -59,12 +58,12 @@ class QualityMeter:
     """
 
     def __init__(self, reference: Path, root: Path, text: Path | None = None, n_gpu_layers: int = 0) -> None:
+        super().__init__("sweeper.model.quality_worker")
         self._reference = reference
         self._root = root
         self._folder = root / "quality"
         self._text = text or BUNDLED_TEXT
         self._machine = {"threads": len(os.sched_getaffinity(0)), "n_gpu_layers": n_gpu_layers}
-        self._worker = WorkerProcess("sweeper.model.quality_worker")
 
     def divergence(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> Divergence:
         """The divergence of ``candidate``, run with these cache types, from the reference.
@@ -102,24 +101,14 @@ class QualityMeter:
             )
         finally:
             if self._machine["n_gpu_layers"]:
-                self._worker.close()  # otherwise it would hold the GPU's memory during trials
+                self.close()  # otherwise it would hold the GPU's memory during trials
         with _store_errors(kept):
             files.replace(kept, json.dumps({"terms": terms, "result": answer}, indent=1))
         return Divergence(**answer)
 
-    def close(self) -> None:
-        """End the worker. May be called twice."""
-        self._worker.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
-
     def _ask(self, failed: str, what: str, **arguments: str) -> dict[str, Any]:
         try:
-            return self._worker.ask(what, _TIMEOUT_SECONDS, **arguments, **self._machine)
+            return self.ask(what, _TIMEOUT_SECONDS, **arguments, **self._machine)
         except EngineRefused as refused:
             raise ConfigError(f"{failed}: {refused}") from None
 

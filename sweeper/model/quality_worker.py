@@ -71,7 +71,6 @@ class QualityWorker:
             "mean": max(0.0, float(each.mean())),  # rounding can give -1e-9 instead of nearly 0
             "standard_error": float(each.std(ddof=1) / np.sqrt(len(each))),
             "tokens": len(each),
-            "same_top_share": float((expected.argmax(axis=1) == scored.argmax(axis=1)).mean()),
         }
 
     def _load(self, path: str, n_gpu_layers: int) -> None:
@@ -145,11 +144,6 @@ def divergence_of(expected: Logits, scored: Logits) -> NDArray[np.float64]:
     return result
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
+if __name__ == "__main__":
     worker = QualityWorker()
     serve({"reference": worker.reference, "divergence": worker.divergence})
-
-
-if __name__ == "__main__":
-    main()

@@ -51,11 +51,6 @@ class QuantiseWorker:
             )
 
 
-def main() -> None:
-    """Serve requests until standard input ends."""
+if __name__ == "__main__":
     worker = QuantiseWorker()
     serve({"size": worker.size, "quantise": worker.quantise})
-
-
-if __name__ == "__main__":
-    main()

@@ -33,11 +33,7 @@ def downloads(hub):
 def test_a_branch_is_resolved_to_a_commit_and_the_file_is_checked(get, hub, tmp_path):
     fetched = get()
     assert fetched.path.read_bytes() == MODEL
-    assert (fetched.commit, fetched.sha256, fetched.checked) == (
-        COMMIT,
-        hashlib.sha256(MODEL).hexdigest(),
-        True,
-    )
+    assert (fetched.commit, fetched.sha256) == (COMMIT, hashlib.sha256(MODEL).hexdigest())
     assert read_header(fetched.path).architecture == "llama"
     # From the commit, never from the branch, which may move between two requests.
     assert downloads(hub) == [f"GET /owner/model/resolve/{COMMIT}/a-Q4_K_M.gguf"]
@@ -69,15 +65,16 @@ def test_a_split_model_is_fetched_whole(get, hub):
         name = f"big-{index:05d}-of-00002.gguf"
         hub.files[name] = raw.whole(keys, (raw.tensor(f"t{index}", (8,)),), bytes(32))
     fetched = get(file="big-00001-of-00002.gguf")
-    assert len(read_header(fetched.path).tensors) == 2
-    assert fetched.size_bytes == sum(len(hub.files[name]) for name in hub.files if name.startswith("big"))
+    header = read_header(fetched.path)
+    assert len(header.tensors) == 2
+    assert header.size_bytes == sum(len(hub.files[name]) for name in hub.files if name.startswith("big"))
     del hub.files["big-00002-of-00002.gguf"]
     with pytest.raises(ModelMissingError, match="no file big-00002-of-00002"):
         get(file="big-00001-of-00002.gguf")
 
 
 def test_the_only_model_of_a_repository_needs_no_name(get, hub):
-    assert get(file=None).file == "a-Q4_K_M.gguf"
+    assert get(file=None).path.name == "a-Q4_K_M.gguf"
     hub.files["b.gguf"] = MODEL
     with pytest.raises(ConfigError, match=r"2 GGUF files; choose one with model\.file=…: a-Q4_K_M\.gguf, b"):
         get(file=None)
