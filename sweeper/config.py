@@ -198,7 +198,7 @@ def _looker_up(word: str, known: Mapping[str, Any]) -> Callable[[str], Any]:
     return look_up
 
 
-# -- composing --------------------------------------------------------------------------------------------
+# -- composing
 
 
 def conf_folder() -> Path:

@@ -24,7 +24,7 @@ from sweeper.rig.quantisations import with_quality
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
-from sweeper.search.transfer import Earlier, from_earlier
+from sweeper.search.transfer import from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space.space import SearchSpace
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
@@ -63,7 +63,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         corners = CORNERS if settings.search.corners else 1
         first = initial_design(space, space.base, corners, settings.search.seed)
         said = (*rig.notes, *notes)
-        earlier = _earlier(name, settings, rig, space, root)
+        simulated, objectives = rig.engine_record.simulated, settings.objective_records()
+        earlier = None
+        if settings.search.transfer:
+            earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
         if earlier is not None:
             first = tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:])))
             said += (
@@ -212,15 +215,6 @@ def _plan(
         seed=search.seed,
         stop_reason=stop_reason,
         early_stop=search.early_stop,
-    )
-
-
-def _earlier(name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path) -> Earlier | None:
-    """The earlier sweep on this machine that warm-starts this one; None if there is none or transfer is off."""
-    if not settings.search.transfer:
-        return None
-    return from_earlier(
-        root, rig.machine, rig.engine_record.simulated, settings.objective_records(), space, name
     )
 
 

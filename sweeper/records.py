@@ -372,14 +372,9 @@ class SweepRecord:
         return tuple(self.trial(number) for number in self.front)
 
 
-def _converter() -> cattrs.Converter:
-    converter = cattrs.Converter()
-    converter.register_unstructure_hook(Caveat, lambda caveat: caveat.name.lower())
-    converter.register_structure_hook(Caveat, lambda name, _: Caveat[str(name).upper()])
-    return converter
-
-
-_CONVERTER = _converter()
+_CONVERTER = cattrs.Converter()
+_CONVERTER.register_unstructure_hook(Caveat, lambda caveat: caveat.name.lower())
+_CONVERTER.register_structure_hook(Caveat, lambda name, _: Caveat[str(name).upper()])
 
 
 def to_plain(record: Any) -> Any:

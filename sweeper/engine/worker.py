@@ -111,14 +111,19 @@ class Worker:
         self.context_params = dict(context)
         self.api.llama_synchronize(self.context)
         self._note_vram()
-        return {"seconds": time.perf_counter() - began, "in_force": self._in_force()}
+        read_back = ("n_ctx", "n_batch", "n_ubatch", "n_threads", "n_threads_batch")
+        in_force = {name: getattr(self.api, f"llama_{name}")(self.context) for name in read_back}
+        return {
+            "seconds": time.perf_counter() - began,
+            "in_force": self.context_params | in_force | {"n_gpu_layers": self.offloaded},
+        }
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
         """Run rounds of ``tokens`` prompt tokens on top of ``depth``."""
         self._go_to_depth(depth)
 
         def one_round() -> int:
-            self._process([self._any_token() for _ in range(tokens)])
+            self._process(self._random(tokens))
             return tokens
 
         return self._rounds(one_round, depth, min_seconds)
@@ -130,7 +135,7 @@ class Worker:
         decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
 
         def one_round() -> int:
-            chosen = (ctypes.c_int32 * tokens)(*(self._any_token() for _ in range(tokens)))
+            chosen = (ctypes.c_int32 * tokens)(*self._random(tokens))
             size = ctypes.sizeof(ctypes.c_int32)
             pointer = ctypes.POINTER(ctypes.c_int32)
             for i in range(tokens):
@@ -153,19 +158,8 @@ class Worker:
 
     # -- inside -----------------------------------------------------------------------------------------
 
-    def _in_force(self) -> dict[str, Any]:
-        api, context = self.api, self.context
-        return self.context_params | {
-            "n_ctx": api.llama_n_ctx(context),
-            "n_batch": api.llama_n_batch(context),
-            "n_ubatch": api.llama_n_ubatch(context),
-            "n_threads": api.llama_n_threads(context),
-            "n_threads_batch": api.llama_n_threads_batch(context),
-            "n_gpu_layers": self.offloaded,
-        }
-
-    def _any_token(self) -> int:
-        return self.tokens.randrange(self.n_vocab)
+    def _random(self, count: int) -> list[int]:
+        return [self.tokens.randrange(self.n_vocab) for _ in range(count)]
 
     def _process(self, tokens: list[int]) -> None:
         n_batch = self.api.llama_n_batch(self.context)
@@ -188,7 +182,7 @@ class Worker:
         elif self.depth or not self._restored(depth):
             self._back_to(self.depth)
             began = time.perf_counter()
-            self._process([self._any_token() for _ in range(depth - self.depth)])
+            self._process(self._random(depth - self.depth))
             if time.perf_counter() - began >= self.keep_from_seconds:
                 self._keep(depth)
         self.depth = depth
@@ -199,7 +193,7 @@ class Worker:
         elif not self.api.llama_memory_seq_rm(self.memory_handle, 0, depth, -1) and not self._restored(depth):
             # Recurrent models cannot remove part of the context, so fill it again.
             self.api.llama_memory_clear(self.memory_handle, False)
-            self._process([self._any_token() for _ in range(depth)])
+            self._process(self._random(depth))
             self._keep(depth)
 
     def _keep(self, depth: int) -> None:
