@@ -13,13 +13,11 @@ import hashlib
 import importlib.metadata
 import json
 import os
-import shutil
 import tempfile
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError
@@ -29,13 +27,10 @@ from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
-# The reference's logits are kept as float32, so a model compared with itself gives exactly 0.
-MAX_KEPT_BYTES = 2 << 30
 _TIMEOUT_SECONDS = 3600.0  # a 34B model on two slow cores takes some minutes
 # What kept results depend on beside the files. One chunk, of which 256 tokens count, takes 1.4 s on one core with the
 # default 110M model. The standard error is below 1 % of the mean; on real models it is larger.
 _PROTOCOL = {"schema": 1, "chunks": 1}
-_PARTIAL = "partial-"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +54,7 @@ class QualityMeter(WorkerProcess):
 
     def __init__(self, reference: Path, root: Path, text: Path | None = None, n_gpu_layers: int = 0) -> None:
         super().__init__("sweeper.model.quality_worker")
+        self._predictions: IO[bytes] | None = None
         self._reference = reference
         self._root = root
         self._folder = root / "quality"
@@ -77,8 +73,7 @@ class QualityMeter(WorkerProcess):
         for key, name in (("type_k", type_k), ("type_v", type_v)):
             if name not in CACHE_TYPES:
                 raise ConfigError(f"{key}={name}: choose from {', '.join(CACHE_TYPES)}")
-        reference = self._reference_terms()
-        terms = reference | {
+        terms = self._reference_terms() | {
             "candidate": sha256_of(candidate, self._root),
             "type_k": type_k,
             "type_v": type_v,
@@ -88,23 +83,29 @@ class QualityMeter(WorkerProcess):
         if known is not None:
             return known
         read_header(candidate)
-        try:
-            logits, tokens = self._reference_logits(_digest(reference))
-            answer = self._ask(
-                f"cannot compare {candidate.name} with {self._reference.name}",
-                "divergence",
-                model=str(candidate),
-                type_k=type_k,
-                type_v=type_v,
-                logits=str(logits),
-                tokens=str(tokens),
-            )
-        finally:
-            if self._machine["n_gpu_layers"]:
-                self.close()  # otherwise it would hold the GPU's memory during trials
         with _store_errors(kept):
+            self._folder.mkdir(parents=True, exist_ok=True)
+            try:
+                answer = self._ask(
+                    f"cannot compare {candidate.name} with {self._reference.name}",
+                    "divergence",
+                    model=str(candidate),
+                    type_k=type_k,
+                    type_v=type_v,
+                    reference=self._reference_file(),
+                )
+            finally:
+                if self._machine["n_gpu_layers"]:
+                    super().close()  # otherwise the worker would hold the GPU's memory during trials
             files.replace(kept, json.dumps({"terms": terms, "result": answer}, indent=1))
         return Divergence(**answer)
+
+    def close(self) -> None:
+        """End the worker and delete the reference's predictions. May be called twice."""
+        super().close()
+        if self._predictions is not None:
+            self._predictions.close()
+            self._predictions = None
 
     def _ask(self, failed: str, what: str, **arguments: str) -> dict[str, Any]:
         try:
@@ -125,29 +126,23 @@ class QualityMeter(WorkerProcess):
             "engine": importlib.metadata.version("llama-cpp-python"),
         }
 
-    def _reference_logits(self, stem: str) -> tuple[Path, Path]:
-        """The files with the reference's logits and the text's tokens. The method creates them if they are missing."""
-        folder = self._folder / "reference"
-        logits, tokens = folder / f"{stem}.logits.npy", folder / f"{stem}.tokens.npy"
-        with _store_errors(folder):
-            if logits.is_file() and tokens.is_file():
-                os.utime(logits)  # the oldest is deleted first
-                return logits, tokens
-            folder.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryDirectory(dir=folder, prefix=_PARTIAL) as name:
-                partial = Path(name)
-                self._ask(
-                    f"cannot run {self._reference.name} over {self._text.name}",
-                    "reference",
-                    model=str(self._reference),
-                    text=str(self._text),
-                    logits=str(partial / "logits.npy"),
-                    tokens=str(partial / "tokens.npy"),
-                )
-                _make_room(folder, (partial / "logits.npy").stat().st_size)
-                os.replace(partial / "tokens.npy", tokens)
-                os.replace(partial / "logits.npy", logits)
-        return logits, tokens
+    def _reference_file(self) -> str:
+        """The path of a file with the reference's predictions and the text's tokens.
+
+        The file has no name. It is open in this process and disappears however this process ends.
+        """
+        file = self._predictions or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close
+        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        if self._predictions is None:
+            self._ask(
+                f"cannot run {self._reference.name} over {self._text.name}",
+                "reference",
+                model=str(self._reference),
+                text=str(self._text),
+                reference=path,
+            )
+            self._predictions = file
+        return path
 
 
 def _digest(terms: dict[str, Any]) -> str:
@@ -160,21 +155,6 @@ def _read(path: Path) -> Divergence | None:
         return Divergence(**{field.name: result[field.name] for field in fields(Divergence)})
     except (OSError, ValueError, TypeError, KeyError):
         return None  # missing or damaged: measure again
-
-
-def _make_room(folder: Path, needed: int) -> None:
-    """Delete files that a kill left, and the oldest logits, until ``needed`` more bytes fit in the limit."""
-    for left in folder.glob(f"{_PARTIAL}*"):
-        if time.time() - left.stat().st_mtime > _TIMEOUT_SECONDS:
-            shutil.rmtree(left, ignore_errors=True)
-    kept = sorted(folder.glob("*.logits.npy"), key=lambda path: path.stat().st_mtime)
-    total = sum(path.stat().st_size for path in kept)
-    for path in kept:
-        if total + needed <= MAX_KEPT_BYTES:
-            return
-        total -= path.stat().st_size
-        path.unlink(missing_ok=True)
-        path.with_name(path.name.replace(".logits.", ".tokens.")).unlink(missing_ok=True)
 
 
 @contextlib.contextmanager

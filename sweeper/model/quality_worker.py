@@ -34,35 +34,32 @@ class QualityWorker:
         self._n_vocab = 0
 
     def reference(
-        self, model: str, text: str, logits: str, tokens: str, threads: int, n_gpu_layers: int
+        self, model: str, text: str, reference: str, threads: int, n_gpu_layers: int
     ) -> dict[str, Any]:
-        """Write the model's logits, shape (256, vocabulary), and the text's tokens as .npy."""
+        """Write the model's logits, shape (256, vocabulary), and the text's tokens to the file ``reference``.
+
+        Logits are float32, so a model compared with itself gives exactly 0.
+        """
         self._load(model, n_gpu_layers)
-        chunk = self._first_chunk(Path(text).read_text(encoding="utf-8", errors="replace"))
-        np.save(tokens, chunk)
-        np.save(logits, self._scored(chunk, "f16", "f16", threads))
+        tokens = self._first_chunk(Path(text).read_text(encoding="utf-8", errors="replace"))
+        with open(reference, "wb") as stream:
+            np.save(stream, tokens)
+            np.save(stream, self._scored(tokens, "f16", "f16", threads))
         return {}
 
     def divergence(
-        self,
-        model: str,
-        type_k: str,
-        type_v: str,
-        logits: str,
-        tokens: str,
-        threads: int,
-        n_gpu_layers: int,
+        self, model: str, type_k: str, type_v: str, reference: str, threads: int, n_gpu_layers: int
     ) -> dict[str, Any]:
-        """Mean KL divergence per token of the model from the kept logits, in nats."""
+        """Mean KL divergence per token of the model from the reference's logits, in nats."""
         self._load(model, n_gpu_layers)
-        expected = np.load(logits)
+        with open(reference, "rb") as stream:
+            tokens, expected = np.load(stream), np.load(stream)
         if expected.shape != (SCORED_TOKENS, self._n_vocab):
             raise Refused(
                 f"its vocabulary has {self._n_vocab} tokens, the reference's {expected.shape[1]}: "
                 "they are different models"
             )
-        chunk = np.load(tokens).ravel()  # the first release kept shape (1, 512)
-        scored = self._scored(chunk, type_k, type_v, threads)
+        scored = self._scored(tokens, type_k, type_v, threads)
         parts = range(0, SCORED_TOKENS, _ROWS_AT_ONCE)
         each = np.concatenate(
             [divergence_of(expected[i : i + _ROWS_AT_ONCE], scored[i : i + _ROWS_AT_ONCE]) for i in parts]

@@ -12,7 +12,6 @@ from nano_models import NANO
 from scipy.special import log_softmax
 
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError, StoreError
-from sweeper.model import quality
 from sweeper.model.quality import BUNDLED_TEXT, QualityMeter
 from sweeper.model.quality_worker import divergence_of
 from sweeper.model.quantise import quantised
@@ -122,15 +121,10 @@ def test_a_folder_that_cannot_be_written_is_named(nano, tmp_path):
         meter.divergence(nano)
 
 
-def test_kept_logits_are_bounded_and_the_oldest_go_first(tmp_path, monkeypatch):
-    monkeypatch.setattr(quality, "MAX_KEPT_BYTES", 1_000)
-    for age, name in enumerate(("new", "middle", "old")):
-        for kind in ("logits", "tokens"):
-            path = tmp_path / f"{name}.{kind}.npy"
-            path.write_bytes(bytes(400))
-            os.utime(path, (1_000 - age, 1_000 - age))
-    (tmp_path / "partial-old").mkdir()
-    (tmp_path / "partial-old" / "logits.npy").write_bytes(bytes(400))
-    os.utime(tmp_path / "partial-old", (1_000, 1_000))
-    quality._make_room(tmp_path, 500)
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["new.logits.npy", "new.tokens.npy"]
+def test_the_references_predictions_disappear_with_the_meter(nano, level, tmp_path):
+    with QualityMeter(nano, tmp_path) as meter:
+        meter.divergence(level("Q8_0"))
+        file = meter._predictions
+        assert os.fstat(file.fileno()).st_size > 256 * NANO.vocab_size * 4
+    assert file.closed
+    assert [path.suffix for path in (tmp_path / "quality").iterdir()] == [".json"]
