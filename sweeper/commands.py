@@ -70,13 +70,24 @@ def report(options: argparse.Namespace) -> int:
 
 
 def compare(options: argparse.Namespace) -> int:
-    """`sweeper compare`."""
+    """`sweeper compare`. Without names, it compares all sweeps in ``--root`` and every ``--from`` folder."""
+    from sweeper.errors import SweepMissingError
     from sweeper.report.compare import compare as set_side_by_side
     from sweeper.report.compare_formats import render_comparison, show_comparison
+    from sweeper.search.study import sweep_names
 
-    records = _records_to_compare(options)
-    if not records:
+    roots = [options.root, *(options.roots or [])]
+    there = [(root, name) for root in roots for name in sweep_names(root)]
+    names = list(dict.fromkeys(name for _, name in there))
+    wanted = options.sweeps or names
+    if not wanted:
         raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
+    for name in wanted:
+        if name not in names:
+            raise SweepMissingError(
+                f"there is no sweep {name!r}; the sweeps are: {', '.join(names) or 'none'}"
+            )
+    records = [load_record(root, name) for word in wanted for root, name in there if name == word]
     given = {"per_kwh": options.per_kwh, "hours_per_day": options.hours, "currency": options.currency}
     prices = replace(records[0].prices, **{key: value for key, value in given.items() if value is not None})
     comparison = set_side_by_side(records, prices, _card(options, records[0]))
@@ -86,21 +97,6 @@ def compare(options: argparse.Namespace) -> int:
     else:
         print(render_comparison(comparison, form), end="")
     return EXIT_DONE
-
-
-def _records_to_compare(options: argparse.Namespace) -> list[SweepRecord]:
-    """The named sweeps in ``--root`` and every ``--from`` folder. Without a name, all sweeps there."""
-    from sweeper.errors import SweepMissingError
-    from sweeper.search.study import sweep_names
-
-    roots = [options.root, *(options.roots or [])]
-    there = [(root, name) for root in roots for name in sweep_names(root)]
-    wanted = options.sweeps or list(dict.fromkeys(name for _, name in there))
-    missing = [name for name in wanted if name not in {n for _, n in there}]
-    if missing:
-        names = ", ".join(name for _, name in there) or "none"
-        raise SweepMissingError(f"there is no sweep {missing[0]!r}; the sweeps are: {names}")
-    return [load_record(root, name) for word in wanted for root, name in there if name == word]
 
 
 def _card(options: argparse.Namespace, record: SweepRecord) -> Any:

@@ -34,7 +34,6 @@ class MemoryForecast:
     kv_mib: Mapping[str, float]
     compute_mib: Mapping[str, float]
     free_mib: Mapping[str, float]  # at present; devices that do not report it are left out
-    in_force: Mapping[str, int]  # n_ctx, n_batch and n_ubatch as llama.cpp would set them
 
     def needed_mib(self, device: str = HOST) -> float:
         """The total of all buffers on one device."""
@@ -98,7 +97,6 @@ class Forecaster(WorkerProcess):
             kv_mib=_on_devices(answer["kv"]),
             compute_mib=_on_devices(answer["compute"]),
             free_mib=free,
-            in_force=answer["in_force"],
         )
 
 

@@ -41,19 +41,12 @@ class ForecastWorker:
             self._layers = layer_devices(self._llama.log.lines())
         params = context_params(api, wanted)
         params.n_threads = params.n_threads_batch = 1  # nothing is computed
-        context = self._llama.new_context(params)
-        in_force = {
-            "n_ctx": api.llama_n_ctx(context),
-            "n_batch": api.llama_n_batch(context),
-            "n_ubatch": api.llama_n_ubatch(context),
-        }
-        api.llama_free(context)
+        api.llama_free(self._llama.new_context(params))
         lines = self._llama.log.lines()
         return {
             "layers": self._layers,
             "kv": kv_by_device(lines),
             "compute": compute_by_device(lines),
-            "in_force": in_force,
             "free": {gpu.name: gpu.free_mib for gpu in gpus()},
         }
 

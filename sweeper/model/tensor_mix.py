@@ -59,11 +59,9 @@ def _preferred(tensor: TensorShape, shape: ModelShape, quant: str) -> str:
     if part in ("attn_k", "attn_v") and eight:
         return "Q8_0"
     if part in ("attn_v", "ffn_down", "ffn_down_exps") and quant in ("Q4_K_M", "Q5_K_M"):
-        return "Q6_K" if _more_bits(layer, shape.n_layer) else base
+        eighth = shape.n_layer // 8
+        more_bits = layer < eighth or layer >= 7 * shape.n_layer // 8 or (layer - eighth) % 3 == 2
+        return "Q6_K" if more_bits else base
     if part == "attn_output" and eight and quant == "Q4_K_M":
         return "Q5_K"
     return base
-
-
-def _more_bits(layer: int, layers: int) -> bool:
-    return layer < layers // 8 or layer >= 7 * layers // 8 or (layer - layers // 8) % 3 == 2

@@ -53,9 +53,6 @@ def buffers(path, configurations):
                 "weights": weights,
                 "kv": total(log, "KV"),
                 "compute": total(log, "compute") + total(log, "output"),
-                "n_ctx": llama_cpp.llama_n_ctx(context),
-                "n_batch": llama_cpp.llama_n_batch(context),
-                "n_ubatch": llama_cpp.llama_n_ubatch(context),
             }
         )
         llama_cpp.llama_free(context)

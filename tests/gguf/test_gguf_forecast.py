@@ -51,7 +51,6 @@ def test_the_forecast_is_what_a_real_load_takes(name, request, forecaster):
         assert forecast.weights_mib[HOST] == pytest.approx(real["weights"], abs=0.06)
         assert forecast.kv_mib[HOST] == pytest.approx(real["kv"], abs=0.02)
         assert forecast.compute_mib[HOST] == pytest.approx(real["compute"], abs=0.02)
-        assert forecast.in_force == {key: real[key] for key in ("n_ctx", "n_batch", "n_ubatch")}
 
 
 def test_a_context_beyond_memory_is_planned_without_taking_it(forecaster, nano):
@@ -156,7 +155,6 @@ def test_each_device_must_have_room():
         kv_mib={"CUDA0": 500.0},
         compute_mib={HOST: 10.0, "CUDA0": 100.0},
         free_mib={HOST: 100_000.0, "CUDA0": 8_000.0},
-        in_force={},
     )
     assert forecast.devices == (HOST, "CUDA0")
     assert "weights 7000, KV cache 500 and compute 100 MiB need" in str(forecast.fits())
@@ -165,8 +163,8 @@ def test_each_device_must_have_room():
 
 
 def test_a_device_that_does_not_say_is_not_judged():
-    assert MemoryForecast({HOST: 1e9}, {}, {}, {}, {}).fits() is None
-    assert MemoryForecast({HOST: 1.0}, {}, {}, {HOST: HOST_OVERHEAD_MIB}, {}).fits() is not None
+    assert MemoryForecast({HOST: 1e9}, {}, {}, {}).fits() is None
+    assert MemoryForecast({HOST: 1.0}, {}, {}, {HOST: HOST_OVERHEAD_MIB}).fits() is not None
 
 
 def system(folder, available_kib, group="/a/b"):
