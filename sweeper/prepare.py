@@ -24,7 +24,7 @@ from sweeper.rig.quantisations import with_quality
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
-from sweeper.search.transfer import from_earlier
+from sweeper.search.transfer import Earlier, from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space.space import SearchSpace
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
@@ -60,19 +60,8 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
         rig = with_quality(rig, space, settings, root, held, say)
-        corners = CORNERS if settings.search.corners else 1
-        first = initial_design(space, space.base, corners, settings.search.seed)
-        said = (*rig.notes, *notes)
-        simulated, objectives = rig.engine_record.simulated, settings.objective_records()
-        earlier = None
-        if settings.search.transfer:
-            earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
-        if earlier is not None:
-            first = tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:])))
-            said += (
-                f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
-                "set search.transfer=false to start without them",
-            )
+        first, earlier, learned = _design(name, settings, rig, space, root)
+        said = (*rig.notes, *notes, *learned)
         header = _header(name, settings, workload, composed, rig, space, said, first[0])
         sampler = make_sampler(
             settings.search.sampler,
@@ -105,6 +94,25 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             clock=rig.clock,
             sleep=rig.sleep,
         )
+
+
+def _design(
+    name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path
+) -> tuple[tuple[Configuration, ...], Earlier | None, tuple[str, ...]]:
+    """The first configurations, the earlier sweep that warm-starts this one, and a note about it."""
+    corners = CORNERS if settings.search.corners else 1
+    first = initial_design(space, space.base, corners, settings.search.seed)
+    earlier = None
+    if settings.search.transfer:
+        simulated, objectives = rig.engine_record.simulated, settings.objective_records()
+        earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
+    if earlier is None:
+        return first, None, ()
+    note = (
+        f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
+        "set search.transfer=false to start without them"
+    )
+    return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), earlier, (note,)
 
 
 def _header(
