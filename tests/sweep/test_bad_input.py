@@ -136,26 +136,37 @@ def test_a_root_that_cannot_be_written(sweeper: Run, tmp_path: Path, smallest_mo
     _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=locked"), 3, "locked")
 
 
-def test_a_database_of_another_optuna(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+def _another_optunas(path: Path) -> None:
     import sqlite3
 
-    (tmp_path / "mlruns").mkdir()
-    with sqlite3.connect(tmp_path / "mlruns" / "optuna.db") as database:
+    with sqlite3.connect(path) as database:
         database.execute(
             "create table version_info (version_info_id integer, schema_version integer, library_version text)"
         )
         database.execute("insert into version_info values (1, 3, '0.9.0')")
     database.close()
-    done = sweeper("sweep", "experiment=demo", "name=x")
-    _one_line(done, 3, "optuna.db")
 
 
-def test_a_database_that_is_none(sweeper: Run, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "write",
+    [
+        _another_optunas,
+        lambda path: path.write_bytes(b"this is no database at all, and long enough to be read as one"),
+    ],
+    ids=["another optuna's", "no database"],
+)
+def test_a_database_that_cannot_be_used(
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    write: Callable[[Path], None],
+) -> None:
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "mlruns").mkdir()
-    (tmp_path / "mlruns" / "optuna.db").write_bytes(
-        b"this is no database at all, and long enough to be read as one"
-    )
-    _one_line(sweeper("sweep", "experiment=demo", "name=x"), 3, "optuna.db")
+    write(tmp_path / "mlruns" / "optuna.db")
+    command = ["sweep", "experiment=demo", "name=x"]
+    code = main(command)
+    _one_line(subprocess.CompletedProcess(command, code, *capsys.readouterr()), 3, "optuna.db")
 
 
 def test_an_earlier_sweeps_name_is_kept_for_its_space_and_named_where_another_is_asked_for(
