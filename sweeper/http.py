@@ -20,10 +20,10 @@ class NoSuchPageError(VerifyError):
 
 def get(url: str, seconds: float = 10.0) -> Any:
     """The JSON at ``url``. Raises as `post` does."""
-    return _decoded(url, _fetch(url, None, seconds))
+    return post(url, None, seconds)
 
 
-def post(url: str, body: dict[str, Any], seconds: float = 3600.0) -> Any:
+def post(url: str, body: dict[str, Any] | None, seconds: float = 3600.0) -> Any:
     """The JSON that answers ``body``.
 
     Raises:
@@ -31,7 +31,11 @@ def post(url: str, body: dict[str, Any], seconds: float = 3600.0) -> Any:
         NoSuchPageError: the server has no such page.
         VerifyError: the server refuses, breaks off, takes too long, or answers with something else.
     """
-    return _decoded(url, _fetch(url, json.dumps(body).encode("utf-8"), seconds))
+    answer = _fetch(url, None if body is None else json.dumps(body).encode("utf-8"), seconds)
+    try:
+        return json.loads(answer)
+    except ValueError as error:
+        raise NoSuchPageError(f"{url} answers with something else than JSON") from error
 
 
 def answers(url: str, seconds: float = 5.0) -> bool:
@@ -61,10 +65,3 @@ def _fetch(url: str, data: bytes | None, seconds: float) -> bytes:
         raise EngineMissingError(f"no server answers at {url} ({reason}): start it first") from error
     except OSError as error:
         raise VerifyError(f"{url} gave no whole answer within {seconds:g} s ({error})") from error
-
-
-def _decoded(url: str, answer: bytes) -> Any:
-    try:
-        return json.loads(answer)
-    except ValueError as error:
-        raise NoSuchPageError(f"{url} answers with something else than JSON") from error

@@ -15,11 +15,8 @@ from sweeper.errors import StoreError
 def held(path: Path, busy: Callable[[str], Exception] | None = None) -> Iterator[None]:
     """Hold the lock file ``path``, in which the holder's process id stands.
 
-    `filelock` would empty the file while another process holds it, and with it the holder's id.
-
-    Args:
-        path: the lock file; its folder is made.
-        busy: makes the error where another process holds it, from that process's id; None waits instead.
+    `filelock` would empty the file while another process holds it, and with it the holder's id. If another
+    process holds the lock, ``busy`` makes the error from that process's id; without ``busy``, this one waits.
 
     Raises:
         StoreError: the file cannot be written.

@@ -15,7 +15,6 @@ import sys
 import tempfile
 import time
 from collections.abc import Mapping
-from types import TracebackType
 from typing import IO, Any, Self
 
 from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
@@ -73,46 +72,52 @@ class WorkerProcess:
         try:
             process.stdin.write(json.dumps({"do": what, "with": arguments}).encode() + b"\n")
             process.stdin.flush()
+            answer = json.loads(self._answer(process, what, timeout_seconds))
         except BrokenPipeError:
-            raise self._death(what) from None
-        try:
-            line = self._answer(what, timeout_seconds)
+            raise self._death(process, what) from None
         except BaseException:
-            self._kill()  # an answer that comes later must not be taken for that to the next request
+            self.kill()  # an answer that comes later must not be taken for that to the next request
             raise
-        answer = json.loads(line)
         if "refused" in answer:
-            raise self._refusal(str(answer["refused"]))
+            tail = self._log_tail()
+            raise (OutOfMemory if _speaks_of_memory(tail) else EngineRefused)(str(answer["refused"]), tail)
         ok: dict[str, Any] = answer["ok"]
         return ok
 
     def kill(self) -> None:
         """End the worker at once; the next :meth:`ask` starts another."""
-        self._kill()
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout):
+                if pipe is not None:
+                    with contextlib.suppress(BrokenPipeError):
+                        pipe.close()
+        if self._log is not None:
+            self._log.close()
+            self._log = None
 
     def close(self) -> None:
         """Let the worker end by itself, or end it. May be called twice."""
-        process = self._process
-        if process is not None and process.stdin is not None:
+        if self._process is not None and self._process.stdin is not None:
             with contextlib.suppress(BrokenPipeError):
-                process.stdin.close()
+                self._process.stdin.close()
             with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
-        self._kill()
+                self._process.wait(_END_SECONDS)
+        self.kill()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def _running(self) -> subprocess.Popen[bytes]:
         if self._process is not None and self._process.poll() is None:
             return self._process
-        self._kill()
-        self._log = tempfile.TemporaryFile(prefix="sweeper-worker-")  # noqa: SIM115 - closed by _kill
+        self.kill()
+        self._log = tempfile.TemporaryFile(prefix="sweeper-worker-")  # noqa: SIM115 - closed by kill
         self._unread = b""
         self._oom_kills = _oom_kills()
         self._process = subprocess.Popen(
@@ -126,47 +131,38 @@ class WorkerProcess:
         )
         return self._process
 
-    def _answer(self, what: str, timeout_seconds: float) -> bytes:
-        process = self._process
-        assert process is not None
+    def _answer(self, process: subprocess.Popen[bytes], what: str, timeout_seconds: float) -> bytes:
+        """The next line of the worker's output. Raises BrokenPipeError if the output ends before it."""
         assert process.stdout is not None
         descriptor = process.stdout.fileno()
         deadline = time.monotonic() + timeout_seconds
         while b"\n" not in self._unread:
-            left = max(0.0, deadline - time.monotonic())
-            ready, _, _ = select.select([descriptor], [], [], left)
+            ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise EngineTimeout(
                     f"llama.cpp did not answer «{what}» within {timeout_seconds:.0f} s", self._log_tail()
                 )
             piece = os.read(descriptor, 65_536)
             if not piece:
-                raise self._death(what)
+                raise BrokenPipeError
             self._unread += piece
         line, _, self._unread = self._unread.partition(b"\n")
         return line
 
-    def _death(self, what: str) -> EngineCrashed | OutOfMemory:
-        process = self._process
-        assert process is not None
-        try:
-            code = process.wait(_END_SECONDS)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            code = process.wait()
+    def _death(self, process: subprocess.Popen[bytes], what: str) -> EngineCrashed | OutOfMemory:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(_END_SECONDS)
         tail = self._log_tail()
-        self._kill()
-        words = _reason_in(tail)
+        self.kill()
+        code = process.returncode
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
             return OutOfMemory(f"the kernel ended llama.cpp for want of memory during «{what}»", tail)
         name = signal.Signals(-code).name if code < 0 else None
         how = f"died of {name}" if name else f"ended with exit code {code}"
-        text = f"llama.cpp {how} during «{what}»: {words or 'it said nothing'}"
+        reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
+        words = next(reasons, tail[-1] if tail else "it said nothing").strip()
+        text = f"llama.cpp {how} during «{what}»: {words}"
         return OutOfMemory(text, tail) if _speaks_of_memory(tail) else EngineCrashed(text, tail, name)
-
-    def _refusal(self, message: str) -> EngineRefused | OutOfMemory:
-        tail = self._log_tail()
-        return OutOfMemory(message, tail) if _speaks_of_memory(tail) else EngineRefused(message, tail)
 
     def _log_tail(self) -> tuple[str, ...]:
         if self._log is None:
@@ -175,27 +171,6 @@ class WorkerProcess:
         text = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
         lines = text.decode("utf-8", "replace").splitlines()
         return tuple(line for line in lines if line.strip())[-_LOG_TAIL_LINES:]
-
-    def _kill(self) -> None:
-        process, self._process = self._process, None
-        if process is not None:
-            process.kill()
-            process.wait()
-            for pipe in (process.stdin, process.stdout):
-                if pipe is not None:
-                    with contextlib.suppress(BrokenPipeError):
-                        pipe.close()
-        if self._log is not None:
-            self._log.close()
-            self._log = None
-
-
-def _reason_in(lines: tuple[str, ...]) -> str:
-    """The line of the log that most likely says why it died."""
-    for line in reversed(lines):
-        if any(word in line.lower() for word in _REASON_WORDS):
-            return line.strip()
-    return lines[-1].strip() if lines else ""
 
 
 def _speaks_of_memory(lines: tuple[str, ...]) -> bool:

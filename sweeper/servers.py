@@ -44,18 +44,14 @@ def started(
     environment: Mapping[str, str],
     failure: type[SweeperError],
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """Run a server while the block lasts, from when it answers.
+    """Run a server while the block lasts, from when ``page`` answers.
 
-    Args:
-        argv: The program and its arguments.
-        page: The address that answers once the server is ready.
-        log: Where its output goes.
-        timeout_seconds: How long it may take until it answers.
-        environment: Variables besides those of this process.
-        failure: What to raise, with the last lines of the log, if it ends or does not answer in time.
+    Its output goes to ``log``. ``environment`` holds variables besides those of this process.
 
     Raises:
         EngineMissingError: the program cannot be started.
+        SweeperError: of the type ``failure``, with the last lines of the log, if the server ends or does not
+            answer in time.
     """
     with log.open("wb") as output:
         try:
@@ -107,11 +103,8 @@ def command_line_of_port(port: int, pid: int | None = None) -> list[str]:
     try:
         if pid is None:
             listening = psutil.net_connections(kind="inet")
-            owners = {
-                c.pid
-                for c in listening
-                if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port and c.pid
-            }
+            here = (c for c in listening if c.status == psutil.CONN_LISTEN and c.laddr and c.laddr[1] == port)
+            owners = {c.pid for c in here if c.pid}
             if len(owners) != 1:
                 return []
             pid = owners.pop()
