@@ -16,7 +16,7 @@ from sweeper.errors import EXIT_DONE, EXIT_MISSING, UsageError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from sweeper.apply.journal import PowerLimit
+    from sweeper.limits.standing_limit import StandingLimit
     from sweeper.power_settings import PowerSettings
     from sweeper.records import EngineRecord, SweepRecord
 

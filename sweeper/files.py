@@ -19,7 +19,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     """Replace ``path`` by ``data``: temporary file, fsync, rename.
 
     An existing file keeps its mode and owner. A link stays, and the file that it points to is replaced.
-    ``mode`` is for a new file (default 0644 less the umask).
+    ``mode`` is for a new file (default 0644 less the umask), whose folder is made.
 
     Raises:
         RightMissingError: this user may not write there.
@@ -28,6 +28,7 @@ def write_atomically(path: Path, data: bytes, mode: int | None = None) -> None:
     real = path.resolve()
     temporary = temporary_of(real)
     try:
+        real.parent.mkdir(parents=True, exist_ok=True)
         old = real.stat() if real.exists() else None
         temporary.unlink(missing_ok=True)  # left by a run that was killed
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL

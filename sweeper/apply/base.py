@@ -28,9 +28,7 @@ class Request:
     port: int
     folder: Path  # where a target's files go when no file is named
     file: Path | None = None  # the target's main file, if the user named it
-    environment: Mapping[str, str] = field(
-        default_factory=dict
-    )  # of the trial's engine, for example OMP_WAIT_POLICY
+    environment: Mapping[str, str] = field(default_factory=dict)  # of the engine, as OMP_WAIT_POLICY
     power_device: str | None = None  # the GPU or zone whose limit the configuration sets
 
     @property
@@ -81,25 +79,16 @@ class ApplyPlan:
     """What an apply would change, computed and not yet done."""
 
     target: str
-    sweep: str
-    trial: int
-    pick: str
-    name: str
-    port: int
-    model_path: str
-    configuration: Configuration
-    changes: tuple[FileChange, ...]
-    commands: tuple[Command, ...]
-    notes: tuple[str, ...]
-    snippet: str | None
-    undo: tuple[str, ...] = ()  # what the user must undo after a rollback
+    pick: str  # as the user typed it; empty for a trial's number
+    request: Request
+    draft: Draft
     limit_device: str | None = None
     limit_watts: int | None = None  # None: writing this plan sets no limit
 
     @property
     def changes_nothing(self) -> bool:
         """Every file has its new content already, and there is no limit to set."""
-        return self.limit_watts is None and all(change.before == change.after for change in self.changes)
+        return self.limit_watts is None and all(file.before == file.after for file in self.draft.files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +106,10 @@ class Target:
 
 
 def read_existing(path: Path) -> bytes | None:
-    """The bytes of a file, or None where there is none.
-
-    Raises:
-        UsageError: where ``path`` is a folder.
-        StoreError: where it cannot be read.
-    """
+    """The bytes of a file, or None where there is none. Raises UsageError for a folder, else StoreError."""
     try:
         return path.read_bytes()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         return None
     except IsADirectoryError as error:
         raise UsageError(f"{path} is a folder: name a file in it") from error
@@ -134,16 +118,10 @@ def read_existing(path: Path) -> bytes | None:
 
 
 def read_text(path: Path) -> str | None:
-    """The text of a file with its line ends as they are, or None where there is none.
-
-    Raises:
-        UsageError: where it is not UTF-8.
-    """
+    """The text of a file with its line ends as they are, or None. Raises UsageError if it is not UTF-8."""
     data = read_existing(path)
-    if data is None:
-        return None
     try:
-        return data.decode("utf-8")
+        return None if data is None else data.decode("utf-8")
     except UnicodeDecodeError as error:
         raise UsageError(
             f"{path} is not UTF-8 text (byte {error.start}): convert it, or name another file"
@@ -158,11 +136,6 @@ def lines_of(text: str) -> list[str]:
 def change(path: Path, text: str, says: str = "", mode: int | None = None) -> FileChange:
     """A change of ``path`` from its present content to ``text``."""
     return FileChange(path, read_existing(path), text.encode("utf-8"), says, mode)
-
-
-def on_off(value: bool) -> str:
-    """llama.cpp's own words for a switch."""
-    return "on" if value else "off"
 
 
 def not_settable(configuration: Configuration, target: str, settable: Container[str]) -> tuple[str, ...]:

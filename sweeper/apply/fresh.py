@@ -3,28 +3,14 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
-from sweeper.errors import ModelMissingError, StaleRecordError, StoreError
+from sweeper.errors import ModelMissingError, StaleRecordError
 from sweeper.records import EngineRecord, MachineRecord, ModelFile, SweepRecord, TrialRecord
 
 # The parts of a fingerprint that people recognise. Drivers of GPUs are compared separately.
 _MACHINE_WORDS = ("cpu", "physical_cores", "logical_cores", "memory_mib", "kernel")
-
-
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, about 1 s a GB.
-
-    Raises:
-        StoreError: where it cannot be read.
-    """
-    try:
-        with path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError as error:
-        raise StoreError(f"cannot read the model {path}: {error.strerror}") from error
 
 
 def model_file(record: SweepRecord, trial: TrialRecord) -> ModelFile:
@@ -48,7 +34,6 @@ def require_fresh(
     engine: EngineRecord,
     *,
     force: bool = False,
-    digest: Callable[[Path], str] = sha256_of,
 ) -> tuple[str, ...]:
     """What changed since the sweep, in words; empty if its results still hold.
 
@@ -60,7 +45,7 @@ def require_fresh(
     """
     found = [*_machine(record.machine, machine), *_engine(record.engine, engine)]
     if not record.engine.simulated:
-        found += _model(model_file(record, trial), digest)
+        found += _model(model_file(record, trial))
     if found and not force:
         raise StaleRecordError(
             f"sweep {record.sweep!r} no longer describes this machine: {'; '.join(found)}. "
@@ -81,35 +66,28 @@ def _machine(then: MachineRecord, now: MachineRecord) -> list[str]:
     found += [f"{gpu.name} ({gpu.uuid}) is new" for gpu in now.gpus if gpu.uuid not in known]
     if then.fingerprint == now.fingerprint:
         return found
-    words = [
-        f"{word} was {getattr(then, word)} and is {getattr(now, word)}"
-        for word in _MACHINE_WORDS
-        if getattr(then, word) != getattr(now, word)
-    ]
-    if not found and not words:
-        words = [f"the machine's fingerprint was {then.fingerprint} and is {now.fingerprint}"]
-    return found + words
+    values = [(word, getattr(then, word), getattr(now, word)) for word in _MACHINE_WORDS]
+    found += [f"{word} was {old} and is {new}" for word, old, new in values if old != new]
+    return found or [f"the machine's fingerprint was {then.fingerprint} and is {now.fingerprint}"]
 
 
 def _engine(then: EngineRecord, now: EngineRecord) -> list[str]:
-    return [
-        f"the engine's {field.name} was {getattr(then, field.name)!r} and is {getattr(now, field.name)!r}"
-        for field in fields(EngineRecord)
-        if getattr(then, field.name) != getattr(now, field.name)
-    ]
+    values = [(field.name, getattr(then, field.name), getattr(now, field.name)) for field in fields(then)]
+    return [f"the engine's {name} was {old!r} and is {new!r}" for name, old, new in values if old != new]
 
 
-def _model(then: ModelFile, digest: Callable[[Path], str]) -> list[str]:
+def _model(then: ModelFile) -> list[str]:
     path = Path(then.path)
     try:
         size = path.stat().st_size
+        if size != then.size_bytes:
+            return [f"the model {path} had {then.size_bytes} bytes and has {size}"]
+        with path.open("rb") as file:
+            now = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise ModelMissingError(
             f"the model {path} cannot be read ({error.strerror}): put it back, or run the sweep again"
         ) from error
-    if size != then.size_bytes:
-        return [f"the model {path} had {then.size_bytes} bytes and has {size}"]
-    now = digest(path)
     if now != then.sha256:
         return [f"the model {path} has another content (SHA-256 {then.sha256[:12]}…, now {now[:12]}…)"]
     return []

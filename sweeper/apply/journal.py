@@ -18,34 +18,20 @@ import stat
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Literal, Protocol
+from typing import TYPE_CHECKING, Literal
 
 from cattrs import BaseValidationError
 
-from sweeper.apply.base import ApplyPlan, FileChange
+from sweeper.apply.base import ApplyPlan, FileChange, read_existing
 from sweeper.errors import SweepBusyError, SweeperError, UsageError
 from sweeper.files import cannot_write, temporary_of, write_atomically
 from sweeper.locks import held
 from sweeper.records import from_plain, to_plain
 
+if TYPE_CHECKING:
+    from sweeper.limits.standing_limit import StandingLimit
+
 _LIMIT_TOLERANCE_WATTS = 0.13  # processors count in units of 1/8 W, rounded down; GPUs in mW
-
-
-class PowerLimit(Protocol):
-    """Sets one device's power limit so that it outlives this process. In W."""
-
-    @property
-    def device(self) -> str:
-        """UUID of a GPU or name of a zone."""
-        ...
-
-    def read(self) -> float | None:
-        """The present limit, as exactly as the device reports it, or None where it does not."""
-        ...
-
-    def set(self, watts: float) -> float:
-        """Set it and return what the device reads back. Raises a SweeperError if the device refuses."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +103,7 @@ def last_to_undo(root: Path) -> Entry | None:
     return None
 
 
-def write_plan(plan: ApplyPlan, *, root: Path, limit: PowerLimit | None = None) -> Entry:
+def write_plan(plan: ApplyPlan, *, root: Path, limit: StandingLimit | None = None) -> Entry:
     """Write a plan's files and set its power limit; returns the entry by which `rollback` undoes it.
 
     Raises:
@@ -131,15 +117,14 @@ def write_plan(plan: ApplyPlan, *, root: Path, limit: PowerLimit | None = None) 
             raise UsageError(
                 f"the apply of {last.utc} to {last.target} was cut short: run `sweeper rollback` first"
             )
-        for change in plan.changes:
-            if _read(change.path) != change.before:
+        for change in plan.draft.files:
+            if read_existing(change.path) != change.before:
                 raise UsageError(
                     f"{change.path} changed since the diff was made: look at the new diff and apply again"
                 )
         entry = _prepare(root, plan, limit)
         try:
-            for change in plan.changes:
-                _make_folder(change.path.parent)
+            for change in plan.draft.files:
                 write_atomically(change.path, change.after, change.mode)
             if entry.limit is not None and limit is not None:
                 limit.set(entry.limit.set_watts)
@@ -149,7 +134,7 @@ def write_plan(plan: ApplyPlan, *, root: Path, limit: PowerLimit | None = None) 
         return _save(root, replace(entry, state="done"))
 
 
-def rollback(root: Path, limit: PowerLimit | None = None, *, force: bool = False) -> Undone:
+def rollback(root: Path, limit: StandingLimit | None = None, *, force: bool = False) -> Undone:
     """Undo the newest apply that is not undone yet, finished or cut short; safe to be cut short itself.
 
     Raises:
@@ -163,7 +148,7 @@ def rollback(root: Path, limit: PowerLimit | None = None, *, force: bool = False
         return _undo(root, entry, limit, force=force)
 
 
-def _prepare(root: Path, plan: ApplyPlan, limit: PowerLimit | None) -> Entry:
+def _prepare(root: Path, plan: ApplyPlan, limit: StandingLimit | None) -> Entry:
     """Save the old contents, then the entry: from here on the apply can be undone."""
     noted_limit = None
     if limit is not None and plan.limit_watts is not None:
@@ -176,29 +161,41 @@ def _prepare(root: Path, plan: ApplyPlan, limit: PowerLimit | None) -> Entry:
         noted_limit = LimitEntry(limit.device, found, plan.limit_watts)
     now = datetime.now(UTC)
     name = f"{now:%Y%m%dT%H%M%S.%fZ}-{plan.target}"
-    _make_folder(journal_folder(root) / name)
-    files = tuple(
-        _back_up(journal_folder(root) / name, number, change) for number, change in enumerate(plan.changes)
-    )
     entry = Entry(
-        name, plan.target, plan.sweep, plan.trial, now.isoformat(), "prepared", files, noted_limit, plan.undo
+        id=name,
+        target=plan.target,
+        sweep=plan.request.record.sweep,
+        trial=plan.request.trial.number,
+        utc=now.isoformat(),
+        state="prepared",
+        files=tuple(
+            _back_up(journal_folder(root) / name / f"{number}.before", change)
+            for number, change in enumerate(plan.draft.files)
+        ),
+        limit=noted_limit,
+        undo=plan.draft.undo,
     )
     return _save(root, entry)
 
 
-def _back_up(folder: Path, number: int, change: FileChange) -> FileEntry:
+def _back_up(backup: Path, change: FileChange) -> FileEntry:
     missing = tuple(str(parent) for parent in reversed(change.path.parents) if not parent.exists())
-    backup = mode = None
-    if change.before is not None:
-        backup = f"{number}.before"
-        write_atomically(folder / backup, change.before, 0o600)
-        mode = stat.S_IMODE(change.path.stat().st_mode)
-    return FileEntry(str(change.path), backup, _digest(change.before), _sha256(change.after), mode, missing)
+    after = hashlib.sha256(change.after).hexdigest()
+    if change.before is None:
+        return FileEntry(str(change.path), None, None, after, None, missing)
+    write_atomically(backup, change.before, 0o600)
+    mode = stat.S_IMODE(change.path.stat().st_mode)
+    return FileEntry(str(change.path), backup.name, _digest(change.before), after, mode, missing)
 
 
-def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool) -> Undone:
+def _undo(root: Path, entry: Entry, limit: StandingLimit | None, *, force: bool) -> Undone:
     folder = journal_folder(root) / entry.id
-    edited = [f for f in entry.files if _digest(_read(Path(f.path))) not in (f.before_sha256, f.after_sha256)]
+    present = {noted: read_existing(Path(noted.path)) for noted in entry.files}
+    edited = [
+        noted
+        for noted, content in present.items()
+        if _digest(content) not in (noted.before_sha256, noted.after_sha256)
+    ]
     if edited and not force:
         raise UsageError(
             f"{', '.join(f.path for f in edited)} changed after the apply, so nothing was rolled back: "
@@ -211,7 +208,7 @@ def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool) ->
         )
     kept_aside = []
     for noted in edited:
-        content = _read(Path(noted.path))
+        content = present[noted]
         if content is not None:
             copy = folder / f"{Path(noted.path).name}.edited"
             write_atomically(copy, content, 0o600)
@@ -226,7 +223,9 @@ def _undo(root: Path, entry: Entry, limit: PowerLimit | None, *, force: bool) ->
     return Undone(entry, restored, removed, unchanged, tuple(kept_aside), watts, (*notes, *entry.undo))
 
 
-def _undo_limit(entry: LimitEntry | None, limit: PowerLimit | None) -> tuple[float | None, tuple[str, ...]]:
+def _undo_limit(
+    entry: LimitEntry | None, limit: StandingLimit | None
+) -> tuple[float | None, tuple[str, ...]]:
     if entry is None or limit is None:
         return None, ()
     present = limit.read()
@@ -243,7 +242,7 @@ def _restore(folder: Path, noted: FileEntry) -> str:
     path = Path(noted.path)
     try:
         temporary_of(path.resolve()).unlink(missing_ok=True)
-        if _digest(_read(path)) == noted.before_sha256:
+        if _digest(read_existing(path)) == noted.before_sha256:
             outcome = "unchanged"
         elif noted.backup is None:
             path.unlink()
@@ -259,34 +258,14 @@ def _restore(folder: Path, noted: FileEntry) -> str:
     return outcome
 
 
-def _make_folder(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-
-
 def _save(root: Path, entry: Entry) -> Entry:
     text = json.dumps(to_plain(entry), indent=2, ensure_ascii=False) + "\n"
     write_atomically(journal_folder(root) / entry.id / "entry.json", text.encode("utf-8"), 0o600)
     return entry
 
 
-def _read(path: Path) -> bytes | None:
-    try:
-        return path.read_bytes()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except OSError as error:
-        raise cannot_write(path, error) from error
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
 def _digest(data: bytes | None) -> str | None:
-    return None if data is None else _sha256(data)
+    return None if data is None else hashlib.sha256(data).hexdigest()
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager[None]:

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from sweeper.apply.base import ApplyPlan, Request
-from sweeper.apply.fresh import model_file, require_fresh, sha256_of
-from sweeper.apply.journal import Entry, PowerLimit, journal_folder, write_plan
+from sweeper.apply.fresh import model_file, require_fresh
+from sweeper.apply.journal import Entry, journal_folder, write_plan
 from sweeper.apply.names import alias_for, check_text
 from sweeper.apply.targets.registry import target as target_named
 from sweeper.errors import UsageError
 from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecord
+
+if TYPE_CHECKING:
+    from sweeper.limits.standing_limit import StandingLimit
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +72,7 @@ def plan(
     options: Options | None = None,
     *,
     stale: tuple[str, ...] = (),
-    limit: PowerLimit | None = None,
+    limit: StandingLimit | None = None,
 ) -> ApplyPlan:
     """What writing a pick to a target would change. Reads existing files and changes nothing.
 
@@ -82,17 +86,16 @@ def plan(
     trial = resolve(record, pick)
     words = pick if isinstance(pick, str) else ""
     place = target_named(target)
-    model = model_file(record, trial)
     port = options.port or place.default_port
     if not 0 < port < 65536:
         raise UsageError(f"port {port} does not exist: 1 to 65535")
+    path = Path(model_file(record, trial).path).expanduser().absolute()
+    name = options.name or alias_for(record.model.name, trial.configuration.quant, words)
     request = Request(
         record=record,
         trial=trial,
-        model_path=check_text("the model's path", str(Path(model.path).expanduser().absolute())),
-        name=check_text(
-            "the name", options.name or alias_for(record.model.name, trial.configuration.quant, words)
-        ),
+        model_path=check_text("the model's path", str(path)),
+        name=check_text("the name", name),
         port=port,
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
@@ -100,28 +103,13 @@ def plan(
         power_device=record.gpu,
     )
     draft = place.draft(request)
-    watts = trial.configuration.power_limit_watts if limit is not None else None
-    return ApplyPlan(
-        target=place.name,
-        sweep=record.sweep,
-        trial=trial.number,
-        pick=words,
-        name=request.name,
-        port=request.port,
-        model_path=request.model_path,
-        configuration=trial.configuration,
-        changes=draft.files,
-        commands=draft.commands,
-        notes=(
-            *_notes(request, limit, draft.sets_power_limit),
-            *draft.notes,
-            *(f"changed since the sweep: {s}" for s in stale),
-        ),
-        snippet=draft.snippet,
-        undo=draft.undo,
-        limit_device=limit.device if limit is not None and watts is not None else None,
-        limit_watts=watts,
-    )
+    changed = tuple(f"changed since the sweep: {what}" for what in stale)
+    notes = (*_notes(request, limit, draft.sets_power_limit), *draft.notes, *changed)
+    found = ApplyPlan(place.name, words, request, replace(draft, notes=notes))
+    watts = trial.configuration.power_limit_watts
+    if limit is None or watts is None:
+        return found
+    return replace(found, limit_device=limit.device, limit_watts=watts)
 
 
 def run(
@@ -135,30 +123,19 @@ def run(
     engine: EngineRecord,
     write: bool = False,
     force: bool = False,
-    limit: PowerLimit | None = None,
-    digest: Callable[[Path], str] = sha256_of,
+    limit: StandingLimit | None = None,
 ) -> Outcome:
-    """Plan a pick of a sweep, and write it if ``write`` is true.
+    """Plan a pick of a sweep as `plan` does, and write it if ``write`` is true.
 
-    Args:
-        record: The sweep.
-        pick: A pick's words, a trial's number, or a trial.
-        target: One of `registry.target_names`.
-        options: Where to, and under which name.
-        root: sweeper's data folder (``mlruns``), which holds the journal.
-        machine: The present machine.
-        engine: The present engine.
-        write: Whether to write the plan.
-        force: Use the sweep although machine, driver, engine or model changed.
-        limit: Sets the power limit, for ``--power-limit``.
-        digest: Computes a file's SHA-256.
+    ``root`` is sweeper's data folder, which holds the journal. ``machine`` and ``engine`` are the present ones.
+    ``force`` uses the sweep although machine, driver, engine or model changed, or although it is simulated.
 
     Raises:
         StaleRecordError: something changed since the sweep and ``force`` is not given.
         UsageError, MissingError, LimitRefused: see `plan` and `journal.write_plan`.
     """
     trial = resolve(record, pick)
-    stale = require_fresh(record, trial, machine, engine, force=force, digest=digest)
+    stale = require_fresh(record, trial, machine, engine, force=force)
     made = plan(record, pick if isinstance(pick, str) else trial, target, options, stale=stale, limit=limit)
     if not write or made.changes_nothing:
         return Outcome(made)
@@ -177,12 +154,12 @@ def environment_of(record: SweepRecord) -> Mapping[str, str]:
     if not isinstance(given, Mapping):
         return {}
     return {
-        check_text("an environment variable", str(k)): check_text(f"the variable {k}", str(v))
-        for k, v in given.items()
+        check_text("an environment variable", str(name)): check_text(f"the variable {name}", str(value))
+        for name, value in given.items()
     }
 
 
-def _notes(request: Request, limit: PowerLimit | None, target_sets_it: bool) -> tuple[str, ...]:
+def _notes(request: Request, limit: StandingLimit | None, target_sets_it: bool) -> tuple[str, ...]:
     """The notes that do not depend on the target."""
     c = request.configuration
     notes = []

@@ -9,6 +9,7 @@ from typing import Any
 from sweeper.apply.base import Command, FileChange, lines_of
 from sweeper.apply.journal import Undone
 from sweeper.apply.run import Outcome
+from sweeper.records import to_plain
 
 
 def diff_of(change: FileChange) -> str:
@@ -20,6 +21,17 @@ def diff_of(change: FileChange) -> str:
     return "".join(difflib.unified_diff(before, after, old, str(change.path)))
 
 
+def _shown(data: bytes) -> list[str]:
+    shown = []
+    for line in lines_of(data.decode("utf-8", "backslashreplace")):
+        characters = line.rstrip("\r\n")
+        escaped = (
+            c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in characters
+        )
+        shown.append("".join(escaped) + ("\n" if line.endswith("\n") else "\n\\ no end of line\n"))
+    return shown
+
+
 def command_line(command: Command) -> str:
     """A command as typed into a shell."""
     words = [f"{name}={shlex.quote(value)}" for name, value in command.environment.items()]
@@ -28,21 +40,29 @@ def command_line(command: Command) -> str:
 
 def render_outcome(outcome: Outcome) -> str:
     """What apply did, or would do with ``--write``: the diffs, the commands to run next, the notes."""
-    plan = outcome.plan
-    parts = [_headline(outcome)]
-    for change in plan.changes:
-        says = f"  ({change.says})" if change.says else ""
-        parts.append(f"{change.path}{says}")
+    plan, request, draft = outcome.plan, outcome.plan.request, outcome.plan.draft
+    verb = "applied" if outcome.entry else "would apply"
+    pick = f" ({plan.pick})" if plan.pick else ""
+    parts = [
+        f"{verb} trial {request.trial.number}{pick} of sweep {request.record.sweep} to {plan.target} as {request.name}"
+    ]
+    for change in draft.files:
+        parts.append(f"{change.path}  ({change.says})" if change.says else str(change.path))
         parts.append(diff_of(change).rstrip("\n") or "  no change")
     if plan.limit_watts is not None:
         verb = "set to" if outcome.entry else "to be set to"
         parts.append(f"power limit of {plan.limit_device}: {verb} {plan.limit_watts} W")
-    if plan.snippet:
-        parts.append(plan.snippet.rstrip("\n"))
-    parts += [f"{command.says}:\n  {command_line(command)}" for command in plan.commands]
-    parts += [f"note: {note}" for note in plan.notes]
-    parts.append(_next_step(outcome))
-    return "\n".join(part for part in parts if part) + "\n"
+    if draft.snippet:
+        parts.append(draft.snippet.rstrip("\n"))
+    parts += [f"{command.says}:\n  {command_line(command)}" for command in draft.commands]
+    parts += [f"note: {note}" for note in draft.notes]
+    if outcome.entry is not None:
+        parts.append(f"backup in {outcome.journal}; undo with `sweeper rollback`")
+    elif not plan.changes_nothing:
+        parts.append("nothing was written: add --write to do it")
+    elif draft.files:
+        parts.append("nothing to write: everything is in place already")
+    return "\n".join(parts) + "\n"
 
 
 def render_undone(undone: Undone) -> str:
@@ -63,80 +83,41 @@ def render_undone(undone: Undone) -> str:
 
 def outcome_to_plain(outcome: Outcome) -> dict[str, Any]:
     """An outcome for ``--json``."""
-    plan = outcome.plan
+    plan, request, draft = outcome.plan, outcome.plan.request, outcome.plan.draft
+    watts = plan.limit_watts
     return {
         "schema": 1,
         "target": plan.target,
-        "sweep": plan.sweep,
-        "trial": plan.trial,
+        "sweep": request.record.sweep,
+        "trial": request.trial.number,
         "pick": plan.pick,
-        "name": plan.name,
-        "port": plan.port,
-        "model_path": plan.model_path,
-        "configuration": plan.configuration.to_dict(),
+        "name": request.name,
+        "port": request.port,
+        "model_path": request.model_path,
+        "configuration": request.configuration.to_dict(),
         "written": outcome.entry is not None,
         "journal": outcome.journal,
         "files": [
             {
-                "path": str(c.path),
-                "says": c.says,
-                "created": c.before is None,
-                "changed": c.before != c.after,
-                "content": c.after.decode("utf-8"),
-                "diff": diff_of(c),
+                "path": str(change.path),
+                "says": change.says,
+                "created": change.before is None,
+                "changed": change.before != change.after,
+                "content": change.after.decode("utf-8"),
+                "diff": diff_of(change),
             }
-            for c in plan.changes
+            for change in draft.files
         ],
-        "commands": [
-            {"says": c.says, "argv": list(c.argv), "environment": dict(c.environment)} for c in plan.commands
-        ],
-        "snippet": plan.snippet,
-        "notes": list(plan.notes),
-        "power_limit": None
-        if plan.limit_watts is None
-        else {"device": plan.limit_device, "watts": plan.limit_watts},
+        "commands": to_plain(draft.commands),
+        "snippet": draft.snippet,
+        "notes": list(draft.notes),
+        "power_limit": None if watts is None else {"device": plan.limit_device, "watts": watts},
     }
 
 
 def undone_to_plain(undone: Undone) -> dict[str, Any]:
     """A rollback for ``--json``."""
-    return {
-        "schema": 1,
-        "id": undone.entry.id,
-        "target": undone.entry.target,
-        "sweep": undone.entry.sweep,
-        "trial": undone.entry.trial,
-        "restored": list(undone.restored),
-        "removed": list(undone.removed),
-        "unchanged": list(undone.unchanged),
-        "kept_aside": list(undone.kept_aside),
-        "power_limit_watts": undone.limit_watts,
-        "notes": list(undone.notes),
-    }
-
-
-def _headline(outcome: Outcome) -> str:
-    plan = outcome.plan
-    verb = "applied" if outcome.entry else "would apply"
-    pick = f" ({plan.pick})" if plan.pick else ""
-    return f"{verb} trial {plan.trial}{pick} of sweep {plan.sweep} to {plan.target} as {plan.name}"
-
-
-def _next_step(outcome: Outcome) -> str:
-    if outcome.entry is not None:
-        return f"backup in {outcome.journal}; undo with `sweeper rollback`"
-    if outcome.plan.changes_nothing:
-        return "nothing to write: everything is in place already" if outcome.plan.changes else ""
-    return "nothing was written: add --write to do it"
-
-
-def _shown(data: bytes) -> list[str]:
-    lines = lines_of(data.decode("utf-8", "backslashreplace"))
-    return [_visible(line) for line in lines]
-
-
-def _visible(line: str) -> str:
-    body = line.rstrip("\r\n")
-    end = "" if line.endswith("\n") else "\n\\ no end of line\n"
-    shown = "".join(c if c.isprintable() or c == "\t" else c.encode("unicode_escape").decode() for c in body)
-    return f"{shown}{end}" + ("\n" if line.endswith("\n") else "")
+    plain = to_plain(undone)
+    entry = plain.pop("entry")
+    head = {name: entry[name] for name in ("id", "target", "sweep", "trial")}
+    return {"schema": 1, **head, "power_limit_watts": plain.pop("limit_watts"), **plain}

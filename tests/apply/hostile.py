@@ -58,4 +58,4 @@ def made(
 
 
 def text_of(plan: apply.ApplyPlan, number: int = 0) -> str:
-    return plan.changes[number].after.decode("utf-8")
+    return plan.draft.files[number].after.decode("utf-8")

@@ -19,7 +19,7 @@ from sweeper.errors import UsageError
 def planned(target: str, file: Path, name: str = "mine") -> str:
     sweep = make_sweep(Path("/models/x.gguf"))
     plan = apply.plan(sweep, 3, target, apply.Options(name=name, file=file))
-    return plan.changes[0].after.decode()
+    return plan.draft.files[0].after.decode()
 
 
 PRESET = """; models of this house

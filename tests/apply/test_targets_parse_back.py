@@ -79,10 +79,10 @@ def test_llama_server_preset(name: str) -> None:
     parser.optionxform = str  # type: ignore[assignment,method-assign]
     parser.read_string("[default]\n" + text_of(plan))
     expected = {"model": f"/models/{name}", **SERVER, "kv-offload": "off"}
-    assert dict(parser[plan.name]) == expected
-    alone = plan.commands[1].argv
+    assert dict(parser[plan.request.name]) == expected
+    alone = plan.draft.commands[1].argv
     assert alone[0] == "llama-server"
-    server = {"alias": plan.name, "host": "127.0.0.1", "port": "8080"}
+    server = {"alias": plan.request.name, "host": "127.0.0.1", "port": "8080"}
     assert flags(list(alone[1:])) == expected | server
 
 
@@ -150,7 +150,7 @@ def test_ollama_modelfile(name: str) -> None:
 
 
 def test_ollama_says_everything_that_it_cannot_hold() -> None:
-    notes = " ".join(made("ollama", "x.gguf", FOLDER).notes)
+    notes = " ".join(made("ollama", "x.gguf", FOLDER).draft.notes)
     for word in (
         "n_ubatch",
         "prompts were measured with 5",
@@ -161,7 +161,7 @@ def test_ollama_says_everything_that_it_cannot_hold() -> None:
     ):
         assert word in notes
     plain = Configuration(n_batch=512, n_ubatch=512)
-    notes = " ".join(made("ollama", "x.gguf", FOLDER, plain).notes)
+    notes = " ".join(made("ollama", "x.gguf", FOLDER, plain).draft.notes)
     assert "measured with" not in notes
     with pytest.raises(UsageError, match="Ollama drops"):
         made("ollama", "a\u00a0b.gguf", FOLDER)
@@ -242,7 +242,7 @@ def test_textgen_wants_its_folder() -> None:
 @given(names)
 def test_compose_service(name: str) -> None:
     plan = made("compose", name, FOLDER)
-    service = yaml.safe_load(text_of(plan))["services"][plan.name]
+    service = yaml.safe_load(text_of(plan))["services"][plan.request.name]
 
     def interpolated(text: str) -> str:
         """Compose's own rule: `$$` is `$`, and any other `$` begins a variable."""
@@ -250,7 +250,7 @@ def test_compose_service(name: str) -> None:
         return text.replace("$$", "$")
 
     found = flags([interpolated(word) for word in service["command"]])
-    server = {"alias": plan.name, "host": "0.0.0.0", "port": "8080"}
+    server = {"alias": plan.request.name, "host": "0.0.0.0", "port": "8080"}
     assert found == {"model": f"/models/{name}", **SERVER, "kv-offload": "off"} | server
     (volume,) = service["volumes"]
     assert interpolated(volume["source"]) == f"/models/{name}"
@@ -263,7 +263,7 @@ def test_compose_service(name: str) -> None:
 
 def test_compose_without_layers_on_a_gpu_asks_for_none() -> None:
     plan = made("compose", "x.gguf", FOLDER, C.with_(n_gpu_layers=0, use_mlock=False))
-    service = yaml.safe_load(text_of(plan))["services"][plan.name]
+    service = yaml.safe_load(text_of(plan))["services"][plan.request.name]
     assert service["image"].endswith(":server")
     assert "deploy" not in service
     assert "ulimits" not in service
@@ -284,7 +284,7 @@ def docker_compose() -> list[str]:
 @pytest.mark.parametrize("name", [name for name in NAMES if set(name) & set('$"\\{&Ω')])
 def test_compose_as_docker_reads_it(tmp_path: Path, name: str) -> None:
     plan = made("compose", name, FOLDER)
-    compose, text = docker_compose(), plan.changes[0].after.decode()
+    compose, text = docker_compose(), plan.draft.files[0].after.decode()
     if compose == ["docker-compose"]:  # it knows all of the file but this key, which came with the plugin
         text = re.sub(r"\n *bind:\n *create_host_path: false", "", text)
     (tmp_path / "compose.yaml").write_text(text, "utf-8", newline="")
@@ -297,7 +297,7 @@ def test_compose_as_docker_reads_it(tmp_path: Path, name: str) -> None:
     )
     assert done.returncode == 0, done.stderr
     assert "variable is not set" not in done.stderr  # a dollar that it takes for its own
-    service = yaml.safe_load(done.stdout)["services"][plan.name]
+    service = yaml.safe_load(done.stdout)["services"][plan.request.name]
     words = [word.replace("$$", "$") for word in service["command"]]  # it writes them doubled again
     assert words[words.index("--model") + 1] == f"/models/{name}"
     (volume,) = service["volumes"]
@@ -322,7 +322,7 @@ def systemd_reads(folder: Path, unit: str) -> tuple[str, str]:
 
 
 def write_units(plan, folder: Path) -> None:
-    for change in plan.changes:
+    for change in plan.draft.files:
         change.path.parent.mkdir(parents=True, exist_ok=True)
         change.path.write_bytes(change.after)
 
@@ -347,7 +347,7 @@ def test_systemd_drop_in_as_systemd_reads_it(tmp_path_factory: pytest.TempPathFa
     words = subprocess.run(["sh", "-c", f"printf '%s\\0' {line}"], capture_output=True, check=True).stdout
     found_program, *argv = [word.replace("$$", "$") for word in words.decode().split("\0")[:-1]]
     assert found_program == str(program)
-    server = {"alias": plan.name, "host": "127.0.0.1", "port": "8080"}
+    server = {"alias": plan.request.name, "host": "127.0.0.1", "port": "8080"}
     assert flags(argv) == {"model": f"/models/{name}", **SERVER, "kv-offload": "off"} | server
     assert f"Environment: OMP_WAIT_POLICY={environment['OMP_WAIT_POLICY']}" in dump
 
@@ -363,13 +363,13 @@ def test_systemd_power_limit_unit(tmp_path: Path) -> None:
         f"/usr/bin/env nvidia-smi -i {uuid} -pl 120",
         f"/usr/bin/env nvidia-smi -i {uuid} -pl 170",
     ]
-    assert not any("power limit" in note for note in plan.notes)  # it is set, so nobody has to be told
+    assert not any("power limit" in note for note in plan.draft.notes)  # it is set, so nobody has to be told
 
 
 def test_systemd_keeps_a_service_that_is_there(tmp_path: Path) -> None:
     (tmp_path / "llama-server.service").write_text("[Service]\nExecStart=/opt/mine\n")
     plan = made("systemd", "x.gguf", tmp_path)
-    assert [change.path.name for change in plan.changes] == ["sweeper.conf"]
+    assert [change.path.name for change in plan.draft.files] == ["sweeper.conf"]
 
 
 @PROGRAMS
@@ -377,8 +377,8 @@ def test_systemd_keeps_a_service_that_is_there(tmp_path: Path) -> None:
 def test_env_as_a_shell_reads_it(tmp_path_factory: pytest.TempPathFactory, name: str, alias: str) -> None:
     folder = tmp_path_factory.mktemp("env")
     plan = made("env", name, folder, name=alias, config={"engine": {"environment": {"OMP_X": "a $b"}}})
-    (folder / "llama-server.env").write_bytes(plan.changes[0].after)
-    (command,) = plan.commands
+    (folder / "llama-server.env").write_bytes(plan.draft.files[0].after)
+    (command,) = plan.draft.commands
     script = command.argv[2].replace("exec llama-server", "echo", 1) + "; env -0"
     done = subprocess.run(
         ["sh", "-c", script], env={"PATH": os.environ["PATH"]}, capture_output=True, check=True
@@ -403,7 +403,7 @@ def test_python_snippet(name: str) -> None:
     import llama_cpp
 
     tree = ast.parse(
-        made("python", name, FOLDER, config={"engine": {"environment": {"OMP_X": "1"}}}).snippet or ""
+        made("python", name, FOLDER, config={"engine": {"environment": {"OMP_X": "1"}}}).draft.snippet or ""
     )
     (call,) = [n for n in ast.walk(tree) if isinstance(n, ast.Call)]
     arguments = {keyword.arg: ast.literal_eval(keyword.value) for keyword in call.keywords}
@@ -419,8 +419,8 @@ def test_python_snippet(name: str) -> None:
 def test_lm_studio_steps() -> None:
     plan = made("lm-studio", "x.gguf", FOLDER)
     for words in ("Context Length", "1536", "q8_0", "q5_1", "1234"):
-        assert words in (plan.snippet or "")
-    assert "n_ubatch" in " ".join(plan.notes)
+        assert words in (plan.draft.snippet or "")
+    assert "n_ubatch" in " ".join(plan.draft.notes)
 
 
 @pytest.mark.parametrize("bad", ["a\nb", "a\rb", "a\0b", "a\x1bb", "a\x85b", "a\u2028b", "a\udcffb"])
@@ -449,9 +449,9 @@ MIXTURE = replace(C, n_cpu_moe=7)
 
 @pytest.mark.parametrize("target", ["python", "llama-cpp-python", "ollama", "lm-studio"])
 def test_a_target_that_cannot_keep_experts_on_the_host_says_so(target: str) -> None:
-    notes = " ".join(made(target, "x.gguf", FOLDER, MIXTURE).notes)
+    notes = " ".join(made(target, "x.gguf", FOLDER, MIXTURE).draft.notes)
     assert "has no setting for n_cpu_moe; n_cpu_moe=7 was measured" in notes
-    assert "n_cpu_moe" not in " ".join(made(target, "x.gguf", FOLDER).notes)
+    assert "n_cpu_moe" not in " ".join(made(target, "x.gguf", FOLDER).draft.notes)
 
 
 def test_experts_on_the_host_reach_llama_server_and_textgen() -> None:
@@ -459,7 +459,7 @@ def test_experts_on_the_host_reach_llama_server_and_textgen() -> None:
     sweep = replace(sweep, model=replace(sweep.model, expert_count=8))
     plan = apply.plan(sweep, 3, "llama-server", apply.Options(folder=FOLDER))
     assert "n-cpu-moe = 7\n" in text_of(plan)
-    assert from_llama_server_argv(list(plan.commands[1].argv))["n_cpu_moe"] == 7
+    assert from_llama_server_argv(list(plan.draft.commands[1].argv))["n_cpu_moe"] == 7
     assert "n-cpu-moe=7" in text_of(
         apply.plan(sweep, 3, "textgen", apply.Options(folder=FOLDER, file=FOLDER / "c.yaml"))
     )

@@ -90,7 +90,7 @@ def running(argv: Sequence[str], page: str, log: Path) -> contextlib.AbstractCon
 def python_server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python -m llama_cpp.server`, started as apply's own plan says."""
     folder, port = tmp_path_factory.mktemp("server"), free_port()
-    (command,) = applied(sweep_of(model), "llama-cpp-python", folder, port).commands
+    (command,) = applied(sweep_of(model), "llama-cpp-python", folder, port).draft.commands
     url = f"http://127.0.0.1:{port}"
     with running(command.argv, f"{url}/v1/models", folder / "log"):
         yield url
@@ -328,7 +328,7 @@ def test_a_router_with_the_preset_that_was_applied(model: Path, llama_server: st
     preset = tmp_path / "llama-server.ini"
     preset.write_text("[*]\nthreads = 7\nfit = on\n\n[other]\nmodel = /nowhere.gguf\n")
     port = free_port()
-    command = applied(sweep_of(model), "llama-server", tmp_path, port).commands[0]
+    command = applied(sweep_of(model), "llama-server", tmp_path, port).draft.commands[0]
     url = f"http://127.0.0.1:{port}"
     argv = (llama_server, *command.argv[1:])
     with running(argv, f"{url}/health", tmp_path / "log"):
@@ -346,7 +346,7 @@ def test_llama_server_reads_every_hostile_path_from_a_preset(llama_server: str, 
     for i, name in enumerate(good):
         sweep = make_sweep(Path("/models") / name)
         plan = apply.plan(sweep, 3, "llama-server", apply.Options(name=f"m {i} é$%'", file=preset))
-        preset.write_bytes(plan.changes[0].after)
+        preset.write_bytes(plan.draft.files[0].after)
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     argv = (llama_server, "--models-preset", str(preset), "--host", "127.0.0.1", "--port", str(port))

@@ -13,10 +13,10 @@ from typing import Any
 
 import yaml
 
-from sweeper.apply.base import Draft, Request, on_off, read_text
+from sweeper.apply.base import Draft, Request, read_text
 from sweeper.apply.yaml_text import entry_change
 from sweeper.errors import MissingError
-from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
+from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration
 
 # Parameters that `settings` writes by name; all others go into `extra_flags`.
 _OWN_KEYS = {
@@ -56,7 +56,11 @@ def pattern_of(file_name: str) -> str:
 def settings(configuration: Configuration) -> dict[str, Any]:
     """Every key of text-generation-webui's llama.cpp loader that the configuration decides."""
     c = configuration
-    flags = {"flash-attn": on_off(c.flash_attn), "main-gpu": str(c.main_gpu), "parallel": "1"}
+    flags = {
+        "flash-attn": TUNABLES["flash_attn"].to_word(c.flash_attn),
+        "main-gpu": str(c.main_gpu),
+        "parallel": "1",
+    }
     cache = _OWN_CACHE_TYPES.get(c.type_k) if c.type_k == c.type_v else None
     if cache is None:
         flags |= {"cache-type-k": c.type_k, "cache-type-v": c.type_v}
