@@ -153,7 +153,7 @@ def apply(options: argparse.Namespace) -> int:
     now_machine = record.machine if record.engine.simulated else machine.examine()
     now_engine = record.engine if record.engine.simulated else _engine_record()
     with ExitStack() as held:
-        limit: PowerLimit | None = None
+        limit: StandingLimit | None = None
         if options.power_limit:
             bench = held.enter_context(own_bench(_power_of(record)))
             limit = standing_limit(bench, record.gpu or "package")
@@ -195,8 +195,8 @@ def rollback(options: argparse.Namespace) -> int:
 
 def verify(options: argparse.Namespace) -> int:
     """`sweeper verify`. It prints the table first. Raises VerifyError if the server misses the promise."""
+    from sweeper.apply.verify.check import speeds_of_engine
     from sweeper.apply.verify.check import verify as check
-    from sweeper.apply.verify.engine_now import speeds_of_engine
     from sweeper.apply.verify.find import VerifyOptions
     from sweeper.apply.verify.text import render_verification, verification_to_plain
 
@@ -237,7 +237,7 @@ def _power_of(record: SweepRecord) -> PowerSettings:
 
 
 def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
-    from sweeper.apply.run import environment_of
+    from sweeper.apply.base import environment_of
     from sweeper.meter.choose import find_meter
     from sweeper.nvml import cuda_variables
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeper.apply.names import check_text
 from sweeper.errors import StoreError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
 from sweeper.records import SweepRecord, TrialRecord
@@ -28,13 +29,16 @@ class Request:
     port: int
     folder: Path  # where a target's files go when no file is named
     file: Path | None = None  # the target's main file, if the user named it
-    environment: Mapping[str, str] = field(default_factory=dict)  # of the engine, as OMP_WAIT_POLICY
-    power_device: str | None = None  # the GPU or zone whose limit the configuration sets
 
     @property
     def configuration(self) -> Configuration:
         """The configuration to apply."""
         return self.trial.configuration
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The variables of the engine's worker, for example OMP_WAIT_POLICY: the server needs them too."""
+        return environment_of(self.record)
 
     def target_file(self, default: str) -> Path:
         """The file that the user named, else ``default`` in the folder; absolute."""
@@ -103,6 +107,18 @@ class Target:
     draft: Callable[[Request], Draft]
     default_port: int = 8080
     default_folder: Path = Path()  # where its files go when the user names neither a file nor a folder
+
+
+def environment_of(record: SweepRecord) -> dict[str, str]:
+    """The variables that the sweep set for the engine's worker. Raises UsageError as `check_text` does."""
+    engine = record.config.get("engine")
+    given = engine.get("environment") if isinstance(engine, Mapping) else None
+    if not isinstance(given, Mapping):
+        return {}
+    return {
+        check_text("an environment variable", str(name)): check_text(f"the variable {name}", str(value))
+        for name, value in given.items()
+    }
 
 
 def read_existing(path: Path) -> bytes | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -99,8 +98,6 @@ def plan(
         port=port,
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
-        environment=environment_of(record),
-        power_device=record.gpu,
     )
     draft = place.draft(request)
     changed = tuple(f"changed since the sweep: {what}" for what in stale)
@@ -147,18 +144,6 @@ def run(
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
 
 
-def environment_of(record: SweepRecord) -> Mapping[str, str]:
-    """The variables of the engine's worker, for example OMP_WAIT_POLICY: the server needs them too."""
-    engine = record.config.get("engine")
-    given = engine.get("environment") if isinstance(engine, Mapping) else None
-    if not isinstance(given, Mapping):
-        return {}
-    return {
-        check_text("an environment variable", str(name)): check_text(f"the variable {name}", str(value))
-        for name, value in given.items()
-    }
-
-
 def _notes(request: Request, limit: StandingLimit | None, target_sets_it: bool) -> tuple[str, ...]:
     """The notes that do not depend on the target."""
     c = request.configuration
@@ -179,7 +164,7 @@ def _notes(request: Request, limit: StandingLimit | None, target_sets_it: bool) 
     if c.clock_limit_mhz is not None:
         notes.append(
             f"the configuration holds a clock limit of {c.clock_limit_mhz} MHz, which sweeper does not make "
-            f"last: `nvidia-smi -i {request.power_device or 'GPU'} -lgc 0,{c.clock_limit_mhz}` sets it until "
+            f"last: `nvidia-smi -i {request.record.gpu or 'GPU'} -lgc 0,{c.clock_limit_mhz}` sets it until "
             "the next boot"
         )
     return tuple(notes)

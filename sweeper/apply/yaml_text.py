@@ -121,7 +121,7 @@ def _insert(text: str, parent: str | None, key: str, entry: Mapping[str, Any], w
         indent = mapping.value[0][0].start_mark.column
         names = [name.value for name, _ in mapping.value]
         number = names.index(key) if key in names else -1
-        stop = _line_after(lines, mapping.value, number, indent)
+        stop = _line_after(lines, mapping, number, indent)
         first = mapping.value[number][0].start_mark.line if key in names else stop
     block = yaml.dump(
         data, Dumper=_Writer, sort_keys=False, default_flow_style=False, allow_unicode=True, width=10**9
@@ -130,16 +130,12 @@ def _insert(text: str, parent: str | None, key: str, entry: Mapping[str, Any], w
     return "".join([*lines[:first], *new, *lines[stop:]])
 
 
-def _line_after(lines: list[str], pairs: list[Any], number: int, indent: int) -> int:
+def _line_after(lines: list[str], mapping: yaml.MappingNode, number: int, indent: int) -> int:
     """The line after an entry. Blank lines and comments before the next entry belong to the next one."""
-    name, value = pairs[number]
-    if name is not pairs[-1][0]:
-        stop = pairs[number + 1][0].start_mark.line
-    elif value.start_mark.index < name.start_mark.index:
-        stop = name.end_mark.line + 1  # an alias, whose marks are its anchor's
-    else:
-        stop = min(value.end_mark.line + (value.end_mark.column > 0), len(lines))
-    while stop > name.start_mark.line + 1:
+    starts = [name.start_mark.line for name, _ in mapping.value]
+    end = mapping.end_mark  # where the next key begins, in column 0, or the end of the file
+    stop = [*starts[1:], min(end.line + (end.column > 0), len(lines))][number]
+    while stop > starts[number] + 1:
         line = lines[stop - 1]
         is_comment = line.lstrip().startswith("#") and len(line) - len(line.lstrip(" ")) <= indent
         if line.strip() not in ("", "...", "---") and not is_comment:

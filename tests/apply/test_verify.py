@@ -22,10 +22,9 @@ from apply_sweep import ENGINE, MACHINE, make_sweep
 from hostile import NAMES
 
 from sweeper import apply
-from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge
-from sweeper.apply.verify.engine_now import speeds_of_engine
+from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge, speeds_of_engine
 from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
-from sweeper.apply.verify.servers import InForce
+from sweeper.apply.verify.servers import InForce, detect
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -182,7 +181,8 @@ def test_an_engine_that_fails_beside_the_server_is_a_note(model: Path, python_se
 
 
 def test_sweepers_own_engine_is_measured_with_the_trials_settings(model: Path) -> None:
-    sweep = sweep_of(model)
+    short = replace(WORKLOAD, warmup_seconds=0.5, final_seconds=0.5)
+    sweep = replace(sweep_of(model), workload=short)
     found = speeds_of_engine(sweep, sweep.trials[0])
     assert set(found) == {"tokens_per_second", "prompt_tokens_per_second"}
     assert all(reading.median > 0 and reading.n == 5 for reading in found.values())
@@ -192,16 +192,16 @@ def test_sweepers_own_engine_is_measured_with_the_trials_settings(model: Path) -
 def test_medians_that_agree_say_nothing_where_figures_scatter_too_much(wide: str) -> None:
     quiet, noisy = Reading(100, 98, 102, 5), Reading(100, 40, 160, 5)
     promised, found = (noisy, quiet) if wide == "promised" else (quiet, noisy)
-    assert judge(promised, found, 0.05, more_is_better=True) == "unclear"
+    assert judge(promised, found, more_is_better=True) == "unclear"
     # What is clearly better or clearly worse needs no narrow interval.
-    assert judge(promised, Reading(1, 1, 1, 5), 0.05, more_is_better=True) == "missed"
-    assert judge(promised, Reading(900, 500, 1300, 5), 0.05, more_is_better=True) == "kept"
+    assert judge(promised, Reading(1, 1, 1, 5), more_is_better=True) == "missed"
+    assert judge(promised, Reading(900, 500, 1300, 5), more_is_better=True) == "kept"
 
 
 def test_an_engine_as_fast_as_promised_shows_no_drift_where_the_promise_alone_scattered() -> None:
     promised, quiet = Reading(100, 40, 160, 5), Reading(99, 98, 100, 5)
     check = FigureCheck("tokens_per_second", promised, quiet, None, "unclear", "scatters")
-    found = _beside_now(check, quiet, 0.05)
+    found = _beside_now(check, quiet)
     assert found.verdict == "unclear"
     assert "sweeper's own engine gives 99 tok/s now, -1.0 % against the sweep" in found.says
 
@@ -275,6 +275,11 @@ def test_a_server_that_cannot_load_says_why(tmp_path: Path) -> None:
     broken.unlink()
     with pytest.raises(ModelMissingError):
         apply.verify(sweep_of(broken), 3, options)
+
+
+def test_a_llama_server_that_has_ollamas_page_as_well_is_a_llama_server() -> None:
+    with serving({"/props": {}, "/api/tags": {"models": []}}) as url:
+        assert detect(url).kind == "llama-server"
 
 
 def test_nobody_there_and_something_else_there() -> None:

@@ -62,10 +62,13 @@ def draft(request: Request) -> Draft:
         "port": request.port,
         "models": [{**before, **ours}, *others],
     }
+    says = (
+        "puts this model first, keeps all other settings and reformats the file" if existing else "a new file"
+    )
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
     argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
     return Draft(
-        files=(change(path, text, _says(existing, others)),),
+        files=(change(path, text, says),),
         commands=(Command("start the server", argv, request.environment),),
         notes=(
             "the server prefers HOST, PORT and CONFIG_FILE in its environment to this file",
@@ -90,12 +93,3 @@ def _existing(path: Path) -> dict[str, Any]:
             f"{path} is not a configuration of llama_cpp.server (no list `models`): name another file"
         )
     return dict(data)
-
-
-def _says(existing: dict[str, Any], others: list[dict[str, Any]]) -> str:
-    if not existing:
-        return "a new file"
-    if not others:
-        return "changes this model and keeps every key that sweeper does not set"
-    names = ", ".join(str(m.get("model_alias") or m.get("model")) for m in others)
-    return f"puts this model first, keeps {names} and reformats the file"

@@ -24,10 +24,11 @@ def draft(request: Request) -> Draft:
     options = model_options(request)
     _check(request)
     existing = read_text(path)
+    says = f"sets [{request.name}] and keeps the rest byte for byte" if existing else "a new preset file"
     text = _merge(existing or "version = 1\n", request.name, options)
     router = ("llama-server", "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
     return Draft(
-        files=(change(path, text, _says(existing, request.name)),),
+        files=(change(path, text, says),),
         commands=(
             Command("start llama-server with every model of the preset file", router, request.environment),
             Command("or with this model alone", server_argv(request), request.environment),
@@ -55,20 +56,6 @@ def _check(request: Request) -> None:
 
 def _lines(options: tuple[Option, ...], end: str) -> str:
     return "".join(f"{option.key} = {option.value}{end}" for option in options)
-
-
-def _says(existing: str | None, name: str) -> str:
-    if existing is None:
-        return "a new preset file"
-    others = [title for title in _titles(existing) if title != name]
-    kept = (
-        f"keeps {', '.join(f'[{title}]' for title in others)} byte for byte" if others else "keeps the rest"
-    )
-    return f"{'changes' if name in _titles(existing) else 'adds'} [{name}] and {kept}"
-
-
-def _titles(text: str) -> list[str]:
-    return [found.group(1) for line in lines_of(text) if (found := _HEADER.match(line))]
 
 
 def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:

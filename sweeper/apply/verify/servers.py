@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -47,15 +47,8 @@ class InForce:
 class Server(Protocol):
     """A running server."""
 
-    @property
-    def kind(self) -> str:
-        """``llama-server``, ``llama-cpp-python`` or ``ollama``."""
-        ...
-
-    @property
-    def url(self) -> str:
-        """Without a slash at its end."""
-        ...
+    kind: str  # ``llama-server``, ``llama-cpp-python`` or ``ollama``
+    url: str  # without a slash at its end
 
     def offered(self) -> Mapping[str, str | None]:
         """The models' names, with their files where the server reports them."""
@@ -80,20 +73,17 @@ class LlamaServer:
 
     def offered(self) -> Mapping[str, str | None]:
         """A router offers every preset; a server of one model offers its alias."""
-        found: dict[str, str | None] = {}
-        for model in get(f"{self.url}/models")["data"]:
-            argv = (model.get("status") or {}).get("args")
-            found[model["id"]] = from_llama_server_argv(argv).get("model") if argv else None
+        found = {name: from_llama_server_argv(argv).get("model") for name, argv in self._models().items()}
         if len(found) == 1 and None in found.values():
             found = dict.fromkeys(found, get(f"{self.url}/props").get("model_path"))
         return found
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
         """The router's list of arguments, else the process's command line; the context from ``/props``."""
-        settings: dict[str, InForce] = {}
-        argv, source = self._argv(name)
-        for key, value in from_llama_server_argv(argv).items():
-            settings[key] = InForce(value, source)
+        argv, source = self._models().get(name), "/models"
+        if not argv:
+            argv, source = command_line_of_port(_port(self.url), self.pid), "its command line"
+        settings = _all_from(source, from_llama_server_argv(argv))
         props = get(f"{self.url}/props?model={quote(name, safe='')}")
         context = (props.get("default_generation_settings") or {}).get("n_ctx")
         if context:
@@ -102,11 +92,10 @@ class LlamaServer:
             settings["model"] = InForce(props["model_path"], "/props")
         return settings
 
-    def _argv(self, name: str) -> tuple[list[str], str]:
-        for model in get(f"{self.url}/models")["data"]:
-            if model["id"] == name and (model.get("status") or {}).get("args"):
-                return model["status"]["args"], "/models"
-        return command_line_of_port(_port(self.url), self.pid), "its command line"
+    def _models(self) -> dict[str, list[str]]:
+        """The arguments of each model's own process; empty where it has none."""
+        models = get(f"{self.url}/models")["data"]
+        return {model["id"]: (model.get("status") or {}).get("args") or [] for model in models}
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         """``ignore_eos`` keeps a model from ending early; greedy, so that sampling costs least."""
@@ -134,54 +123,55 @@ class LlamaCppPythonServer:
 
     def offered(self) -> Mapping[str, str | None]:
         """The aliases, with the files that the process's own configuration names."""
-        files = {m.get("model_alias") or m["model"]: m["model"] for m in self._models()}
-        return {model["id"]: files.get(model["id"]) for model in get(f"{self.url}/v1/models")["data"]}
+        models = self._models()
+        return {
+            model["id"]: models.get(model["id"], {}).get("model")
+            for model in get(f"{self.url}/v1/models")["data"]
+        }
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
         """What llama.cpp logged at the load, if sweeper started it; else the process's configuration."""
-        settings: dict[str, InForce] = {}
-        for model in self._models():
-            if (model.get("model_alias") or model["model"]) == name:
-                values = from_llama_cpp_python(model)
-                settings = {key: InForce(value, "its configuration") for key, value in values.items()}
+        model = self._models().get(name)
+        settings = {} if model is None else _all_from("its configuration", from_llama_cpp_python(model))
         if self.log is not None:
-            printed = from_log(self.log.read_text("utf-8", "replace"))
-            settings |= {key: InForce(value, "its log") for key, value in printed.items()}
+            settings |= _all_from("its log", from_log(self.log.read_text("utf-8", "replace")))
         return settings
 
-    def _models(self) -> list[dict[str, Any]]:
+    def _models(self) -> dict[str, dict[str, Any]]:
+        """The settings of each model by its alias, from the process's command line or the file named there."""
+        options: dict[str, Any] = {}
         argv = command_line_of_port(_port(self.url), self.pid)
-        options = _options(argv)
-        file = options.get("config_file")
-        if file is None:
-            return [options] if "model" in options else []
-        try:
-            data = json.loads(Path(file).read_text("utf-8"))
-        except (OSError, ValueError):
-            return []  # gone or YAML: the server's settings stay unknown
-        models = data.get("models") if isinstance(data, dict) else None
-        return [m for m in models if isinstance(m, dict) and "model" in m] if isinstance(models, list) else []
+        for word, following in zip(argv, [*argv[1:], ""], strict=True):
+            if word.startswith("--"):
+                key, equals, value = word[2:].partition("=")
+                options[key] = value if equals else following
+        models: Any = [options]
+        if "config_file" in options:
+            try:
+                models = json.loads(Path(options["config_file"]).read_text("utf-8"))["models"]
+            except (OSError, ValueError, LookupError, TypeError):
+                return {}  # gone or YAML: the server's settings stay unknown
+        known = (
+            [m for m in models if isinstance(m, dict) and "model" in m] if isinstance(models, list) else []
+        )
+        return {model.get("model_alias") or model["model"]: model for model in known}
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         """Asks again with ``min_tokens`` if the model ended early; that option costs time, so not before."""
-        answer = self._ask(name, prompt, tokens)
-        if answer.generated_tokens < tokens and not self._hold:
-            self._hold = True
-            answer = self._ask(name, prompt, tokens)
-        if answer.generated_tokens < tokens:
-            raise VerifyError(
-                f"{self.url} ends after {answer.generated_tokens} of {tokens} tokens, so its speed cannot be "
-                "measured: set workload.generated_tokens lower"
-            )
-        return answer
-
-    def _ask(self, name: str, prompt: str, tokens: int) -> Generation:
         body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
-        if self._hold:
-            body["min_tokens"] = tokens
-        answer, seconds = _timed_post(f"{self.url}/v1/completions", body)
-        usage = answer["usage"]
-        return Generation(int(usage["prompt_tokens"]), int(usage["completion_tokens"]), seconds)
+        while True:
+            if self._hold:
+                body["min_tokens"] = tokens
+            answer, seconds = _timed_post(f"{self.url}/v1/completions", body)
+            made = int(answer["usage"]["completion_tokens"])
+            if made >= tokens:
+                return Generation(int(answer["usage"]["prompt_tokens"]), made, seconds)
+            if self._hold:
+                raise VerifyError(
+                    f"{self.url} ends after {made} of {tokens} tokens, so its speed cannot be measured: "
+                    "set workload.generated_tokens lower"
+                )
+            self._hold = True
 
 
 @dataclass(slots=True)
@@ -199,8 +189,7 @@ class OllamaServer:
     def in_force(self, name: str) -> Mapping[str, InForce]:
         """Parameters from ``/api/show``; context and layers from ``/api/ps``, if the model is loaded."""
         shown = post(f"{self.url}/api/show", {"model": name}, 30.0)
-        values = from_ollama_parameters(shown.get("parameters") or "")
-        settings = {key: InForce(value, "/api/show") for key, value in values.items()}
+        settings = _all_from("/api/show", from_ollama_parameters(shown.get("parameters") or ""))
         blob = re.search(r"^FROM\s+\S*sha256[-:]([0-9a-f]{64})", shown.get("modelfile") or "", re.MULTILINE)
         if blob:
             settings["sha256"] = InForce(blob.group(1), "/api/show")
@@ -217,42 +206,49 @@ class OllamaServer:
         options = {"num_predict": tokens, "temperature": 0}
         body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
         answer, seconds = _timed_post(f"{self.url}/api/generate", body)
+
+        def per_second(what: str) -> float | None:
+            count, nanoseconds = answer.get(f"{what}_count"), answer.get(f"{what}_duration")
+            return count / (nanoseconds / 1e9) if count and nanoseconds else None
+
         return Generation(
             prompt_tokens=int(answer.get("prompt_eval_count") or 0),
             generated_tokens=int(answer.get("eval_count") or 0),
             seconds=seconds,
-            own_tokens_per_second=_rate(answer.get("eval_count"), answer.get("eval_duration")),
-            own_prompt_tokens_per_second=_rate(
-                answer.get("prompt_eval_count"), answer.get("prompt_eval_duration")
-            ),
+            own_tokens_per_second=per_second("eval"),
+            own_prompt_tokens_per_second=per_second("prompt_eval"),
         )
 
 
 def detect(url: str) -> Server:
     """The server at ``url``, recognised by a page that only its kind has.
 
+    Some builds of llama-server have Ollama's page as well, so its own page comes first.
+
     Raises:
         EngineMissingError: nothing listens there, or something else than these three servers.
     """
     url = url.rstrip("/")
-    try:
-        if "models" in get(f"{url}/api/tags"):  # llama-swap has /api/version too, and not this
-            return OllamaServer(url)
-    except NoSuchPageError:
-        pass
-    try:
-        get(f"{url}/props")
-        return LlamaServer(url)
-    except NoSuchPageError:
-        pass
-    try:
-        get(f"{url}/v1/models")
-        return LlamaCppPythonServer(url)
-    except NoSuchPageError:
-        raise EngineMissingError(
-            f"what answers at {url} is none of llama-server, llama-cpp-python, ollama: "
-            "give the address of one with --url"
-        ) from None
+    pages: dict[str, Callable[[str], Server]] = {
+        "/props": LlamaServer,
+        "/api/tags": OllamaServer,
+        "/v1/models": LlamaCppPythonServer,
+    }
+    for page, server in pages.items():
+        try:
+            answer = get(url + page)
+        except NoSuchPageError:
+            continue
+        if page != "/api/tags" or "models" in answer:
+            return server(url)
+    raise EngineMissingError(
+        f"what answers at {url} is none of llama-server, llama-cpp-python, ollama: "
+        "give the address of one with --url"
+    )
+
+
+def _all_from(source: str, values: Mapping[str, Any]) -> dict[str, InForce]:
+    return {key: InForce(value, source) for key, value in values.items()}
 
 
 def _timed_post(url: str, body: dict[str, Any]) -> tuple[Any, float]:
@@ -261,20 +257,6 @@ def _timed_post(url: str, body: dict[str, Any]) -> tuple[Any, float]:
     return answer, time.perf_counter() - started
 
 
-def _options(argv: list[str]) -> dict[str, Any]:
-    """``--key value`` and ``--key=value`` of a llama_cpp.server's command line."""
-    found: dict[str, Any] = {}
-    for i, word in enumerate(argv):
-        if word.startswith("--"):
-            key, equals, value = word[2:].partition("=")
-            found[key] = value if equals else (argv[i + 1] if i + 1 < len(argv) else "")
-    return found
-
-
 def _port(url: str) -> int:
     parts = urlsplit(url)
     return parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def _rate(tokens: Any, nanoseconds: Any) -> float | None:
-    return tokens / (nanoseconds / 1e9) if tokens and nanoseconds else None
