@@ -17,7 +17,8 @@ from pathlib import Path
 
 import yaml
 
-from sweeper import apply
+from sweeper.apply.verify.check import verify
+from sweeper.apply.verify.find import VerifyOptions
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic
@@ -99,7 +100,7 @@ def _runs(
     for run in range(1, arguments.runs + 1):
         decode, prefill = _promise(path, configuration, workload, arguments)
         for kind, program in kinds:
-            options = apply.VerifyOptions(
+            options = VerifyOptions(
                 server=kind,
                 program=program,
                 start=True,
@@ -108,7 +109,7 @@ def _runs(
             )
             record = _record(path, digest, configuration, workload, decode, prefill)
             with _Beside(path, configuration, workload, arguments) as beside:
-                found = apply.verify(record, 0, options, progress=beside.at)
+                found = verify(record, 0, options, progress=beside.at)
             first, second = found.figures
             assert first.found is not None
             promised = beside.reading() if arguments.interleaved else decode

@@ -54,7 +54,6 @@ class FileChange:
     before: bytes | None
     after: bytes
     says: str = ""  # what the file is for, or which parts of it stay
-    mode: int | None = None  # of a new file; an existing one keeps its own
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,16 +148,18 @@ def lines_of(text: str) -> list[str]:
     return re.findall(r"[^\r\n]*(?:\r\n|\n|\r)|[^\r\n]+", text)
 
 
-def change(path: Path, text: str, says: str = "", mode: int | None = None) -> FileChange:
+def change(path: Path, text: str, says: str = "") -> FileChange:
     """A change of ``path`` from its present content to ``text``."""
-    return FileChange(path, read_existing(path), text.encode("utf-8"), says, mode)
+    return FileChange(path, read_existing(path), text.encode("utf-8"), says)
 
 
 def not_settable(configuration: Configuration, target: str, settable: Container[str]) -> tuple[str, ...]:
-    """One note for each parameter that differs from its default and that a target cannot set."""
+    """One note for each parameter that a target cannot set, unless it gets that value without being told."""
     values = configuration.to_dict()
+    # Programs with one number of threads, or one size of batches, use it for both.
+    untold = DEFAULTS | {"n_ubatch": configuration.n_batch, "n_threads_batch": configuration.n_threads}
     return tuple(
         f"{target} has no setting for {t.name}; {t.name}={t.to_word(values[t.name])} was measured"
         for t in SERVER_TUNABLES
-        if t.name not in settable and values[t.name] != DEFAULTS[t.name]
+        if t.name not in settable and values[t.name] != untold[t.name]
     )

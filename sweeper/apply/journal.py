@@ -125,7 +125,7 @@ def write_plan(plan: ApplyPlan, *, root: Path, limit: StandingLimit | None = Non
         entry = _prepare(root, plan, limit)
         try:
             for change in plan.draft.files:
-                write_atomically(change.path, change.after, change.mode)
+                write_atomically(change.path, change.after)
             if entry.limit is not None and limit is not None:
                 limit.set(entry.limit.set_watts)
         except SweeperError:

@@ -9,9 +9,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sweeper.apply.base import LOOPBACK, Request
-from sweeper.apply.names import refuse_characters
-from sweeper.errors import UsageError
-from sweeper.parameters import SERVER_TUNABLES, Configuration
+from sweeper.apply.names import refuse_characters, refuse_outer_spaces
+from sweeper.parameters import SERVER_TUNABLES
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,22 +40,9 @@ class Option:
 
 
 def check_alias(name: str) -> None:
-    """llama-server splits ``--alias`` at commas and strips the parts.
-
-    Raises:
-        UsageError: that would change the name.
-    """
+    """Raise UsageError for a name that llama-server would change: it splits at commas and strips the parts."""
     refuse_characters("the name", name, ",", "llama-server would split it; choose another with --name")
-    if name != name.strip():
-        raise UsageError(f"the name {name!r} begins or ends with a space: choose another with --name")
-
-
-def load_mode(configuration: Configuration) -> str:
-    """llama.cpp's word for ``use_mmap`` and ``use_mlock``."""
-    words = [
-        word for word, on in (("mmap", configuration.use_mmap), ("mlock", configuration.use_mlock)) if on
-    ]
-    return "+".join(words) or "none"
+    refuse_outer_spaces("the name", name, "choose another with --name")
 
 
 def model_options(request: Request) -> tuple[Option, ...]:
@@ -66,6 +52,7 @@ def model_options(request: Request) -> tuple[Option, ...]:
     is 1 because the sweep measured one request at a time and the default splits the cache between four.
     """
     c, has_experts = request.configuration, request.record.model.expert_count > 0
+    load_mode = [word for word, on in (("mmap", c.use_mmap), ("mlock", c.use_mlock)) if on] or ["none"]
     return (
         Option("model", request.model_path, ("m",), "LLAMA_ARG_MODEL"),
         Option("fit", "off", (), "LLAMA_ARG_FIT"),
@@ -75,7 +62,7 @@ def model_options(request: Request) -> tuple[Option, ...]:
             for t in SERVER_TUNABLES
             if t.option and (has_experts or not t.experts_only)
         ),
-        Option("load-mode", load_mode(c), ("lm",), "LLAMA_ARG_LOAD_MODE"),
+        Option("load-mode", "+".join(load_mode), ("lm",), "LLAMA_ARG_LOAD_MODE"),
     )
 
 

@@ -43,16 +43,17 @@ def check_text(what: str, value: str) -> str:
     return value
 
 
-def refuse_characters(what: str, value: str, characters: str, why: str) -> str:
-    """``value`` itself, if it holds none of ``characters``.
-
-    Raises:
-        UsageError: names the character, and ``why`` the format cannot hold it.
-    """
+def refuse_characters(what: str, value: str, characters: str, why: str) -> None:
+    """Raise UsageError, which tells ``why``, if ``value`` holds one of ``characters``."""
     found = next((c for c in value if c in characters), None)
     if found is not None:
         raise UsageError(f"{what} {value!r} holds {found!r}: {why}")
-    return value
+
+
+def refuse_outer_spaces(what: str, value: str, why: str) -> None:
+    """Raise UsageError, which tells ``why``, if ``value`` begins or ends with a space."""
+    if value != value.strip():
+        raise UsageError(f"{what} {value!r} begins or ends with a space: {why}")
 
 
 def slug(text: str) -> str:

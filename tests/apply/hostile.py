@@ -7,7 +7,7 @@ from pathlib import Path
 from apply_sweep import CONFIGURATION, make_sweep
 from hypothesis import strategies as st
 
-from sweeper import apply
+from sweeper.apply import run as apply
 from sweeper.records import Configuration
 
 # One of each trap: quotes, expansion, comments, separators, regex signs, escapes, YAML words, non-ASCII.

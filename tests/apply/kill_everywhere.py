@@ -17,7 +17,8 @@ from pathlib import Path
 
 from apply_sweep import CONFIGURATION, ENGINE, MACHINE, FakeLimit, make_sweep, tree
 
-from sweeper import apply
+from sweeper.apply import journal
+from sweeper.apply import run as apply
 
 FOUND_WATTS = 170
 
@@ -57,9 +58,9 @@ def _one(place: Path, target: str, act: str, kill_before: int) -> tuple[bool, st
     died = os.WIFSIGNALED(status)
     if not died and os.waitstatus_to_exitcode(status) != 0:
         return False, "the child failed by itself"
-    unfinished = apply.last_to_undo(place / "root")
+    unfinished = journal.last_to_undo(place / "root")
     if unfinished is not None:
-        apply.rollback(place / "root", limit)
+        journal.rollback(place / "root", limit)
     if tree(folder) != before:
         return died, f"files differ: {sorted(tree(folder).items() ^ before.items())}"
     if limit.read() != FOUND_WATTS:
@@ -135,7 +136,7 @@ def _act(place: Path, folder: Path, target: str, record, act: str, kill_before: 
     if act == "apply":
         _apply(place, folder, target, record)
     else:
-        apply.rollback(place / "root", FakeLimit(place / "limit"))
+        journal.rollback(place / "root", FakeLimit(place / "limit"))
 
 
 if __name__ == "__main__":

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeper import apply
+from sweeper.apply.targets.registry import target_names
 
 HERE = Path(__file__).parent
 
 
-@pytest.mark.parametrize("target", apply.target_names())
+@pytest.mark.parametrize("target", target_names())
 def test_killed_between_any_two_writes_everything_comes_back(target: str, tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, str(HERE / "kill_everywhere.py"), str(tmp_path), target],

@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 from apply_sweep import CONFIGURATION, ENGINE, GPU, MACHINE, FakeLimit, make_sweep, tree
 
-from sweeper import apply
+from sweeper.apply import journal
+from sweeper.apply import run as apply
+from sweeper.apply.text import render_outcome, render_undone
 from sweeper.errors import LimitRefused, ModelMissingError, StaleRecordError, UsageError
 from sweeper.records import SweepRecord
 
@@ -34,7 +36,7 @@ def test_without_write_nothing_changes(sweep: SweepRecord, folder: Path, tmp_pat
     outcome = run(sweep, folder, write=False)
     assert tree(tmp_path) == before
     assert outcome.entry is None
-    text = apply.render_outcome(outcome)
+    text = render_outcome(outcome)
     assert "+threads = 3\n" in text
     assert "add --write" in text
 
@@ -43,14 +45,14 @@ def test_the_diff_is_what_is_written(sweep: SweepRecord, folder: Path) -> None:
     outcome = run(sweep, folder)
     (change,) = outcome.plan.draft.files
     assert change.path.read_bytes() == change.after
-    assert "sweeper rollback" in apply.render_outcome(outcome)
+    assert "sweeper rollback" in render_outcome(outcome)
 
 
 def test_applied_twice_changes_nothing_the_second_time(sweep: SweepRecord, folder: Path) -> None:
     run(sweep, folder)
     again = run(sweep, folder)
     assert again.entry is None
-    assert "nothing to write" in apply.render_outcome(again)
+    assert "nothing to write" in render_outcome(again)
 
 
 def test_applies_are_undone_one_by_one_newest_first(
@@ -62,22 +64,22 @@ def test_applies_are_undone_one_by_one_newest_first(
     second = tree(folder)
     run(make_sweep(model_path, CONFIGURATION.with_(n_threads=1)), folder)
     assert tree(folder) != second
-    apply.rollback(root)
+    journal.rollback(root)
     assert tree(folder) == second
-    apply.rollback(root)
+    journal.rollback(root)
     assert tree(folder) == first
     with pytest.raises(UsageError, match="nothing to roll back"):
-        apply.rollback(root)
+        journal.rollback(root)
 
 
 def test_a_created_folder_goes_again_unless_someone_uses_it(sweep: SweepRecord, folder: Path) -> None:
     inside = apply.Options(file=folder / "a" / "b" / "models.ini")
     run(sweep, folder, options=inside)
-    apply.rollback(folder.parent / "root")
+    journal.rollback(folder.parent / "root")
     assert tree(folder) == {}
     run(sweep, folder, options=inside)
     (folder / "a" / "theirs").write_text("x")
-    apply.rollback(folder.parent / "root")
+    journal.rollback(folder.parent / "root")
     assert set(tree(folder)) == {"a", "a/theirs"}
 
 
@@ -91,7 +93,7 @@ def test_mode_and_link_survive(sweep: SweepRecord, folder: Path) -> None:
     run(sweep, folder)
     assert link.is_symlink()
     assert real.stat().st_mode & 0o777 == 0o600
-    apply.rollback(folder.parent / "root")
+    journal.rollback(folder.parent / "root")
     assert tree(folder) == before
 
 
@@ -100,19 +102,19 @@ def test_a_file_edited_since_is_left_alone_without_force(sweep: SweepRecord, fol
     file = folder / "llama-server.ini"
     file.write_text("mine now\n")
     with pytest.raises(UsageError, match="changed after the apply"):
-        apply.rollback(folder.parent / "root")
+        journal.rollback(folder.parent / "root")
     assert file.read_text() == "mine now\n"
-    undone = apply.rollback(folder.parent / "root", force=True)
+    undone = journal.rollback(folder.parent / "root", force=True)
     assert not file.exists()
     assert Path(undone.kept_aside[0]).read_text() == "mine now\n"
-    assert undone.kept_aside[0] in apply.render_undone(undone)
+    assert undone.kept_aside[0] in render_undone(undone)
 
 
 def test_a_file_that_changed_since_the_diff_is_not_overwritten(sweep: SweepRecord, folder: Path) -> None:
     made = run(sweep, folder, write=False)
     (folder / "llama-server.ini").write_text("[new]\nmodel = /n\n")
     with pytest.raises(UsageError, match="changed since the diff"):
-        apply.write_plan(made.plan, root=folder.parent / "root")
+        journal.write_plan(made.plan, root=folder.parent / "root")
     assert (folder / "llama-server.ini").read_text() == "[new]\nmodel = /n\n"
 
 
@@ -122,12 +124,12 @@ def test_the_limit_is_set_and_given_back(folder: Path, model_path: Path, tmp_pat
     limit.set(170.25)
     outcome = run(sweep, folder, limit=limit)
     assert limit.read() == 120
-    assert "120 W" in apply.render_outcome(outcome)
+    assert "120 W" in render_outcome(outcome)
     with pytest.raises(UsageError, match=r"170\.25 W"):
-        apply.rollback(folder.parent / "root")  # without the right to set it
-    undone = apply.rollback(folder.parent / "root", limit)
+        journal.rollback(folder.parent / "root")  # without the right to set it
+    undone = journal.rollback(folder.parent / "root", limit)
     assert limit.read() == 170.25
-    assert "170.25 W again" in apply.render_undone(undone)
+    assert "170.25 W again" in render_undone(undone)
 
 
 def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: Path, tmp_path: Path) -> None:
@@ -136,9 +138,9 @@ def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: P
     limit.set(170)
     run(sweep, folder, limit=limit)
     limit.set(150)
-    undone = apply.rollback(folder.parent / "root", limit)
+    undone = journal.rollback(folder.parent / "root", limit)
     assert limit.read() == 150
-    assert "left as it is" in apply.render_undone(undone)
+    assert "left as it is" in render_undone(undone)
 
 
 def test_a_refused_limit_puts_the_files_back(folder: Path, model_path: Path, tmp_path: Path) -> None:
@@ -153,12 +155,12 @@ def test_a_refused_limit_puts_the_files_back(folder: Path, model_path: Path, tmp
     with pytest.raises(LimitRefused):
         run(sweep, folder, limit=limit)
     assert tree(folder) == before
-    assert apply.last_to_undo(folder.parent / "root") is None
+    assert journal.last_to_undo(folder.parent / "root") is None
 
 
 def test_a_limit_that_is_not_set_is_said(folder: Path, model_path: Path) -> None:
     sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120, clock_limit_mhz=1500))
-    text = apply.render_outcome(run(sweep, folder, write=False))
+    text = render_outcome(run(sweep, folder, write=False))
     assert "120 W" in text
     assert "--power-limit" in text
     assert "1500 MHz" in text
@@ -174,7 +176,7 @@ def test_no_right_to_write_says_so_and_leaves_nothing(sweep: SweepRecord, folder
     finally:
         folder.chmod(0o700)
     assert tree(folder) == {}
-    assert apply.last_to_undo(folder.parent / "root") is None
+    assert journal.last_to_undo(folder.parent / "root") is None
 
 
 STALE = {
@@ -203,7 +205,7 @@ def test_a_record_of_another_machine_or_engine_is_refused(
     assert tree(folder) == {}
     outcome = run(sweep, folder, force=True, **changes)
     assert outcome.entry is not None
-    assert "changed since the sweep" in apply.render_outcome(outcome)
+    assert "changed since the sweep" in render_outcome(outcome)
 
 
 @pytest.mark.parametrize("content", [b"short", b"GGUF not loaded by these TESTS"], ids=["size", "content"])
@@ -232,7 +234,7 @@ def test_a_simulated_sweep_is_not_written_without_force(sweep: SweepRecord, fold
     simulated = replace(sweep, engine=engine)
     with pytest.raises(UsageError, match="simulated"):
         run(simulated, folder, engine=engine)
-    assert "simulated" in apply.render_outcome(run(simulated, folder, engine=engine, write=False))
+    assert "simulated" in render_outcome(run(simulated, folder, engine=engine, write=False))
 
 
 def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder: Path) -> None:
@@ -244,8 +246,8 @@ def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder:
 
 def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord, folder: Path) -> None:
     run(sweep, folder, "systemd")
-    undone = apply.rollback(folder.parent / "root")
-    assert "systemctl disable --now llama-server.service" in apply.render_undone(undone)
+    undone = journal.rollback(folder.parent / "root")
+    assert "systemctl disable --now llama-server.service" in render_undone(undone)
 
 
 @pytest.mark.parametrize("pick", ["at-least:100000tok/s", "at-most:0.5W"])
@@ -296,7 +298,7 @@ def test_an_apply_of_the_first_release_still_rolls_back(tmp_path: Path) -> None:
     files = [file, {**missing, "after_sha256": ours, "made_folders": [str(made)]}]
     rest = {"state": "prepared", "files": files, "limit": None, "undo": ["tell"], "schema": 1}
     (entry / "entry.json").write_text(json.dumps(head | rest, indent=2))
-    undone = apply.rollback(tmp_path / "root")
+    undone = journal.rollback(tmp_path / "root")
     assert (undone.restored, undone.unchanged, undone.notes) == ((str(first),), (str(second),), ("tell",))
     assert first.read_text() == "theirs\n"
     assert not made.exists()

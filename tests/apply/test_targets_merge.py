@@ -11,7 +11,7 @@ from apply_sweep import make_sweep
 from hypothesis import Phase, given, settings
 from hypothesis import strategies as st
 
-from sweeper import apply
+from sweeper.apply import run as apply
 from sweeper.apply.yaml_text import with_entry
 from sweeper.errors import UsageError
 

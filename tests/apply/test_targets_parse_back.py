@@ -20,7 +20,7 @@ from hostile import NAMES, made, names, text_of
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from sweeper import apply
+from sweeper.apply import run as apply
 from sweeper.apply.verify.in_force import from_llama_server_argv
 from sweeper.errors import MissingError, UsageError
 from sweeper.records import Configuration
@@ -153,7 +153,7 @@ def test_ollama_says_everything_that_it_cannot_hold() -> None:
     notes = " ".join(made("ollama", "x.gguf", FOLDER).draft.notes)
     for word in (
         "n_ubatch",
-        "prompts were measured with 5",
+        "n_threads_batch=5 was measured",
         "q8_0/q5_1",
         "offload_kqv=off",
         "use_mlock=on",
@@ -162,8 +162,9 @@ def test_ollama_says_everything_that_it_cannot_hold() -> None:
         assert word in notes
     plain = Configuration(n_batch=512, n_ubatch=512)
     notes = " ".join(made("ollama", "x.gguf", FOLDER, plain).draft.notes)
-    assert "measured with" not in notes
-    with pytest.raises(UsageError, match="Ollama drops"):
+    assert "n_ubatch" not in notes
+    assert "n_threads_batch" not in notes
+    with pytest.raises(UsageError, match="Ollama drops it: rename"):
         made("ollama", "a\u00a0b.gguf", FOLDER)
 
 

@@ -21,10 +21,12 @@ import pytest
 from apply_sweep import ENGINE, MACHINE, make_sweep
 from hostile import NAMES
 
-from sweeper import apply
-from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge, speeds_of_engine
+from sweeper.apply import run as apply
+from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge, speeds_of_engine, verify
+from sweeper.apply.verify.find import VerifyOptions
 from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
 from sweeper.apply.verify.servers import InForce, detect
+from sweeper.apply.verify.text import render_verification, verification_to_plain
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,
@@ -96,9 +98,7 @@ def python_server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iter
 
 
 def test_a_running_python_server_keeps_what_was_applied(model: Path, python_server: str) -> None:
-    found = apply.verify(
-        sweep_of(model), 3, apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
-    )
+    found = verify(sweep_of(model), 3, VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1))
     settings = {check.name: check for check in found.settings}
     assert (found.server, found.started, found.name) == ("llama-cpp-python", False, "it's $mine")
     assert settings["model"].in_force == str(model)
@@ -114,33 +114,33 @@ def test_a_running_python_server_keeps_what_was_applied(model: Path, python_serv
     assert found.figures[0].found is not None
     assert found.figures[0].found.n == 2
     found.demand()
-    text = apply.render_verification(found)
+    text = render_verification(found)
     assert "the promise is kept" in text
-    assert json.loads(json.dumps(apply.verification_to_plain(found)))["kept"] is True
+    assert json.loads(json.dumps(verification_to_plain(found)))["kept"] is True
 
 
 def test_a_promise_that_nobody_can_keep_ends_with_exit_code_5(model: Path, python_server: str) -> None:
-    found = apply.verify(
-        sweep_of(model, IMPOSSIBLE), 3, apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    found = verify(
+        sweep_of(model, IMPOSSIBLE), 3, VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
     )
     assert not found.kept
     with pytest.raises(VerifyError, match=r"tokens_per_second is .* against the promised 1e") as caught:
         found.demand()
     assert caught.value.exit_code == 5
-    assert "NOT kept" in apply.render_verification(found)
+    assert "NOT kept" in render_verification(found)
 
 
 def test_where_the_engine_is_as_slow_now_the_machine_is_named_and_not_the_server(
     model: Path, python_server: str
 ) -> None:
-    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    options = VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
     asked = []
 
     def as_slow(trial: TrialRecord) -> dict[str, Reading]:
         asked.append(trial.number)
         return dict.fromkeys(("tokens_per_second", "prompt_tokens_per_second"), SLOW)
 
-    found = apply.verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=as_slow)
+    found = verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=as_slow)
     assert asked == [3]
     assert [figure.verdict for figure in found.figures] == ["drifted", "drifted"]
     assert found.kept
@@ -148,14 +148,14 @@ def test_where_the_engine_is_as_slow_now_the_machine_is_named_and_not_the_server
     assert found.figures[0].says.endswith(
         "sweeper's own engine gives 0.1 tok/s now, -100.0 % against the sweep: the machine, not the server"
     )
-    assert "the server is as fast as the engine is now" in apply.render_verification(found)
+    assert "the server is as fast as the engine is now" in render_verification(found)
 
 
 def test_where_the_engine_is_as_fast_as_promised_the_server_is_to_blame(
     model: Path, python_server: str
 ) -> None:
-    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
-    found = apply.verify(
+    options = VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    found = verify(
         sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=lambda _: {"tokens_per_second": IMPOSSIBLE}
     )
     assert [figure.verdict for figure in found.figures] == ["missed", "missed"]
@@ -166,16 +166,16 @@ def test_the_engine_is_not_measured_again_where_the_promise_is_kept(model: Path,
     def never(trial: TrialRecord) -> dict[str, Reading]:
         raise AssertionError(trial)
 
-    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
-    assert apply.verify(sweep_of(model), 3, options, speeds_now=never).kept
+    options = VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    assert verify(sweep_of(model), 3, options, speeds_now=never).kept
 
 
 def test_an_engine_that_fails_beside_the_server_is_a_note(model: Path, python_server: str) -> None:
     def fails(trial: TrialRecord) -> dict[str, Reading]:
         raise TrialFailed("no memory")
 
-    options = apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
-    found = apply.verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=fails)
+    options = VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1)
+    found = verify(sweep_of(model, IMPOSSIBLE), 3, options, speeds_now=fails)
     assert not found.kept
     assert found.notes[-1] == "sweeper's own engine could not be measured: no memory"
 
@@ -208,7 +208,7 @@ def test_an_engine_as_fast_as_promised_shows_no_drift_where_the_promise_alone_sc
 
 def test_settings_that_differ_are_named(model: Path, python_server: str) -> None:
     other = sweep_of(model, configuration=C.with_(n_threads_batch=1, type_v="f16"))
-    found = apply.verify(other, 3, apply.VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1))
+    found = verify(other, 3, VerifyOptions(url=python_server, repeats=2, repeat_seconds=0.1))
     assert [s.name for s in found.settings if s.verdict == "missed"] == ["n_threads_batch", "type_v"]
     with pytest.raises(VerifyError, match="n_threads_batch is 2, not 1; type_v is q8_0, not f16"):
         found.demand()
@@ -225,14 +225,14 @@ def test_a_batch_is_kept_as_asked_for_and_as_cut_to_the_context(
 
 def test_a_model_that_is_not_offered_is_named_with_those_that_are(model: Path, python_server: str) -> None:
     with pytest.raises(UsageError, match=r"offers it's \$mine, and not 'x'"):
-        apply.verify(sweep_of(model), 3, apply.VerifyOptions(url=python_server, name="x"))
+        verify(sweep_of(model), 3, VerifyOptions(url=python_server, name="x"))
 
 
 def test_a_python_server_of_our_own_is_read_from_its_log_and_ended(model: Path) -> None:
     lines: list[str] = []
     before = set(psutil.Process().children(recursive=True))
-    options = apply.VerifyOptions(server="llama-cpp-python", start=True, repeats=2, repeat_seconds=0.1)
-    found = apply.verify(sweep_of(model), 3, options, progress=lines.append)
+    options = VerifyOptions(server="llama-cpp-python", start=True, repeats=2, repeat_seconds=0.1)
+    found = verify(sweep_of(model), 3, options, progress=lines.append)
     assert found.started
     assert found.kept
     read_from = {check.name: check.read_from for check in found.settings}
@@ -269,12 +269,12 @@ with started(argv, page, Path(sys.argv[1]), 60, environment={}, failure=VerifyEr
 def test_a_server_that_cannot_load_says_why(tmp_path: Path) -> None:
     broken = tmp_path / "broken.gguf"
     broken.write_bytes(b"not a model")
-    options = apply.VerifyOptions(server="llama-cpp-python", start=True)
+    options = VerifyOptions(server="llama-cpp-python", start=True)
     with pytest.raises(VerifyError, match=r"ended with 1 before it answered: .*broken\.gguf"):
-        apply.verify(sweep_of(broken), 3, options)
+        verify(sweep_of(broken), 3, options)
     broken.unlink()
     with pytest.raises(ModelMissingError):
-        apply.verify(sweep_of(broken), 3, options)
+        verify(sweep_of(broken), 3, options)
 
 
 def test_a_llama_server_that_has_ollamas_page_as_well_is_a_llama_server() -> None:
@@ -286,17 +286,17 @@ def test_nobody_there_and_something_else_there() -> None:
     sweep = sweep_of(Path("/models/x.gguf"))
     nobody = f"http://127.0.0.1:{free_port()}"
     with pytest.raises(EngineMissingError, match="no server answers"):
-        apply.verify(sweep, 3, apply.VerifyOptions(url=nobody))
+        verify(sweep, 3, VerifyOptions(url=nobody))
     with pytest.raises(UsageError, match="no http address"):
-        apply.verify(sweep, 3, apply.VerifyOptions(url="file:///etc/passwd"))
+        verify(sweep, 3, VerifyOptions(url="file:///etc/passwd"))
     with serving({}) as url, pytest.raises(EngineMissingError, match="none of llama-server"):
-        apply.verify(sweep, 3, apply.VerifyOptions(url=url))
+        verify(sweep, 3, VerifyOptions(url=url))
 
 
 def test_a_simulated_sweep_has_nothing_to_verify(model: Path) -> None:
     sweep = sweep_of(model)
     with pytest.raises(UsageError, match="simulated"):
-        apply.verify(replace(sweep, engine=replace(sweep.engine, simulated=True)), 3)
+        verify(replace(sweep, engine=replace(sweep.engine, simulated=True)), 3)
 
 
 # --- llama-server, where there is one
@@ -311,10 +311,10 @@ def llama_server() -> str:
 
 
 def test_a_llama_server_of_our_own(model: Path, llama_server: str) -> None:
-    options = apply.VerifyOptions(
+    options = VerifyOptions(
         server="llama-server", program=Path(llama_server), start=True, repeats=2, repeat_seconds=0.1
     )
-    found = apply.verify(sweep_of(model), 3, options)
+    found = verify(sweep_of(model), 3, options)
     assert found.kept
     assert {check.verdict for check in found.settings} == {"kept"}
     assert {check.name for check in found.settings} >= {
@@ -337,7 +337,7 @@ def test_a_router_with_the_preset_that_was_applied(model: Path, llama_server: st
     url = f"http://127.0.0.1:{port}"
     argv = (llama_server, *command.argv[1:])
     with running(argv, f"{url}/health", tmp_path / "log"):
-        found = apply.verify(sweep_of(model), 3, apply.VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
+        found = verify(sweep_of(model), 3, VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
     assert found.kept
     assert {check.verdict for check in found.settings} == {
         "kept"
@@ -436,7 +436,7 @@ def test_ollama_by_its_api(model: Path) -> None:
     sweep = sweep_of(model)
     pages = ollama_pages(PARAMETERS, sweep.model.file(None).sha256, ends_after=7, context=512)
     with serving(pages) as url:
-        found = apply.verify(sweep, 3, apply.VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
+        found = verify(sweep, 3, VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
     assert (found.server, found.name) == ("ollama", "tiny-tuned")
     verdicts = {check.name: check.verdict for check in found.settings}
     assert {name for name, verdict in verdicts.items() if verdict == "kept"} == {
@@ -452,13 +452,13 @@ def test_ollama_by_its_api(model: Path) -> None:
     assert decode.found.median == pytest.approx(25.0)  # it ends early, so its own figure is taken
     assert prefill.own is not None
     assert prefill.own.median == pytest.approx(400.0, rel=1e-3)
-    assert "not reported by the server: " in apply.render_verification(found)
+    assert "not reported by the server: " in render_verification(found)
 
 
 def test_ollama_with_another_model_and_context(model: Path) -> None:
     pages = ollama_pages(PARAMETERS.replace("256", "512"), "0" * 64, ends_after=7, context=4096)
     with serving(pages) as url:
-        found = apply.verify(sweep_of(model), 3, apply.VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
+        found = verify(sweep_of(model), 3, VerifyOptions(url=url, repeats=2, repeat_seconds=0.1))
     assert [s.name for s in found.settings if s.verdict == "missed"] == ["model", "n_ctx", "n_batch"]
 
 

@@ -13,24 +13,21 @@ from sweeper.apply.llama_options import check_alias, model_options
 
 def draft(request: Request) -> Draft:
     """Write the whole file; an existing one is replaced."""
-    path = request.target_file("llama-server.env")
-    lines = [f"{name}={shlex.quote(value)}" for name, value in variables(request).items()]
-    rest = [word for option in model_options(request) if not option.environment for word in option.argv()]
-    script = f"set -a; . {shlex.quote(str(path))}; exec llama-server {shlex.join(rest)}"
-    head = "# every setting but --threads-batch, which llama-server takes on its command line only\n"
-    return Draft(
-        files=(change(path, head + "".join(f"{line}\n" for line in lines)),),
-        commands=(Command("start llama-server with it", ("sh", "-c", script)),),
-    )
-
-
-def variables(request: Request) -> dict[str, str]:
-    """Every variable with its value."""
     check_alias(request.name)
-    options = {o.environment: o.value for o in model_options(request) if o.environment}
-    server = {
+    path = request.target_file("llama-server.env")
+    options = model_options(request)
+    variables = {
+        **request.environment,
+        **{option.environment: option.value for option in options if option.environment},
         "LLAMA_ARG_ALIAS": request.name,
         "LLAMA_ARG_HOST": LOOPBACK,
         "LLAMA_ARG_PORT": str(request.port),
     }
-    return {**request.environment, **options, **server}
+    lines = [f"{name}={shlex.quote(value)}\n" for name, value in variables.items()]
+    rest = [word for option in options if not option.environment for word in option.argv()]
+    script = f"set -a; . {shlex.quote(str(path))}; exec llama-server {shlex.join(rest)}"
+    head = "# every setting but --threads-batch, which llama-server takes on its command line only\n"
+    return Draft(
+        files=(change(path, head + "".join(lines)),),
+        commands=(Command("start llama-server with it", ("sh", "-c", script)),),
+    )

@@ -10,7 +10,7 @@ import re
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
 from sweeper.apply.llama_options import Option, model_options, server_argv
-from sweeper.apply.names import refuse_characters
+from sweeper.apply.names import refuse_characters, refuse_outer_spaces
 from sweeper.errors import UsageError
 
 _HEADER = re.compile(r"^[ \t]*\[[ \t]*([^\]\r\n]*?)[ \t]*\]")
@@ -45,10 +45,10 @@ def _check(request: Request) -> None:
         "llama-server's presets cannot hold it: rename the file, link it under another name, or use --to env"
     )
     refuse_characters("the model's path", request.model_path, ";#", why)
-    if request.model_path != request.model_path.strip():
-        raise UsageError(f"the model's path {request.model_path!r} begins or ends with a space: {why}")
+    refuse_outer_spaces("the model's path", request.model_path, why)
     refuse_characters("the name", request.name, "[];#:,", "choose another with --name")
-    if request.name in _RESERVED or request.name != request.name.strip():
+    refuse_outer_spaces("the name", request.name, "choose another with --name")
+    if request.name in _RESERVED:
         raise UsageError(
             f"llama-server's presets cannot be named {request.name!r}: choose another with --name"
         )

@@ -6,32 +6,39 @@ dropped (``parser/parser.go`` of Ollama). A note names each parameter that Ollam
 
 from __future__ import annotations
 
-from typing import Any
-
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable
-from sweeper.apply.names import slug
+from sweeper.apply.names import refuse_characters, refuse_outer_spaces, slug
 from sweeper.apply.targets.systemd import quoted
-from sweeper.errors import UsageError
-from sweeper.parameters import TUNABLES, Configuration
+from sweeper.parameters import TUNABLES
 
-# Parameters that a Modelfile or a variable of the server sets, or that have a note of their own.
-SETTABLE = {
-    *(t.name for t in TUNABLES.values() if t.ollama),
-    *("n_ubatch", "n_threads_batch", "flash_attn", "type_k", "type_v"),
-}
-CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
+_PARAMETERS = tuple(tunable for tunable in TUNABLES.values() if tunable.ollama)
+# Parameters that the Modelfile or a variable of the server sets; a note tells where a cache type is not set.
+_SETTABLE = {*(tunable.name for tunable in _PARAMETERS), "flash_attn", "type_k", "type_v"}
+_CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
 
 
 def draft(request: Request) -> Draft:
     """Write both files beside each other; only the commands change Ollama itself."""
+    c = request.configuration
     path = request.target_file("Modelfile")
     conf = path.with_name(path.name + ".ollama-service.conf")
     name = slug(request.name)
     place = "/etc/systemd/system/ollama.service.d/sweeper.conf"
+    notes = [
+        "the drop-in applies to every model of this Ollama server",
+        *not_settable(c, "Ollama", _SETTABLE),
+    ]
+    if c.type_k != c.type_v or c.type_k not in _CACHE_TYPES:
+        notes.append(
+            f"Ollama has one cache type of {', '.join(_CACHE_TYPES)}; {c.type_k}/{c.type_v} was measured"
+        )
+    notes.append(
+        "Ollama has its own llama.cpp, not the build that the sweep measured: check with `sweeper verify`"
+    )
     return Draft(
         files=(
-            change(path, modelfile(request), "the model"),
-            change(conf, drop_in(request), "for the whole server"),
+            change(path, _modelfile(request), "the model"),
+            change(conf, _drop_in(request), "for the whole server"),
         ),
         commands=(
             Command(
@@ -42,65 +49,32 @@ def draft(request: Request) -> Draft:
             Command("make the model", ("ollama", "create", name, "-f", str(path))),
             Command("run it", ("ollama", "run", name)),
         ),
-        notes=_cannot(request.configuration),
+        notes=tuple(notes),
         undo=(f"Ollama keeps the model and its drop-in: ollama rm {name}; sudo rm {place}; restart Ollama",),
     )
 
 
-def modelfile(request: Request) -> str:
+def _modelfile(request: Request) -> str:
     """``FROM`` and every ``PARAMETER`` that the configuration decides."""
+    path, why = request.model_path, "Ollama drops it: rename the file"
+    refuse_characters("the model's path", path, "".join(x for x in path if not x.isprintable()), why)
+    refuse_outer_spaces("the model's path", path, why)
+    values = ((t.ollama, getattr(request.configuration, t.name)) for t in _PARAMETERS)
+    lines = [f"PARAMETER {name} {str(value).lower()}" for name, value in values]
+    return "\n".join([f"FROM {path}", *lines]) + "\n"
+
+
+def _drop_in(request: Request) -> str:
+    """A drop-in for ``ollama.service``: its settings for all models; one request at a time, as was measured."""
     c = request.configuration
-    odd = next((x for x in request.model_path if not x.isprintable()), None)
-    if odd is not None:
-        raise UsageError(
-            f"the model's path {request.model_path!r} holds {odd!r}, which Ollama drops: rename it"
-        )
-    if request.model_path != request.model_path.strip():
-        raise UsageError(
-            f"the model's path {request.model_path!r} ends with a space, which Ollama drops: rename it"
-        )
-    lines = [f"PARAMETER {t.ollama} {_word(getattr(c, t.name))}" for t in TUNABLES.values() if t.ollama]
-    return "\n".join([f"FROM {request.model_path}", *lines]) + "\n"
-
-
-def _word(value: Any) -> str:
-    return str(value).lower() if isinstance(value, bool) else str(value)
-
-
-def server_variables(request: Request) -> dict[str, str]:
-    """Ollama's settings for all models at once; one request at a time, as the sweep measured."""
-    c = request.configuration
-    cache = c.type_k if c.type_k in CACHE_TYPES else "f16"
-    return {
+    variables = {
         **request.environment,
         "OLLAMA_FLASH_ATTENTION": "1" if c.flash_attn else "0",
-        "OLLAMA_KV_CACHE_TYPE": cache,
+        "OLLAMA_KV_CACHE_TYPE": c.type_k if c.type_k in _CACHE_TYPES else "f16",
         "OLLAMA_NUM_PARALLEL": "1",
         "OLLAMA_HOST": f"{LOOPBACK}:{request.port}",
     }
-
-
-def drop_in(request: Request) -> str:
-    """A drop-in for ``ollama.service``."""
-    lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in server_variables(request).items()]
-    if request.configuration.use_mlock:
+    lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in variables.items()]
+    if c.use_mlock:
         lines.append("LimitMEMLOCK=infinity")
     return "\n".join(["[Service]", *lines]) + "\n"
-
-
-def _cannot(configuration: Configuration) -> tuple[str, ...]:
-    c = configuration
-    notes = ["the drop-in applies to every model of this Ollama server"]
-    if c.n_ubatch != c.n_batch:
-        notes.append(f"Ollama sets n_ubatch to num_batch ({c.n_batch}); {c.n_ubatch} was measured")
-    if c.n_threads_batch != c.n_threads:
-        notes.append(f"Ollama has one number of threads; prompts were measured with {c.n_threads_batch}")
-    if c.type_k != c.type_v or c.type_k not in CACHE_TYPES:
-        notes.append(
-            f"Ollama has one cache type of {', '.join(CACHE_TYPES)}; {c.type_k}/{c.type_v} was measured"
-        )
-    notes += not_settable(c, "Ollama", SETTABLE)
-    notes.append(
-        "Ollama has its own llama.cpp, not the build that the sweep measured: check with `sweeper verify`"
-    )
-    return tuple(notes)

@@ -10,28 +10,21 @@ _SERVER_ONLY = ("model", "model_alias", "cache")
 
 
 def draft(request: Request) -> Draft:
-    """Show the code; write it only if the user named a file."""
-    text = snippet(request)
+    """Show the code; write it only if the user named a file.
+
+    Environment variables are set before the import, since OpenMP reads them once.
+    """
+    settings = model_settings(request.configuration, request.model_path, request.name)
+    settings = {name: value for name, value in settings.items() if name not in _SERVER_ONLY}
+    lines = ["import os", ""] if request.environment else []
+    lines += [f"os.environ[{name!r}] = {value!r}" for name, value in request.environment.items()]
+    lines += [""] if request.environment else []
+    lines += ["from llama_cpp import Llama", "", "llm = Llama("]
+    lines += [
+        f"    {name}={value!r}," for name, value in ({"model_path": request.model_path} | settings).items()
+    ]
+    code = "\n".join([*lines, ")"]) + "\n"
     notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
     if request.file is None:
-        return Draft(snippet=text, notes=notes)
-    return Draft(files=(change(request.target_file(""), text, "the whole file"),), notes=notes)
-
-
-def snippet(request: Request) -> str:
-    """The code. Environment variables are set before the import, since OpenMP reads them once."""
-    settings = model_settings(request.configuration, request.model_path, request.name)
-    arguments = {"model_path": request.model_path} | {
-        k: v for k, v in settings.items() if k not in _SERVER_ONLY
-    }
-    lines = []
-    if request.environment:
-        lines += [
-            "import os",
-            "",
-            *(f"os.environ[{k!r}] = {v!r}" for k, v in request.environment.items()),
-            "",
-        ]
-    lines += ["from llama_cpp import Llama", "", "llm = Llama("]
-    lines += [f"    {name}={value!r}," for name, value in arguments.items()]
-    return "\n".join([*lines, ")"]) + "\n"
+        return Draft(snippet=code, notes=notes)
+    return Draft(files=(change(request.target_file(""), code, "the whole file"),), notes=notes)
