@@ -14,11 +14,7 @@ _MACHINE_WORDS = ("cpu", "physical_cores", "logical_cores", "memory_mib", "kerne
 
 
 def model_file(record: SweepRecord, trial: TrialRecord) -> ModelFile:
-    """The model file that the trial ran.
-
-    Raises:
-        StaleRecordError: where the record holds no file of the trial's quantisation.
-    """
+    """The model file that the trial ran. Raises StaleRecordError if the record holds no such file."""
     try:
         return record.model.file(trial.configuration.quant)
     except KeyError:
@@ -43,7 +39,11 @@ def require_fresh(
         StaleRecordError: names everything that changed, unless ``force`` lets it pass.
         ModelMissingError: the model file is gone, whatever ``force`` says.
     """
-    found = [*_machine(record.machine, machine), *_engine(record.engine, engine)]
+    found = _machine(record.machine, machine)
+    for name in (field.name for field in fields(EngineRecord)):
+        then, now = getattr(record.engine, name), getattr(engine, name)
+        if then != now:
+            found.append(f"the engine's {name} was {then!r} and is {now!r}")
     if not record.engine.simulated:
         found += _model(model_file(record, trial))
     if found and not force:
@@ -69,11 +69,6 @@ def _machine(then: MachineRecord, now: MachineRecord) -> list[str]:
     values = [(word, getattr(then, word), getattr(now, word)) for word in _MACHINE_WORDS]
     found += [f"{word} was {old} and is {new}" for word, old, new in values if old != new]
     return found or [f"the machine's fingerprint was {then.fingerprint} and is {now.fingerprint}"]
-
-
-def _engine(then: EngineRecord, now: EngineRecord) -> list[str]:
-    values = [(field.name, getattr(then, field.name), getattr(now, field.name)) for field in fields(then)]
-    return [f"the engine's {name} was {old!r} and is {new!r}" for name, old, new in values if old != new]
 
 
 def _model(then: ModelFile) -> list[str]:

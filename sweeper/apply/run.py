@@ -37,15 +37,13 @@ class Outcome:
     journal: str | None = None  # the folder with the backups
 
 
-def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
-    """The trial that a pick stands for: a word such as ``within:5%``, a trial's number, or the trial itself.
+def resolve(record: SweepRecord, pick: str | int) -> TrialRecord:
+    """The trial that a pick stands for: a word such as ``within:5%``, or a trial's number.
 
     Raises:
         UsageError: a word that is no pick, a bound that nothing keeps, or a number that is no finished trial.
         NoResultError: the sweep has nothing to pick from.
     """
-    if isinstance(pick, TrialRecord):
-        return pick
     if isinstance(pick, str):
         from sweeper.results.picks import choose
 
@@ -66,7 +64,7 @@ def resolve(record: SweepRecord, pick: str | int | TrialRecord) -> TrialRecord:
 
 def plan(
     record: SweepRecord,
-    pick: str | int | TrialRecord,
+    pick: str | int,
     target: str,
     options: Options | None = None,
     *,
@@ -111,7 +109,7 @@ def plan(
 
 def run(
     record: SweepRecord,
-    pick: str | int | TrialRecord,
+    pick: str | int,
     target: str,
     options: Options | None = None,
     *,
@@ -131,9 +129,8 @@ def run(
         StaleRecordError: something changed since the sweep and ``force`` is not given.
         UsageError, MissingError, LimitRefused: see `plan` and `journal.write_plan`.
     """
-    trial = resolve(record, pick)
-    stale = require_fresh(record, trial, machine, engine, force=force)
-    made = plan(record, pick if isinstance(pick, str) else trial, target, options, stale=stale, limit=limit)
+    stale = require_fresh(record, resolve(record, pick), machine, engine, force=force)
+    made = plan(record, pick, target, options, stale=stale, limit=limit)
     if not write or made.changes_nothing:
         return Outcome(made)
     if record.engine.simulated and not force:

@@ -2,8 +2,8 @@
 
 Python's audit events say when a change is about to happen, so nothing in sweeper has to announce it.
 
-One process forks for every kill, since starting Python for each would take a minute. Prints as JSON how many
-kills there were and what differed afterwards.
+One process forks for every kill, since starting Python for each would take a minute. Prints as JSON, for
+each target, how many kills there were and what differed afterwards.
 """
 
 from __future__ import annotations
@@ -19,11 +19,16 @@ from apply_sweep import CONFIGURATION, ENGINE, MACHINE, FakeLimit, make_sweep, t
 
 from sweeper.apply import journal
 from sweeper.apply import run as apply
+from sweeper.apply.targets.registry import target_names
 
 FOUND_WATTS = 170
 
 
-def main(work: Path, target: str) -> None:
+def main(work: Path) -> None:
+    print(json.dumps({target: _everywhere(work / target, target) for target in target_names()}))
+
+
+def _everywhere(work: Path, target: str) -> dict[str, object]:
     kills, wrong = 0, []
     for act in ("apply", "rollback"):
         step = 0
@@ -37,7 +42,7 @@ def main(work: Path, target: str) -> None:
                 break
             step += 1
         kills += step
-    print(json.dumps({"kills": kills, "wrong": wrong}))
+    return {"kills": kills, "wrong": wrong}
 
 
 def _one(place: Path, target: str, act: str, kill_before: int) -> tuple[bool, str]:
@@ -143,4 +148,4 @@ if __name__ == "__main__":
     os.fsync = lambda _handle: (
         None
     )  # it guards against loss of power, which a kill is not; and costs most of the time
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]))

@@ -20,19 +20,11 @@ SETTINGS = tuple(t for t in SERVER_TUNABLES if t.in_llama_cpp_python)
 SETTABLE = {tunable.name for tunable in SETTINGS}
 
 
-def setting(tunable: Tunable, value: Any) -> Any:
-    """A value as ``ModelSettings`` takes it: llama.cpp's integers for split modes and cache types.
-
-    Raises:
-        UsageError: llama.cpp has no cache of that type.
-    """
-    if tunable.name == "split_mode":
-        return SPLIT_MODES[value]
-    if tunable.kind == "word":
-        if value not in CACHE_TYPE_NUMBERS:
-            raise UsageError(f"no cache type is called {value!r}: one of {', '.join(CACHE_TYPE_NUMBERS)}")
-        return CACHE_TYPE_NUMBERS[value]
-    return value
+def _setting(tunable: Tunable, value: Any) -> Any:
+    """A value as ``ModelSettings`` takes it: llama.cpp's integers for split modes and cache types."""
+    if tunable.kind != "word":
+        return value
+    return (SPLIT_MODES if tunable.name == "split_mode" else CACHE_TYPE_NUMBERS)[value]
 
 
 def model_settings(configuration: Configuration, model_path: str, name: str) -> dict[str, Any]:
@@ -40,7 +32,7 @@ def model_settings(configuration: Configuration, model_path: str, name: str) -> 
     return {
         "model": model_path,
         "model_alias": name,
-        **{t.name: setting(t, getattr(configuration, t.name)) for t in SETTINGS},
+        **{t.name: _setting(t, getattr(configuration, t.name)) for t in SETTINGS},
         "logits_all": False,  # the server's default keeps the logits of every prompt token
         "embedding": False,
         "cache": False,

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
-from sweeper.apply.llama_options import Option, model_options, server_argv
+from sweeper.apply.llama_options import Option, check_alias, model_options, server_argv
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
 from sweeper.errors import UsageError
 
@@ -46,8 +46,8 @@ def _check(request: Request) -> None:
     )
     refuse_characters("the model's path", request.model_path, ";#", why)
     refuse_outer_spaces("the model's path", request.model_path, why)
-    refuse_characters("the name", request.name, "[];#:,", "choose another with --name")
-    refuse_outer_spaces("the name", request.name, "choose another with --name")
+    refuse_characters("the name", request.name, "[];#:", "choose another with --name")
+    check_alias(request.name)
     if request.name in _RESERVED:
         raise UsageError(
             f"llama-server's presets cannot be named {request.name!r}: choose another with --name"

@@ -93,7 +93,7 @@ class Verification:
 
 def verify(
     record: SweepRecord,
-    pick: str | int | TrialRecord,
+    pick: str | int,
     options: VerifyOptions | None = None,
     *,
     meter: PowerMeter | None = None,
@@ -102,14 +102,9 @@ def verify(
 ) -> Verification:
     """Find or start a server, read its settings, measure it, and compare with the promise.
 
-    Args:
-        record: The sweep.
-        pick: A pick's words, a trial's number, or a trial.
-        options: Which server.
-        meter: An open meter; its watts are compared only if it is the sweep's own sensor.
-        speeds_now: Measures sweeper's own engine again, if a speed is lower than promised. This tells a slow
-            server from a machine that has changed. It is not called while the server holds a GPU's memory.
-        progress: Gets one line for each step.
+    The watts of the open ``meter`` are compared only if it is the sweep's own sensor. ``speeds_now`` measures
+    sweeper's own engine again, if a speed is lower than promised. This tells a slow server from a machine that
+    has changed. It is not called while the server holds a GPU's memory. ``progress`` gets one line for each step.
 
     Raises:
         UsageError: a simulated sweep, or a server that does not offer the model.
@@ -145,9 +140,9 @@ def verify(
         progress("slower than promised: measuring sweeper's own engine, to tell the server from the machine")
         try:
             now = speeds_now(trial)
-            figures = tuple(_beside_now(f, now.get(f.metric)) for f in figures)
+            figures = [_beside_now(figure, now.get(figure.metric)) for figure in figures]
         except TrialFailed as failure:
-            notes = (*notes, f"sweeper's own engine could not be measured: {failure}")
+            notes.append(f"sweeper's own engine could not be measured: {failure}")
     return Verification(
         sweep=record.sweep,
         trial=trial.number,
@@ -157,8 +152,8 @@ def verify(
         started=ours,
         tolerance=TOLERANCE,
         settings=settings,
-        figures=figures,
-        notes=notes,
+        figures=tuple(figures),
+        notes=tuple(notes),
     )
 
 
@@ -247,7 +242,7 @@ def _settings(
 
 def _figures(
     record: SweepRecord, trial: TrialRecord, speed: ClientSpeed, meter: PowerMeter | None
-) -> tuple[FigureCheck, ...]:
+) -> list[FigureCheck]:
     rows = [
         ("tokens_per_second", speed.decode, speed.own_decode),
         ("prompt_tokens_per_second", speed.prefill, speed.own_prefill),
@@ -268,7 +263,7 @@ def _figures(
             verdict = judge(promised, found, more_is_better=metric != "watts")
             says = _says(metric, promised, found, verdict)
         checks.append(FigureCheck(metric, promised, found, own, verdict, says))
-    return tuple(checks)
+    return checks
 
 
 def _says(metric: str, promised: Reading, found: Reading, verdict: Verdict) -> str:
@@ -295,7 +290,7 @@ def _same_sensor(one: PowerSource, other: PowerSource) -> bool:
 
 def _notes(
     record: SweepRecord, trial: TrialRecord, speed: ClientSpeed, meter: PowerMeter | None
-) -> tuple[str, ...]:
+) -> list[str]:
     notes = [f"{metric}: {reason}" for metric, reason in speed.missing.items()]
     if record.state == "running":
         notes.append(
@@ -312,4 +307,4 @@ def _notes(
     wanted = record.workload.prompt_tokens
     if abs(speed.prompt_tokens - wanted) > 0.1 * wanted:
         notes.append(f"prompts were {speed.prompt_tokens} tokens long, and {wanted} in the sweep")
-    return tuple(notes)
+    return notes
