@@ -103,6 +103,17 @@ def last_to_undo(root: Path) -> Entry | None:
     return None
 
 
+def _lock(root: Path) -> contextlib.AbstractContextManager[None]:
+    """Allow one apply or rollback at a time on this data folder."""
+
+    def busy(owner: str) -> Exception:
+        return SweepBusyError(
+            f"another apply or rollback (process {owner}) runs on this data folder: wait for it"
+        )
+
+    return held(journal_folder(root) / ".lock", busy)
+
+
 def write_plan(plan: ApplyPlan, *, root: Path, limit: StandingLimit | None = None) -> Entry:
     """Write a plan's files and set its power limit; returns the entry by which `rollback` undoes it.
 
@@ -266,13 +277,3 @@ def _save(root: Path, entry: Entry) -> Entry:
 
 def _digest(data: bytes | None) -> str | None:
     return None if data is None else hashlib.sha256(data).hexdigest()
-
-
-def _lock(root: Path) -> contextlib.AbstractContextManager[None]:
-    """Allow one apply or rollback at a time on this data folder."""
-    return held(
-        journal_folder(root) / ".lock",
-        lambda owner: SweepBusyError(
-            f"another apply or rollback (process {owner}) runs on this data folder: wait for it"
-        ),
-    )

@@ -13,7 +13,7 @@ from apply_sweep import CONFIGURATION, ENGINE, GPU, MACHINE, FakeLimit, make_swe
 
 from sweeper.apply import journal
 from sweeper.apply import run as apply
-from sweeper.apply.text import render_outcome, render_undone
+from sweeper.apply.text import render_outcome, render_undone, undone_to_plain
 from sweeper.errors import LimitRefused, ModelMissingError, StaleRecordError, UsageError
 from sweeper.records import SweepRecord
 
@@ -130,6 +130,9 @@ def test_the_limit_is_set_and_given_back(folder: Path, model_path: Path, tmp_pat
     undone = journal.rollback(folder.parent / "root", limit)
     assert limit.read() == 170.25
     assert "170.25 W again" in render_undone(undone)
+    plain = undone_to_plain(undone)
+    assert (plain["schema"], plain["target"], plain["trial"]) == (1, "llama-server", 3)
+    assert (plain["removed"], plain["power_limit_watts"]) == ([str(folder / "llama-server.ini")], 170.25)
 
 
 def test_a_limit_that_someone_else_set_since_is_left(folder: Path, model_path: Path, tmp_path: Path) -> None:

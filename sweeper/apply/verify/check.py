@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
@@ -18,15 +19,16 @@ from sweeper.errors import TrialFailed, UsageError, VerifyError
 from sweeper.measure.trial import speeds_now as engine_speeds
 from sweeper.meter.base import PowerMeter
 from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing
-from sweeper.records import PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.records import Reading, SweepRecord, TrialRecord
 
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
-SpeedsNow = Callable[[TrialRecord], Mapping[str, Reading]]
-"""Measures sweeper's own engine once more: decode and prefill in tok/s, by metric."""
 
 TOLERANCE = 0.05  # a promise is kept if speed is at most this fraction below it, or power above it
 SURPRISE = 0.3  # a server that beats its promise by more than this shows that the promise was wrong
 TOO_WIDE = 0.25  # half an interval, as a share of its median: with more, medians that agree prove nothing
+
+
+_sensor = attrgetter("name", "scope", "kind", "device")  # two sources that agree in these are one sensor
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,14 +99,15 @@ def verify(
     options: VerifyOptions | None = None,
     *,
     meter: PowerMeter | None = None,
-    speeds_now: SpeedsNow | None = None,
+    speeds_now: Callable[[TrialRecord], Mapping[str, Reading]] | None = None,
     progress: Callable[[str], None] = lambda _line: None,
 ) -> Verification:
     """Find or start a server, read its settings, measure it, and compare with the promise.
 
     The watts of the open ``meter`` are compared only if it is the sweep's own sensor. ``speeds_now`` measures
-    sweeper's own engine again, if a speed is lower than promised. This tells a slow server from a machine that
-    has changed. It is not called while the server holds a GPU's memory. ``progress`` gets one line for each step.
+    sweeper's own engine again (tok/s, by metric), if a speed is lower than promised. This tells a slow server from
+    a machine that has changed. It is not called while the server holds a GPU's memory. ``progress`` gets one line
+    for each step.
 
     Raises:
         UsageError: a simulated sweep, or a server that does not offer the model.
@@ -257,7 +260,7 @@ def _figures(
             says = "the sweep promised no such figure"
         elif found is None:
             says = speed.missing.get(metric, "not measured")
-        elif metric == "watts" and meter is not None and not _same_sensor(record.power, meter.source):
+        elif metric == "watts" and meter is not None and _sensor(record.power) != _sensor(meter.source):
             says = "measured on another sensor than the sweep: not compared"
         else:
             verdict = judge(promised, found, more_is_better=metric != "watts")
@@ -282,10 +285,6 @@ def _says(metric: str, promised: Reading, found: Reading, verdict: Verdict) -> s
         f"{metric} is {found.median:.4g} {unit}, {change:+.1f} % against the promised {promised.median:.4g} "
         f"(tolerance {100 * TOLERANCE:g} %)"
     )
-
-
-def _same_sensor(one: PowerSource, other: PowerSource) -> bool:
-    return (one.name, one.scope, one.kind, one.device) == (other.name, other.scope, other.kind, other.device)
 
 
 def _notes(

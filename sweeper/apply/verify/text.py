@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from sweeper.apply.verify.check import FigureCheck, SettingCheck, Verification
+from sweeper.apply.verify.check import Verification
 from sweeper.metrics import describe
 from sweeper.records import Reading, to_plain
 
@@ -17,17 +18,19 @@ def render_verification(verification: Verification) -> str:
     lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {v.server} at {v.url}"]
     if v.started:
         lines.append("no running server offers this model, so verify started this one and ended it")
-    lines.append("")
-    lines += _table(("setting", "configured", "in force", "verdict"), [_setting(s) for s in v.settings])
-    lines.append("")
-    lines += _table(
-        ("figure", "promised", "found", "change", "server says", "verdict"), [_figure(f) for f in v.figures]
-    )
-    lines.append("")
+    settings = [("setting", "configured", "in force", "verdict")]
+    for s in v.settings:
+        found = "-" if s.verdict == "unknown" else _short(s.in_force)
+        settings.append((s.name, _short(s.configured), found, s.verdict))
+    figures = [("figure", "promised", "found", "change", "server says", "verdict")]
+    for f in v.figures:
+        name = f"{_NAMES.get(f.metric, f.metric)} {describe(f.metric).unit}"
+        change = "-" if f.change is None else f"{100 * f.change:+.1f} %"
+        figures.append((name, _reading(f.promised), _reading(f.found), change, _reading(f.own), f.verdict))
+    lines += ["", *_table(settings), "", *_table(figures), ""]
     lines += [f"{f.metric}: {f.says}" for f in v.figures if f.says]
     lines += [f"note: {note}" for note in v.notes]
-    lines.append(_verdict(v))
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, _verdict(v)]) + "\n"
 
 
 def verification_to_plain(verification: Verification) -> dict[str, Any]:
@@ -50,17 +53,6 @@ def _verdict(v: Verification) -> str:
     return f"the promise is kept (tolerance {100 * v.tolerance:g} %){more}"
 
 
-def _setting(check: SettingCheck) -> tuple[str, ...]:
-    found = "-" if check.verdict == "unknown" else _short(check.in_force)
-    return check.name, _short(check.configured), found, check.verdict
-
-
-def _figure(check: FigureCheck) -> tuple[str, ...]:
-    change = "-" if check.change is None else f"{100 * check.change:+.1f} %"
-    name = f"{_NAMES.get(check.metric, check.metric)} {describe(check.metric).unit}"
-    return name, _reading(check.promised), _reading(check.found), change, _reading(check.own), check.verdict
-
-
 def _reading(reading: Reading | None) -> str:
     return "-" if reading is None else f"{reading.median:.4g} [{reading.low:.4g} {reading.high:.4g}]"
 
@@ -70,9 +62,7 @@ def _short(value: Any) -> str:
     return text if len(text) <= 26 else f"…{text[-25:]}"
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> list[str]:
-    widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-    return [
-        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        for row in (head, *rows)
-    ]
+def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    cells = ([cell.ljust(width) for cell, width in zip(row, widths, strict=True)] for row in rows)
+    return ["  ".join(row).rstrip() for row in cells]
