@@ -32,7 +32,7 @@ sweep: install
 	$(BIN)/sweeper sweep experiment=quick $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
 
 check: install
 	$(BIN)/python -m pip check
