@@ -1,4 +1,4 @@
-"""The Protocol of inference engines. Every engine passes ``sweeper.lab.contracts.EngineContract``."""
+"""The Protocol of inference engines. Every engine passes ``tests/engine/engine_contract.py``."""
 
 from __future__ import annotations
 

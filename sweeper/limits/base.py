@@ -1,4 +1,4 @@
-"""The Protocol for limit control. Every adapter passes ``sweeper.lab.contracts.LimitControlContract``."""
+"""The Protocol for limit control. Every adapter passes ``tests/limits/limit_contract.py``."""
 
 from __future__ import annotations
 

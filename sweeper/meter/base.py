@@ -1,4 +1,4 @@
-"""The Protocols of power measurement. Adapters pass the suites in ``sweeper.lab.contracts``."""
+"""The Protocols of power measurement. Sensors pass ``tests/power/sensor_contract.py``."""
 
 from __future__ import annotations
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from engine_contract import EngineContract
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.lab.contracts import EngineContract
 from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.records import Configuration

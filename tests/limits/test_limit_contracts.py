@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 from fake_nvml import RTX_4090, FakeNvml
+from limit_contract import LimitControlContract, LimitedDevice
 
-from sweeper.lab.contracts import LimitControlContract, LimitedDevice
 from sweeper.lab.simulated_power import SimulatedLimits
 from sweeper.limits.base import LimitControl, LimitRange
 from sweeper.limits.control import find_limits

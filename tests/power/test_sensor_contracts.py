@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 from fake_nvml import H200, LAPTOP_4060, RTX_4090, FakeNvml
 from fake_plugs import FakePlug, serving
+from sensor_contract import AbsentSensorContract, SensorContract
 from sysfs_trees import plant, running
 
-from sweeper.lab.contracts import AbsentSensorContract, SensorContract
 from sweeper.meter.composite import SumSensor, TrustedSensor
 from sweeper.meter.sensors.battery import BatterySensor
 from sweeper.meter.sensors.command import CommandSensor
