@@ -10,16 +10,13 @@ from __future__ import annotations
 import random
 import statistics
 from dataclasses import replace
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
-from sweeper import stats
 from sweeper.engine.base import LoadReport, Run
 from sweeper.errors import EngineRefused, OutOfMemory
 from sweeper.lab.simulated_power import SimulatedMeter
-from sweeper.lab.simulator import run_in_virtual_time
-from sweeper.lab.tables import Table, TableRow
-from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.lab.tables import Table
+from sweeper.lab.virtual_time import VirtualClock, VirtualEngine
 from sweeper.parameters import MODEL_KEYS
 from sweeper.records import Configuration, EngineRecord, PowerSource
 
@@ -28,7 +25,7 @@ CONTEXT_SECONDS = 0.05
 LOAD_SECONDS = 1.0
 
 
-class ReplayEngine:
+class ReplayEngine(VirtualEngine):
     """An `Engine` over a recorded table.
 
     Args:
@@ -38,14 +35,11 @@ class ReplayEngine:
     """
 
     def __init__(self, table: Table, clock: VirtualClock, seed: int = 0) -> None:
+        super().__init__(clock, table.header.idle_watts or 0.0)
         self.table = table
-        self.clock = clock
-        self.trace = PowerTrace(table.header.idle_watts or 0.0)
         self._rows = {row.configuration.digest: row for row in table.rows}
         self._random = random.Random(seed)
         self._costs = _LoadCosts(table)
-        self._configuration: Configuration | None = None
-        self._row: TableRow | None = None
 
     @property
     def record(self) -> EngineRecord:
@@ -56,56 +50,30 @@ class ReplayEngine:
 
     def load(self, configuration: Configuration) -> LoadReport:
         """Load from the table. A configuration that failed in the recording fails again, after the same time."""
-        had, self._configuration, self._row = self._configuration, None, None
+        reload, self._memory = self._unload(configuration), (None, None)
         row = self._rows.get(configuration.digest)
         if row is None:
             raise EngineRefused(f"the table {self.table.header.name} does not contain this configuration")
-        reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
         seconds = self._costs.of(configuration, reload)
         self.clock.advance(seconds)
         if row.state == "out_of_memory":
             raise OutOfMemory(row.reason or "out of memory")
         if row.state != "complete":
             raise EngineRefused(row.reason or "this configuration failed in the recording")
-        self._configuration, self._row = configuration, row
-        return LoadReport(configuration.to_dict(), seconds, reload, row.memory_mib, row.vram_mib)
+        self._loaded, self._memory = configuration, (row.memory_mib, row.vram_mib)
+        return LoadReport(configuration.to_dict(), seconds, reload, *self._memory)
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """A window from one of the recorded repeats, at the recorded depth whatever ``depth`` is."""
-        row = self._in_force()
+        row = self._rows[self._in_force().digest]
         speed, watts = self._draw(row.prompt_tokens_per_second, row.prompt_watts)
-        return run_in_virtual_time(
-            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=False
-        )
+        return self._run(tokens, speed, watts, min_seconds, max_seconds, cut=False)
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """A window from one of the recorded repeats, at the recorded depth whatever ``depth`` is."""
-        row = self._in_force()
+        row = self._rows[self._in_force().digest]
         speed, watts = self._draw(row.tokens_per_second, row.watts)
-        return run_in_virtual_time(
-            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=True
-        )
-
-    def memory(self) -> tuple[float | None, float | None]:
-        """The recorded host and device memory, in MiB."""
-        return (self._row.memory_mib, self._row.vram_mib) if self._row else (None, None)
-
-    def close(self) -> None:
-        """Unload the configuration."""
-        self._configuration = self._row = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _in_force(self) -> TableRow:
-        if self._row is None:
-            raise EngineRefused("no configuration is loaded")
-        return self._row
+        return self._run(tokens, speed, watts, min_seconds, max_seconds, cut=True)
 
     def _draw(self, speeds: tuple[float, ...], watts: tuple[float, ...] | None) -> tuple[float, float]:
         repeat = self._random.randrange(len(speeds))
@@ -147,21 +115,3 @@ def replay_source(table: Table) -> PowerSource:
     return replace(
         recorded, name=f"replay of {recorded.name}", kind="simulated", note=note, update_period_seconds=0.01
     )
-
-
-def true_metrics(row: TableRow) -> dict[str, float]:
-    """A row's medians by metric name, the best estimate of the true values.
-
-    Raises OutOfMemory if the row is not complete.
-    """
-    if row.state != "complete":
-        raise OutOfMemory(row.reason or row.state)
-    metrics = {
-        "tokens_per_second": stats.median(row.tokens_per_second),
-        "prompt_tokens_per_second": stats.median(row.prompt_tokens_per_second),
-    }
-    if row.watts is not None and row.prompt_watts is not None:
-        metrics["watts"] = stats.median(row.watts)
-        metrics["prompt_watts"] = stats.median(row.prompt_watts)
-        metrics["joules_per_token"] = metrics["watts"] / metrics["tokens_per_second"]
-    return metrics

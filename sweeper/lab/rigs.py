@@ -9,7 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sweeper.errors import ConfigError
-from sweeper.measure.trial import Stage
+from sweeper.lab import simulator as simulated
+from sweeper.lab.replay import ReplayEngine, replay_meter
+from sweeper.lab.simulated_machine import KL_DIVERGENCE
+from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
+from sweeper.lab.tables import Table, TableRow, header_of, read_table, record_table
+from sweeper.lab.virtual_time import VirtualClock
+from sweeper.measure.trial import Stage, exactly
 from sweeper.records import Configuration, Reading
 from sweeper.rig.base import Rig
 from sweeper.rig.open import idle_power, open_rig
@@ -17,7 +23,6 @@ from sweeper.rig.quantisations import with_quality
 
 if TYPE_CHECKING:
     from sweeper.config import Composed, Settings
-    from sweeper.lab.tables import Table, TableRow
 
 # Visits between two lines of `sweeper record`.
 TOLD_EVERY = 20
@@ -25,12 +30,6 @@ TOLD_EVERY = 20
 
 def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
     """The rig of a simulated machine, in virtual time. Raises ConfigError for an unknown ``engine.machine``."""
-    from sweeper.lab import simulator as simulated
-    from sweeper.lab.simulated_machine import KL_DIVERGENCE
-    from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
-    from sweeper.lab.virtual_time import VirtualClock
-    from sweeper.measure.trial import exactly
-
     name = settings.engine.machine
     if name not in simulated.MACHINES:
         raise ConfigError(f"engine.machine: {name!r} is not one of {', '.join(simulated.MACHINES)}")
@@ -55,12 +54,6 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
 
 def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
     """The rig of a recorded table, in virtual time. Raises ConfigError without ``engine.table``."""
-    from sweeper.lab.replay import ReplayEngine, replay_meter
-    from sweeper.lab.simulated_power import SimulatedLimits
-    from sweeper.lab.tables import read_table
-    from sweeper.lab.virtual_time import VirtualClock
-    from sweeper.measure.trial import exactly
-
     if not settings.engine.table:
         raise ConfigError(
             "engine.table: give a table that `sweeper record` wrote, for example engine.table=t.csv.gz"
@@ -99,8 +92,6 @@ def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str]
     The recording makes ``passes`` passes over the space. It resumes an interrupted recording. It raises the same
     errors as `prepared`.
     """
-    from sweeper.lab.tables import header_of, record_table
-
     settings = composed.settings
     with ExitStack() as held:
         rig, space, notes = open_rig(composed, held, say)

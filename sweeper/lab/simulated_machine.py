@@ -108,7 +108,7 @@ class SimulatedMachine:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The true results of a configuration on a simulated machine, without noise."""
+    """The true results of a configuration on a simulated machine, without noise; the fields are names of metrics."""
 
     tokens_per_second: float
     watts: float
@@ -116,20 +116,6 @@ class Outcome:
     prompt_watts: float
     memory_mib: float
     vram_mib: float
-
-    @property
-    def metrics(self) -> dict[str, float]:
-        """The same results by sweeper's metric names, with J/token."""
-        return {
-            "tokens_per_second": self.tokens_per_second,
-            "watts": self.watts,
-            "joules_per_token": self.watts / self.tokens_per_second,
-            "prompt_tokens_per_second": self.prompt_tokens_per_second,
-            "prompt_watts": self.prompt_watts,
-            "prompt_joules_per_token": self.prompt_watts / self.prompt_tokens_per_second,
-            "memory_mib": self.memory_mib,
-            "vram_mib": self.vram_mib,
-        }
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,13 +181,16 @@ def _decode(machine: SimulatedMachine, c: Configuration, depth: float, clock: tu
     cache = model.cache_bytes_per_token(c.type_k, c.type_v) * depth * (1.0 if c.flash_attn else 1.2)
     cache_on_gpu = share if c.offload_kqv else 0.0
     cpu_bytes = weights * (1 - share) + cache * (1 - cache_on_gpu)
-    bandwidth = _bandwidth(machine, c.n_threads) * 1e9
+    one, full = machine.core_gb_per_second, machine.gb_per_second
+    reached = full * (1 - math.exp(-one * c.n_threads / full * 1.3))
+    bandwidth = reached / _contention(machine, c.n_threads) * 1e9
     unpack = UNPACK_COST[c.quant or model.base_quant]
     quantised_cache = 1.15 if CACHE_BITS[c.type_k] < 16 else 1.0
     arithmetic = 2 * model.parameters * (1 - share) * unpack * quantised_cache * 0.45
     by_memory = cpu_bytes / bandwidth
     by_core = arithmetic / (_compute(machine, c.n_threads) * 1e9 * cpu_clock)
-    cpu = _softmax_of(by_memory, by_core) + 1.5e-6 * c.n_threads * model.n_layer * (1 - share)
+    both = math.pow(by_memory**4 + by_core**4, 0.25)  # slightly above the larger one, because the two overlap
+    cpu = both + 1.5e-6 * c.n_threads * model.n_layer * (1 - share)
     if gpu is None or share == 0:
         return _Phase(cpu, 0.0, c.n_threads, min(1.0, by_memory / cpu), 0.0)
     # A slower core clock costs little memory bandwidth.
@@ -241,17 +230,6 @@ def _prefill(
     return _Phase(cpu * (share < 1) + crossing, seconds, c.n_threads_batch, 0.4, 0.45 + 0.55 * gpu_fill)
 
 
-def _softmax_of(a: float, b: float) -> float:
-    """A value slightly above the larger one, for two bottlenecks that overlap."""
-    return math.pow(a**4 + b**4, 0.25)
-
-
-def _bandwidth(machine: SimulatedMachine, threads: int) -> float:
-    one = machine.core_gb_per_second
-    full = machine.gb_per_second * (1 - math.exp(-one * threads / machine.gb_per_second * 1.3))
-    return full / _contention(machine, threads)
-
-
 def _compute(machine: SimulatedMachine, threads: int) -> float:
     physical = min(threads, machine.physical_cores)
     siblings = min(max(0, threads - machine.physical_cores), machine.logical_cores - machine.physical_cores)
@@ -266,33 +244,28 @@ def _contention(machine: SimulatedMachine, threads: int) -> float:
 
 
 class _Clocked:
-    """A phase at the highest clock at which the device stays within its limits."""
+    """A phase at the highest clock at which the limited device, the GPU if there is one, stays within its limits."""
 
     def __init__(self, machine: SimulatedMachine, c: Configuration, phase: _PhaseAt) -> None:
         self._machine = machine
         self._phase = phase
-        found = machine.package_cap_watts[1] if machine.package_cap_watts else None
-        self._cap = c.power_limit_watts or found
-        gpu = machine.gpu
-        self._gpu_is_capped = gpu is not None
-        most = 1.0
-        if gpu is not None and c.clock_limit_mhz is not None:
-            most = min(1.0, max(LEAST_CLOCK, c.clock_limit_mhz / gpu.clock_mhz))
-        self._most = most
+        self._cap = c.power_limit_watts or (machine.package_cap_watts or (0, None))[1]
+        self._most = 1.0
+        if machine.gpu is not None and c.clock_limit_mhz is not None:
+            self._most = min(1.0, max(LEAST_CLOCK, c.clock_limit_mhz / machine.gpu.clock_mhz))
 
     def speed_and_watts(self) -> tuple[float, float]:
         """The tokens per second and the mean power in W."""
-        clock = self._clock()
-        phase = self._phase(self._both(clock))
+        cpu_clock, gpu_clock = self._both(self._clock())
+        phase = self._phase((cpu_clock, gpu_clock))
         seconds = phase.cpu_seconds + phase.gpu_seconds
-        cpu_clock, gpu_clock = self._both(clock)
         cpu = self._cpu_watts(phase, cpu_clock) * phase.cpu_seconds / seconds
         gpu = self._gpu_watts(phase, gpu_clock) * phase.gpu_seconds / seconds
         idle_gpu = self._machine.gpu.idle_watts if self._machine.gpu else 0.0
         return 1 / seconds, self._machine.idle_watts + idle_gpu + cpu + gpu
 
     def _both(self, clock: float) -> tuple[float, float]:
-        return (1.0, clock) if self._gpu_is_capped else (clock, 1.0)
+        return (clock, 1.0) if self._machine.gpu is None else (1.0, clock)
 
     def _clock(self) -> float:
         if self._cap is None or self._drawn(self._most) <= self._cap:
@@ -305,10 +278,8 @@ class _Clocked:
 
     def _drawn(self, clock: float) -> float:
         """The power that the limited device draws while it works, in W."""
-        phase = self._phase(self._both(clock))
-        if self._gpu_is_capped:
-            gpu = self._machine.gpu
-            assert gpu is not None
+        phase, gpu = self._phase(self._both(clock)), self._machine.gpu
+        if gpu is not None:
             return gpu.idle_watts + self._gpu_watts(phase, clock)
         return 0.5 * self._machine.idle_watts + self._cpu_watts(phase, clock)
 

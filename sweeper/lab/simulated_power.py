@@ -24,7 +24,7 @@ SIMULATED_SOURCE = PowerSource(
 
 
 class SimulatedMeter:
-    """A `PowerMeter` that reads the power trace of the engine."""
+    """A `PowerMeter` that reads the power trace of the engine. It is its own `PowerWindow`."""
 
     def __init__(
         self, trace: PowerTrace, clock: Callable[[], float], source: PowerSource = SIMULATED_SOURCE
@@ -44,9 +44,13 @@ class SimulatedMeter:
         return self._source.update_period_seconds or 0.0
 
     @contextmanager
-    def window(self) -> Iterator[SimulatedWindow]:
+    def window(self) -> Iterator[SimulatedMeter]:
         """A window over the code inside the block."""
-        yield SimulatedWindow(self._trace, self._source)
+        yield self
+
+    def reading(self, started: float, ended: float) -> EnergyReading:
+        """The energy between two moments of virtual time."""
+        return EnergyReading(self._source, ended - started, self._trace.joules(started, ended), samples=2)
 
     def watts_now(self) -> float | None:
         """The present power, in W."""
@@ -63,18 +67,6 @@ class SimulatedMeter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Do nothing: the meter holds no resource."""
-
-
-class SimulatedWindow:
-    """A `PowerWindow` on a power trace."""
-
-    def __init__(self, trace: PowerTrace, source: PowerSource) -> None:
-        self._trace = trace
-        self._source = source
-
-    def reading(self, started: float, ended: float) -> EnergyReading:
-        """The energy between two moments of virtual time."""
-        return EnergyReading(self._source, ended - started, self._trace.joules(started, ended), samples=2)
 
 
 class SimulatedLimits:

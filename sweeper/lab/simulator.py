@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
-from types import TracebackType
-from typing import Any, Self
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, replace
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
-from sweeper.errors import EngineRefused, OutOfMemory
 from sweeper.lab.simulated_machine import (
     KL_DIVERGENCE,
     Outcome,
@@ -22,9 +19,8 @@ from sweeper.lab.simulated_machine import (
     SimulatedModel,
     outcome,
 )
-from sweeper.lab.virtual_time import PowerTrace, VirtualClock
+from sweeper.lab.virtual_time import VirtualClock, VirtualEngine
 from sweeper.limits.base import LimitRange
-from sweeper.parameters import MODEL_KEYS
 from sweeper.records import (
     Configuration,
     EngineRecord,
@@ -32,10 +28,8 @@ from sweeper.records import (
     MachineRecord,
     ModelFile,
     ModelRecord,
-    Objective,
     Workload,
 )
-from sweeper.results.front import undominated
 
 _SEVEN = SimulatedModel("simulated-7b", 6.74e9, 32, 4096, 32, 4096)
 _FOURTEEN = SimulatedModel("simulated-14b", 14.8e9, 48, 5120, 40, 1024)
@@ -112,7 +106,7 @@ COLD_LOSS = 0.25
 WARM_SECONDS = 0.2
 
 
-class SimulatedEngine:
+class SimulatedEngine(VirtualEngine):
     """An `Engine` on an analytic machine. It runs in virtual time, without inference and without sleeping.
 
     Args:
@@ -125,19 +119,15 @@ class SimulatedEngine:
     def __init__(
         self, machine: SimulatedMachine, clock: VirtualClock, noise: Noise | None = None, seed: int = 0
     ) -> None:
+        super().__init__(clock, idle_watts(machine))
         self.machine = machine
-        self.clock = clock
-        self.trace = PowerTrace(idle_watts(machine))
         self._noise = noise or Noise()
         self._random = random.Random(seed)
-        self._loaded: Configuration | None = None
-        self._memory: tuple[float | None, float | None] = (None, None)
         self._load_factor = 1.0
         self._warm_seconds = 0.0
         self._depth = 0  # tokens in the context
-        self._kept: dict[
-            tuple[object, ...], int
-        ] = {}  # number of tokens in a filled context that can be restored
+        # The number of tokens in a filled context that can be restored, by its layout.
+        self._kept: dict[tuple[object, ...], int] = {}
 
     @property
     def record(self) -> EngineRecord:
@@ -148,9 +138,11 @@ class SimulatedEngine:
 
     def load(self, configuration: Configuration) -> LoadReport:
         """Load in virtual time. Raises OutOfMemory after the time that the load would have taken."""
-        had, self._loaded = self._loaded, None
-        reload = had is None or any(getattr(had, key) != getattr(configuration, key) for key in MODEL_KEYS)
-        seconds = self._load_seconds(configuration) if reload else self.machine.context_seconds
+        machine, reload = self.machine, self._unload(configuration)
+        seconds = machine.context_seconds
+        if reload:
+            size = machine.model.weight_bytes(configuration.quant) / 1e6
+            seconds = machine.start_seconds + size / machine.disk_mb_per_second
         self.clock.advance(seconds)
         truth = self._truth(configuration, 1, 1, 0)
         self._loaded, self._memory = configuration, (truth.memory_mib, truth.vram_mib)
@@ -163,7 +155,7 @@ class SimulatedEngine:
         """Run rounds of ``tokens`` until ``min_seconds`` are over."""
         self._go_to_depth(depth)
         truth = self._truth(self._in_force(), tokens, 1, depth)
-        return self._run(
+        return self._noisy(
             tokens, truth.prompt_tokens_per_second, truth.prompt_watts, min_seconds, max_seconds, cut=False
         )
 
@@ -171,28 +163,7 @@ class SimulatedEngine:
         """Run rounds of ``tokens`` until ``min_seconds`` are over; cut the run at ``max_seconds``."""
         self._go_to_depth(depth)
         truth = self._truth(self._in_force(), 1, tokens, depth)
-        return self._run(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
-
-    def memory(self) -> tuple[float | None, float | None]:
-        """The host and device memory of the loaded configuration, in MiB."""
-        return self._memory
-
-    def close(self) -> None:
-        """Unload the configuration."""
-        self._loaded = None
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
-    def _in_force(self) -> Configuration:
-        if self._loaded is None:
-            raise EngineRefused("no configuration is loaded")
-        return self._loaded
+        return self._noisy(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
 
     def _go_to_depth(self, depth: int) -> None:
         """Fill a new context, or restore a kept context of the same layout, in the time that the worker would take."""
@@ -215,46 +186,15 @@ class SimulatedEngine:
         workload = Workload(prompt_tokens=prompt, generated_tokens=generated, depth=depth)
         return outcome(self.machine, c, workload)
 
-    def _load_seconds(self, configuration: Configuration) -> float:
-        size = self.machine.model.weight_bytes(configuration.quant) / 1e6
-        return self.machine.start_seconds + size / self.machine.disk_mb_per_second
-
-    def _run(
+    def _noisy(
         self, tokens: int, speed: float, watts: float, min_seconds: float, max_seconds: float, *, cut: bool
     ) -> Run:
-        speed *= self._load_factor * self._warmth() * max(0.1, self._random.gauss(1.0, self._noise.speed))
+        warmth = 1 - COLD_LOSS * math.exp(-self._warm_seconds / WARM_SECONDS)
+        speed *= self._load_factor * warmth * max(0.1, self._random.gauss(1.0, self._noise.speed))
         watts *= max(0.1, self._random.gauss(1.0, self._noise.watts))
-        run = run_in_virtual_time(
-            self.clock, self.trace, tokens, speed, watts, min_seconds, max_seconds, cut=cut
-        )
+        run = self._run(tokens, speed, watts, min_seconds, max_seconds, cut=cut)
         self._warm_seconds += run.seconds
         return run
-
-    def _warmth(self) -> float:
-        return 1 - COLD_LOSS * math.exp(-self._warm_seconds / WARM_SECONDS)
-
-
-def run_in_virtual_time(
-    clock: VirtualClock,
-    trace: PowerTrace,
-    tokens: int,
-    speed: float,
-    watts: float,
-    min_seconds: float,
-    max_seconds: float,
-    *,
-    cut: bool,
-) -> Run:
-    """A run at ``speed`` tok/s in whole rounds of ``tokens``; ``cut`` ends it at ``max_seconds``."""
-    rounds = max(1, math.ceil(min_seconds * speed / tokens))
-    done = rounds * tokens
-    if cut and done / speed > max_seconds:
-        done = max(1, int(max_seconds * speed))
-        rounds = math.ceil(done / tokens)
-    seconds, started = done / speed, clock()
-    clock.advance(seconds)
-    trace.add(started, clock(), watts)
-    return Run(done, seconds, started, clock(), rounds, tuple([seconds / rounds] * rounds))
 
 
 def idle_watts(machine: SimulatedMachine) -> float:
@@ -325,43 +265,21 @@ def limit_ranges(machine: SimulatedMachine) -> dict[str, LimitRange]:
     return {}
 
 
-def true_front(
-    machine: SimulatedMachine,
-    configurations: Iterable[Configuration],
-    workload: Workload,
-    objectives: Sequence[Objective],
-) -> tuple[tuple[Configuration, dict[str, float]], ...]:
-    """The Pareto front without noise among ``configurations``, for example ``space.grid()``.
-
-    The configuration that is best in the first objective comes first.
-    """
-    known: list[tuple[Configuration, dict[str, float]]] = []
-    points: list[tuple[float, ...]] = []
-    for configuration in configurations:
-        try:
-            metrics = true_metrics(machine, configuration, workload)
-        except OutOfMemory:
-            continue
-        known.append((configuration, metrics))
-        points.append(tuple(metrics[o.metric] * (1 if o.direction == "maximize" else -1) for o in objectives))
-    best = sorted(undominated(points), key=lambda index: points[index], reverse=True)
-    return tuple(known[index] for index in best)
-
-
 def true_metrics(
     machine: SimulatedMachine, configuration: Configuration, workload: Workload
 ) -> dict[str, float]:
     """Every metric without noise. Raises OutOfMemory if the configuration does not fit."""
     truth = outcome(machine, configuration, workload)
     prompt = workload.prompt_tokens / truth.prompt_tokens_per_second
-    quant = configuration.quant or machine.model.base_quant
-    derived: dict[str, Any] = {
+    return {
+        **asdict(truth),
+        "joules_per_token": truth.watts / truth.tokens_per_second,
+        "prompt_joules_per_token": truth.prompt_watts / truth.prompt_tokens_per_second,
         "time_to_first_token_seconds": prompt,
         "request_seconds": prompt + workload.generated_tokens / truth.tokens_per_second,
         "n_ctx": float(configuration.n_ctx),
-        "kl_divergence": KL_DIVERGENCE[quant],
+        "kl_divergence": KL_DIVERGENCE[configuration.quant or machine.model.base_quant],
     }
-    return {**truth.metrics, **derived}
 
 
 def default_configuration(machine: SimulatedMachine) -> Configuration:

@@ -9,14 +9,12 @@ every repeat. The `replay` engine takes the results of trials from the table.
 from __future__ import annotations
 
 import csv
-import functools
 import gzip
 import io
 import json
 import os
 import random
-import time
-from collections import Counter, defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -35,7 +33,6 @@ from sweeper.records import (
     Configuration,
     EngineRecord,
     MachineRecord,
-    Measurement,
     ModelRecord,
     Phase,
     PowerSource,
@@ -175,54 +172,47 @@ def record_table(
     stage: Stage,
     *,
     limits: LimitControl | None = None,
-    configurations: Iterable[Configuration] | None = None,
     progress: Callable[[int, int, TableRow], None] | None = None,
-    seed: int = 0,
-    clock: Callable[[], float] = time.monotonic,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    Several passes over the grid, each in another order, average out drift. A later call skips the visits in the
-    journal. A failed trial is a row with its reason; any other exception, such as Ctrl-C, leaves the journal in place.
+    The recording makes ``header.passes`` passes over the grid, each in another order, so that the repeats of a
+    configuration are far apart in time. If the machine is slower for some minutes, this then shows as noise and
+    not as a worse configuration.
+
+    The recording resumes after an earlier call: it skips visits that are already in the journal. A failed trial is a
+    row with its state and reason. Any other exception, such as Ctrl-C, leaves the journal in place.
 
     Args:
         path: the table; its journal is beside it until the table is complete.
-        header: the header of the table, with the space to measure and the number of passes.
+        header: the header of the table, with the space to measure.
         engine: the engine that runs inference.
         meter: the open meter that measures energy.
         stage: windows and repeats of each configuration.
         limits: sets the limits of the configurations; None if no configuration has a limit.
-        configurations: the configurations to measure; None for the whole grid of the space.
         progress: called with the number of visits done, the number of all visits, and the row just measured.
-        seed: the seed of the order.
-        clock: the clock with which the meter stamps its samples.
-        sleep: waits on that clock.
 
     Raises:
         ConfigError: there is a journal of another space, model, machine or workload.
     """
-    grid = tuple(header.space.grid()) if configurations is None else tuple(configurations)
-    visits = [c for number in range(header.passes) for c in cheapest_order(grid, seed + number)]
+    grid = tuple(header.space.grid())
+    visits = [c for number in range(header.passes) for c in cheapest_order(grid, number)]
     journal = path.with_name(path.name + JOURNAL_ENDING)
-    done: defaultdict[str, list[TableRow]] = defaultdict(list)
+    done: dict[str, list[TableRow]] = {}
     for row in _open_journal(journal, header):
-        done[row.configuration.digest].append(row)
+        done.setdefault(row.configuration.digest, []).append(row)
     left = Counter({digest: len(rows) for digest, rows in done.items()})
-    measured = functools.partial(
-        measure, engine=engine, meter=meter, workload=header.workload, stage=stage, clock=clock, sleep=sleep
-    )
     with journal.open("a", encoding="utf-8") as file:
         for number, configuration in enumerate(visits, 1):
             if left[configuration.digest] > 0:  # measured by an earlier call
                 left[configuration.digest] -= 1
                 continue
-            row = _row(configuration, measured, limits, header)
-            done[configuration.digest].append(row)
+            row = _row(configuration, header, engine, meter, stage, limits)
+            done.setdefault(configuration.digest, []).append(row)
             _append(file, to_plain(row))
             if progress is not None:
                 progress(number, len(visits), row)
-    table = Table(header, tuple(merged(done[c.digest]) for c in cheapest_order(grid, seed)))
+    table = Table(header, tuple(merged(done[c.digest]) for c in cheapest_order(grid)))
     write_table(table, path)
     journal.unlink()
     return table
@@ -253,25 +243,23 @@ def merged(visits: Sequence[TableRow]) -> TableRow:
 
 def _row(
     configuration: Configuration,
-    measured: Callable[[Configuration], Measurement],
-    limits: LimitControl | None,
     header: TableHeader,
+    engine: Engine,
+    meter: PowerMeter,
+    stage: Stage,
+    limits: LimitControl | None,
 ) -> TableRow:
+    """Measure a configuration: the raw repeats, rounded to ``DIGITS`` significant digits, or the failure."""
     try:
-        for name in LIMIT_KEYS if limits is not None else ():
-            value = getattr(configuration, name)
-            if name in header.parameters or value is not None:
-                assert limits is not None
-                limits.set(name, value)  # None restores the value found
-        return row_of(measured(configuration))
+        if limits is not None:
+            for name in LIMIT_KEYS:
+                value = getattr(configuration, name)
+                if name in header.parameters or value is not None:
+                    limits.set(name, value)  # None restores the value found
+        m = measure(configuration, engine, meter, header.workload, stage)
     except TrialFailed as failure:
         state: Any = "out_of_memory" if failure.state == "out_of_memory" else "failed"
         return TableRow(configuration, state, str(failure))
-
-
-def row_of(measurement: Measurement) -> TableRow:
-    """A measurement as a row: the raw repeats, rounded to ``DIGITS`` significant digits."""
-    m = measurement
 
     def speeds(phase: Phase) -> tuple[float, ...]:
         return tuple(_rounded(w.tokens / w.seconds) for w in m.windows if w.phase == phase)

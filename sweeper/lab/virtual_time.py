@@ -1,4 +1,4 @@
-"""Virtual time: a clock that only code advances, and the power that a machine drew during that time.
+"""Virtual time: a clock that only code advances, the power that a machine drew meanwhile, and engines in that time.
 
 Simulated and replayed machines use it, so that hours of a sweep pass in seconds without sleeping.
 """
@@ -6,6 +6,14 @@ Simulated and replayed machines use it, so that hours of a sweep pass in seconds
 from __future__ import annotations
 
 import bisect
+import math
+from types import TracebackType
+from typing import Self
+
+from sweeper.engine.base import Run
+from sweeper.errors import EngineRefused
+from sweeper.parameters import MODEL_KEYS
+from sweeper.records import Configuration
 
 
 class VirtualClock:
@@ -62,3 +70,58 @@ class PowerTrace:
         if at >= 0 and moment <= self._stretches[at][1]:
             return self._stretches[at][2]
         return self.idle_watts
+
+
+class VirtualEngine:
+    """The parts that the simulated and the replaying `Engine` share. Neither runs inference nor sleeps.
+
+    Args:
+        clock: virtual time; every load and window advances it.
+        idle_watts: the power between windows, in W.
+    """
+
+    def __init__(self, clock: VirtualClock, idle_watts: float) -> None:
+        self.clock = clock
+        self.trace = PowerTrace(idle_watts)
+        self._loaded: Configuration | None = None
+        self._memory: tuple[float | None, float | None] = (None, None)
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """The host and device memory of the loaded configuration, in MiB."""
+        return self._memory
+
+    def close(self) -> None:
+        """Unload the configuration."""
+        self._loaded = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _unload(self, next_one: Configuration) -> bool:
+        """Unload the configuration. Returns whether ``next_one`` needs a load of the model."""
+        had, self._loaded = self._loaded, None
+        return had is None or any(getattr(had, key) != getattr(next_one, key) for key in MODEL_KEYS)
+
+    def _in_force(self) -> Configuration:
+        if self._loaded is None:
+            raise EngineRefused("no configuration is loaded")
+        return self._loaded
+
+    def _run(
+        self, tokens: int, speed: float, watts: float, min_seconds: float, max_seconds: float, *, cut: bool
+    ) -> Run:
+        """A run at ``speed`` tok/s in whole rounds of ``tokens``; ``cut`` ends it at ``max_seconds``."""
+        rounds = max(1, math.ceil(min_seconds * speed / tokens))
+        done = rounds * tokens
+        if cut and done / speed > max_seconds:
+            done = max(1, int(max_seconds * speed))
+            rounds = math.ceil(done / tokens)
+        seconds, started = done / speed, self.clock()
+        self.clock.advance(seconds)
+        self.trace.add(started, self.clock(), watts)
+        return Run(done, seconds, started, self.clock(), rounds, tuple([seconds / rounds] * rounds))

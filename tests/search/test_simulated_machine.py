@@ -16,16 +16,12 @@ from sweeper.lab.simulator import (
     limit_ranges,
     machine_record,
     model_record,
-    true_front,
     true_metrics,
 )
 from sweeper.lab.virtual_time import PowerTrace, VirtualClock
 from sweeper.measure.trial import Stage, measure
-from sweeper.records import Caveat, Objective, Reading, TrialRecord, Workload
-from sweeper.results.front import dominates, oriented, sides_of
-from sweeper.space.space import Traits, build_space
+from sweeper.records import Caveat, Workload
 
-OBJECTIVES = (Objective("tokens_per_second", "maximize"), Objective("watts", "minimize"))
 WORKLOAD = Workload(depth=1024)
 
 
@@ -93,35 +89,6 @@ def test_what_does_not_fit_runs_out_of_memory_on_the_right_device():
         true_metrics(gpu, default_configuration(gpu).with_(quant="Q8_0"), WORKLOAD)
     with pytest.raises(OutOfMemory, match="host memory"):
         true_metrics(host, default_configuration(host).with_(n_ctx=32768), WORKLOAD)
-
-
-def test_the_true_front_is_the_front_of_the_grid():
-    machine = MACHINES["gpu_pc"]
-    spec = {
-        "n_gpu_layers": [0, 24, 48, 49],
-        "quant": ["Q8_0", "Q4_K_M"],
-        "power_limit_watts": [100, 140, 175],
-    }
-    traits = Traits(n_layer=48, gpu_offload=True, n_ctx_needed=WORKLOAD.n_ctx_needed)
-    space = build_space(spec, default_configuration(machine), traits)
-    front = true_front(machine, space.grid(), WORKLOAD, OBJECTIVES)
-    digests = {configuration.digest for configuration, _ in front}
-
-    def trial(number, configuration):
-        metrics = {k: Reading(v, v, v, 1) for k, v in true_metrics(machine, configuration, WORKLOAD).items()}
-        return TrialRecord(number, "complete", configuration, metrics)
-
-    trials = []
-    for number, configuration in enumerate(space.grid()):
-        try:
-            trials.append(trial(number, configuration))
-        except OutOfMemory:
-            assert configuration.digest not in digests
-    points = {oriented(one, OBJECTIVES) for one in trials if one.configuration.digest in digests}
-    sides = [sides_of(one, OBJECTIVES) for one in trials]
-    for one, own in zip(trials, sides, strict=True):
-        beaten = any(dominates(other, own) for other in sides)
-        assert (oriented(one, OBJECTIVES) in points) == (not beaten)
 
 
 def rig(name="gpu_pc", noise=None, seed=0):
