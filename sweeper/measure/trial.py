@@ -13,13 +13,11 @@ from datetime import UTC, datetime
 
 from sweeper import stats
 from sweeper.engine.base import Engine, Run
-from sweeper.errors import ReadingFailed
 from sweeper.meter.base import PowerMeter
 from sweeper.metrics import NEED_PREFILL
 from sweeper.records import (
     Caveat,
     Configuration,
-    EnergyReading,
     Measurement,
     Phase,
     Reading,
@@ -46,7 +44,8 @@ MOST_OVERRUN = 2.0
 # A trial starts this close to the reference temperature, or after the maximum wait.
 TEMPERATURE_TOLERANCE_CELSIUS = 3.0
 TEMPERATURE_WAIT_SECONDS = 60.0
-
+# If fewer samples than this share are under the cap, the cap did not shape the window.
+CAPPED_SHARE = 0.05
 # Long enough to average the power at rest, and short compared with the windows of a final visit.
 RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
@@ -116,25 +115,6 @@ class Stage:
         """The number of windows of ``phase``."""
         return self.repeats if phase == "decode" or self.prefill_repeats is None else self.prefill_repeats
 
-    def allows_prefill(
-        self, repeat: int, spent_seconds: float, next_seconds: float, update_period_seconds: float
-    ) -> bool:
-        """Whether to measure another window of prefill.
-
-        Args:
-            repeat: the number of the window, from 0.
-            spent_seconds: the time of the windows before it.
-            next_seconds: the expected time of one prompt.
-            update_period_seconds: the update period of the sensor.
-        """
-        if repeat >= self.repeats_of("prefill"):
-            return False
-        if self.least_prefill is None or repeat < self.least_prefill:
-            return True
-        next_seconds = max(next_seconds, self.window_seconds("prefill", update_period_seconds))
-        most = MOST_OVERRUN * self.repeats * self.window_seconds("decode", update_period_seconds)
-        return spent_seconds + next_seconds <= most
-
     def window_seconds(self, phase: Phase, update_period_seconds: float) -> float:
         """The length of one window of ``phase`` in seconds, for a sensor with this update period."""
         share = 1.0 if phase == "decode" else PREFILL_SHARE
@@ -174,37 +154,29 @@ def measure(
     Raises:
         TrialFailed: the engine failed; the engine can be used again.
     """
-    tell = listener or _nobody
+    tell = listener or (lambda phase, tokens_per_second, watts: None)
     tell("load", None, None)
     load = engine.load(configuration)
     n_ctx = float(load.in_force.get("n_ctx", configuration.n_ctx))
     depth = workload.depth_at(int(n_ctx))
     resident = _at_rest(meter, stage, clock, sleep)
     tell("warm-up", None, None)
-    warmup = _warm_up(engine, workload, depth, stage.warmup_seconds)
-    prompts = _Prompts(stage, meter.update_period_seconds, warmup.prompt_seconds)
+    warmup_seconds, prompt_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
+    prompts = _Prompts(stage, meter.update_period_seconds, prompt_seconds)
     if load.reloaded and not prompts.allowed(0):
         # The first prompt after a load reads the weights from disk, so a second one shows how long prompts take.
-        prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0).prompt_seconds
-    windows: list[Window] = []
-    stopped_early = False
-    for repeat in range(stage.repeats):
-        for phase in PHASES:
-            if phase == "decode" or prompts.allowed(repeat):
-                tell(phase, _latest_speed(windows, phase), meter.watts_now())
-                windows.append(_window(phase, repeat, engine, meter, workload, depth, stage))
-                if phase == "prefill":
-                    prompts.took(windows[-1])
-        more = repeat + 1 < stage.repeats
-        if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
-            stopped_early = True
-            break
+        _, prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0)
+    windows, stopped_early = _windows(engine, meter, workload, depth, stage, prompts, tell, hopeless)
     metrics, missing = metrics_of(windows, workload)
     metrics.update(known or {})
     if resident is not None:
         metrics["resident_watts"] = resident
     metrics["n_ctx"] = exactly(n_ctx)
-    _add_memory(engine, metrics, missing)
+    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
+        if value is None:
+            missing[name] = "the engine cannot read it on this machine"
+        else:
+            metrics[name] = exactly(value)
     return Measurement(
         configuration=configuration,
         in_force=load.in_force,
@@ -213,17 +185,9 @@ def measure(
         windows=tuple(windows),
         caveats=_caveats(windows, stage, stopped_early),
         load_seconds=load.load_seconds,
-        warmup_seconds=warmup.seconds,
+        warmup_seconds=warmup_seconds,
         reloaded=load.reloaded,
     )
-
-
-def _add_memory(engine: Engine, metrics: dict[str, Reading], missing: dict[str, str]) -> None:
-    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
-        if value is None:
-            missing[name] = "the engine cannot read it on this machine"
-        else:
-            metrics[name] = exactly(value)
 
 
 def speeds_now(
@@ -273,21 +237,37 @@ def _at_rest(
     return None if watts is None else exactly(watts)
 
 
-def _window(
-    phase: Phase,
-    repeat: int,
+def _windows(
     engine: Engine,
     meter: PowerMeter,
     workload: Workload,
     depth: int,
     stage: Stage,
-) -> Window:
-    seconds = stage.window_seconds(phase, meter.update_period_seconds)
-    with meter.window() as window:
-        run = _run(phase, engine, workload, depth, seconds)
-    energy = window.reading(run.started, run.ended)
-    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc)
+    prompts: _Prompts,
+    tell: PhaseListener,
+    hopeless: Hopeless | None,
+) -> tuple[list[Window], bool]:
+    """The windows of all rounds, and whether the trial ended early because it cannot win."""
+    windows: list[Window] = []
+    speeds: dict[Phase, float] = {}
+    for repeat in range(stage.repeats):
+        for phase in PHASES:
+            if phase == "prefill" and not prompts.allowed(repeat):
+                continue
+            tell(phase, speeds.get(phase), meter.watts_now())
+            seconds = stage.window_seconds(phase, meter.update_period_seconds)
+            with meter.window() as window:
+                run = _run(phase, engine, workload, depth, seconds)
+            energy = window.reading(run.started, run.ended)
+            utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+            windows.append(Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc))
+            speeds[phase] = run.tokens_per_second
+            if phase == "prefill":
+                prompts.took(energy.seconds)
+        more = repeat + 1 < stage.repeats
+        if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
+            return windows, True
+    return windows, False
 
 
 def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
@@ -296,16 +276,12 @@ def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: 
     return engine.decode(workload.generated_tokens, depth, seconds, seconds * MOST_OVERRUN)
 
 
-@dataclass(frozen=True, slots=True)
-class _Warmup:
-    """The time of the warm-up, and the expected time of a whole prompt after it, in s."""
+def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> tuple[float, float]:
+    """Run until decode is steady, for at most ``most_seconds``.
 
-    seconds: float
-    prompt_seconds: float
-
-
-def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float) -> _Warmup:
-    """Run until decode is steady, for at most ``most_seconds``."""
+    Returns:
+        The time of the warm-up, and the expected time of a whole prompt after it, in s.
+    """
     tokens = min(workload.prompt_tokens, WARMUP_PROMPT_TOKENS)
     run = engine.prefill(tokens, depth, 0.0, WARMUP_STEP_SECONDS)
     prompt_seconds = run.seconds / run.tokens * workload.prompt_tokens
@@ -317,7 +293,7 @@ def _warm_up(engine: Engine, workload: Workload, depth: int, most_seconds: float
         cv = stats.coefficient_of_variation(speeds[-WARMUP_STEPS_COMPARED:])
         if len(speeds) >= WARMUP_STEPS_COMPARED and cv is not None and cv < stats.STEADY_CV:
             break
-    return _Warmup(took, prompt_seconds)
+    return took, prompt_seconds
 
 
 @dataclass(slots=True)
@@ -330,15 +306,20 @@ class _Prompts:
     spent_seconds: float = 0.0
 
     def allowed(self, repeat: int) -> bool:
-        """Whether to measure window ``repeat``."""
-        return self.stage.allows_prefill(
-            repeat, self.spent_seconds, self.expected_seconds, self.update_period_seconds
-        )
+        """Whether to measure window ``repeat``, counted from 0."""
+        stage, period = self.stage, self.update_period_seconds
+        if repeat >= stage.repeats_of("prefill"):
+            return False
+        if stage.least_prefill is None or repeat < stage.least_prefill:
+            return True
+        next_seconds = max(self.expected_seconds, stage.window_seconds("prefill", period))
+        most = MOST_OVERRUN * stage.repeats * stage.window_seconds("decode", period)
+        return self.spent_seconds + next_seconds <= most
 
-    def took(self, window: Window) -> None:
+    def took(self, seconds: float) -> None:
         """Update the expectation from a finished window."""
-        self.spent_seconds += window.energy.seconds
-        self.expected_seconds = window.energy.seconds
+        self.spent_seconds += seconds
+        self.expected_seconds = seconds
 
 
 def wait_for_temperature(
@@ -384,20 +365,15 @@ def _derive_energy(
     prefix: str, windows: Sequence[Window], metrics: dict[str, Reading], missing: dict[str, str]
 ) -> None:
     names = (f"{prefix}watts", f"{prefix}joules_per_token")
-    reasons = [w.energy.reason or "no reading" for w in windows if w.energy.joules is None]
-    if reasons:
-        missing.update(dict.fromkeys(names, reasons[0]))
+    watts = [w.energy.watts for w in windows if w.energy.watts is not None]
+    if len(watts) < len(windows):
+        reason = next(w.energy.reason for w in windows if w.energy.watts is None)
+        missing.update(dict.fromkeys(names, reason or "no reading"))
         return
-    metrics[names[0]] = stats.reading([_watts(w.energy) for w in windows])
+    metrics[names[0]] = stats.reading(watts)
     # Only the seconds of inference count: the time between rounds costs energy but generates no tokens.
-    metrics[names[1]] = stats.reading([_watts(w.energy) * w.seconds / w.tokens for w in windows])
-
-
-def _watts(energy: EnergyReading) -> float:
-    watts = energy.watts
-    if watts is None:
-        raise ReadingFailed(energy.reason or "the meter gave no energy for a window")
-    return watts
+    joules = [each * w.seconds / w.tokens for each, w in zip(watts, windows, strict=True)]
+    metrics[names[1]] = stats.reading(joules)
 
 
 def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict[str, Reading]) -> None:
@@ -420,8 +396,14 @@ def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, 
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
         # A single prefill window, or none, is intended; its interval already shows that the spread is unknown.
         found |= set() if phase == "prefill" and len(speeds) <= 1 else _caveats_of_speeds(speeds)
-    for window in windows:
-        found |= _caveats_of_energy(window.energy)
+    for energy in (window.energy for window in windows):
+        found |= set(energy.caveats)
+        if energy.source.kind in ("estimated", "mixed"):
+            found.add(Caveat.ESTIMATED)
+        if energy.source.kind == "simulated":
+            found.add(Caveat.SIMULATED)
+        if energy.capped_share and energy.capped_share > CAPPED_SHARE:
+            found.add(Caveat.POWER_CAPPED)
     period = windows[0].energy.source.update_period_seconds
     total = sum(w.energy.seconds for w in windows if w.phase == "decode")
     if period and total < update_periods * period * 0.99:
@@ -441,27 +423,3 @@ def _caveats_of_speeds(speeds: Sequence[float]) -> set[Caveat]:
     if stats.slow_first_run(speeds):
         found.add(Caveat.SLOW_FIRST_RUN)
     return found
-
-
-def _caveats_of_energy(energy: EnergyReading) -> set[Caveat]:
-    found = set(energy.caveats)
-    if energy.source.kind in ("estimated", "mixed"):
-        found.add(Caveat.ESTIMATED)
-    if energy.source.kind == "simulated":
-        found.add(Caveat.SIMULATED)
-    if energy.capped_share and energy.capped_share > CAPPED_SHARE:
-        found.add(Caveat.POWER_CAPPED)
-    return found
-
-
-# If fewer samples than this share are under the cap, the cap did not shape the window.
-CAPPED_SHARE = 0.05
-
-
-def _latest_speed(windows: Sequence[Window], phase: str) -> float | None:
-    of_phase = [w for w in windows if w.phase == phase]
-    return of_phase[-1].tokens / of_phase[-1].seconds if of_phase else None
-
-
-def _nobody(phase: str, tokens_per_second: float | None, watts: float | None) -> None:
-    """The default listener, which does nothing."""

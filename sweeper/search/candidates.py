@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Iterable, Sequence
-from itertools import islice
+from collections.abc import Collection, Sequence
 from typing import Any
 
 from sweeper.records import Configuration
@@ -30,20 +29,19 @@ class Candidates:
     def __init__(self, space: SearchSpace, seed: int) -> None:
         self._space = space
         self._random = random.Random(seed)
-        self._judged: dict[Configuration, bool] = {}
-        self._points: dict[tuple[Any, ...], Configuration] = {}  # cache: values -> configuration
+        # Cache: values -> configuration; None if it cannot run.
+        self._points: dict[tuple[Any, ...], Configuration | None] = {}
         self._pool: list[Configuration] = []
-        self._grid: list[Configuration] | None = None
-        if space.size <= WHOLE_GRID_UP_TO:
-            self._grid = [c for c in space.grid() if self._may_run(c)]
+        self._grid = list(space.grid()) if space.size <= WHOLE_GRID_UP_TO else None
 
     def draw(self, around: Sequence[Configuration], known: Collection[Configuration]) -> list[Configuration]:
         """Points that are not in ``known``: random ones, and mutations of the points in ``around``."""
         if self._grid is not None:
             return [c for c in self._grid if c not in known]
-        self._renew()
-        fresh = dict.fromkeys([*self._pool, *self._mutations(around)])
-        return [c for c in fresh if c not in known]
+        self._pool = self._pool[RENEWED:] + self.random_points(RENEWED if self._pool else RANDOM)
+        mutations = [self._mutated(self._random.choice(around)) for _ in range(MUTATIONS if around else 0)]
+        fresh = dict.fromkeys([*self._pool, *mutations])
+        return [c for c in fresh if c is not None and c not in known]
 
     def random_points(self, count: int) -> list[Configuration]:
         """At most ``count`` distinct random points that may run; fewer if the space has fewer."""
@@ -52,23 +50,11 @@ class Candidates:
             if len(found) >= count:
                 break
             c = self._point({p.name: self._random.choice(p.values) for p in self._space.parameters.values()})
-            if self._may_run(c):
+            if c is not None:
                 found[c] = None
         return list(found)
 
-    def _renew(self) -> None:
-        if not self._pool:
-            self._pool = self.random_points(RANDOM)
-            return
-        self._pool = self._pool[RENEWED:] + self.random_points(RENEWED)
-
-    def _mutations(self, around: Sequence[Configuration]) -> Iterable[Configuration]:
-        if not around:
-            return ()
-        made = (self._mutated(self._random.choice(around)) for _ in range(MUTATIONS))
-        return (c for c in islice(made, MUTATIONS) if self._may_run(c))
-
-    def _mutated(self, parent: Configuration) -> Configuration:
+    def _mutated(self, parent: Configuration) -> Configuration | None:
         params = {
             # A parent outside the space, such as a baseline with its own context, moves into the space.
             p.name: v if (v := getattr(parent, p.name)) in p.values else self._random.choice(p.values)
@@ -81,12 +67,12 @@ class Candidates:
             params[name] = self._moved(name, params[name])
         return self._point(params)
 
-    def _point(self, params: dict[str, Any]) -> Configuration:
+    def _point(self, params: dict[str, Any]) -> Configuration | None:
         key = tuple(params.values())
-        found = self._points.get(key)
-        if found is None:
-            found = self._points[key] = self._space.configuration(params)
-        return found
+        if key not in self._points:
+            configuration = self._space.configuration(params)
+            self._points[key] = None if self._space.violations(configuration) else configuration
+        return self._points[key]
 
     def _moved(self, name: str, value: Any) -> Any:
         parameter = self._space.parameters[name]
@@ -95,9 +81,3 @@ class Candidates:
             return self._random.choice(values)
         steps = self._random.randint(1, MOST_STEPS) * self._random.choice((-1, 1))
         return values[min(max(values.index(value) + steps, 0), len(values) - 1)]
-
-    def _may_run(self, configuration: Configuration) -> bool:
-        judged = self._judged.get(configuration)
-        if judged is None:
-            judged = self._judged[configuration] = not self._space.violations(configuration)
-        return judged

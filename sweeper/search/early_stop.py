@@ -27,38 +27,34 @@ class EarlyStop:
 
     def __init__(self, objectives: Sequence[Objective], constraints: Sequence[Constraint]) -> None:
         self._objectives, self._constraints = tuple(objectives), tuple(constraints)
+        self._finished: list[Mapping[str, Reading]] = []
         self._beaters: list[Mapping[str, Reading]] = []
-        self._squares = {objective.metric: 0.0 for objective in objectives}
-        self._freedom = {objective.metric: 0 for objective in objectives}
-        self._trials = 0
 
     def learn(self, trial: TrialRecord) -> None:
         """Learn from a finished trial."""
         if trial.state != "complete" or any(o.metric not in trial.metrics for o in self._objectives):
             return
-        self._trials += 1
-        for objective in self._objectives:
-            reading = trial.metrics[objective.metric]
-            deviation = deviation_of(reading)
-            if deviation is not None and reading.median:
-                weight = reading.n - 1
-                self._squares[objective.metric] += weight * (deviation / reading.median) ** 2
-                self._freedom[objective.metric] += weight
+        self._finished.append(trial.metrics)
         if trial.feasible:
             self._beaters.append(trial.metrics)
 
     def hopeless(self, metrics: Mapping[str, Reading]) -> bool:
         """Whether some trial is better in every objective beyond noise; False after too few trials."""
-        if self._trials < LEAST_TRIALS or any(o.metric not in metrics for o in self._objectives):
+        if len(self._finished) < LEAST_TRIALS or any(o.metric not in metrics for o in self._objectives):
             return False
         noise = {o.metric: self._noise(o.metric) for o in self._objectives}
         return any(self._beats(other, metrics, noise) for other in self._beaters)
 
     def _noise(self, metric: str) -> float:
         """Relative deviation of one repeat; 0 for a metric without noise, such as the context length."""
-        if not self._freedom[metric]:
-            return 0.0
-        return max(LEAST_NOISE, math.sqrt(self._squares[metric] / self._freedom[metric]))
+        squares, freedom = 0.0, 0
+        for metrics in self._finished:
+            reading = metrics[metric]
+            deviation = deviation_of(reading)
+            if deviation is not None and reading.median:
+                squares += (reading.n - 1) * (deviation / reading.median) ** 2
+                freedom += reading.n - 1
+        return max(LEAST_NOISE, math.sqrt(squares / freedom)) if freedom else 0.0
 
     def _beats(
         self, other: Mapping[str, Reading], metrics: Mapping[str, Reading], noise: Mapping[str, float]

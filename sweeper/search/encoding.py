@@ -7,19 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from sweeper.metrics import describe
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
 from sweeper.parameters import TUNABLES, Configuration
+from sweeper.search.gaussian_process import Array
 from sweeper.space.space import Parameter, SearchSpace
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
 
 # If the end of a range is this many times its start, the values are sizes: doubling matters, not adding.
 LOG_FROM_RATIO = 8
@@ -67,8 +63,7 @@ def idle_for(metric: str | None) -> tuple[str, ...]:
 
 def weighted(features: Array, weights: Array) -> Array:
     """The features (n, d), each one's range shrunk around its middle by its weight (d,)."""
-    result: Array = 0.5 + (features - 0.5) * weights
-    return result
+    return 0.5 + (features - 0.5) * weights
 
 
 def _looked_up(column: dict[Any, tuple[float, ...]], value: Any) -> tuple[float, ...]:

@@ -5,16 +5,11 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sweeper.results.front import undominated
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
+from sweeper.search.gaussian_process import Array
 
 # A front of three objectives is thinned to this many points, because the number of boxes grows with its square.
 MOST_POINTS_3D = 24

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
@@ -14,14 +14,9 @@ from sweeper.results.front import hypervolume, reference_point, undominated
 from sweeper.results.picks import Line
 from sweeper.search.encoding import weighted
 from sweeper.search.expected_improvement import expected_improvement, free_boxes
-from sweeper.search.gaussian_process import GaussianProcess, correlation
+from sweeper.search.gaussian_process import Array, GaussianProcess, correlation
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.prior import NOW, of_sweep
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
 
 # A candidate counts only if it is better than the front by this many standard deviations of one measurement. Without
 # this margin, the search re-measures known trials with ignored parameters changed.
@@ -63,9 +58,7 @@ class ObjectiveModel:
         mean, deviation = self.process.predict(of_sweep(seen, NOW) if self.joined else seen)
         if self.sign == 0:
             return mean, deviation
-        deviation = np.minimum(
-            deviation, 1.0
-        )  # beyond a factor of e, the moments become huge and meaningless
+        deviation = np.minimum(deviation, 1.0)  # beyond a factor of e, the moments become meaningless
         size = np.exp(self.sign * mean + 0.5 * deviation**2)
         return self.sign * size, size * np.sqrt(np.expm1(deviation**2))
 
@@ -92,8 +85,7 @@ class Breakage:
 
     def _kernel(self, a: Array, b: Array) -> Array:
         local = self.LOCAL * correlation(a, b, self._lengths)
-        result: Array = local + self.LINEAR * ((a - 0.5) @ (b - 0.5).T)
-        return result
+        return local + self.LINEAR * ((a - 0.5) @ (b - 0.5).T)
 
     def probability(self, features: Array) -> Array:
         """The probability that each row of ``features`` runs, 0 to 1."""
@@ -105,8 +97,7 @@ class Breakage:
         solved = solve_triangular(self._factor[0], cross, lower=True, check_finite=False)
         own = self.LOCAL + self.LINEAR * ((features - 0.5) ** 2).sum(1)
         variance = np.maximum(own - (solved * solved).sum(0), 0.0)
-        result: Array = ndtr(mean / np.sqrt(0.1 + variance))
-        return result
+        return np.asarray(ndtr(mean / np.sqrt(0.1 + variance)))
 
 
 class FrontModel:
@@ -132,7 +123,8 @@ class FrontModel:
         self.front = [configurations[usable[i]] for i in best]
         self._points = [points[i] for i in best]
         self._usable = np.array(points)
-        self._reference = _reference(self._points, np.asarray(means)[usable])
+        # The reference is behind the front, but no further than measured, so that its ends count without dominating.
+        self._reference = reference_point(self._points if len(best) > 1 else points)
         self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
 
     def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
@@ -197,10 +189,8 @@ class FrontModel:
         volume = hypervolume(self._points, self._reference)
         left, total = gains.copy(), 0.0
         first = self._objectives[0]
-        lengths, seen = (
-            first.process.hyper.log_lengths[: features.shape[1]],
-            weighted(features, first.weights),
-        )
+        lengths = first.process.hyper.log_lengths[: features.shape[1]]
+        seen = weighted(features, first.weights)
         for _ in range(trials):
             best = int(left.argmax())
             total += float(left[best])
@@ -208,10 +198,3 @@ class FrontModel:
             left = left * (1.0 - near**2)
         noise = max(o.process.noise if o.sign else 0.0 for o in self._objectives)
         return Outlook(trials, total / volume if volume > 0 else math.inf, float(np.expm1(noise)), finished)
-
-
-def _reference(front: Sequence[Sequence[float]], everything: Array) -> tuple[float, ...]:
-    """A reference behind the front, but no further than measured, so that its ends count without dominating."""
-    if len(front) > 1:
-        return reference_point(front)
-    return reference_point([tuple(row) for row in everything])

@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
+Array = npt.NDArray[np.float64]
 
 SQRT5 = math.sqrt(5.0)
 JITTER = 1e-8
@@ -69,8 +67,7 @@ def correlation(a: Array, b: Array, log_lengths: Array) -> Array:
 
 def line(a: Array, b: Array) -> Array:
     """Covariance of straight lines with unit slopes, between the rows of ``a`` and of ``b``, about the middle."""
-    result: Array = (a - 0.5) @ (b - 0.5).T
-    return result
+    return (a - 0.5) @ (b - 0.5).T
 
 
 class GaussianProcess:

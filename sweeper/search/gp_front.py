@@ -9,7 +9,7 @@ twice: the model's mean, not a repeat, removes the noise.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -24,7 +24,7 @@ from sweeper.results.picks import Line
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder, idle_for, weighted
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
-from sweeper.search.gaussian_process import GaussianProcess, Hyper, fit, starting_hyper
+from sweeper.search.gaussian_process import Array, GaussianProcess, Hyper, fit, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.one_thread import one_thread
 from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
@@ -35,12 +35,9 @@ from sweeper.space.space import SearchSpace
 from sweeper.stats import relative_noise
 
 if TYPE_CHECKING:
-    import numpy.typing as npt
     from optuna import Study
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
-
-    Array = npt.NDArray[np.float64]
 
 # Attributes that `study.py` writes on trials. Older sweeps, and studies without whole records, have the parts of the
 # record that the sampler reads as attributes of their own.
@@ -170,9 +167,13 @@ class GpFrontSampler(BaseSampler):
         for trial in study.get_trials(deepcopy=False):
             if trial.number == number or DUPLICATE in trial.user_attrs or not trial.params:
                 continue
-            configuration = self._configuration_of(trial)
-            history.known.add(configuration)
             record = _record_of(trial)
+            if CONFIGURATION in record:
+                configuration = Configuration(**record[CONFIGURATION])
+            else:
+                known = {k: v for k, v in trial.params.items() if k in self._space.parameters}
+                configuration = self._space.configuration(known)
+            history.known.add(configuration)
             state = record.get(STATE)
             if trial.state == TrialState.COMPLETE and trial.values is not None:
                 history.measured.append(configuration)
@@ -190,13 +191,6 @@ class GpFrontSampler(BaseSampler):
                 if state in SHORT_OF_MEMORY:
                     history.short.append(configuration)
         return history
-
-    def _configuration_of(self, trial: FrozenTrial) -> Configuration:
-        kept = _record_of(trial).get(CONFIGURATION)
-        if kept is not None:
-            return Configuration(**kept)
-        known = {k: v for k, v in trial.params.items() if k in self._space.parameters}
-        return self._space.configuration(known)
 
     # -- proposals ----------------------------------------------------------------------------------------
 
@@ -285,28 +279,25 @@ class GpFrontSampler(BaseSampler):
 
     def _model(self, history: _History, maximized: Sequence[bool]) -> FrontModel:
         oriented = np.array(history.values, dtype=np.float64) * np.where(maximized, 1.0, -1.0)
-        violation = _violation_keys(history.violations)
         feasible = np.array([max(v.values(), default=0.0) <= 0 for v in history.violations])
         kept = _nearest_the_front(oriented, feasible)
         configurations = [history.measured[i] for i in kept]
         features = self._encode(configurations)
-        refit = len(history.measured) <= REFIT_ALWAYS_UP_TO or (
-            len(history.measured) - self._fitted_at >= REFIT_EVERY
-        )
+        count = len(history.measured)
+        refit = count <= REFIT_ALWAYS_UP_TO or count - self._fitted_at >= REFIT_EVERY
         if refit:
-            self._fitted_at = len(history.measured)
+            self._fitted_at = count
         if self._earlier and self._prior is None:
             self._prior = Prior(self._encode, self._earlier, maximized)
         objectives = [
             self._objective(k, features, oriented[kept, k], refit, _noise(history, k))
             for k in range(oriented.shape[1])
         ]
-        constraints = [
-            self._fitted(
-                key, features, np.array([history.violations[i].get(key, 0.0) for i in kept]), 0.05, refit
-            )
-            for key in violation
-        ]
+        constraints = []
+        for key in sorted({key for each in history.violations for key in each}):
+            violations = np.array([each.get(key, 0.0) for each in history.violations])
+            if len(set(violations)) > 1:  # a constraint that does not differ between trials teaches nothing
+                constraints.append(self._fitted(key, features, violations[kept], 0.05, refit))
         broken = Breakage(features, self._encode(history.broken)) if history.broken else None
         memory = MemoryOrder(history.measured, history.short) if history.short else None
         return FrontModel(objectives, constraints, broken, memory, configurations, features, feasible[kept])
@@ -326,7 +317,9 @@ class GpFrontSampler(BaseSampler):
         if both is not None:
             seen, logarithms = weighted(both[0], np.append(weights, 1.0)), both[1]
             key = f"{key}, joined"
-        process = self._fitted(key, seen, logarithms, _relative(noise, logarithms), refit)
+        # The noise of logarithms as a share of their spread, within bounds.
+        relative = min(0.5, max(1e-3, noise / (float(logarithms.std()) or 1.0)))
+        process = self._fitted(key, seen, logarithms, relative, refit)
         return ObjectiveModel(process, sign, weights, joined=both is not None)
 
     def _fitted(
@@ -339,11 +332,6 @@ class GpFrontSampler(BaseSampler):
         return GaussianProcess(features, values, hyper)
 
 
-def _relative(noise: float, values: Array) -> float:
-    """The noise of logarithms as a share of their spread, within bounds."""
-    return min(0.5, max(1e-3, noise / (float(values.std()) or 1.0)))
-
-
 def _record_of(trial: FrozenTrial) -> dict[str, Any]:
     """The trial's record as stored, or as much of it as the trial's attributes have."""
     record: dict[str, Any] = trial.user_attrs | trial.user_attrs.get(RECORD, {})
@@ -354,12 +342,6 @@ def _noise(history: _History, objective: int) -> float:
     """The relative deviation of one trial's value, estimated from the trials' repeats."""
     known = relative_noise(readings[objective] for readings in history.readings)
     return EXPECTED_NOISE if known is None else max(known, LEAST_NOISE)
-
-
-def _violation_keys(violations: Sequence[Mapping[str, float]]) -> list[str]:
-    """The constraints that differ between complete trials. Only these show which trials keep them."""
-    keys = {key for each in violations for key in each}
-    return sorted(k for k in keys if len({each.get(k, 0.0) for each in violations}) > 1)
 
 
 def _nearest_the_front(oriented: Array, feasible: Any) -> list[int]:

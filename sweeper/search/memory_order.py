@@ -7,17 +7,13 @@ context or larger batches never need less memory. It helps if there is no foreca
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from sweeper.model.ggml_types import CACHE_BITS, FILE_BITS_PER_WEIGHT
 from sweeper.parameters import TUNABLES, Configuration, Tunable, clamped
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
+from sweeper.search.gaussian_process import Array
 
 # The order's initial confidence, as counts: nine in ten.
 CONFIRMED, REFUTED = 9.0, 1.0
@@ -45,14 +41,13 @@ class MemoryOrder:
             refuted = float(_reaches(_demands(ran, sign), short).any(1).sum()) if ran else 0.0
             total = confirmed + CONFIRMED + REFUTED + REFUTATION_WEIGHT * refuted
             self._orders.append((sign, short, (confirmed + CONFIRMED) / total))
-        self._np = np
 
     def probability(self, configurations: Sequence[Configuration]) -> Array:
         """The probability (n,) that each of ``configurations`` fits; 1 if the order says nothing about it."""
-        result: Array = self._np.ones(len(configurations))
+        result = np.ones(len(configurations))
         for sign, short, trust in self._orders:
             implied = _reaches(_demands(configurations, sign), short).any(1)
-            result = result * self._np.where(implied, 1.0 - trust, 1.0)
+            result = result * np.where(implied, 1.0 - trust, 1.0)
         return result
 
 

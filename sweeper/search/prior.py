@@ -8,18 +8,12 @@ count almost fully. If they disagree, the feature's length scale removes their i
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
-from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
+from sweeper.search.gaussian_process import Array, GaussianProcess, fit, starting_hyper
 
 # The earlier sweep's predictions of the new trials must correlate with the results at least this well.
 LEAST_CORRELATION = 0.9
@@ -45,40 +39,32 @@ class Prior:
 
     def __init__(self, encode: Encoder, measured: Measured, maximized: Sequence[bool]) -> None:
         self.features = encode([configuration for configuration, _ in measured])
-        self._models: list[GaussianProcess | None] = []
-        self._logarithms: list[Array] = []
+        # For each objective with positive values: its model and the logarithms behind it.
+        self._models: dict[int, tuple[GaussianProcess, Array]] = {}
         for k, more in enumerate(maximized):
             values = np.array([objectives[k] for _, objectives in measured])
-            if not (values > 0).all():
-                self._models.append(None)
-                self._logarithms.append(values)
-                continue
-            logarithms = np.log(values) * (1.0 if more else -1.0)
-            start = starting_hyper(self.features.shape[1], RELATIVE_NOISE)
-            hyper = fit(self.features, logarithms, start, RELATIVE_NOISE)
-            self._models.append(GaussianProcess(self.features, logarithms, hyper))
-            self._logarithms.append(logarithms)
+            if (values > 0).all():
+                logarithms = np.log(values) * (1.0 if more else -1.0)
+                start = starting_hyper(self.features.shape[1], RELATIVE_NOISE)
+                hyper = fit(self.features, logarithms, start, RELATIVE_NOISE)
+                self._models[k] = GaussianProcess(self.features, logarithms, hyper), logarithms
 
     def joined(self, objective: int, features: Array, logarithms: Array) -> tuple[Array, Array] | None:
         """Features (k + n, d + 1) and values of both sweeps, the new sweep's last; None if the sweeps disagree.
 
         The earlier values are shifted by the median difference between the sweeps.
         """
-        model = self._models[objective]
-        if model is None:
+        if objective not in self._models:
             return None
+        model, earlier = self._models[objective]
         expected, _ = model.predict(features)
-        if not _go_together(expected, logarithms):
+        if len(logarithms) < 3 or expected.std() == 0 or logarithms.std() == 0:
+            return None
+        if float(np.corrcoef(expected, logarithms)[0, 1]) < LEAST_CORRELATION:
             return None
         offset = float(np.median(logarithms - expected))
         both = np.vstack([of_sweep(self.features, EARLIER), of_sweep(features, NOW)])
-        return both, np.concatenate([self._logarithms[objective] + offset, logarithms])
-
-
-def _go_together(expected: Array, found: Array) -> bool:
-    if len(found) < 3 or expected.std() == 0 or found.std() == 0:
-        return False
-    return float(np.corrcoef(expected, found)[0, 1]) >= LEAST_CORRELATION
+        return both, np.concatenate([earlier + offset, logarithms])
 
 
 def of_sweep(features: Array, which: float) -> Array:

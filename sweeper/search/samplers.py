@@ -37,10 +37,9 @@ def make_sampler(
         name: one of ``sweeper.config.SAMPLERS``.
         space: the search space.
         seed: the random seed.
-        allowed: returns False for configurations that the sampler must not propose, for example after a memory
-            forecast.
-        line: the threshold of the sweep's pick, if it has one.
-        earlier: the measurements of an earlier sweep, as points of this space.
+        allowed: for our sampler, as all that follow; see `GpFrontSampler`.
+        line: the threshold of the pick.
+        earlier: an earlier sweep's measurements.
         metrics: the names of the objectives.
         constrained: the names of the metrics that constraints bound.
 
@@ -56,7 +55,6 @@ def make_sampler(
         return GpFrontSampler(
             space,
             seed,
-            baseline=space.base,
             allowed=allowed,
             line=line,
             earlier=earlier,

@@ -35,11 +35,11 @@ def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
         return record
     with one_thread():
         means = {o.metric: _means(whole, o, space) for o in record.objectives}
-    changed = {
-        trial.number: replace(trial, metrics=_with_means(trial, {m: v[i] for m, v in means.items()}))
-        for i, trial in enumerate(whole)
-    }
-    return replace(record, trials=tuple(changed.get(t.number, t) for t in record.trials))
+    changed = {t.number: t for t in record.trials}
+    for i, trial in enumerate(whole):
+        metrics = _with_means(trial, {m: v[i] for m, v in means.items()})
+        changed[trial.number] = replace(trial, metrics=metrics)
+    return replace(record, trials=tuple(changed.values()))
 
 
 def _means(trials: Sequence[TrialRecord], objective: Objective, space: SearchSpace) -> list[float]:

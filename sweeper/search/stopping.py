@@ -20,15 +20,14 @@ IN_A_ROW = 3
 class StoppingRule:
     """Judges the expectation of a model-based sampler. Call it once after each proposal."""
 
-    def __init__(self, least_gain: float = LEAST_GAIN) -> None:
-        self._least_gain = least_gain
+    def __init__(self) -> None:
         self._agreed: list[int] = []  # number of finished trials at each verdict in a row
 
     def __call__(self, outlook: Outlook | None) -> str | None:
         """The reason to stop in words, or None to continue. ``outlook`` is the sampler's latest one."""
         if outlook is None or outlook.finished < LEAST_TRIALS:
             return None
-        threshold = max(self._least_gain, min(outlook.noise, MOST_NOISE))
+        threshold = max(LEAST_GAIN, min(outlook.noise, MOST_NOISE))
         if outlook.gain >= threshold:
             self._agreed.clear()
             return None
@@ -36,11 +35,6 @@ class StoppingRule:
             self._agreed.append(outlook.finished)
         if len(self._agreed) < IN_A_ROW:
             return None
-        return expectation_in_words(outlook, threshold)
-
-
-def expectation_in_words(outlook: Outlook, threshold: float) -> str:
-    """For example ``a further 20 trials would be expected to add less than 1 % to the front``."""
-    why = " (about the noise of one measurement)" if threshold > LEAST_GAIN else ""
-    less = f"less than {threshold * 100:.2g} %"
-    return f"a further {outlook.trials} trials would be expected to add {less} to the front{why}"
+        why = " (about the noise of one measurement)" if threshold > LEAST_GAIN else ""
+        less = f"less than {threshold * 100:.2g} %"
+        return f"a further {outlook.trials} trials would be expected to add {less} to the front{why}"

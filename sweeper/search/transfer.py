@@ -7,8 +7,7 @@ and uses all earlier trials as a first guess for the sampler's model (prior.py).
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,9 +30,8 @@ class Earlier:
 
     sweep: str
     configurations: tuple[Configuration, ...]  # the best ones, to be measured first
-    measured: tuple[
-        tuple[Configuration, tuple[float, ...]], ...
-    ] = ()  # each with its objectives, as measured
+    # Each with its objectives, as measured.
+    measured: tuple[tuple[Configuration, tuple[float, ...]], ...] = ()
 
 
 def from_earlier(
@@ -54,9 +52,15 @@ def from_earlier(
         space: the new space.
         skip: the new sweep's own name.
     """
-    for record in _sweeps(root, skip):
+    for name in reversed(sweep_names(root)):
+        if name == skip:
+            continue
+        try:
+            record = assemble(SweepStudy.load(root, name))
+        except StoreError:  # written by another version, or damaged
+            continue
         if (
-            _same_machine(record.machine, machine)
+            _hardware(record.machine) == _hardware(machine)
             and record.engine.simulated == simulated
             and [o.metric for o in record.objectives] == [o.metric for o in objectives]
             and record.front
@@ -102,19 +106,8 @@ def _moved(name: str, value: Any, values: Sequence[Any], n_layer: int, space: Se
     return nearest(values, value)
 
 
-def _sweeps(root: Path, skip: str) -> Iterator[SweepRecord]:
-    for name in reversed(sweep_names(root)):
-        if name != skip:
-            with contextlib.suppress(StoreError):  # written by another version, or damaged: skip it
-                yield assemble(SweepStudy.load(root, name))
-
-
-def _same_machine(one: MachineRecord, other: MachineRecord) -> bool:
-    return (one.cpu, one.logical_cores, [g.name for g in one.gpus]) == (
-        other.cpu,
-        other.logical_cores,
-        [g.name for g in other.gpus],
-    )
+def _hardware(machine: MachineRecord) -> tuple[str, int, list[str]]:
+    return machine.cpu, machine.logical_cores, [gpu.name for gpu in machine.gpus]
 
 
 def _best(record: SweepRecord) -> list[Configuration]:

@@ -10,17 +10,12 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from sweeper.parameters import MODEL_KEYS
 from sweeper.records import Configuration
-
-if TYPE_CHECKING:
-    import numpy.typing as npt
-
-    Array = npt.NDArray[np.float64]
+from sweeper.search.gaussian_process import Array
 
 # Fewer trials do not show which parameters make a trial long.
 LEAST_TRIALS = 4

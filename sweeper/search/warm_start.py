@@ -25,12 +25,10 @@ def initial_design(
     Corners that lie near the front on most machines follow. They have the smallest weights: at full speed, at the
     lowest cap, with few threads, and partly on the GPU. Random points far apart come last.
     """
-    fast: dict[str, Any] = _smallest_weights(space) | _end(space, "n_gpu_layers", -1)
-    frugal = fast | _end(space, "power_limit_watts", 0) | _end(space, "clock_limit_mhz", 0)
-    few = _end(space, "n_threads", 0)
-    middle = (
-        _middle(space, "power_limit_watts") | _middle(space, "clock_limit_mhz") | _middle(space, "n_threads")
-    )
+    fast: dict[str, Any] = _smallest_weights(space) | _part_way(space, 1.0, "n_gpu_layers")
+    frugal = fast | _part_way(space, 0.0, "power_limit_watts", "clock_limit_mhz")
+    few = _part_way(space, 0.0, "n_threads")
+    middle = _part_way(space, 0.5, "power_limit_watts", "clock_limit_mhz", "n_threads")
     base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
     wished: list[Mapping[str, Any]] = [
         base,
@@ -38,15 +36,11 @@ def initial_design(
         base | frugal,
         base | fast | few,
         # Partly on the GPU, threads and layers trade speed for watts. The corners above do not show this.
-        base | frugal | few | _part_way(space, "n_gpu_layers", 0.85),
-        base | fast | middle | _part_way(space, "n_gpu_layers", 0.5),
+        base | frugal | few | _part_way(space, 0.85, "n_gpu_layers"),
+        base | fast | middle | _part_way(space, 0.5, "n_gpu_layers"),
     ]
-    found: dict[Configuration, None] = {}
-    for params in wished:
-        configuration = space.configuration(params)
-        if not space.violations(configuration):
-            found[configuration] = None
-    design = list(found)[:count]
+    corners = dict.fromkeys(space.configuration(params) for params in wished)
+    design = [c for c in corners if not space.violations(c)][:count]
     return (*design, *_far_apart(space, design, count - len(design), seed))
 
 
@@ -89,16 +83,7 @@ def _smallest_weights(space: SearchSpace) -> dict[str, Any]:
     return {"quant": values[-1]}
 
 
-def _end(space: SearchSpace, name: str, index: int) -> dict[str, Any]:
-    return {name: space.parameters[name].values[index]} if name in space.parameters else {}
-
-
-def _middle(space: SearchSpace, name: str) -> dict[str, Any]:
-    return _part_way(space, name, 0.5)
-
-
-def _part_way(space: SearchSpace, name: str, share: float) -> dict[str, Any]:
-    if name not in space.parameters:
-        return {}
-    values = space.parameters[name].values
-    return {name: values[min(len(values) - 1, int(share * len(values)))]}
+def _part_way(space: SearchSpace, share: float, *names: str) -> dict[str, Any]:
+    """The values at this share, 0 to 1, of the way through the values of those ``names`` that are searched."""
+    searched = {name: space.parameters[name].values for name in names if name in space.parameters}
+    return {name: v[min(len(v) - 1, int(share * len(v)))] for name, v in searched.items()}

@@ -144,14 +144,9 @@ def _threads(machine: MachineRecord, most: int) -> list[int]:
 
 
 def _quants(model: ModelRecord) -> list[str]:
-    """The levels to try: levels made from a high-precision file, else the user's own files."""
-    if model.base_quant in HIGH_PRECISION:
-        return [model.base_quant, *(q for q in AUTO_QUANTS if q not in model.files), *_others(model)]
-    return [model.base_quant, *_others(model)]
-
-
-def _others(model: ModelRecord) -> list[str]:
-    return [quant for quant in model.files if quant != model.base_quant]
+    """The levels to try: levels made from a high-precision file, then the user's own files."""
+    made = [q for q in AUTO_QUANTS if q not in model.files] if model.base_quant in HIGH_PRECISION else []
+    return [model.base_quant, *made, *(q for q in model.files if q != model.base_quant)]
 
 
 def _step(limit: LimitRange) -> int:

@@ -80,17 +80,11 @@ class SearchSpace:
         If several values of a parameter have the same effect (see `effective`), the first one stands for all of them,
         so the result is always a point of this space.
         """
-        asked = self.base.with_(**params)
         traits = self.traits
-        asked = asked.with_(
-            **{
-                n: v
-                for n, v in DEFAULTS.items()
-                if changes_nothing(n, traits.gpu_offload, traits.has_experts)
-            }
-        )
-        n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, self.traits)
-        tokens = self.traits.prompt_tokens or n_ctx
+        inert = [n for n in DEFAULTS if changes_nothing(n, traits.gpu_offload, traits.has_experts)]
+        asked = self.base.with_(**{**params, **{name: DEFAULTS[name] for name in inert}})
+        n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, traits)
+        tokens = traits.prompt_tokens or n_ctx
         context = self._first(
             "n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx and min(asked.n_batch, v, tokens) == n_batch
         )
@@ -118,8 +112,18 @@ class SearchSpace:
         return next((int(v) for v in self.parameters[name].values if same(v)), asked)
 
     def violations(self, configuration: Configuration) -> tuple[str, ...]:
-        """The known constraints that this configuration breaks, in words; empty if it may run."""
-        return violations(configuration, self.traits)
+        """The known constraints of llama.cpp that this configuration breaks, in words; empty if it may run."""
+        c = configuration
+        found = []
+        if c.type_v in QUANTISED_CACHE_TYPES and not c.flash_attn:
+            found.append(f"a V cache of {c.type_v} needs flash_attn=true")
+        if padded(c.n_ctx) < self.traits.n_ctx_needed:
+            found.append(
+                f"n_ctx={c.n_ctx} is less than the {self.traits.n_ctx_needed} tokens the workload needs"
+            )
+        if max(c.n_threads, c.n_threads_batch) > MOST_THREADS:
+            found.append(f"more than {MOST_THREADS} threads crash llama.cpp")
+        return tuple(found)
 
     def params_of(self, configuration: Configuration) -> dict[str, Any]:
         """The values of the searched parameters in a configuration, for Optuna and MLflow."""
@@ -172,19 +176,6 @@ def effective(configuration: Configuration, traits: Traits) -> tuple[int, int, i
     elif traits.n_layer and not 0 <= layers <= traits.n_layer:
         layers = traits.n_layer + 1  # the output layer is one more
     return n_ctx, n_batch, min(c.n_ubatch, n_batch), layers
-
-
-def violations(configuration: Configuration, traits: Traits) -> tuple[str, ...]:
-    """The known constraints of llama.cpp that this configuration breaks, in words."""
-    c = configuration
-    found = []
-    if c.type_v in QUANTISED_CACHE_TYPES and not c.flash_attn:
-        found.append(f"a V cache of {c.type_v} needs flash_attn=true")
-    if padded(c.n_ctx) < traits.n_ctx_needed:
-        found.append(f"n_ctx={c.n_ctx} is less than the {traits.n_ctx_needed} tokens the workload needs")
-    if max(c.n_threads, c.n_threads_batch) > MOST_THREADS:
-        found.append(f"more than {MOST_THREADS} threads crash llama.cpp")
-    return tuple(found)
 
 
 def build_space(spec: Mapping[str, Any], base: Configuration, traits: Traits) -> SearchSpace:
