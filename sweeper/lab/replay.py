@@ -18,7 +18,7 @@ from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.tables import Table
 from sweeper.lab.virtual_time import VirtualClock, VirtualEngine
 from sweeper.parameters import MODEL_KEYS
-from sweeper.records import Configuration, EngineRecord, PowerSource
+from sweeper.records import Configuration, EngineRecord
 
 # The costs to assume if a table has no load of that kind.
 CONTEXT_SECONDS = 0.05
@@ -39,7 +39,17 @@ class ReplayEngine(VirtualEngine):
         self.table = table
         self._rows = {row.configuration.digest: row for row in table.rows}
         self._random = random.Random(seed)
-        self._costs = _LoadCosts(table)
+        loads: dict[tuple[Any, ...], list[float]] = {}
+        contexts: list[float] = []
+        for row in table.rows:
+            if row.state == "complete" and row.reloaded:
+                loads.setdefault(_model_of(row.configuration), []).append(row.load_seconds)
+            elif row.state == "complete":
+                contexts.append(row.load_seconds)
+        # The recorded costs of a load of each model, of any other model, and of a new context, in s.
+        self._loads = {model: statistics.median(seconds) for model, seconds in loads.items()}
+        self._load = statistics.median(self._loads.values()) if self._loads else LOAD_SECONDS
+        self._context = statistics.median(contexts) if contexts else CONTEXT_SECONDS
 
     @property
     def record(self) -> EngineRecord:
@@ -54,7 +64,7 @@ class ReplayEngine(VirtualEngine):
         row = self._rows.get(configuration.digest)
         if row is None:
             raise EngineRefused(f"the table {self.table.header.name} does not contain this configuration")
-        seconds = self._costs.of(configuration, reload)
+        seconds = self._loads.get(_model_of(configuration), self._load) if reload else self._context
         self.clock.advance(seconds)
         if row.state == "out_of_memory":
             raise OutOfMemory(row.reason or "out of memory")
@@ -80,38 +90,16 @@ class ReplayEngine(VirtualEngine):
         return speeds[repeat], watts[repeat] if watts else self.trace.idle_watts
 
 
-class _LoadCosts:
-    """The recorded costs of a load of the model and of a new context, in s."""
-
-    def __init__(self, table: Table) -> None:
-        loads: dict[tuple[Any, ...], list[float]] = {}
-        contexts: list[float] = []
-        for row in table.rows:
-            if row.state == "complete" and row.reloaded:
-                loads.setdefault(_model_of(row.configuration), []).append(row.load_seconds)
-            elif row.state == "complete":
-                contexts.append(row.load_seconds)
-        self._loads = {model: statistics.median(seconds) for model, seconds in loads.items()}
-        self._load = statistics.median(self._loads.values()) if self._loads else LOAD_SECONDS
-        self._context = statistics.median(contexts) if contexts else CONTEXT_SECONDS
-
-    def of(self, configuration: Configuration, reload: bool) -> float:
-        return self._loads.get(_model_of(configuration), self._load) if reload else self._context
-
-
 def _model_of(configuration: Configuration) -> tuple[Any, ...]:
     return tuple(getattr(configuration, key) for key in MODEL_KEYS)
 
 
 def replay_meter(engine: ReplayEngine) -> SimulatedMeter:
-    """The meter of a replay. It shows the recorded watts and labels them as replayed."""
-    return SimulatedMeter(engine.trace, engine.clock, replay_source(engine.table))
-
-
-def replay_source(table: Table) -> PowerSource:
-    """The recorded source, labelled as replayed because nothing is measured now."""
+    """The meter of a replay. It labels the recorded source as replayed, because nothing is measured now."""
+    table = engine.table
     recorded = table.header.power
     note = f"replayed from {table.header.name}, recorded with {recorded.name} ({recorded.kind})"
-    return replace(
+    source = replace(
         recorded, name=f"replay of {recorded.name}", kind="simulated", note=note, update_period_seconds=0.01
     )
+    return SimulatedMeter(engine.trace, engine.clock, source)

@@ -157,10 +157,14 @@ def cheapest_order(configurations: Iterable[Configuration], seed: int = 0) -> tu
         model = tuple(getattr(c, key) for key in MODEL_KEYS)
         context = tuple(getattr(c, key) for key in CONTEXT_KEYS)
         models.setdefault(model, {}).setdefault(context, []).append(c)
+
+    def shuffled(items: list[Any]) -> list[Any]:
+        return rng.sample(items, len(items))
+
     ordered: list[Configuration] = []
-    for contexts in _shuffled(list(models.values()), rng):
-        for limits in _shuffled(list(contexts.values()), rng):
-            ordered += _shuffled(limits, rng)
+    for contexts in shuffled(list(models.values())):
+        for limits in shuffled(list(contexts.values())):
+            ordered += shuffled(limits)
     return tuple(ordered)
 
 
@@ -176,21 +180,12 @@ def record_table(
 ) -> Table:
     """Measure every configuration of ``header.space`` and write the table to ``path`` (``*.csv.gz``).
 
-    The recording makes ``header.passes`` passes over the grid, each in another order, so that the repeats of a
-    configuration are far apart in time. If the machine is slower for some minutes, this then shows as noise and
-    not as a worse configuration.
+    The recording makes ``header.passes`` passes over the grid, each in another order. If the machine is slower for
+    some minutes, this then shows as noise and not as a worse configuration.
 
-    The recording resumes after an earlier call: it skips visits that are already in the journal. A failed trial is a
-    row with its state and reason. Any other exception, such as Ctrl-C, leaves the journal in place.
-
-    Args:
-        path: the table; its journal is beside it until the table is complete.
-        header: the header of the table, with the space to measure.
-        engine: the engine that runs inference.
-        meter: the open meter that measures energy.
-        stage: windows and repeats of each configuration.
-        limits: sets the limits of the configurations; None if no configuration has a limit.
-        progress: called with the number of visits done, the number of all visits, and the row just measured.
+    The recording skips visits that an earlier call left in the journal. A failed trial is a row with its state and
+    reason. Any other exception, such as Ctrl-C, leaves the journal in place. ``limits`` may be None if no
+    configuration has a limit. ``progress`` gets the number of visits done, of all visits, and the row just measured.
 
     Raises:
         ConfigError: there is a journal of another space, model, machine or workload.
@@ -286,7 +281,7 @@ def _row(
 
 def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
     """The rows of an earlier run; if there is no journal, this starts one."""
-    same = _identity(header)
+    same = to_plain(replace(header, recorded_utc="", idle_watts=None, note="", passes=1))
     if not journal.exists():
         with journal.open("w", encoding="utf-8") as file:
             _append(file, same)
@@ -303,10 +298,6 @@ def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
             file.write("".join(line + "\n" for line in whole))
     for line in whole[1:]:
         yield from_plain(json.loads(line), TableRow)
-
-
-def _identity(header: TableHeader) -> Any:
-    return to_plain(replace(header, recorded_utc="", idle_watts=None, note="", passes=1))
 
 
 def _append(file: io.TextIOBase | Any, data: Any) -> None:
@@ -385,7 +376,3 @@ def _first_line(error: BaseException) -> str:
 
 def _rounded(value: float) -> float:
     return float(f"{value:.{DIGITS}g}")
-
-
-def _shuffled(items: list[Any], rng: random.Random) -> list[Any]:
-    return rng.sample(items, len(items))

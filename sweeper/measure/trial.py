@@ -76,12 +76,9 @@ class Stage:
     def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
         """Short windows, which separate good trials from bad ones.
 
-        Args:
-            workload: the workload to run.
-            decides: the metrics that objectives and constraints name. If none of them depends on prefill, one prefill
-                window is enough. No window is needed if a prompt takes longer than the rest of a trial, as on a slow
-                machine. If one metric depends on prefill, two windows of that length are enough. None: all windows,
-                however long.
+        ``decides`` has the metrics that objectives and constraints name. If one of them depends on prefill, two prefill
+        windows suffice where prompts take longer than the rest of a trial, as on a slow machine. If none does, one
+        window is enough, and none is needed there. With None, every window is measured, however long it takes.
         """
         needed = decides is None or any(metric in NEED_PREFILL for metric in decides)
         least = LEAST_DECIDING_PREFILL if needed else 0
@@ -139,17 +136,9 @@ def measure(
 ) -> Measurement:
     """Measure one configuration.
 
-    Args:
-        configuration: the configuration to measure. The engine loads it, unless it is already loaded.
-        engine: runs inference.
-        meter: measures energy; it must be open.
-        workload: the workload to run.
-        stage: how long and how often to measure.
-        known: metrics that are known in advance, such as ``kl_divergence`` of the quantisation.
-        listener: called at the start of each phase.
-        clock: the clock that stamps the meter's samples.
-        sleep: waits while the loaded model is idle.
-        hopeless: called after each round of windows. If it returns True, the trial ends there.
+    ``meter`` must be open. ``known`` has metrics that are known in advance, such as ``kl_divergence`` of the
+    quantisation. ``clock`` stamps the meter's samples, and ``sleep`` waits on it while the loaded model is idle. If
+    ``hopeless`` returns True after a round of windows, the trial ends there.
 
     Raises:
         TrialFailed: the engine failed; the engine can be used again.

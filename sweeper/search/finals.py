@@ -36,13 +36,10 @@ def rounds(
     so_far: Callable[[], SweepRecord],
     seed: int,
 ) -> Iterator[tuple[int, list[int]]]:
-    """The rounds of visits: the number of each round, and the trials to visit, in order.
+    """The rounds of visits: the number of each round, and the trials to visit, in a random order from ``seed``.
 
-    Args:
-        finalists: trial numbers.
-        done: the (trial, visit) pairs that an earlier run already made.
-        so_far: returns the sweep with all visits so far; called before each round beyond `FINAL_VISITS`.
-        seed: the random seed of the order.
+    ``done`` has the (trial, visit) pairs of an earlier run. ``so_far`` returns the sweep with all visits so far; the
+    function calls it before each round beyond `FINAL_VISITS`.
     """
     for visit in range(FINAL_VISITS + DECIDING_VISITS):
         order = list(finalists) if visit < FINAL_VISITS else list(picks.undecided(so_far()))

@@ -6,7 +6,9 @@ noisy trials, wherever they lie. The Matérn part models the rest, near the meas
 
 from __future__ import annotations
 
+import functools
 import math
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Any
 
@@ -182,3 +184,17 @@ class _Problem:
         width = np.concatenate([widths, [LOG_LINEAR_WIDTH, 0.7, 0.5]])
         off = (vector - centre) / width
         return value + 0.5 * float(off @ off), gradient + off / width
+
+
+def one_thread() -> AbstractContextManager[object]:
+    """In this block, BLAS uses one thread. For small matrices, starting a second one costs more than it saves."""
+    limited: AbstractContextManager[object] = _threadpools().limit(limits=1, user_api="blas")
+    return limited
+
+
+@functools.cache
+def _threadpools() -> Any:
+    import scipy.linalg  # noqa: F401 - only loaded libraries can be limited
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()

@@ -24,9 +24,8 @@ from sweeper.results.picks import Line
 from sweeper.search.candidates import Candidates
 from sweeper.search.encoding import Encoder, idle_for, weighted
 from sweeper.search.front_model import Breakage, FrontModel, ObjectiveModel, Outlook
-from sweeper.search.gaussian_process import Array, GaussianProcess, Hyper, fit, starting_hyper
+from sweeper.search.gaussian_process import Array, GaussianProcess, Hyper, fit, one_thread, starting_hyper
 from sweeper.search.memory_order import MemoryOrder
-from sweeper.search.one_thread import one_thread
 from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
 from sweeper.search.prior import Measured, Prior
 from sweeper.search.trial_cost import Cost, TrialCost

@@ -33,15 +33,8 @@ def make_sampler(
     front, or as few as any other (``docs/decisions/0009-slow-machines-measure-less.md``). The sweep itself runs
     ``grid`` in order, because it knows which points are equal.
 
-    Args:
-        name: one of ``sweeper.config.SAMPLERS``.
-        space: the search space.
-        seed: the random seed.
-        allowed: for our sampler, as all that follow; see `GpFrontSampler`.
-        line: the threshold of the pick.
-        earlier: an earlier sweep's measurements.
-        metrics: the names of the objectives.
-        constrained: the names of the metrics that constraints bound.
+    The name is one of ``sweeper.config.SAMPLERS``. For the arguments after ``seed`` see `GpFrontSampler`: the other
+    samplers do not use them.
 
     Raises:
         EngineMissingError: Optuna's own GP needs torch, which is not installed.

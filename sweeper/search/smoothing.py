@@ -14,8 +14,7 @@ import numpy as np
 
 from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.encoding import Encoder, weighted
-from sweeper.search.gaussian_process import GaussianProcess, fit, starting_hyper
-from sweeper.search.one_thread import one_thread
+from sweeper.search.gaussian_process import GaussianProcess, fit, one_thread, starting_hyper
 from sweeper.space.space import SearchSpace
 from sweeper.stats import relative_noise
 

@@ -42,15 +42,10 @@ def from_earlier(
     space: SearchSpace,
     skip: str,
 ) -> Earlier | None:
-    """The latest sweep with the same machine and objectives, moved into ``space``; None if there is none.
+    """The latest sweep in ``root`` with the same machine and objectives, moved into ``space``; None if there is none.
 
-    Args:
-        root: the folder of sweeps.
-        machine: this machine; its driver and memory may have changed.
-        simulated: whether the new sweep's engine is simulated.
-        objectives: the objectives of the new sweep.
-        space: the new space.
-        skip: the new sweep's own name.
+    The machine's driver and memory may have changed, but a simulated engine teaches nothing about a real one.
+    ``skip`` is the new sweep's own name.
     """
     for name in reversed(sweep_names(root)):
         if name == skip:

@@ -33,11 +33,6 @@ class Facts:
     limits: Mapping[str, LimitRange] = field(default_factory=dict)
     limit_reasons: Mapping[str, str] = field(default_factory=dict)
 
-    @property
-    def all_layers(self) -> int:
-        """The number of layers that can be offloaded: the model's layers and the output layer."""
-        return self.model.n_layer + 1
-
     def words(self) -> dict[str, dict[str, Any]]:
         """The values of ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` in a space."""
         power = self.limits.get("power_limit_watts")
@@ -45,7 +40,7 @@ class Facts:
         return {
             "model": {
                 "n_layer": self.model.n_layer,
-                "offloadable_layers": self.all_layers,
+                "offloadable_layers": self.model.n_layer + 1,  # the output layer is one more
                 "n_ctx_train": self.model.n_ctx_train or None,
             },
             "machine": {
@@ -71,7 +66,7 @@ def default_configuration(facts: Facts) -> Configuration:
     """llama.cpp's own defaults here: all layers on the GPU, one thread for each physical core, f16 cache."""
     threads = facts.machine.performance_cores or facts.machine.physical_cores
     return Configuration(
-        n_gpu_layers=facts.all_layers if facts.gpu_offload else 0,
+        n_gpu_layers=facts.model.n_layer + 1 if facts.gpu_offload else 0,
         n_ctx=padded(facts.workload.n_ctx_needed),
         n_batch=DEFAULT_BATCH,
         n_ubatch=DEFAULT_UBATCH,

@@ -88,11 +88,16 @@ def everything():
     return found
 
 
-def volume(configurations):
-    points = everything()
-    values = list(points.values())
+@functools.cache
+def whole_front():
+    """The true front and the reference behind it."""
+    values = list(everything().values())
     front = [values[i] for i in undominated(values)]
-    reference = reference_point(front)
+    return front, reference_point(front)
+
+
+def volume(configurations):
+    points, (front, reference) = everything(), whole_front()
     found = [points[c] for c in configurations if c in points]
     return hypervolume(found, reference) / hypervolume(front, reference)
 

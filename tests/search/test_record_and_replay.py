@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from sweeper.errors import ConfigError, EngineRefused, OutOfMemory
-from sweeper.lab.replay import ReplayEngine, replay_meter, replay_source
+from sweeper.lab.replay import ReplayEngine, replay_meter
 from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
 from sweeper.lab.simulator import (
     MACHINES,
@@ -248,7 +248,7 @@ def test_the_same_seed_draws_the_same_repeats(path):
 
 
 def test_the_source_of_a_replay_keeps_its_scope(path):
-    source = replay_source(read_table(path))
+    source = replay(path)[1].source
     assert (source.scope, source.kind) == ("simulated", "simulated")
     assert "recorded with simulated" in (source.note or "")
 
