@@ -334,48 +334,37 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
     """Compute the metrics of raw windows: readings by metric, and a reason for each missing metric."""
     metrics: dict[str, Reading] = {}
     missing: dict[str, str] = {}
-    for phase, prefix in (("decode", ""), ("prefill", "prompt_")):
+    seconds_per_token: dict[Phase, list[float]] = {}
+    for phase in reversed(PHASES):
         of_phase = [w for w in windows if w.phase == phase]
+        seconds_per_token[phase] = [w.seconds / w.tokens for w in of_phase]
         if phase == "prefill" and not of_phase:
             missing.update(dict.fromkeys(NEED_PREFILL, NO_PREFILL))
-            return metrics, missing
+            continue
+        prefix = "" if phase == "decode" else "prompt_"
         metrics[f"{prefix}tokens_per_second"] = stats.reading([w.tokens / w.seconds for w in of_phase])
-        _derive_energy(prefix, of_phase, metrics, missing)
-    _derive_request(windows, workload, metrics)
+        watts = [w.energy.watts for w in of_phase if w.energy.watts is not None]
+        if len(watts) == len(of_phase):
+            # Only the seconds of inference count: the time between rounds costs energy but generates no tokens.
+            joules = [each * w.seconds / w.tokens for each, w in zip(watts, of_phase, strict=True)]
+            metrics[f"{prefix}watts"] = stats.reading(watts)
+            metrics[f"{prefix}joules_per_token"] = stats.reading(joules)
+        else:
+            reason = next(w.energy.reason for w in of_phase if w.energy.watts is None) or "no reading"
+            missing.update(dict.fromkeys((f"{prefix}watts", f"{prefix}joules_per_token"), reason))
+    if first := [workload.prompt_tokens * s for s in seconds_per_token["prefill"]]:
+        metrics["time_to_first_token_seconds"] = stats.reading(first)
+        per_token = seconds_per_token["decode"]
+        if len(first) != len(per_token):
+            first = [stats.median(first)] * len(per_token)
+        request = [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
+        metrics["request_seconds"] = stats.reading(request)
     return metrics, missing
 
 
 def exactly(value: float) -> Reading:
     """A reading of a value without spread, such as a peak or a size."""
     return Reading(value, value, value, 1)
-
-
-def _derive_energy(
-    prefix: str, windows: Sequence[Window], metrics: dict[str, Reading], missing: dict[str, str]
-) -> None:
-    names = (f"{prefix}watts", f"{prefix}joules_per_token")
-    watts = [w.energy.watts for w in windows if w.energy.watts is not None]
-    if len(watts) < len(windows):
-        reason = next(w.energy.reason for w in windows if w.energy.watts is None)
-        missing.update(dict.fromkeys(names, reason or "no reading"))
-        return
-    metrics[names[0]] = stats.reading(watts)
-    # Only the seconds of inference count: the time between rounds costs energy but generates no tokens.
-    joules = [each * w.seconds / w.tokens for each, w in zip(watts, windows, strict=True)]
-    metrics[names[1]] = stats.reading(joules)
-
-
-def _derive_request(windows: Sequence[Window], workload: Workload, metrics: dict[str, Reading]) -> None:
-    """Compute the time to first token and the time of a whole request, repeat by repeat."""
-    per_prompt_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill"]
-    per_token = [w.seconds / w.tokens for w in windows if w.phase == "decode"]
-    first = [workload.prompt_tokens * s for s in per_prompt_token]
-    metrics["time_to_first_token_seconds"] = stats.reading(first)
-    if len(first) != len(per_token):
-        first = [stats.median(first)] * len(per_token)
-    metrics["request_seconds"] = stats.reading(
-        [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
-    )
 
 
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:

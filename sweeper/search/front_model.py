@@ -125,14 +125,15 @@ class FrontModel:
         self._usable = np.array(points)
         # The reference is behind the front, but no further than measured, so that its ends count without dominating.
         self._reference = reference_point(self._points if len(best) > 1 else points)
-        self._boxes = free_boxes([self._raised(p) for p in self._points], self._reference)
-
-    def _raised(self, point: Sequence[float]) -> tuple[float, ...]:
-        """A point of the front, raised by part of one measurement's noise, so that smaller gains do not count."""
-        return tuple(
-            x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
-            for x, o in zip(point, self._objectives, strict=True)
-        )
+        # Raised by part of one measurement's noise, so that smaller gains do not count.
+        raised = [
+            tuple(
+                x + LEAST_GAIN_IN_NOISE * (o.process.noise if o.sign == 0 else abs(x) * o.process.noise)
+                for x, o in zip(point, objectives, strict=True)
+            )
+            for point in self._points
+        ]
+        self._boxes = free_boxes(raised, self._reference)
 
     def _predict(self, features: Array) -> tuple[Array, Array]:
         pairs = [o.predict(features) for o in self._objectives]

@@ -42,12 +42,11 @@ class TrialCost:
 
     def __init__(self, costs: Sequence[Cost], features: Array) -> None:
         self._loaded = _model(costs[-1].configuration) if costs else None
-        self._loads: dict[str | None, list[float]] = {}
-        for cost in costs:
-            if cost.load_seconds is not None:
-                self._loads.setdefault(cost.configuration.quant, []).append(cost.load_seconds)
-        loads = [seconds for each in self._loads.values() for seconds in each]
-        self._any_load = statistics.median(loads) if loads else 0.0
+        loads = [(c.configuration.quant, c.load_seconds) for c in costs if c.load_seconds is not None]
+        self._loads = {
+            quant: statistics.median(seconds for q, seconds in loads if q == quant) for quant, _ in loads
+        }
+        self._any_load = statistics.median(seconds for _, seconds in loads) if loads else 0.0
         self._slopes: Array | None = None
         if len(costs) >= LEAST_TRIALS:
             run = np.array([math.log(max(1e-3, c.seconds - (c.load_seconds or 0.0))) for c in costs])
@@ -62,14 +61,12 @@ class TrialCost:
             return np.ones(len(configurations))
         # Never beyond the observed range, because a straight line through logarithms diverges.
         run = np.exp(np.clip(self._mean + (features - self._centre) @ self._slopes, *self._range))
-        result: Array = run + np.array([self._load_of(c) for c in configurations])
+        loads = [
+            0.0 if _model(c) == self._loaded else self._loads.get(c.quant, self._any_load)
+            for c in configurations
+        ]
+        result: Array = run + np.array(loads)
         return result
-
-    def _load_of(self, configuration: Configuration) -> float:
-        if _model(configuration) == self._loaded:
-            return 0.0
-        loads = self._loads.get(configuration.quant)
-        return statistics.median(loads) if loads else self._any_load
 
 
 def _model(configuration: Configuration) -> tuple[object, ...]:

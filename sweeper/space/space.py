@@ -235,7 +235,7 @@ def _range(name: str, spec: Mapping[str, Any]) -> Parameter:
             raise SpaceError(
                 f"space.{name}.{key}: {spec.get(key)!r} is not a number; a range needs low and high"
             )
-        if int(spec[key]) != spec[key]:
+        if not float(spec[key]).is_integer():
             raise SpaceError(f"space.{name}.{key}: {spec[key]!r} is not a whole number")
     low, high, step = int(spec["low"]), int(spec["high"]), spec.get("step", 1)
     if low > high:
@@ -243,16 +243,12 @@ def _range(name: str, spec: Mapping[str, Any]) -> Parameter:
     if not isinstance(step, int) or step < 1:
         raise SpaceError(f"space.{name}.step: {step!r} is not a whole number above 0")
     if spec.get("log"):
-        return Parameter(name, _powers_of_two(name, low, high), ordinal=True)
+        if low < 1:
+            raise SpaceError(f"space.{name}.low: {low} is not possible in a log range; start from 1 or above")
+        inner = [2**e for e in range(high.bit_length()) if low < 2**e < high]
+        return Parameter(name, tuple(dict.fromkeys([low, *inner, high])), ordinal=True)
     values = tuple(range(low, high + 1, step))
     return Parameter(name, values, ordinal=True, range_step=step if len(values) > 1 else None)
-
-
-def _powers_of_two(name: str, low: int, high: int) -> tuple[int, ...]:
-    if low < 1:
-        raise SpaceError(f"space.{name}.low: {low} is not possible in a log range; start from 1 or above")
-    inner = [2**e for e in range(low.bit_length() - 1, high.bit_length() + 1) if low < 2**e < high]
-    return tuple(dict.fromkeys([low, *inner, high]))
 
 
 def _check_value(name: str, value: Any, traits: Traits) -> None:

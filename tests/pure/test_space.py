@@ -100,6 +100,7 @@ def test_known_constraints_are_worded() -> None:
         ({"n_threads": {"low": 1}}, "space.n_threads.high"),
         ({"n_threads": {"low": 1, "high": 4, "stop": 2}}, "unknown key 'stop'"),
         ({"n_threads": {"low": 1.5, "high": 4}}, "not a whole number"),
+        ({"n_threads": {"low": 1, "high": float("inf")}}, "not a whole number"),
         ({"n_threads": {"low": 1, "high": 4, "step": 0}}, "space.n_threads.step"),
         ({"n_batch": {"low": 0, "high": 4, "log": True}}, "space.n_batch.low"),
         ({"n_threads": [0]}, "below the minimum"),
