@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
+from sweeper.errors import ReadingFailed
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
 
@@ -40,12 +42,22 @@ class Sensor(Protocol):
 
     @property
     def source(self) -> PowerSource:
-        """Name, interface, scope, kind, update period."""
+        """Name, interface, scope, kind, update period. Known before ``open``; ``open`` may add to it."""
+        ...
+
+    @property
+    def power_source(self) -> PowerSource:
+        """The value of ``source`` without the counter; the same for a sensor that does not have both."""
         ...
 
     @property
     def caveats(self) -> tuple[Caveat, ...]:
-        """Known problems of this sensor, from its trust check."""
+        """Known problems of this sensor."""
+        ...
+
+    @property
+    def driver(self) -> str | None:
+        """The version of the device's driver, or None."""
         ...
 
     def open(self) -> None:
@@ -53,16 +65,68 @@ class Sensor(Protocol):
         ...
 
     def read(self) -> Sample:
-        """Take one sample now. Raises ReadingFailed if the sensor gave none."""
+        """Take one sample now. Raises ReadingFailed if the sensor gave none, or is not open."""
         ...
 
     def state(self) -> DeviceState:
-        """The present temperature, clocks and throttling."""
+        """The present temperature, clocks and throttling. Raises ReadingFailed if the sensor is not open."""
+        ...
+
+    def leave_power_out(self) -> None:
+        """From now on, read only the counter of a sensor that reads power beside it."""
         ...
 
     def close(self) -> None:
-        """Close the sensor. May be called twice."""
+        """Close the sensor. Its source stays known. May be called twice."""
         ...
+
+
+class DeviceSensor:
+    """A `Sensor` of one device. Subclasses set ``source``, find the device in ``_find``, and read it in ``_take``."""
+
+    source: PowerSource
+    caveats: tuple[Caveat, ...] = ()
+    driver: str | None = None
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock  # stamps the samples
+        self._is_open = False
+
+    @property
+    def power_source(self) -> PowerSource:
+        """The value of ``source``: only a sensor with a counter and power has another."""
+        return self.source
+
+    def leave_power_out(self) -> None:
+        """Nothing to leave out."""
+
+    def open(self) -> None:
+        """Find the device."""
+        self._find()
+        self._is_open = True
+
+    def read(self) -> Sample:
+        """Take one sample of the open device."""
+        self._demand_open()
+        return self._take()
+
+    def state(self) -> DeviceState:
+        """An empty state, unless the device reports one."""
+        return DeviceState()
+
+    def close(self) -> None:
+        """Stop reading."""
+        self._is_open = False
+
+    def _find(self) -> None:
+        raise NotImplementedError
+
+    def _take(self) -> Sample:
+        raise NotImplementedError
+
+    def _demand_open(self) -> None:
+        if not self._is_open:
+            raise ReadingFailed(f"the sensor {self.source.name} is not open")
 
 
 class PowerWindow(Protocol):

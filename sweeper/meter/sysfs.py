@@ -1,10 +1,14 @@
-"""Reads small files of sysfs and procfs, and raises the errors of this package."""
+"""Reads small files of sysfs and procfs."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed
+
+# Names under which the kernel shows a processor's own temperature.
+_THERMAL_ZONES = ("x86_pkg_temp", "cpu-thermal", "cpu_thermal", "CPU-therm")
+_CHIPS = ("coretemp", "k10temp", "zenpower")
 
 
 def read_text(path: Path) -> str | None:
@@ -17,19 +21,14 @@ def read_text(path: Path) -> str | None:
 
 def read_int(path: Path) -> int | None:
     """The file's whole number, or None if it is missing, unreadable or not a number."""
-    text = read_text(path)
     try:
-        return None if text is None else int(text, 0)
-    except ValueError:
+        return must_read_int(path)
+    except ReadingFailed:
         return None
 
 
 def must_read_int(path: Path) -> int:
-    """The file's whole number.
-
-    Raises:
-        ReadingFailed: the file contained none.
-    """
+    """The file's whole number. Raises ReadingFailed if it contains none."""
     try:
         return int(path.read_text(encoding="utf-8"), 0)
     except (OSError, ValueError) as error:
@@ -43,3 +42,13 @@ def may_read(path: Path) -> bool:
     except OSError:
         return False
     return True
+
+
+def package_temperature(sysfs_root: Path) -> float | None:
+    """The temperature of the hottest processor package in °C, from thermal zones, else hwmon's chips, else None."""
+    zones = sorted((sysfs_root / "class/thermal").glob("thermal_zone*"))
+    found = [read_int(zone / "temp") for zone in zones if read_text(zone / "type") in _THERMAL_ZONES]
+    if not found:
+        chips = sorted((sysfs_root / "class/hwmon").glob("hwmon*"))
+        found = [read_int(chip / "temp1_input") for chip in chips if read_text(chip / "name") in _CHIPS]
+    return max((value / 1000 for value in found if value is not None), default=None)

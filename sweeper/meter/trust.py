@@ -161,7 +161,7 @@ def identity(sensor: Sensor) -> dict[str, Any]:
         "name": source.name,
         "device": source.device,
         "interface": source.interface,
-        "driver": getattr(sensor, "driver", None),
+        "driver": sensor.driver,
         "kernel": platform.release(),
     }
 

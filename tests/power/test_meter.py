@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sysfs_trees import plant, running
 
 from sweeper.errors import ConfigError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample
 from sweeper.meter.choose import measure_idle
 from sweeper.meter.sampling import SampledMeter, look_seconds
 from sweeper.meter.sensors.estimate import EstimateSensor
@@ -23,26 +23,18 @@ from sweeper.power_settings import EstimateSettings, PlugSettings
 from sweeper.records import Caveat, EnergyReading, PowerSource, from_plain, to_plain
 
 
-class Scripted:
+class Scripted(DeviceSensor):
     """A sensor whose power, state and failures a test sets; it is a real one to the meter."""
 
     def __init__(
         self, watts: float = 50.0, period: float | None = 0.02, settling: float | None = None
     ) -> None:
-        self.settling = settling
+        self.source = PowerSource("scripted", "test", "custom", "measured", period, settling_seconds=settling)
         self.watts = watts
-        self.period = period
         self.failure: str | None = None
         self.beside = DeviceState(temperature_celsius=50.0)
         self.reads = 0
         self.is_open = False
-        self.caveats: tuple[Caveat, ...] = ()
-
-    @property
-    def source(self) -> PowerSource:
-        return PowerSource(
-            "scripted", "test", "custom", "measured", self.period, settling_seconds=self.settling
-        )
 
     def open(self) -> None:
         self.is_open = True

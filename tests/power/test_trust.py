@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import ReadingFailed
-from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.base import DeviceSensor, Sample
 from sweeper.meter.composite import SumSensor, TrustedSensor
 from sweeper.meter.sensors.nvml import NvmlSensor
 from sweeper.meter.trust import Trust, cache_path, examine_sensor, judge, known_or_examined
@@ -32,7 +32,7 @@ class Clock:
         self.now += seconds
 
 
-class Staircase:
+class Staircase(DeviceSensor):
     """A counter and a power that refresh each once a period, at 100 W; ``gain`` makes the counter lie."""
 
     driver = "580.1"
@@ -43,13 +43,7 @@ class Staircase:
         self.clock, self.counter, self.power, self.gain, self.phase = clock, counter, power, gain, phase
         self.reads = 0
 
-    @property
-    def source(self) -> PowerSource:
-        return PowerSource("nvml", "staircase", "gpu", "measured", device="GPU-1")
-
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        return ()
+    source = PowerSource("nvml", "staircase", "gpu", "measured", device="GPU-1")
 
     def open(self) -> None: ...
 
@@ -59,11 +53,6 @@ class Staircase:
         joules = 100.0 * self.gain * refreshes * self.counter
         watts = 100.0 + int(self.clock.now / self.power + 1e-9) % 2
         return Sample(self.clock.now, energy_joules=joules, power_watts=watts)
-
-    def state(self) -> DeviceState:
-        return DeviceState()
-
-    def close(self) -> None: ...
 
 
 @settings(max_examples=40)

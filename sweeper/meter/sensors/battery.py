@@ -7,53 +7,36 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
-from sweeper.meter.sensors.rapl import package_temperature
-from sweeper.meter.sysfs import must_read_int, read_int, read_text
-from sweeper.records import Caveat, PowerSource
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.sysfs import must_read_int, package_temperature, read_int, read_text
+from sweeper.records import PowerSource
 
 SUPPLIES = "class/power_supply"
 # Smart batteries smooth over about this time, however often the gauge refreshes.
 UPDATE_PERIOD_SECONDS = 8.0
 
 
-class BatterySensor:
+class BatterySensor(DeviceSensor):
     """Power drawn from all discharging batteries."""
 
     def __init__(self, sysfs_root: Path = Path("/sys"), clock: Callable[[], float] = time.monotonic) -> None:
+        super().__init__(clock)
         self._root = sysfs_root
-        self._clock = clock
         self._batteries: tuple[Path, ...] = ()
-        self._is_open = False
-
-    @property
-    def source(self) -> PowerSource:
-        """The batteries by name."""
-        names = "+".join(path.name for path in self._batteries)
-        return PowerSource(
+        self.source = PowerSource(
             name="battery",
-            interface=f"{SUPPLIES}/{names or 'BAT*'}",
+            interface=f"{SUPPLIES}/BAT*",
             scope="battery",
             kind="measured",
             update_period_seconds=UPDATE_PERIOD_SECONDS,
-            device=names or None,
             note="the battery's gauge smooths over about 8 s, so windows are long; leave the charger unplugged",
         )
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """None."""
-        return ()
-
-    def open(self) -> None:
-        """Find the batteries. At least one must be discharging.
-
-        Raises:
-            SensorMissingError: there is no battery, no battery reports power, or the charger is plugged in.
-        """
+    def _find(self) -> None:
         found = sorted((self._root / SUPPLIES).glob("*"))
         batteries = tuple(
             p for p in found if read_text(p / "type") == "Battery" and read_text(p / "scope") != "Device"
@@ -66,16 +49,10 @@ class BatterySensor:
                 "unplug the charger for power=battery, or choose power=rapl",
             )
         self._batteries = batteries
-        self._is_open = True
+        names = "+".join(path.name for path in batteries)
+        self.source = replace(self.source, interface=f"{SUPPLIES}/{names}", device=names)
 
-    def read(self) -> Sample:
-        """Power in W.
-
-        Raises:
-            ReadingFailed: the charger was plugged in, or the gauge gave nothing.
-        """
-        if not self._is_open:
-            raise ReadingFailed("the battery is not open")
+    def _take(self) -> Sample:
         moment = self._clock()
         draining = [path for path in self._batteries if _is_discharging(path)]
         if not draining:
@@ -85,10 +62,6 @@ class BatterySensor:
     def state(self) -> DeviceState:
         """The processor's temperature, if available."""
         return DeviceState(temperature_celsius=package_temperature(self._root))
-
-    def close(self) -> None:
-        """Stop reading. The batteries' names stay known."""
-        self._is_open = False
 
 
 def _is_discharging(path: Path) -> bool:

@@ -10,10 +10,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.base import DeviceSensor, Sample
 from sweeper.meter.integrate import CounterTrack
 from sweeper.power_settings import CommandSettings
-from sweeper.records import Caveat, PowerSource
+from sweeper.records import PowerSource
 
 # A command that needs longer cannot be sampled once a second.
 TIMEOUT_SECONDS = 2.0
@@ -23,7 +23,7 @@ UPDATE_PERIOD_SECONDS = 1.0
 MOST_WATTS = 20_000.0
 
 
-class CommandSensor:
+class CommandSensor(DeviceSensor):
     """Runs the command for each reading, without a shell, and reads the last line that it prints."""
 
     def __init__(
@@ -32,20 +32,13 @@ class CommandSensor:
         clock: Callable[[], float] = time.monotonic,
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
-        """Run nothing yet."""
+        super().__init__(clock)
         self._argv = list(settings.argv)
-        self._name = settings.name
-        self._clock = clock
         self._timeout = timeout_seconds
         self._counts = settings.unit == "joules"
         self._track: CounterTrack | None = None
-        self._is_open = False
-
-    @property
-    def source(self) -> PowerSource:
-        """The command, under the user's name for it."""
-        return PowerSource(
-            name=self._name,
+        self.source = PowerSource(
+            name=settings.name,
             interface=" ".join(self._argv),
             scope="custom",
             kind="measured",
@@ -53,17 +46,7 @@ class CommandSensor:
             note=f"the command {self._argv[0]} gives the figures, and sweeper cannot check them",
         )
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """None."""
-        return ()
-
-    def open(self) -> None:
-        """Run the command once.
-
-        Raises:
-            SensorMissingError: there is no such program, or it printed no number.
-        """
+    def _find(self) -> None:
         if shutil.which(self._argv[0]) is None:
             raise SensorMissingError(
                 f"no program {self._argv[0]}",
@@ -74,16 +57,8 @@ class CommandSensor:
         except ReadingFailed as error:
             raise SensorMissingError(str(error)) from error
         self._track = CounterTrack(None, MOST_WATTS, slack_seconds=1.0) if self._counts else None
-        self._is_open = True
 
-    def read(self) -> Sample:
-        """The printed value, as power or as energy.
-
-        Raises:
-            ReadingFailed: the command failed, took too long, or printed no number.
-        """
-        if not self._is_open:
-            raise ReadingFailed(f"the command {self._name} is not open")
+    def _take(self) -> Sample:
         before = self._clock()
         value = self._run()
         moment = (before + self._clock()) / 2
@@ -91,15 +66,6 @@ class CommandSensor:
             joules, epoch = self._track.advance(moment, value)
             return Sample(moment, energy_joules=joules, epoch=epoch)
         return Sample(moment, power_watts=value)
-
-    def state(self) -> DeviceState:
-        """Nothing."""
-        return DeviceState()
-
-    def close(self) -> None:
-        """Close the sensor. No process runs between readings."""
-        self._is_open = False
-        self._track = None
 
     def _run(self) -> float:
         program = Path(self._argv[0]).name
@@ -116,8 +82,7 @@ class CommandSensor:
             raise ReadingFailed(f"{program} did not answer within {self._timeout:g} s") from error
         except (OSError, UnicodeDecodeError) as error:
             raise ReadingFailed(f"{program} could not be run: {error}") from error
-        lines = done.stdout.split("\n")
-        last = next((line.strip() for line in reversed(lines) if line.strip()), "")
+        last = (done.stdout.strip().splitlines() or [""])[-1].strip()
         if done.returncode != 0:
             told = done.stderr.strip().splitlines()[-1:] or [last]
             raise ReadingFailed(f"{program} ended with code {done.returncode}: {told[0]}")

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
-from sweeper.meter.sensors.rapl import package_temperature
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.sysfs import package_temperature, read_text
 from sweeper.power_settings import EstimateSettings
 from sweeper.records import Caveat, PowerSource
 
@@ -24,7 +24,7 @@ DEFAULT_IDLE_WATTS = 10.0
 DEFAULT_WATTS_PER_CPU = 5.0
 
 
-class EstimateSensor:
+class EstimateSensor(DeviceSensor):
     """Energy estimated from the processors' utilisation."""
 
     def __init__(
@@ -46,70 +46,42 @@ class EstimateSensor:
             gpu_used: whether a GPU works as well; this estimate does not cover it.
             ticks_per_second: the unit of ``/proc/stat``; None asks the system.
         """
-        settings = settings or EstimateSettings()
+        super().__init__(clock)
         self._stat = procfs_root / "stat"
         self._sysfs = sysfs_root
-        self._clock = clock
-        self._gpu_used = gpu_used
         self._ticks = ticks_per_second or os.sysconf("SC_CLK_TCK")
-        self._cpus = self._count()
-        self._idle_watts, self._busy_watts, self._note = _ratings(settings, self._cpus)
-        self._origin: tuple[float, float] | None = None
-        self._last: tuple[float, float] | None = None
-
-    @property
-    def source(self) -> PowerSource:
-        """The estimate, with its ratings in the note."""
-        note = self._note + ("; the GPU's power is not included" if self._gpu_used else "")
-        return PowerSource(
+        lines = (read_text(self._stat) or "").splitlines()
+        self._cpus = sum(1 for line in lines if line.startswith("cpu") and line[3:4].isdigit())
+        self._idle_watts, self._busy_watts, note = _ratings(settings or EstimateSettings(), self._cpus)
+        self._origin = self._last = (0.0, 0.0)
+        self.caveats = (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if gpu_used else (Caveat.ESTIMATED,)
+        self.source = PowerSource(
             name="estimate",
             interface=f"/proc/stat of {self._cpus} CPUs",
             scope="package",
             kind="estimated",
             update_period_seconds=1.0 / self._ticks,
-            note=note,
+            note=note + ("; the GPU's power is not included" if gpu_used else ""),
         )
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """Estimated, on every reading; also a missing domain if a GPU works."""
-        return (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if self._gpu_used else (Caveat.ESTIMATED,)
-
-    def open(self) -> None:
-        """Check that utilisation can be read.
-
-        Raises:
-            SensorMissingError: this machine has no ``/proc/stat``.
-        """
+    def _find(self) -> None:
         if not self._cpus:
             raise SensorMissingError(
                 f"cannot estimate power, since {self._stat} lists no CPU", "choose power=plug"
             )
-        self._origin = self._now()
+        self._origin = self._last = self._now()
 
-    def read(self) -> Sample:
-        """Estimated joules since ``open``, and the mean power since the last reading.
-
-        Raises:
-            ReadingFailed: ``/proc/stat`` could not be read, or the sensor is not open.
-        """
-        if self._origin is None:
-            raise ReadingFailed("the estimate is not open")
-        now = self._now()
-        before = self._last or self._origin
-        joules = self._joules(self._origin, now)
+    def _take(self) -> Sample:
+        """Estimated joules since ``open``, and the mean power since the last reading."""
+        now, before = self._now(), self._last
         seconds = now[0] - before[0]
         self._last = now
         watts = self._joules(before, now) / seconds if seconds > 0 else None
-        return Sample(now[0], energy_joules=joules, power_watts=watts)
+        return Sample(now[0], energy_joules=self._joules(self._origin, now), power_watts=watts)
 
     def state(self) -> DeviceState:
         """The processor's temperature, if available."""
         return DeviceState(temperature_celsius=package_temperature(self._sysfs))
-
-    def close(self) -> None:
-        """Forget the origin."""
-        self._origin = self._last = None
 
     def _joules(self, before: tuple[float, float], after: tuple[float, float]) -> float:
         seconds = after[0] - before[0]
@@ -130,30 +102,17 @@ class EstimateSensor:
         user, nice, system, _idle, _iowait, irq, softirq = values[:7]
         return moment, (user + nice + system + irq + softirq) / self._ticks
 
-    def _count(self) -> int:
-        try:
-            lines = self._stat.read_text(encoding="utf-8").splitlines()
-        except OSError:
-            return 0
-        return sum(1 for line in lines if line.startswith("cpu") and line[3:4].isdigit())
-
 
 def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
     """Idle and busy watts, and a note about their origin."""
-    idle = settings.idle_watts
-    busy = settings.busy_watts
+    idle, busy = settings.idle_watts, settings.busy_watts
+    guessed = [name for name, watts in (("idle_watts", idle), ("busy_watts", busy)) if watts is None]
     if idle is None:
         idle = DEFAULT_IDLE_WATTS if busy is None else min(DEFAULT_IDLE_WATTS, busy / 2)
     if busy is None:
         busy = idle + DEFAULT_WATTS_PER_CPU * max(1, cpus)
     note = f"watts follow from CPU use: {idle:g} W when idle, {busy:g} W with all {cpus} CPUs busy"
-    guessed = [
-        key
-        for key, value in (("idle_watts", settings.idle_watts), ("busy_watts", settings.busy_watts))
-        if value is None
-    ]
     if guessed:
-        note += (
-            f"; you gave no {' and no '.join(guessed)}, so this is a guess: set power.estimate.{guessed[-1]}"
-        )
+        missing = " and no ".join(guessed)
+        note += f"; you gave no {missing}, so this is a guess: set power.estimate.{guessed[-1]}"
     return idle, busy, note

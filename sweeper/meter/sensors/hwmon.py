@@ -10,16 +10,16 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
 from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sensors.nvml import MOST_WATTS
 from sweeper.meter.sysfs import may_read, must_read_int, read_int, read_text
-from sweeper.records import Caveat, PowerSource, Scope
+from sweeper.records import PowerSource
 
 GPU_CHIPS = ("amdgpu", "xe", "i915")
 RAIL_CHIP = "ina3221"
@@ -52,31 +52,23 @@ class HwmonDevice:
     kind: Literal["energy", "power", "rails"]
     files: tuple[Path, ...]  # energy or power: one file; rails: voltage, current, voltage, current, …
 
-    @property
-    def scope(self) -> Scope:
-        """A graphics card, or a whole module."""
-        return "module" if self.kind == "rails" else "gpu"
-
 
 def find_devices(sysfs_root: Path) -> tuple[HwmonDevice, ...]:
     """All readable devices, cards before boards."""
-    cards: list[HwmonDevice] = []
-    rails: list[Path] = []
-    for path in sorted((sysfs_root / "class/hwmon").glob("hwmon*")):
-        chip = read_text(path / "name")
-        if chip == RAIL_CHIP:
-            rails.append(path)
-        elif chip in GPU_CHIPS:
-            device = _card(path, chip)
-            if device is not None:
-                cards.append(device)
-    return (*cards, *_boards(rails))
+    chips = [(p, read_text(p / "name")) for p in sorted((sysfs_root / "class/hwmon").glob("hwmon*"))]
+    cards = [_card(path, chip) for path, chip in chips if chip in GPU_CHIPS]
+    board = _board([path for path, chip in chips if chip == RAIL_CHIP])
+    return tuple(device for device in (*cards, board) if device is not None)
 
 
 def _card(path: Path, chip: str) -> HwmonDevice | None:
-    address = _address(path)
-    energy = _energy_file(path)
-    if energy is not None:
+    device = path / "device"
+    resolved = device.resolve() if device.exists() else path.resolve()
+    address = next((part.lower() for part in reversed(resolved.parts) if _PCI.match(part)), resolved.name)
+    counters = sorted(path.glob("energy*_input"))
+    if counters:  # the counter of the whole card, or of the package if there is none
+        labels = {read_text(f.with_name(f.name.replace("_input", "_label"))): f for f in reversed(counters)}
+        energy = labels.get("card") or labels.get("pkg") or counters[0]
         return HwmonDevice(path, chip, address, "energy", (energy,))
     for name in ("power1_average", "power1_input"):
         # Some kernels show both files, and only one of them has values.
@@ -85,20 +77,10 @@ def _card(path: Path, chip: str) -> HwmonDevice | None:
     return None
 
 
-def _energy_file(path: Path) -> Path | None:
-    """The counter of the whole card, or of the package if there is none."""
-    found = sorted(path.glob("energy*_input"))
-    for wanted in ("card", "pkg"):
-        for file in found:
-            if read_text(file.with_name(file.name.replace("_input", "_label"))) == wanted:
-                return file
-    return found[0] if found else None
-
-
-def _boards(paths: list[Path]) -> tuple[HwmonDevice, ...]:
+def _board(chips: list[Path]) -> HwmonDevice | None:
     """One device for all rails of a module, across its chips."""
     by_label: dict[str, tuple[Path, Path]] = {}
-    for path in paths:
+    for path in chips:
         for label_file in sorted(path.glob("in*_label")):
             label = read_text(label_file)
             volts = label_file.with_name(label_file.name.replace("_label", "_input"))
@@ -108,21 +90,11 @@ def _boards(paths: list[Path]) -> tuple[HwmonDevice, ...]:
     for rails in _MODULE_RAILS:
         if all(rail in by_label for rail in rails):
             files = tuple(file for rail in rails for file in by_label[rail])
-            return (HwmonDevice(paths[0], RAIL_CHIP, "+".join(rails), "rails", files),)
-    return ()
+            return HwmonDevice(chips[0], RAIL_CHIP, "+".join(rails), "rails", files)
+    return None
 
 
-def _address(path: Path) -> str:
-    """The PCI address of a chip, from the target of its ``device`` link."""
-    device = path / "device"
-    resolved = device.resolve() if device.exists() else path.resolve()
-    for part in reversed(resolved.parts):
-        if _PCI.match(part):
-            return part.lower()
-    return resolved.name
-
-
-class HwmonSensor:
+class HwmonSensor(DeviceSensor):
     """A graphics card or a board."""
 
     def __init__(
@@ -138,38 +110,14 @@ class HwmonSensor:
             device: PCI address or chip; None takes the only device.
             clock: stamps the samples.
         """
+        super().__init__(clock)
         self._root = sysfs_root
         self._wanted = device
-        self._clock = clock
         self._device: HwmonDevice | None = None
         self._track: CounterTrack | None = None
-        self._is_open = False
+        self.source = PowerSource("hwmon", "/sys/class/hwmon", "gpu", "measured", device=device)
 
-    @property
-    def source(self) -> PowerSource:
-        """hwmon, with the chip and its files as of the last ``open``."""
-        device = self._device
-        return PowerSource(
-            name="hwmon",
-            interface="/sys/class/hwmon" if device is None else f"{device.chip} {_files(device)}",
-            scope="gpu" if device is None else device.scope,
-            kind="measured",
-            update_period_seconds=None if device is None else PERIOD_SECONDS[device.chip],
-            device=self._wanted if device is None else device.address,
-        )
-
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """None; the trust check adds its own."""
-        return ()
-
-    def open(self) -> None:
-        """Find the device and read it once.
-
-        Raises:
-            SensorMissingError: there is no such device, or there are several and none is named.
-            RightMissingError: this user may not read the device.
-        """
+    def _find(self) -> None:
         device = self._choose(find_devices(self._root))
         for file in device.files:
             if not may_read(file):
@@ -178,18 +126,20 @@ class HwmonSensor:
                     f"run `sudo chmod a+r {file}` after each boot, or choose power=plug",
                 )
         self._device = device
-        self._is_open = True
         self._track = CounterTrack(INTEL_RANGE_JOULES, MOST_WATTS) if device.kind == "energy" else None
+        is_board = device.kind == "rails"
+        self.source = replace(
+            self.source,
+            interface=f"{device.chip} {device.address if is_board else device.files[0].name}",
+            scope="module" if is_board else "gpu",
+            update_period_seconds=PERIOD_SECONDS[device.chip],
+            device=device.address,
+        )
 
-    def read(self) -> Sample:
-        """Energy or power, as the device reports it.
-
-        Raises:
-            ReadingFailed: a file could not be read, or contained the mark for "no value".
-        """
+    def _take(self) -> Sample:
+        """Energy or power, as the device reports it."""
         device = self._device
-        if device is None or not self._is_open:
-            raise ReadingFailed("the hwmon sensor is not open")
+        assert device is not None
         moment = self._clock()
         values = [must_read_int(file) for file in device.files]
         if any(value in _NO_VALUE for value in values):
@@ -207,8 +157,8 @@ class HwmonSensor:
 
     def state(self) -> DeviceState:
         """Temperature, clock and cap, if the driver reports them."""
-        if self._device is None or not self._is_open:
-            raise ReadingFailed("the hwmon sensor is not open")
+        self._demand_open()
+        assert self._device is not None
         path = self._device.path
         hertz = read_int(path / "freq1_input")
         cap = read_int(path / "power1_cap") or read_int(path / "power1_max")
@@ -220,10 +170,6 @@ class HwmonSensor:
             enforced_limit_watts=cap / 1e6 if cap else None,
         )
 
-    def close(self) -> None:
-        """Stop reading. The device stays known."""
-        self._is_open = False
-
     def _choose(self, found: tuple[HwmonDevice, ...]) -> HwmonDevice:
         wanted = self._wanted
         if wanted is not None:
@@ -234,13 +180,8 @@ class HwmonSensor:
                 f"no amdgpu, xe or i915 card and no ina3221 rails{where} under /sys/class/hwmon",
                 "check with `sensors`, or choose power=plug",
             )
-        if len(found) > 1 and wanted is None and found[0].kind != "rails":
-            cards = [d for d in found if d.kind != "rails"]
-            if len(cards) > 1:
-                named = ", ".join(f"{d.address} ({d.chip})" for d in cards)
-                raise SensorMissingError(f"several cards ({named})", "name one with power.device=ADDRESS")
+        cards = [d for d in found if d.kind != "rails"]
+        if len(cards) > 1 and wanted is None:
+            named = ", ".join(f"{d.address} ({d.chip})" for d in cards)
+            raise SensorMissingError(f"several cards ({named})", "name one with power.device=ADDRESS")
         return found[0]
-
-
-def _files(device: HwmonDevice) -> str:
-    return device.address if device.kind == "rails" else device.files[0].name

@@ -9,19 +9,19 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from sweeper.errors import MissingError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample, Sensor
 from sweeper.meter.composite import SumSensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import read_text
 from sweeper.nvml import Nvml, as_failed, as_missing, as_text, find_handle, first, no_nvidia, visible_gpus
-from sweeper.records import Caveat, PowerSource, Scope
+from sweeper.records import PowerSource, Scope
 
 # No GPU draws more, so a counter step that needs more was a reset. The largest modules of 2026 are rated at 1,400 W,
 # and spikes reach about twice the rating.
@@ -48,22 +48,18 @@ _REASONS = {
 _CAPPING = 0x04 | 0x80
 
 
-def _no_power() -> float:
-    raise ReadingFailed("an energy counter reports no power")
-
-
 @dataclass(frozen=True, slots=True)
 class _Rung:
-    """One way to read a GPU, with its update period in s before the trust check."""
+    """One way to read power, with its update period in s before the trust check."""
 
     interface: str
     scope: Scope
     period: float
-    read: Callable[[], float] = _no_power  # W
-    settling: float | None = None  # seconds until a step shows in full
+    settling: float | None  # seconds until a step shows in full
+    read: Callable[[], float]  # W
 
 
-class NvmlSensor:
+class NvmlSensor(DeviceSensor):
     """One GPU. ``device`` is its UUID, PCI address or index."""
 
     def __init__(
@@ -81,49 +77,32 @@ class NvmlSensor:
             procfs_root: where procfs is mounted, to separate our processes from others.
             use_counter: False reads power even if there is an energy counter, to compare the two.
         """
+        super().__init__(clock)
         self._device = device
-        self._clock = clock
         self._procfs = procfs_root
         self._use_counter = use_counter
-        self._source = PowerSource("nvml", "nvml", "gpu", "measured", COUNTER_PERIOD_SECONDS, device)
-        self._is_open = False
         self._handle: Any = None
         self._power: _Rung | None = None
         self._track: CounterTrack | None = None
-        self.driver: str | None = None
         self._reads_power_beside = True
-
-    @property
-    def source(self) -> PowerSource:
-        """NVML, with the interface that answered at the last ``open``."""
-        return self._source
+        self.source = PowerSource("nvml", "nvml", "gpu", "measured", COUNTER_PERIOD_SECONDS, device)
 
     @property
     def power_source(self) -> PowerSource:
         """The value of ``source`` without the counter."""
-        rung = self._power
-        if rung is None:
-            return self._source
+        power = self._power
+        if power is None:
+            return self.source
         return replace(
-            self._source,
-            interface=rung.interface,
-            scope=rung.scope,
-            update_period_seconds=rung.period,
-            settling_seconds=rung.settling,
+            self.source,
+            interface=power.interface,
+            scope=power.scope,
+            update_period_seconds=power.period,
+            settling_seconds=power.settling,
         )
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """None; the trust check adds its own."""
-        return ()
-
     def open(self) -> None:
-        """Find the GPU and the interfaces that it supports.
-
-        Raises:
-            SensorMissingError: there is no driver or no such GPU, or the GPU reports no power.
-            RightMissingError: this user may not open the device files.
-        """
+        """Find the GPU and the interfaces that it supports."""
         import pynvml
 
         with as_missing("cannot start NVML"):
@@ -135,18 +114,12 @@ class NvmlSensor:
             self.close()
             raise
 
-    def read(self) -> Sample:
-        """The counter in J, and the present power in W if available.
-
-        Raises:
-            ReadingFailed: the GPU did not answer, for example because it fell off the bus.
-        """
-        if not self._is_open:
-            raise ReadingFailed("the NVML sensor is not open")
+    def _take(self) -> Sample:
+        """The counter in J, and the present power in W if available."""
         before = self._clock()
         if self._track is None:
             assert self._power is not None
-            with as_failed(f"GPU {self._source.device}"):
+            with as_failed(f"GPU {self.source.device}"):
                 watts = self._power.read()
             return Sample((before + self._clock()) / 2, power_watts=watts)
         import pynvml
@@ -154,29 +127,22 @@ class NvmlSensor:
         try:  # not `as_failed`: up to 50 times a second, building its words would be a fifth of the cost
             millijoules = pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle)
         except pynvml.NVMLError as error:
-            raise ReadingFailed(f"energy counter of GPU {self._source.device}: NVML says {error}") from error
+            raise ReadingFailed(f"energy counter of GPU {self.source.device}: NVML says {error}") from error
         moment = (before + self._clock()) / 2
         joules, epoch = self._track.advance(moment, millijoules / 1000)
         # Power is only an addition to the counter: without it, the sample still counts.
-        watts_beside = (
-            first(self._power.read) if self._power is not None and self._reads_power_beside else None
-        )
-        return Sample(moment, energy_joules=joules, power_watts=watts_beside, epoch=epoch)
+        beside = first(self._power.read) if self._power is not None and self._reads_power_beside else None
+        return Sample(moment, energy_joules=joules, power_watts=beside, epoch=epoch)
 
     def leave_power_out(self) -> None:
         """Stop reading power beside the counter. After the comparison, it only costs time."""
         self._reads_power_beside = False
 
     def state(self) -> DeviceState:
-        """Temperature, SM clock, throttling, cap and other processes; None for values that the GPU does not report.
-
-        Raises:
-            ReadingFailed: the sensor is not open.
-        """
+        """Temperature, SM clock, throttling, cap and other processes; None for values that the GPU does not report."""
         import pynvml as nv
 
-        if not self._is_open:
-            raise ReadingFailed("the NVML sensor is not open")
+        self._demand_open()
         handle = self._handle
         reasons = first(
             lambda: nv.nvmlDeviceGetCurrentClocksEventReasons(handle),
@@ -198,13 +164,12 @@ class NvmlSensor:
         )
 
     def close(self) -> None:
-        """Close NVML. The device stays known. May be called twice."""
+        """Close NVML."""
         if not self._is_open:
             return
         import pynvml
 
         self._is_open = False
-        self._handle = None
         with as_failed("cannot shut NVML down"):
             pynvml.nvmlShutdown()
 
@@ -216,21 +181,18 @@ class NvmlSensor:
             uuid = as_text(pynvml.nvmlDeviceGetUUID(self._handle))
             name = as_text(pynvml.nvmlDeviceGetName(self._handle))
             self.driver = as_text(pynvml.nvmlSystemGetDriverVersion())
-        self._power = self._find_power()
+        self._power = next((rung for rung in _rungs(self._handle) if (first(rung.read) or 0) > 0), None)
         self._track = CounterTrack(None, MOST_WATTS) if self._use_counter and self._counts() else None
-        if self._track is not None:
-            used = _Rung("nvmlDeviceGetTotalEnergyConsumption", "gpu", COUNTER_PERIOD_SECONDS)
-        elif self._power is not None:
-            used = self._power
-        else:
+        if self._track is None and self._power is None:
             raise SensorMissingError(
                 f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson",
                 "choose power=hwmon, power=plug or power=battery",
             )
-        note = self._say(name)
-        self._source = PowerSource(
-            "nvml", used.interface, used.scope, "measured", used.period, uuid, note, used.settling
-        )
+        counter = "nvmlDeviceGetTotalEnergyConsumption"
+        period = COUNTER_PERIOD_SECONDS
+        self.source = PowerSource("nvml", counter, "gpu", "measured", period, uuid, self._note(name))
+        if self._track is None:
+            self.source = self.power_source
 
     def _counts(self) -> bool:
         """Whether the GPU has a counting energy counter. A counter at 0 gets a moment to start."""
@@ -242,42 +204,7 @@ class NvmlSensor:
             millijoules = first(lambda: pynvml.nvmlDeviceGetTotalEnergyConsumption(self._handle))
         return bool(millijoules)
 
-    def _find_power(self) -> _Rung | None:
-        """The best power reading that answers with more than 0 W."""
-        import pynvml as nv
-
-        handle = self._handle
-        scopes: tuple[tuple[Scope, int], ...] = (
-            ("gpu", nv.NVML_POWER_SCOPE_GPU),
-            ("module", nv.NVML_POWER_SCOPE_MODULE),
-        )
-        fields = (
-            ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT, INSTANT_PERIOD_SECONDS, None),
-            ("POWER_AVERAGE", nv.NVML_FI_DEV_POWER_AVERAGE, AVERAGE_PERIOD_SECONDS, AVERAGE_SETTLING_SECONDS),
-        )
-        ladder = [
-            _Rung(
-                f"nvmlDeviceGetFieldValues({name}, {scope})",
-                scope,
-                period,
-                partial(_read_field, handle, field, number),
-                settling,
-            )
-            for scope, number in scopes
-            for name, field, period, settling in fields
-        ]
-        ladder.append(
-            _Rung(
-                "nvmlDeviceGetPowerUsage",
-                "gpu",
-                AVERAGE_PERIOD_SECONDS,
-                lambda: float(nv.nvmlDeviceGetPowerUsage(handle) / 1000),
-                AVERAGE_SETTLING_SECONDS,
-            )
-        )
-        return next((rung for rung in ladder if (first(rung.read) or 0) > 0), None)
-
-    def _say(self, name: str) -> str | None:
+    def _note(self, name: str) -> str | None:
         """A note about this GPU's figures, or None."""
         import pynvml
 
@@ -303,24 +230,49 @@ class NvmlSensor:
         return None if None in ours else sum(1 for is_ours in ours if not is_ours)
 
 
+def _rungs(handle: Any) -> Iterator[_Rung]:
+    """The ways to read a GPU's power, the best first."""
+    import pynvml as nv
+
+    scopes: tuple[tuple[Scope, int], ...] = (
+        ("gpu", nv.NVML_POWER_SCOPE_GPU),
+        ("module", nv.NVML_POWER_SCOPE_MODULE),
+    )
+    instant = ("POWER_INSTANT", nv.NVML_FI_DEV_POWER_INSTANT, INSTANT_PERIOD_SECONDS, None)
+    average = (
+        "POWER_AVERAGE",
+        nv.NVML_FI_DEV_POWER_AVERAGE,
+        AVERAGE_PERIOD_SECONDS,
+        AVERAGE_SETTLING_SECONDS,
+    )
+    for scope, number in scopes:
+        for name, field, period, settling in (instant, average):
+            read = partial(_read_field, handle, field, number)
+            yield _Rung(f"nvmlDeviceGetFieldValues({name}, {scope})", scope, period, settling, read)
+    yield _Rung(
+        "nvmlDeviceGetPowerUsage",
+        "gpu",
+        AVERAGE_PERIOD_SECONDS,
+        AVERAGE_SETTLING_SECONDS,
+        lambda: float(nv.nvmlDeviceGetPowerUsage(handle) / 1000),
+    )
+
+
 def gpu_sensor(device: str | None, clock: Callable[[], float] = time.monotonic) -> Sensor:
     """The sensor of one GPU. If no device is named, the sum over all GPUs that CUDA may use.
 
-    Raises:
-        SensorMissingError: there is no driver or no GPU.
+    Raises SensorMissingError if there is no driver or no GPU.
     """
     if device is not None:
         return NvmlSensor(device, clock)
-    devices = visible_devices()
-    sensors = [NvmlSensor(name, clock) for name in devices]
+    sensors = [NvmlSensor(name, clock) for name in visible_devices()]
     return sensors[0] if len(sensors) == 1 else SumSensor(sensors)
 
 
 def visible_devices() -> tuple[str, ...]:
     """UUIDs of the GPUs that ``CUDA_VISIBLE_DEVICES`` leaves to this process, in NVML's order.
 
-    Raises:
-        SensorMissingError: there is no driver or no GPU, or CUDA_VISIBLE_DEVICES leaves none.
+    Raises SensorMissingError if there is no driver or no GPU, or CUDA_VISIBLE_DEVICES leaves none.
     """
     with Nvml() as nvml:
         gpus = [(card.uuid, card.name) for card in nvml.cards()]

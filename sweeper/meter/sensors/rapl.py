@@ -11,13 +11,13 @@ from __future__ import annotations
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample
+from sweeper.errors import RightMissingError, SensorMissingError
+from sweeper.meter.base import DeviceSensor, DeviceState, Sample
 from sweeper.meter.integrate import CounterTrack
-from sweeper.meter.sysfs import may_read, must_read_int, read_int, read_text
+from sweeper.meter.sysfs import may_read, must_read_int, package_temperature, read_int, read_text
 from sweeper.records import Caveat, PowerSource
 
 POWERCAP = "class/powercap"
@@ -30,11 +30,8 @@ MOST_WATTS_PLATFORM = 2000.0
 # If the counters of two dies (up to 262 kJ since boot) agree within a joule, they are the same counter.
 MIRROR_JOULES = 1.0
 
-# Names under which the kernel shows a processor's own temperature.
-_THERMAL_ZONES = ("x86_pkg_temp", "cpu-thermal", "cpu_thermal", "CPU-therm")
-_CHIPS = ("coretemp", "k10temp", "zenpower")
-_ZONE = re.compile(r"^(?P<driver>[a-z-]*rapl(?:-mmio|-msr)?):\d+$")
-_PACKAGE = re.compile(r"^package-(?P<package>\d+)(?:-die-(?P<die>\d+))?$")
+_ZONE = re.compile(r"^[a-z-]*rapl(?:-mmio|-msr)?:\d+$")
+_PACKAGE = re.compile(r"^(?P<package>package-\d+)(?:-die-\d+)?$")
 
 RIGHT = (
     "sudo groupadd -f power && sudo usermod -aG power $USER && "
@@ -57,28 +54,18 @@ class Zone:
         """The counter, in µJ."""
         return self.path / "energy_uj"
 
-    @property
-    def label(self) -> str:
-        """The zone and its file, as in ``intel-rapl:0/energy_uj``."""
-        return f"{self.path.name}/energy_uj"
-
 
 def find_zones(sysfs_root: Path) -> tuple[Zone, ...]:
     """All top-level zones under ``sysfs_root``, MSR before MMIO; twins of MSR and MMIO count once."""
     zones: dict[str, Zone] = {}
-    folder = sysfs_root / POWERCAP
-    entries = sorted(folder.iterdir(), key=_msr_first) if folder.is_dir() else []
-    for path in entries:
+    entries = (sysfs_root / POWERCAP).glob("*")
+    for path in sorted(entries, key=lambda path: ("mmio" in path.name, path.name)):
         name = read_text(path / "name")
         if not _ZONE.match(path.name) or name is None or not (path / "energy_uj").exists():
             continue
         most = read_int(path / "max_energy_range_uj")
         zones.setdefault(name, Zone(path, name, most / 1e6 if most else None))
     return tuple(zones.values())
-
-
-def _msr_first(path: Path) -> tuple[bool, str]:
-    return ("mmio" in path.name, path.name)
 
 
 def packages(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
@@ -91,14 +78,14 @@ def without_mirrors(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
     kept: list[tuple[Zone, str, float]] = []
     for zone in zones:
         match = _PACKAGE.match(zone.name)
-        package = match["package"] if match and match["die"] is not None else zone.name
+        package = match["package"] if match else zone.name
         joules = must_read_int(zone.energy_file) / 1e6
         if not any(p == package and abs(j - joules) <= MIRROR_JOULES for _, p, j in kept):
             kept.append((zone, package, joules))
     return tuple(zone for zone, _, _ in kept)
 
 
-class RaplSensor:
+class RaplSensor(DeviceSensor):
     """The sum of the processor packages' energy counters, or the platform's counter (``psys``)."""
 
     def __init__(
@@ -116,38 +103,20 @@ class RaplSensor:
             clock: stamps the samples.
             caveats: known problems of this sensor.
         """
+        super().__init__(clock)
         self._root = sysfs_root
         self._platform = platform
-        self._clock = clock
-        self._caveats = caveats
-        self._zones: tuple[Zone, ...] = ()
-        self._tracks: dict[Zone, CounterTrack] = {}  # empty: not open
-        self._interface = f"{POWERCAP}/{'psys' if platform else 'package-*'}/energy_uj"
-
-    @property
-    def source(self) -> PowerSource:
-        """RAPL, in scope ``package`` or ``psys``, with the zones of the last ``open``."""
-        return PowerSource(
+        self._tracks: dict[Zone, CounterTrack] = {}
+        self.caveats = caveats
+        self.source = PowerSource(
             name="rapl",
-            interface=self._interface,
-            scope="psys" if self._platform else "package",
+            interface=f"{POWERCAP}/{'psys' if platform else 'package-*'}/energy_uj",
+            scope="psys" if platform else "package",
             kind="measured",
             update_period_seconds=UPDATE_PERIOD_SECONDS,
-            device="+".join(zone.name for zone in self._zones) or None,
         )
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """The caveats that the constructor received."""
-        return self._caveats
-
-    def open(self) -> None:
-        """Find the zones and read each counter once.
-
-        Raises:
-            SensorMissingError: this machine has no such zone.
-            RightMissingError: this user may not read the counters.
-        """
+    def _find(self) -> None:
         found = find_zones(self._root)
         zones = tuple(z for z in found if z.name == "psys") if self._platform else packages(found)
         if not zones:
@@ -158,19 +127,17 @@ class RaplSensor:
                     f"cannot read energy_uj of {zone.name}, which is for root only since CVE-2020-8694",
                     f"an administrator grants it once with {RIGHT}; or choose power=plug",
                 )
-        self._zones = zones = without_mirrors(zones)
+        zones = without_mirrors(zones)
         most = MOST_WATTS_PLATFORM if self._platform else MOST_WATTS_PER_PACKAGE
         self._tracks = {zone: CounterTrack(zone.range_joules, most) for zone in zones}
-        self._interface = "+".join(zone.label for zone in zones)
+        self.source = replace(
+            self.source,
+            interface="+".join(f"{zone.path.name}/energy_uj" for zone in zones),
+            device="+".join(zone.name for zone in zones),
+        )
 
-    def read(self) -> Sample:
-        """Joules since the first reading, summed over the zones.
-
-        Raises:
-            ReadingFailed: a counter could not be read, or the sensor is not open.
-        """
-        if not self._tracks:
-            raise ReadingFailed("the RAPL sensor is not open")
+    def _take(self) -> Sample:
+        """Joules since the first reading, summed over the zones."""
         moment = self._clock()
         total, epochs = 0.0, 0
         for zone, track in self._tracks.items():
@@ -181,10 +148,6 @@ class RaplSensor:
     def state(self) -> DeviceState:
         """The package's temperature, if the kernel reports one."""
         return DeviceState(temperature_celsius=package_temperature(self._root))
-
-    def close(self) -> None:
-        """Stop reading. The zones stay known."""
-        self._tracks = {}
 
 
 def _missing(sysfs_root: Path, platform: bool) -> SensorMissingError:
@@ -201,13 +164,3 @@ def _missing(sysfs_root: Path, platform: bool) -> SensorMissingError:
     return SensorMissingError(
         "the kernel has no powercap interface (RAPL) here, as in most virtual machines", "choose power=plug"
     )
-
-
-def package_temperature(sysfs_root: Path) -> float | None:
-    """The temperature of the hottest processor package in °C, from thermal zones, else hwmon's chips, else None."""
-    zones = sorted((sysfs_root / "class/thermal").glob("thermal_zone*"))
-    found = [read_int(zone / "temp") for zone in zones if read_text(zone / "type") in _THERMAL_ZONES]
-    if not found:
-        chips = sorted((sysfs_root / "class/hwmon").glob("hwmon*"))
-        found = [read_int(chip / "temp1_input") for chip in chips if read_text(chip / "name") in _CHIPS]
-    return max((value / 1000 for value in found if value is not None), default=None)
