@@ -7,6 +7,7 @@ or a command, because only the user knows their addresses. The notes list the sk
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -46,11 +47,9 @@ def find_meter(
 ) -> tuple[PowerMeter, tuple[str, ...]]:
     """The meter that ``settings`` ask for, not yet entered, and notes about the choice.
 
-    sweeper polls a new device for ``trust_seconds`` and keeps the result under ``root``.
-
     Args:
         settings: the group ``power``.
-        root: the folder for the results of sensor checks.
+        root: the folder that keeps the results of sensor checks.
         gpu_used: whether layers can be offloaded to a GPU.
         clock: stamps samples.
         trust_seconds: how long to poll a new device.
@@ -61,14 +60,32 @@ def find_meter(
         RightMissingError: the named source exists, but this user may not read it.
     """
     check_settings(settings)
-    finder = _Finder(settings, root, gpu_used, clock, trust_seconds)
-    sensor, notes = finder.best() if settings.source == "auto" else (finder.tried(settings.source), [])
-    beside = [finder.tried(name) for name in settings.beside]
-    if settings.source == "auto" and "rapl" not in settings.beside:
-        beside += finder.processor_beside(sensor)
+
+    def tried(name: str) -> Sensor:
+        return proven(make_sensor(name, settings, gpu_used, clock), root, clock, trust_seconds)
+
+    is_auto = settings.source == "auto"
+    sensor, notes = _best(tried, gpu_used) if is_auto else (tried(settings.source), [])
+    beside = [tried(name) for name in settings.beside]
+    on_gpu = sensor.source.name in ("nvml", "hwmon")
+    if is_auto and on_gpu and "rapl" not in settings.beside:
+        with contextlib.suppress(MissingError):
+            beside.append(tried("rapl"))
     meter = SampledMeter(sensor, beside=beside, hz=settings.sample_hz, clock=clock)
     note = sensor.source.note
     return meter, (*notes, *([note] if note else []))
+
+
+def _best(tried: Callable[[str], Sensor], gpu_used: bool) -> tuple[Sensor, list[str]]:
+    """The first candidate that works, and a note for each one that did not."""
+    notes: list[str] = []
+    for name in ("nvml", "hwmon", "rapl") if gpu_used else ("rapl", RAILS):
+        try:
+            return tried(name), notes
+        except MissingError as error:
+            if name != RAILS:  # users without such a board need no note about its rails
+                notes.append(f"{name}: {error}")
+    return tried("estimate"), notes
 
 
 def measure_idle(
@@ -78,19 +95,10 @@ def measure_idle(
     clock: Clock = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Reading | None:
-    """Power in W of an idle machine over ``seconds``, with its spread over ``windows`` stretches.
+    """Power in W of an idle machine, with its spread over ``windows`` stretches; None if one of them gave nothing.
 
-    The caller decides whether the machine is at rest or holds a loaded model.
-
-    Args:
-        meter: the entered meter.
-        seconds: the total time; each stretch is at least one update period long.
-        windows: the number of stretches.
-        clock: the meter's clock.
-        sleep: blocks.
-
-    Returns:
-        The reading, or None if the meter gave nothing in one of the stretches.
+    The caller decides whether the machine is at rest or holds a loaded model. The stretches take ``seconds``
+    together, but each one takes at least an update period of the entered meter.
     """
     each = max(seconds / windows, meter.update_period_seconds)
     found: list[float] = []
@@ -107,11 +115,7 @@ def measure_idle(
 
 
 def make_sensor(name: str, settings: PowerSettings, gpu_used: bool, clock: Clock = time.monotonic) -> Sensor:
-    """The sensor of that name, not yet open.
-
-    Raises:
-        SensorMissingError: there is no such sensor; the message contains the fix.
-    """
+    """The sensor of that name, not yet open. Raises SensorMissingError with the fix if there is none."""
     sysfs, procfs = Path(settings.sysfs_root), Path(settings.procfs_root)
     if name == "rapl":
         platform = settings.device == "psys"
@@ -122,10 +126,8 @@ def make_sensor(name: str, settings: PowerSettings, gpu_used: bool, clock: Clock
         return EstimateSensor(settings.estimate, procfs, sysfs, clock, gpu_used=gpu_used)
     if name == "nvml":
         return gpu_sensor(settings.device, clock)
-    if name == RAILS:
-        return HwmonSensor(sysfs, RAIL_CHIP, clock)
-    if name == "hwmon":
-        return HwmonSensor(sysfs, settings.device, clock)
+    if name in (RAILS, "hwmon"):
+        return HwmonSensor(sysfs, RAIL_CHIP if name == RAILS else settings.device, clock)
     if name == "battery":
         return BatterySensor(sysfs, clock)
     if name == "plug":
@@ -136,12 +138,7 @@ def make_sensor(name: str, settings: PowerSettings, gpu_used: bool, clock: Clock
 
 
 def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
-    """Open, read and close the sensor, and combine it with the result of its trust check.
-
-    Raises:
-        SensorMissingError: the sensor gives no usable reading.
-        RightMissingError: this user may not read the sensor.
-    """
+    """Open, read and close the sensor, and combine it with the result of its trust check."""
     sensor.open()
     try:
         sample = sensor.read()
@@ -157,40 +154,3 @@ def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
         raise SensorMissingError(f"{sensor.source.name} gives no reading: {error}") from error
     finally:
         sensor.close()
-
-
-class _Finder:
-    """One search for sensors, under one set of settings."""
-
-    def __init__(
-        self, settings: PowerSettings, root: Path, gpu_used: bool, clock: Clock, trust_seconds: float
-    ) -> None:
-        self._settings = settings
-        self._root = root
-        self._gpu_used = gpu_used
-        self._clock = clock
-        self._trust_seconds = trust_seconds
-
-    def tried(self, name: str) -> Sensor:
-        sensor = make_sensor(name, self._settings, self._gpu_used, self._clock)
-        return proven(sensor, self._root, self._clock, self._trust_seconds)
-
-    def best(self) -> tuple[Sensor, list[str]]:
-        """The first candidate that works, and a note for each one that did not."""
-        notes: list[str] = []
-        for name in ("nvml", "hwmon", "rapl") if self._gpu_used else ("rapl", RAILS):
-            try:
-                return self.tried(name), notes
-            except MissingError as error:
-                if name != RAILS:  # users without such a board need no note about its rails
-                    notes.append(f"{name}: {error}")
-        return self.tried("estimate"), notes
-
-    def processor_beside(self, ranking: Sensor) -> list[Sensor]:
-        """The processor's sensor, if readable: sweeper records it beside a GPU automatically."""
-        if ranking.source.name not in ("nvml", "hwmon"):
-            return []
-        try:
-            return [self.tried("rapl")]
-        except MissingError:
-            return []

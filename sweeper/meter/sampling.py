@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
@@ -81,7 +82,7 @@ def look_seconds(
     dense = max(least, period / LOOKS_PER_EDGE if is_counter else period)
     if (
         is_counter and dense >= period
-    ):  # the counter refreshes between any two samples, so more samples show nothing more
+    ):  # it refreshes between any two samples, so more samples show nothing more
         return asked
     return min(asked, dense)
 
@@ -91,17 +92,13 @@ class Sampler:
 
     def __init__(self, sensor: Sensor, hz: float, clock: Callable[[], float], busy_share: float) -> None:
         self.sensor = sensor
-        self.latest: Sample | None = None
         self.latest_state: DeviceState | None = None
         self.busy_seconds = 0.0  # processor time of the thread so far
         self._hz = hz
         self._busy_share = busy_share
-        self._looks = 0
-        self._period_seconds: float | None = None
-        # For a counter's live watts: a sample that is old enough, and the next one that will be.
-        self._mark: Sample | None = None
-        self._next_mark: Sample | None = None
         self._clock = clock
+        self._looks = 0
+        self._recent: deque[Sample] = deque()  # for the live watts: the newest half second, in order
         self._takes: list[_Take] = []
         self._next_state = float("-inf")
         self._lock = threading.Lock()  # one caller of the sensor at a time
@@ -112,7 +109,6 @@ class Sampler:
     def start(self) -> None:
         """Open the sensor and begin sampling."""
         self.sensor.open()
-        self._period_seconds = self.sensor.source.update_period_seconds
         self._stopping = False
         name = f"power-{self.sensor.source.name}"
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
@@ -131,8 +127,8 @@ class Sampler:
         """Collect samples into ``take`` from now on. With ``wait``, take the first one before returning."""
         with self._lock:
             self._takes.append(take)
-        if wait:
-            self.take_one()
+            if wait:
+                self._read()
         self._wake.set()
 
     def end(self, take: _Take, wait_seconds: float | None) -> None:
@@ -140,80 +136,64 @@ class Sampler:
         if self._lock.acquire(timeout=-1 if wait_seconds is None else wait_seconds):
             try:
                 self._read()
-                self._takes.remove(take)
             finally:
                 self._lock.release()
         else:
             take.failures.append(f"no answer within {wait_seconds:g} s")
-            self._takes.remove(take)
+        self._takes.remove(take)
 
-    def take_one(self) -> None:
-        """Read the sensor once, now."""
-        with self._lock:
-            self._read()
+    def watts_now(self) -> float | None:
+        """The latest power, or a counter's mean over at least half a second; None before there is any."""
+        if not self._recent:
+            return None
+        first, latest = self._recent[0], self._recent[-1]
+        if latest.power_watts is not None:
+            return latest.power_watts
+        if first.energy_joules is None or latest.energy_joules is None or first.epoch != latest.epoch:
+            return None
+        seconds = latest.monotonic_seconds - first.monotonic_seconds
+        joules = latest.energy_joules - first.energy_joules
+        return joules / seconds if seconds > 0 and joules > 0 else None
 
     def _run(self) -> None:
+        period = self.sensor.source.update_period_seconds
         while not self._stopping:
-            self.take_one()
+            with self._lock:
+                self._read()
             self._looks += 1
             self.busy_seconds = time.thread_time()
-            pause = self._pause_seconds() if self._takes else RESTING_SECONDS
+            pause = RESTING_SECONDS
+            if self._takes:
+                is_counter = bool(self._recent) and self._recent[-1].energy_joules is not None
+                cost = self.busy_seconds / self._looks
+                pause = look_seconds(period, is_counter, self._hz, cost, self._busy_share)
             if pause <= SHORT_SECONDS:
                 time.sleep(pause)
             else:
                 self._wake.wait(pause)
                 self._wake.clear()
 
-    def _pause_seconds(self) -> float:
-        is_counter = self.latest is not None and self.latest.energy_joules is not None
-        cost = self.busy_seconds / self._looks
-        return look_seconds(self._period_seconds, is_counter, self._hz, cost, self._busy_share)
-
     def _read(self) -> None:
         """Add one sample to every open take. A failure is kept as text; the integration decides if it matters."""
         try:
             sample = self.sensor.read()
+            self._recent.append(sample)
+            while (
+                len(self._recent) > 2
+                and sample.monotonic_seconds - self._recent[1].monotonic_seconds >= LIVE_SECONDS
+            ):
+                self._recent.popleft()
+            for take in self._takes:
+                take.samples.append(sample)
+            now = self._clock()
+            if now >= self._next_state:
+                self._next_state = now + STATE_SECONDS
+                self.latest_state = self.sensor.state()
+                for take in self._takes:
+                    take.states.append(self.latest_state)
         except ReadingFailed as error:
             for take in self._takes:
                 take.failures.append(str(error))
-            return
-        self._remember(sample)
-        for take in self._takes:
-            take.samples.append(sample)
-        now = self._clock()
-        if now >= self._next_state:
-            self._next_state = now + STATE_SECONDS
-            self._read_state()
-
-    def _remember(self, sample: Sample) -> None:
-        self.latest = sample
-        newest = self._next_mark
-        if newest is None or sample.monotonic_seconds - newest.monotonic_seconds >= LIVE_SECONDS:
-            self._mark, self._next_mark = newest, sample
-
-    def watts_now(self) -> float | None:
-        """The latest power, or a counter's mean over at least half a second; None before there is any."""
-        latest, mark = self.latest, self._mark or self._next_mark
-        if latest is None:
-            return None
-        if latest.power_watts is not None:
-            return latest.power_watts
-        if mark is None or mark.energy_joules is None or latest.energy_joules is None:
-            return None
-        seconds = latest.monotonic_seconds - mark.monotonic_seconds
-        joules = latest.energy_joules - mark.energy_joules
-        return joules / seconds if seconds > 0 and joules > 0 and latest.epoch == mark.epoch else None
-
-    def _read_state(self) -> None:
-        try:
-            state = self.sensor.state()
-        except ReadingFailed as error:
-            for take in self._takes:
-                take.failures.append(str(error))
-            return
-        self.latest_state = state
-        for take in self._takes:
-            take.states.append(state)
 
 
 class _Window:
@@ -223,7 +203,7 @@ class _Window:
     def reading(self, started: float, ended: float) -> EnergyReading:
         """Energy between two ``time.monotonic()`` moments inside the window."""
         ranking, *beside = [_reading(sensor, take, started, ended) for sensor, take in self._takes]
-        return _with_beside(ranking, tuple(beside))
+        return replace(ranking, beside=tuple(beside))
 
 
 class SampledMeter:
@@ -240,10 +220,8 @@ class SampledMeter:
 
         Args:
             sensor: the sensor that ranks trials.
-            beside: sensors that each reading records in ``beside``, at half the rate. They never rank and are never
-                added up.
-            hz: samples a second while a window is open, at most 20. The meter samples the ranking sensor up to five
-                times as often if it would otherwise miss refreshes.
+            beside: sensors that each reading records in ``beside``, at half the rate. They are never added up.
+            hz: samples a second while a window is open, 1 to 20.
             clock: in seconds; decides when to read temperatures and clocks. Sensors stamp samples themselves.
         """
         if not LEAST_SAMPLE_HZ <= hz <= MOST_SAMPLE_HZ:
@@ -278,12 +256,8 @@ class SampledMeter:
             sampler.begin(take, wait=False)
         self._ranking.begin(ranking, wait=True)
         try:
-            yield _Window(
-                [
-                    (self._ranking.sensor, ranking),
-                    *((s.sensor, t) for s, t in zip(self._beside, others, strict=True)),
-                ]
-            )
+            sensors = [sampler.sensor for sampler in (self._ranking, *self._beside)]
+            yield _Window(list(zip(sensors, [ranking, *others], strict=True)))
         finally:
             self._ranking.end(ranking, wait_seconds=None)
             for sampler, take in zip(self._beside, others, strict=True):
@@ -314,8 +288,8 @@ class SampledMeter:
 
 def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> EnergyReading:
     source = sensor.source
-    period = source.update_period_seconds
-    integral = integrate(take.samples, started, ended, period, source.settling_seconds)
+    is_estimate = source.kind == "estimated"
+    integral = integrate(take.samples, started, ended, source.update_period_seconds, source.settling_seconds)
     reason = integral.reason
     if reason is not None and take.failures:
         reason = f"{reason}: {take.failures[-1]}"
@@ -324,8 +298,17 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
     clocks = [s.clock_mhz for s in states if s.clock_mhz is not None]
     capped = [s.power_capped for s in states if s.power_capped is not None]
     limits = [s.enforced_limit_watts for s in states if s.enforced_limit_watts is not None]
-    others = [s.other_processes for s in states if s.other_processes is not None]
-    reading = EnergyReading(
+    others = max((s.other_processes for s in states if s.other_processes is not None), default=None)
+    throttle_reasons = tuple(sorted({reason for s in states for reason in s.throttle_reasons}))
+    capped_share = sum(capped) / len(capped) if capped else None
+    # Whether a window is too short is decided elsewhere, for all windows of a trial together.
+    shown = {
+        Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in throttle_reasons),
+        Caveat.POWER_CAPPED: capped_share is not None and capped_share >= CAPPED_SHARE,
+        Caveat.BUSY_MACHINE: bool(others),
+        Caveat.ESTIMATED: is_estimate,
+    }
+    return EnergyReading(
         source=source,
         seconds=ended - started,
         joules=integral.joules,
@@ -333,33 +316,14 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
         samples=integral.samples,
         largest_gap_seconds=integral.largest_gap_seconds,
         # The ratings cause the error of an estimate, and their error is unknown. The sampling error says nothing.
-        error_fraction=None if source.kind == "estimated" else integral.error_fraction,
+        error_fraction=None if is_estimate else integral.error_fraction,
         temperature_start_celsius=temperatures[0] if temperatures else None,
         temperature_end_celsius=temperatures[-1] if temperatures else None,
         temperature_max_celsius=max(temperatures, default=None),
         clock_mhz=sum(clocks) / len(clocks) if clocks else None,
-        throttle_reasons=tuple(sorted({reason for s in states for reason in s.throttle_reasons})),
-        capped_share=sum(capped) / len(capped) if capped else None,
+        throttle_reasons=throttle_reasons,
+        capped_share=capped_share,
         enforced_limit_watts=limits[-1] if limits else None,
-        other_processes=max(others, default=None),
+        other_processes=others,
+        caveats=tuple(c for c in Caveat if c in sensor.caveats or shown.get(c, False)),
     )
-    return _with_caveats(reading, sensor.caveats)
-
-
-def _with_caveats(reading: EnergyReading, known: tuple[Caveat, ...]) -> EnergyReading:
-    """Add this window's own caveats to the sensor's known ones.
-
-    Whether a window is too short is decided elsewhere, for all windows of a trial together.
-    """
-    shown = {
-        Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in reading.throttle_reasons),
-        Caveat.POWER_CAPPED: reading.capped_share is not None and reading.capped_share >= CAPPED_SHARE,
-        Caveat.BUSY_MACHINE: bool(reading.other_processes),
-        Caveat.ESTIMATED: reading.source.kind == "estimated",
-    }
-    wanted = {*known, *(caveat for caveat, is_shown in shown.items() if is_shown)}
-    return replace(reading, caveats=tuple(caveat for caveat in Caveat if caveat in wanted))
-
-
-def _with_beside(reading: EnergyReading, beside: tuple[EnergyReading, ...]) -> EnergyReading:
-    return replace(reading, beside=beside)

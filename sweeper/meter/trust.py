@@ -66,41 +66,31 @@ def judge(samples: Sequence[Sample]) -> Trust:
     """Judge a sensor by a burst of samples, in order. The function is pure."""
     seconds = samples[-1].monotonic_seconds - samples[0].monotonic_seconds if samples else 0.0
     devices = len(samples[0].parts) if samples else 0
-    if devices:  # devices refresh at different moments, so their sum changes more often than each of them
-        each = [judge([sample.parts[device] for sample in samples]) for device in range(devices)]
-        return _together(each, len(samples), seconds)
-    counted = [(s.monotonic_seconds, s.energy_joules) for s in samples if s.energy_joules is not None]
-    powers = [(s.monotonic_seconds, s.power_watts) for s in samples if s.power_watts is not None]
-    still = len(counted) > 1 and counted[0][1] == counted[-1][1]
-    return Trust(
+    # Devices refresh at different moments, so their sum changes more often than each of them.
+    streams = [[s.parts[device] for s in samples] for device in range(devices)] or [list(samples)]
+    counters, powers, conflicts, stills = [], [], [], []
+    for stream in streams:
+        counted = [(s.monotonic_seconds, s.energy_joules) for s in stream if s.energy_joules is not None]
+        drawn = [(s.monotonic_seconds, s.power_watts) for s in stream if s.power_watts is not None]
+        counters.append(_period(counted))
+        powers.append(_period(drawn))
+        conflicts.append(_conflict(counted, drawn))
+        stills.append(len(counted) > 1 and counted[0][1] == counted[-1][1])
+    still = any(stills)
+    return Trust(  # a sum of devices is as slow, and as far off, as the worst device
         polls=len(samples),
-        seconds=seconds,
-        counter_period_seconds=None if still else _period(counted),
-        power_period_seconds=_period(powers),
-        counter_stands_still=still,
-        conflict_fraction=None if still else _conflict(counted, powers),
-    )
-
-
-def _together(each: Sequence[Trust], polls: int, seconds: float) -> Trust:
-    """The trust of a sum of devices: as slow, and as far off, as the worst device."""
-    counters = [trust.counter_period_seconds for trust in each]
-    powers = [trust.power_period_seconds for trust in each]
-    conflicts = [trust.conflict_fraction for trust in each if trust.conflict_fraction is not None]
-    still = any(trust.counter_stands_still for trust in each)
-    return Trust(
-        polls=polls,
         seconds=seconds,
         counter_period_seconds=None if still else _longest(counters),
         power_period_seconds=_longest(powers),
         counter_stands_still=still,
-        conflict_fraction=None if still else max(conflicts, default=None),
+        conflict_fraction=None if still else max((c for c in conflicts if c is not None), default=None),
     )
 
 
 def _longest(periods: Sequence[float | None]) -> float | None:
     """The longest period, or None if one of them is unknown."""
-    return None if None in periods else max(period for period in periods if period is not None)
+    known = [period for period in periods if period is not None]
+    return max(known) if len(known) == len(periods) else None
 
 
 def examine_sensor(
@@ -110,11 +100,7 @@ def examine_sensor(
     sleep: Callable[[float], None] = time.sleep,
     poll_seconds: float = POLL_SECONDS,
 ) -> Trust:
-    """Poll an open sensor for ``seconds`` and judge it.
-
-    Raises:
-        ReadingFailed: the sensor gave no reading at all.
-    """
+    """Poll an open sensor for ``seconds`` and judge it. Raises ReadingFailed if it gave no reading at all."""
     samples: list[Sample] = []
     failure: ReadingFailed | None = None
     until = clock() + seconds
@@ -136,11 +122,7 @@ def known_or_examined(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
 ) -> Trust:
-    """The stored trust of this open sensor under ``root``, or a new one, which is then stored.
-
-    Raises:
-        ReadingFailed: the sensor gave no reading.
-    """
+    """The stored trust of this open sensor under ``root``, or a new one, which is then stored."""
     path = cache_path(sensor, root)
     known = _load(path)
     if known is not None and known.seconds >= seconds * 0.9:
@@ -150,7 +132,8 @@ def known_or_examined(
         # Falling power also looks like a conflict, and the result is stored, so check a second time.
         trust = examine_sensor(sensor, seconds, clock, sleep)
     if not trust.counter_stands_still:  # a counter may start to move later, and this is quick to check again
-        _store(path, trust, identity(sensor))
+        stored = {"valid_for": identity(sensor), "trust": to_plain(trust)}
+        replace(path, json.dumps(stored, indent=1) + "\n")
     return trust
 
 
@@ -191,18 +174,7 @@ def _conflict(counted: Sequence[tuple[float, float]], powers: Sequence[tuple[flo
 def _load(path: Path) -> Trust | None:
     """A stored trust; None if there is none, or another version wrote it."""
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        trust = from_plain(json.loads(path.read_text(encoding="utf-8"))["trust"], Trust)
+    except (OSError, ValueError, LookupError, TypeError, cattrs.BaseValidationError):
         return None
-    trust = data.get("trust") if isinstance(data, dict) else None
-    if not isinstance(trust, dict) or trust.get("schema") != SCHEMA:
-        return None
-    try:
-        return from_plain(trust, Trust)
-    except cattrs.BaseValidationError:
-        return None
-
-
-def _store(path: Path, trust: Trust, valid_for: dict[str, Any]) -> None:
-    text = json.dumps({"valid_for": valid_for, "trust": to_plain(trust)}, indent=1) + "\n"
-    replace(path, text)
+    return trust if trust.schema == SCHEMA else None
