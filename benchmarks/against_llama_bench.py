@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 
-from sweeper import stats
+from ratios import ratio_of
+
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.model.obtain import obtain
 from sweeper.records import Configuration
@@ -48,7 +49,7 @@ def ours(model: Path, threads: int, prompt: int, generated: int) -> tuple[float,
 
 def line(name: str, a: Sequence[float], b: Sequence[float]) -> str:
     """A row of the table: two medians and the ratio with its bootstrap interval."""
-    ratio = stats.ratio(a, b)
+    ratio = ratio_of(a, b)
     return f"| {name} | {median(a):.1f} | {median(b):.1f} | {ratio.median:.3f} | {ratio.low:.3f} to {ratio.high:.3f} |"
 
 

@@ -10,7 +10,8 @@ from datetime import datetime
 from pathlib import Path
 from statistics import median
 
-from sweeper import stats
+from ratios import ratio_of
+
 from sweeper.config import compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.meter.choose import find_meter
@@ -36,7 +37,7 @@ def meter_share(repeats: int, threads: int, root: Path) -> None:
                         with_meter.append(engine.decode(64, 0, 2.0, 10.0).tokens_per_second)
                 else:
                     without.append(engine.decode(64, 0, 2.0, 10.0).tokens_per_second)
-    ratio = stats.ratio(with_meter, without)
+    ratio = ratio_of(with_meter, without)
     print(f"meter ({meter.source.name}) on decode, {threads} thread(s), {repeats} pairs of 2 s windows:")
     print(f"  with {median(with_meter):.1f} tok/s, without {median(without):.1f} tok/s")
     print(f"  ratio of medians {ratio.median:.4f} (95 %: {ratio.low:.4f} to {ratio.high:.4f})")

@@ -61,11 +61,10 @@ def nvidia_gpus() -> tuple[GpuRecord, ...]:
 
 
 def measure_bandwidth_gb_per_second() -> float:
-    """Memory bandwidth in GB/s as every core together reaches it, in large copies or in reading alone.
+    """Memory bandwidth in GB/s that all cores reach together: the best of three large copies and three pure reads.
 
-    Copies count bytes read and written. Reading is what decode does, and is the faster of the two on most machines:
-    a copy also reads what it is about to overwrite. The best of three rounds each: a ceiling is what the memory can
-    do, not what it does beside other work. Takes about a second and 512 MiB, or a quarter of what is free.
+    Copies count bytes read and written. Decode only reads, which is faster on most machines: a copy also reads the
+    memory that it overwrites. Takes about a second, and 512 MiB or a quarter of the free memory.
     """
     from concurrent.futures import ThreadPoolExecutor
 
@@ -78,12 +77,10 @@ def measure_bandwidth_gb_per_second() -> float:
     best = 0.0
     with ThreadPoolExecutor(threads) as pool:
         for _ in range(_BANDWIDTH_ROUNDS):
-            began = time.perf_counter()
-            list(pool.map(np.copyto, targets, sources))
-            best = max(best, 2 * 8 * part * threads / (time.perf_counter() - began))
-            began = time.perf_counter()
-            list(pool.map(np.dot, sources, sources))
-            best = max(best, 8 * part * threads / (time.perf_counter() - began))
+            for work, operand, bytes_moved in ((np.copyto, targets, 16), (np.dot, sources, 8)):
+                began = time.perf_counter()
+                list(pool.map(work, operand, sources))
+                best = max(best, bytes_moved * part * threads / (time.perf_counter() - began))
     return best / 1e9
 
 
@@ -126,19 +123,12 @@ def _performance_cores(sysfs_root: Path) -> int | None:
         text = (sysfs_root / "devices/cpu_core/cpus").read_text().strip()
     except OSError:
         return None
-    siblings = set()
-    for cpu in _cpu_list(text):
-        try:
-            siblings.add((sysfs_root / f"devices/system/cpu/cpu{cpu}/topology/core_id").read_text().strip())
-        except OSError:
-            siblings.add(str(cpu))
-    return len(siblings)
-
-
-def _cpu_list(text: str) -> list[int]:
-    """The numbers of a kernel CPU list such as ``0-7,16``."""
-    found: list[int] = []
-    for part in text.split(","):
-        first, _, last = part.partition("-")
-        found.extend(range(int(first), int(last or first) + 1))
-    return found
+    cores = set()
+    for part in text.split(","):  # a kernel CPU list such as 0-7,16
+        first_cpu, _, last_cpu = part.partition("-")
+        for cpu in range(int(first_cpu), int(last_cpu or first_cpu) + 1):
+            try:
+                cores.add((sysfs_root / f"devices/system/cpu/cpu{cpu}/topology/core_id").read_text().strip())
+            except OSError:
+                cores.add(str(cpu))
+    return len(cores)

@@ -9,6 +9,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,7 +18,6 @@ from sweeper.errors import (
     ReadingFailed,
     RightMissingError,
     SensorMissingError,
-    SweeperError,
     UsageError,
 )
 
@@ -67,33 +67,23 @@ class Nvml:
             pynvml.nvmlShutdown()
 
     def cards(self) -> list[Card]:
-        """All GPUs of this machine except lost ones.
-
-        Raises:
-            RightMissingError: this user may not open the device files.
-            SensorMissingError: NVML fails otherwise.
-        """
+        """All GPUs of this machine except lost ones."""
         import pynvml
 
         found = []
         with as_missing("cannot list GPUs"):
             for index in range(pynvml.nvmlDeviceGetCount()):
                 with contextlib.suppress(pynvml.NVMLError_GpuIsLost):
-                    found.append(self._card(index))
+                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+                    name = as_text(pynvml.nvmlDeviceGetName(handle))
+                    uuid = as_text(pynvml.nvmlDeviceGetUUID(handle))
+                    bus = as_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+                    mode = first(
+                        partial(pynvml.nvmlDeviceGetMigMode, handle)
+                    )  # most cards do not support MIG
+                    found.append(Card(uuid, index, name, bus, mode is not None and bool(mode[0])))
+                    self._handles[uuid] = handle
         return found
-
-    def _card(self, index: int) -> Card:
-        import pynvml
-
-        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-        uuid = str(pynvml.nvmlDeviceGetUUID(handle))
-        self._handles[uuid] = handle
-        try:
-            mig = bool(pynvml.nvmlDeviceGetMigMode(handle)[0])
-        except pynvml.NVMLError:  # cards without MIG report NOT_SUPPORTED
-            mig = False
-        bus = str(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-        return Card(uuid, index, str(pynvml.nvmlDeviceGetName(handle)), bus, mig)
 
     def driver(self) -> str:
         """The driver's version."""
@@ -127,22 +117,17 @@ def said(doing: str) -> Iterator[None]:
     try:
         yield
     except pynvml.NVMLError as error:
-        raise _ours(error, f"cannot {doing}: {error}") from error
-
-
-def _ours(error: Any, message: str) -> SweeperError:
-    import pynvml
-
-    if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
-        return RightMissingError(message, "run `sweeper doctor` for the steps that grant the right")
-    if error.value in (
-        pynvml.NVML_ERROR_GPU_IS_LOST,
-        pynvml.NVML_ERROR_NOT_FOUND,
-        pynvml.NVML_ERROR_UNINITIALIZED,
-        pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
-    ):
-        return SensorMissingError(message)
-    return LimitRefused(message)
+        message = f"cannot {doing}: {error}"
+        if error.value == pynvml.NVML_ERROR_NO_PERMISSION:
+            mend = "run `sweeper doctor` for the steps that grant the right"
+            raise RightMissingError(message, mend) from error
+        gone = (
+            pynvml.NVML_ERROR_GPU_IS_LOST,
+            pynvml.NVML_ERROR_NOT_FOUND,
+            pynvml.NVML_ERROR_UNINITIALIZED,
+            pynvml.NVML_ERROR_DRIVER_NOT_LOADED,
+        )
+        raise (SensorMissingError if error.value in gone else LimitRefused)(message) from error
 
 
 @contextlib.contextmanager
@@ -152,9 +137,9 @@ def as_missing(what: str) -> Iterator[None]:
 
     try:
         yield
+    except (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded) as error:
+        raise no_nvidia(error) from error
     except pynvml.NVMLError as error:
-        if isinstance(error, (pynvml.NVMLError_LibraryNotFound, pynvml.NVMLError_DriverNotLoaded)):
-            raise no_nvidia(error) from error
         if isinstance(error, pynvml.NVMLError_NoPermission):
             raise RightMissingError(
                 f"{what}: NVML says {error}",
@@ -189,15 +174,11 @@ class VisibleGpus:
 
 
 def visible_gpus(gpus: Sequence[tuple[str, str]], environ: Mapping[str, str] = os.environ) -> VisibleGpus:
-    """The GPUs that CUDA would use, by CUDA's own rules.
+    """The GPUs that CUDA would use, of all ``gpus`` (UUID and name) in NVML's order, which is that of PCI addresses.
 
     CUDA reads the list from the left and stops at the first entry that names no device. It numbers different
     models of GPUs fastest first, unless ``CUDA_DEVICE_ORDER=PCI_BUS_ID``. NVML does not report that order. So an
     index is then ambiguous, and this function returns no GPU.
-
-    Args:
-        gpus: (UUID, name) of every GPU in NVML's order, which is the order of PCI addresses.
-        environ: the environment of the process that runs inference.
     """
     wanted = environ.get("CUDA_VISIBLE_DEVICES")
     if wanted is None:
@@ -236,16 +217,14 @@ def cuda_variables(environment: Mapping[str, str]) -> Iterator[None]:
     Power and limits then belong to the engine's GPUs.
     """
     names = ("CUDA_VISIBLE_DEVICES", "CUDA_DEVICE_ORDER")
-    before = {name: os.environ.get(name) for name in names}
+    before = {name: os.environ[name] for name in names if name in os.environ}
     os.environ.update({name: environment[name] for name in names if name in environment})
     try:
         yield
     finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value
+        for name in names:
+            os.environ.pop(name, None)
+        os.environ.update(before)
 
 
 def chosen(
@@ -253,10 +232,8 @@ def chosen(
 ) -> tuple[list[Card], str | None]:
     """The GPUs whose limits the sweep searches, and the reason if there are none.
 
-    ``device`` is a UUID, an index or a PCI address. None means every GPU that CUDA_VISIBLE_DEVICES allows.
-
-    Raises:
-        UsageError: ``device`` names no GPU.
+    ``device`` is a UUID, an index or a PCI address. None means every GPU that CUDA_VISIBLE_DEVICES allows. Raises
+    UsageError if it names no GPU.
     """
     if device is not None:
         found = [card for card in cards if card.is_named(device)]
@@ -274,10 +251,7 @@ def chosen(
 def find_handle(device: str) -> Any:
     """NVML's handle of the GPU with this UUID, PCI address or index; for a MIG instance, of its whole GPU.
 
-    NVML must be open.
-
-    Raises:
-        pynvml.NVMLError: there is no such GPU.
+    NVML must be open. Raises pynvml.NVMLError if there is no such GPU.
     """
     import pynvml
 

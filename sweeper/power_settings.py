@@ -76,11 +76,7 @@ class PowerSettings:
 
 
 def check_settings(settings: PowerSettings) -> None:
-    """Refuse words and values that cannot work.
-
-    Raises:
-        ConfigError: naming the key and what it may be.
-    """
+    """Refuse words and values that cannot work. The ConfigError names the key and what it may be."""
     _one_of("power.source", settings.source, SOURCES)
     for name in settings.beside:
         _one_of("power.beside", name, SOURCES[1:])
@@ -92,8 +88,15 @@ def check_settings(settings: PowerSettings) -> None:
     if "plug" in wanted:
         _check_plug(settings.plug)
     if "command" in wanted:
-        _check_command(settings.command)
-    _check_estimate(settings.estimate)
+        _one_of("power.command.unit", settings.command.unit, COMMAND_UNITS)
+        if not settings.command.argv:
+            raise ConfigError("power.command.argv is empty: set it, like power.command.argv=[/usr/bin/watts]")
+    idle, busy = settings.estimate.idle_watts, settings.estimate.busy_watts
+    for key, value in (("idle_watts", idle), ("busy_watts", busy)):
+        if value is not None and value <= 0:
+            raise ConfigError(f"power.estimate.{key}={value:g} must be above 0")
+    if idle and busy and busy < idle:
+        raise ConfigError("power.estimate.busy_watts must not be below power.estimate.idle_watts")
     _one_of("power.limits.means", settings.limits.means, MEANS)
 
 
@@ -109,17 +112,3 @@ def _check_plug(plug: PlugSettings) -> None:
     parts = urlsplit(plug.url)
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise ConfigError(f"power.plug.url={plug.url} is no http address: write it like http://192.168.1.20")
-
-
-def _check_command(command: CommandSettings) -> None:
-    _one_of("power.command.unit", command.unit, COMMAND_UNITS)
-    if not command.argv:
-        raise ConfigError("power.command.argv is empty: set it, like power.command.argv=[/usr/bin/watts]")
-
-
-def _check_estimate(estimate: EstimateSettings) -> None:
-    for key, value in (("idle_watts", estimate.idle_watts), ("busy_watts", estimate.busy_watts)):
-        if value is not None and value <= 0:
-            raise ConfigError(f"power.estimate.{key}={value:g} must be above 0")
-    if estimate.idle_watts and estimate.busy_watts and estimate.busy_watts < estimate.idle_watts:
-        raise ConfigError("power.estimate.busy_watts must not be below power.estimate.idle_watts")

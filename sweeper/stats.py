@@ -10,7 +10,7 @@ import math
 import random
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sweeper.records import Reading
 
@@ -51,12 +51,8 @@ def mad(values: Sequence[float]) -> float:
 def coefficient_of_variation(values: Sequence[float]) -> float | None:
     """Standard deviation (n - 1) over mean, as a fraction; None below two values or at a mean of 0."""
     _demand_numbers(values)
-    if len(values) < 2:
-        return None
     mean = statistics.fmean(values)
-    if mean == 0:
-        return None
-    return statistics.stdev(values) / abs(mean)
+    return statistics.stdev(values) / abs(mean) if len(values) > 1 and mean else None
 
 
 # Three visits say little about the scatter of a finalist, so the usual scatter of all finalists counts as well, with
@@ -97,24 +93,14 @@ class VisitNoise:
         variance = (self.freedom * self.variance + freedom * own) / together
         half = float(stdtrit(together, (1 + CONFIDENCE) / 2)) * math.sqrt(variance / len(visits))
         low = min(reading.low, reading.median * (1 - half))
-        return Reading(
-            reading.median,
-            max(low, 0.0) if reading.low >= 0 else low,
-            max(reading.high, reading.median * (1 + half)),
-            reading.n,
-        )
+        high = max(reading.high, reading.median * (1 + half))
+        return replace(reading, low=max(low, 0.0) if reading.low >= 0 else low, high=high)
 
 
 def _relative_variance(values: Sequence[float]) -> tuple[float, int] | None:
     """The variance of one value as a share of the squared mean, and its degrees of freedom."""
-    cv = coefficient_of_variation(values) if len(values) > 1 else None
+    cv = coefficient_of_variation(values) if values else None
     return None if cv is None else (cv * cv, len(values) - 1)
-
-
-def modified_z_scores(values: Sequence[float]) -> tuple[float, ...]:
-    """The signed distance of each value from the median, divided by the MAD; infinite if the MAD is 0."""
-    centre, spread = median(values), mad(values)
-    return tuple(_over(value - centre, spread) for value in values)
 
 
 def deviation_of(reading: Reading) -> float | None:
@@ -153,13 +139,9 @@ def _least_outlier(count: int) -> float:
 
 def outliers(values: Sequence[float]) -> tuple[int, ...]:
     """Indices of the values that lie too far from the median for noise."""
-    centre = median(values)
-    least = _least_outlier(len(values)) * abs(centre)
-    return tuple(
-        index
-        for index, (value, score) in enumerate(zip(values, modified_z_scores(values), strict=True))
-        if abs(score) > OUTLIER_THRESHOLD and abs(value - centre) > least
-    )
+    centre, spread = median(values), mad(values)
+    far = max(OUTLIER_THRESHOLD * spread, _least_outlier(len(values)) * abs(centre))
+    return tuple(index for index, value in enumerate(values) if abs(value - centre) > far)
 
 
 def slow_first_run(speeds: Sequence[float]) -> bool:
@@ -170,68 +152,42 @@ def slow_first_run(speeds: Sequence[float]) -> bool:
     _demand_numbers(speeds)
     if len(speeds) < 3:
         return False
-    first, others = speeds[0], speeds[1:]
-    centre = median(others)
-    lost = centre - first
-    return lost > _least_outlier(len(speeds)) * abs(centre) and _over(lost, mad(others)) > OUTLIER_THRESHOLD
+    centre, spread = median(speeds[1:]), mad(speeds[1:])
+    far = max(OUTLIER_THRESHOLD * spread, _least_outlier(len(speeds)) * abs(centre))
+    return centre - speeds[0] > far
 
 
-def interval(
-    values: Sequence[float], confidence: float = CONFIDENCE, seed: int = SEED
-) -> tuple[float, float]:
-    """The interval of the median, in the unit of ``values``. It always contains the median.
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the median, in the unit of ``values``. It always contains the median.
 
     - Six or more values: percentile bootstrap of the median.
     - Two to five values: Student's t around the mean, or the range if that is wider. A bootstrap would be too narrow.
     - One value: (value, value), because its spread is unknown.
 
-    The low end is not below 0 unless a value is.
-
-    Raises:
-        ValueError: there is no value, a value is not finite, or ``confidence`` is not 0.95 with fewer than six values.
+    The low end is not below 0 unless a value is. Raises ValueError if there is no value, or one is not finite.
     """
     _demand_numbers(values)
     count = len(values)
     if count == 1:
         return float(values[0]), float(values[0])
-    low, high = (
-        _student_interval(values, confidence)
-        if count in _STUDENT_T
-        else _bootstrap_interval(values, confidence, seed)
-    )
-    return (max(low, 0.0) if min(values) >= 0 else low), high
+    if count in _STUDENT_T:
+        mean = statistics.fmean(values)
+        half = _STUDENT_T[count] * statistics.stdev(values) / math.sqrt(count)
+        low, high = min(mean - half, *values), max(mean + half, *values)
+    else:
+        drawn = random.Random(SEED).choices(values, k=RESAMPLES * count)
+        resamples = (drawn[start : start + count] for start in range(0, RESAMPLES * count, count))
+        medians = sorted(_quick_median(resample) for resample in resamples)
+        tail, last, centre = (1 - CONFIDENCE) / 2, RESAMPLES - 1, statistics.median(values)
+        low = min(medians[math.floor(tail * last)], centre)
+        high = max(medians[math.ceil((1 - tail) * last)], centre)
+    return float(max(low, 0.0) if min(values) >= 0 else low), float(high)
 
 
 def reading(values: Sequence[float]) -> Reading:
     """Median, 95 % interval and number of repeats. Raises ValueError if there is no value."""
     low, high = interval(values)
     return Reading(median=median(values), low=low, high=high, n=len(values))
-
-
-def pool(groups: Iterable[Sequence[float]]) -> Reading:
-    """Combine several series of one configuration, such as its screening and final repeats, into one reading."""
-    return reading([value for group in groups for value in group])
-
-
-def ratio(numerator: Sequence[float], denominator: Sequence[float], seed: int = SEED) -> Reading:
-    """The ratio of two medians with its bootstrap interval. ``n`` is the smaller number of repeats.
-
-    Raises:
-        ValueError: a series is empty, or a value of the denominator is not positive.
-    """
-    _demand_numbers(numerator)
-    _demand_numbers(denominator)
-    if min(denominator) <= 0:
-        raise ValueError("a ratio needs a denominator of positive values")
-    rng = random.Random(seed)
-    ratios = sorted(
-        _quick_median(rng.choices(numerator, k=len(numerator)))
-        / _quick_median(rng.choices(denominator, k=len(denominator)))
-        for _ in range(RESAMPLES)
-    )
-    low, high = _percentiles(ratios, CONFIDENCE)
-    centre = median(numerator) / median(denominator)
-    return Reading(centre, min(low, centre), max(high, centre), min(len(numerator), len(denominator)))
 
 
 def _demand_numbers(values: Sequence[float]) -> None:
@@ -241,38 +197,7 @@ def _demand_numbers(values: Sequence[float]) -> None:
         raise ValueError("a value is not a finite number")
 
 
-def _over(distance: float, spread: float) -> float:
-    if distance == 0:
-        return 0.0
-    return distance / spread if spread > 0 else math.copysign(math.inf, distance)
-
-
-def _student_interval(values: Sequence[float], confidence: float) -> tuple[float, float]:
-    if confidence != CONFIDENCE:
-        raise ValueError(f"below six values only an interval of {CONFIDENCE:.0%} is known")
-    mean = statistics.fmean(values)
-    half = _STUDENT_T[len(values)] * statistics.stdev(values) / math.sqrt(len(values))
-    return min(mean - half, *values), max(mean + half, *values)
-
-
-def _bootstrap_interval(values: Sequence[float], confidence: float, seed: int) -> tuple[float, float]:
-    rng, count = random.Random(seed), len(values)
-    drawn = rng.choices(values, k=RESAMPLES * count)
-    medians = sorted(
-        _quick_median(drawn[start : start + count]) for start in range(0, RESAMPLES * count, count)
-    )
-    low, high = _percentiles(medians, confidence)
-    centre = statistics.median(values)
-    return min(low, centre), max(high, centre)
-
-
 def _quick_median(values: Sequence[float]) -> float:
     # statistics.median takes five times as long, and an interval computes thousands of medians.
     ordered, middle = sorted(values), len(values) // 2
     return ordered[middle] if len(values) % 2 else (ordered[middle - 1] + ordered[middle]) / 2
-
-
-def _percentiles(ordered: Sequence[float], confidence: float) -> tuple[float, float]:
-    tail = (1 - confidence) / 2
-    last = len(ordered) - 1
-    return float(ordered[math.floor(tail * last)]), float(ordered[math.ceil((1 - tail) * last)])
