@@ -1,7 +1,8 @@
-"""The Protocols of power measurement. Sensors pass ``tests/power/sensor_contract.py``."""
+"""The interfaces of power measurement. Sensors pass ``tests/power/sensor_contract.py``."""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -37,85 +38,45 @@ class DeviceState:
     other_processes: int | None = None
 
 
-class Sensor(Protocol):
-    """One source of samples: a counter, a power reading, or an estimate. It converts to W and J once."""
+class Sensor:
+    """One source of samples: a counter, a power reading, or an estimate. It converts to W and J once.
 
-    @property
-    def source(self) -> PowerSource:
-        """Name, interface, scope, kind, update period. Known before ``open``; ``open`` may add to it."""
-        ...
+    A subclass sets ``source``, finds its device in ``_find``, and reads it in ``_take``.
+    """
 
-    @property
-    def power_source(self) -> PowerSource:
-        """The value of ``source`` without the counter; the same for a sensor that does not have both."""
-        ...
+    source: PowerSource  # known before ``open``, which may add to it
+    caveats: tuple[Caveat, ...] = ()  # known problems of this sensor
+    driver: str | None = None  # the version of the device's driver
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """Known problems of this sensor."""
-        ...
-
-    @property
-    def driver(self) -> str | None:
-        """The version of the device's driver, or None."""
-        ...
-
-    def open(self) -> None:
-        """Open the sensor. Raises SensorMissingError or RightMissingError; the message contains the fix."""
-        ...
-
-    def read(self) -> Sample:
-        """Take one sample now. Raises ReadingFailed if the sensor gave none, or is not open."""
-        ...
-
-    def state(self) -> DeviceState:
-        """The present temperature, clocks and throttling. Raises ReadingFailed if the sensor is not open."""
-        ...
-
-    def leave_power_out(self) -> None:
-        """From now on, read only the counter of a sensor that reads power beside it."""
-        ...
-
-    def close(self) -> None:
-        """Close the sensor. Its source stays known. May be called twice."""
-        ...
-
-
-class DeviceSensor:
-    """A `Sensor` of one device. Subclasses set ``source``, find the device in ``_find``, and read it in ``_take``."""
-
-    source: PowerSource
-    caveats: tuple[Caveat, ...] = ()
-    driver: str | None = None
-
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock  # stamps the samples
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        """Read nothing yet. ``clock`` stamps the samples."""
+        self._clock = clock
         self._is_open = False
 
     @property
     def power_source(self) -> PowerSource:
-        """The value of ``source``: only a sensor with a counter and power has another."""
+        """The value of ``source`` without the counter; the same for a sensor that does not have both."""
         return self.source
 
-    def leave_power_out(self) -> None:
-        """Nothing to leave out."""
-
     def open(self) -> None:
-        """Find the device."""
+        """Open the sensor. Raises SensorMissingError or RightMissingError; the message contains the fix."""
         self._find()
         self._is_open = True
 
     def read(self) -> Sample:
-        """Take one sample of the open device."""
+        """Take one sample now. Raises ReadingFailed if the sensor gave none, or is not open."""
         self._demand_open()
         return self._take()
 
     def state(self) -> DeviceState:
-        """An empty state, unless the device reports one."""
+        """The present temperature, clocks and throttling, as far as the device reports them."""
         return DeviceState()
 
+    def leave_power_out(self) -> None:
+        """From now on, read only the counter of a sensor that reads power beside it."""
+
     def close(self) -> None:
-        """Stop reading."""
+        """Close the sensor. Its source stays known. May be called twice."""
         self._is_open = False
 
     def _find(self) -> None:

@@ -18,36 +18,28 @@ if TYPE_CHECKING:
     from sweeper.meter.trust import Trust
 
 
-class SumSensor:
+class SumSensor(Sensor):
     """The sum of several devices of one kind and scope, such as the GPUs that a model is split over."""
 
     def __init__(self, sensors: Sequence[Sensor]) -> None:
         """Open nothing yet. The sum reads ``sensors`` one after the other, within a few ms."""
         if not sensors:
             raise ConfigError("no sensor to add up")
+        super().__init__()
         self._sensors = tuple(sensors)
-
-    @property
-    def source(self) -> PowerSource:
-        """The first sensor's source, for all devices, with the longest update period."""
-        return _together([sensor.source for sensor in self._sensors])
+        self._describe()
 
     @property
     def power_source(self) -> PowerSource:
         """The value of ``source`` without counters."""
         return _together([sensor.power_source for sensor in self._sensors])
 
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """The caveats of all devices."""
-        return tuple(dict.fromkeys(c for sensor in self._sensors for c in sensor.caveats))
+    def _describe(self) -> None:
+        self.source = _together([sensor.source for sensor in self._sensors])
+        self.caveats = tuple(dict.fromkeys(c for sensor in self._sensors for c in sensor.caveats))
+        self.driver = self._sensors[0].driver
 
-    @property
-    def driver(self) -> str | None:
-        """The first device's driver."""
-        return self._sensors[0].driver
-
-    def open(self) -> None:
+    def _find(self) -> None:
         """Open all of them, or none. Raises ConfigError if their scopes or interfaces differ."""
         with ExitStack() as opened:
             for sensor in self._sensors:
@@ -60,8 +52,9 @@ class SumSensor:
                     f"watts of different scopes do not add up ({told}): name one with power.device"
                 )
             opened.pop_all()
+        self._describe()
 
-    def read(self) -> Sample:
+    def _take(self) -> Sample:
         """The sum, at the mean moment. It fails if one sensor fails, since a sum would be too low."""
         samples = [sensor.read() for sensor in self._sensors]
         return Sample(
@@ -95,6 +88,7 @@ class SumSensor:
 
     def close(self) -> None:
         """Close all of them."""
+        super().close()
         for sensor in self._sensors:
             sensor.close()
 
@@ -117,59 +111,45 @@ def _sum(values: Sequence[float | None]) -> float | None:
     return sum(known) if len(known) == len(values) else None
 
 
-class TrustedSensor:
+class TrustedSensor(Sensor):
     """A sensor with the result of its trust check: update period, caveats, and no counter that stands still."""
 
     def __init__(self, sensor: Sensor, trust: Trust) -> None:
         """Wrap ``sensor``. ``trust`` must belong to this device, driver and kernel."""
+        super().__init__()
         self._sensor = sensor
         self._trust = trust
+        self._describe()
 
-    @property
-    def source(self) -> PowerSource:
-        """The sensor's source with the update period that the check found."""
+    def _describe(self) -> None:
         source = self._sensor.source
         if self._trust.counter_stands_still:
             interface = f"power instead of {source.interface}, which stands still"
             source = replace(self._sensor.power_source, interface=interface)
         period = self._trust.period_seconds
-        if period is None:
-            return source
-        if source.settling_seconds is not None:  # refreshing a mean more often does not make it finer
-            period = max(period, source.update_period_seconds or 0.0)
-        return replace(source, update_period_seconds=period)
+        if period is not None:
+            if source.settling_seconds is not None:  # refreshing a mean more often does not make it finer
+                period = max(period, source.update_period_seconds or 0.0)
+            source = replace(source, update_period_seconds=period)
+        self.source = source
+        conflict = (Caveat.SENSOR_CONFLICT,) if self._trust.in_conflict else ()
+        self.caveats = tuple(dict.fromkeys((*self._sensor.caveats, *conflict)))
 
-    @property
-    def power_source(self) -> PowerSource:
-        """The value of ``source`` without the counter."""
-        return self._sensor.power_source
-
-    @property
-    def driver(self) -> str | None:
-        """The sensor's driver."""
-        return self._sensor.driver
-
-    @property
-    def caveats(self) -> tuple[Caveat, ...]:
-        """The sensor's caveats, and a conflict if counter and power disagree."""
-        found = (Caveat.SENSOR_CONFLICT,) if self._trust.in_conflict else ()
-        return tuple(dict.fromkeys((*self._sensor.caveats, *found)))
-
-    def open(self) -> None:
+    def _find(self) -> None:
         """Open the sensor. After the check, it no longer reads power beside a working counter."""
         self._sensor.open()
         if self._trust.counter_period_seconds is not None:
             self._sensor.leave_power_out()
+        self._describe()
 
-    def read(self) -> Sample:
+    def _take(self) -> Sample:
         """Read the sensor, without the energy of a counter that stands still."""
         sample = self._sensor.read()
         if not self._trust.counter_stands_still:
             return sample
         if sample.power_watts is None:
-            raise ReadingFailed(
-                f"{self._sensor.source.interface} stands still, and there is no power reading"
-            )
+            interface = self._sensor.source.interface
+            raise ReadingFailed(f"{interface} stands still, and there is no power reading")
         parts = tuple(replace(part, energy_joules=None) for part in sample.parts)
         return replace(sample, energy_joules=None, parts=parts)
 
@@ -177,10 +157,7 @@ class TrustedSensor:
         """The sensor's state."""
         return self._sensor.state()
 
-    def leave_power_out(self) -> None:
-        """Stop reading power beside the counter."""
-        self._sensor.leave_power_out()
-
     def close(self) -> None:
         """Close the sensor."""
+        super().close()
         self._sensor.close()

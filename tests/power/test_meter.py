@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from sysfs_trees import plant, running
 
 from sweeper.errors import ConfigError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.choose import measure_idle
 from sweeper.meter.sampling import SampledMeter, look_seconds
 from sweeper.meter.sensors.estimate import EstimateSensor
@@ -23,35 +23,33 @@ from sweeper.power_settings import EstimateSettings, PlugSettings
 from sweeper.records import Caveat, EnergyReading, PowerSource, from_plain, to_plain
 
 
-class Scripted(DeviceSensor):
+class Scripted(Sensor):
     """A sensor whose power, state and failures a test sets; it is a real one to the meter."""
 
     def __init__(
         self, watts: float = 50.0, period: float | None = 0.02, settling: float | None = None
     ) -> None:
+        super().__init__()
         self.source = PowerSource("scripted", "test", "custom", "measured", period, settling_seconds=settling)
         self.watts = watts
         self.failure: str | None = None
         self.beside = DeviceState(temperature_celsius=50.0)
         self.reads = 0
-        self.is_open = False
 
-    def open(self) -> None:
-        self.is_open = True
+    @property
+    def is_open(self) -> bool:
+        return self._is_open
 
-    def read(self) -> Sample:
+    def _find(self) -> None: ...
+
+    def _take(self) -> Sample:
         self.reads += 1
-        if not self.is_open:
-            raise ReadingFailed("not open")
         if self.failure is not None:
             raise ReadingFailed(self.failure)
         return Sample(time.monotonic(), power_watts=self.watts)
 
     def state(self) -> DeviceState:
         return self.beside
-
-    def close(self) -> None:
-        self.is_open = False
 
 
 def _window(meter: SampledMeter, seconds: float) -> EnergyReading:

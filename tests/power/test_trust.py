@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sweeper.errors import ReadingFailed
-from sweeper.meter.base import DeviceSensor, Sample
+from sweeper.meter.base import Sample, Sensor
 from sweeper.meter.composite import SumSensor, TrustedSensor
 from sweeper.meter.sensors.nvml import NvmlSensor
 from sweeper.meter.trust import Trust, cache_path, examine_sensor, judge, known_or_examined
@@ -32,7 +32,7 @@ class Clock:
         self.now += seconds
 
 
-class Staircase(DeviceSensor):
+class Staircase(Sensor):
     """A counter and a power that refresh each once a period, at 100 W; ``gain`` makes the counter lie."""
 
     driver = "580.1"
@@ -40,12 +40,13 @@ class Staircase(DeviceSensor):
     def __init__(
         self, clock: Clock, counter: float = 0.02, power: float = 0.1, gain: float = 1.0, phase: float = 0.0
     ) -> None:
+        super().__init__(clock)
         self.clock, self.counter, self.power, self.gain, self.phase = clock, counter, power, gain, phase
         self.reads = 0
 
     source = PowerSource("nvml", "staircase", "gpu", "measured", device="GPU-1")
 
-    def open(self) -> None: ...
+    def _find(self) -> None: ...
 
     def read(self) -> Sample:
         self.reads += 1
@@ -81,6 +82,7 @@ def test_a_counter_that_stands_still_is_left_aside() -> None:
     trust = examine_sensor(sensor, 2.0, clock, clock.sleep)
     assert trust.counter_stands_still
     trusted = TrustedSensor(sensor, trust)
+    trusted.open()
     sample = trusted.read()
     assert sample.energy_joules is None
     assert sample.power_watts is not None
@@ -91,12 +93,16 @@ def test_a_counter_that_stands_still_is_left_aside() -> None:
 def test_a_sum_is_as_slow_as_its_slowest_device() -> None:
     clock = Clock()
     both = SumSensor([Staircase(clock, 0.1, phase=0.0), Staircase(clock, 0.1, phase=0.03)])
+    both.open()
     trust = examine_sensor(both, 10.0, clock, clock.sleep)
     assert trust.counter_period_seconds == pytest.approx(0.1, abs=0.006)
     one_dead = SumSensor([Staircase(clock, 0.1), Staircase(clock, 0.1, gain=0.0)])
+    one_dead.open()
     trust = examine_sensor(one_dead, 10.0, clock, clock.sleep)
     assert trust.counter_stands_still
-    sample = TrustedSensor(one_dead, trust).read()
+    trusted = TrustedSensor(one_dead, trust)
+    trusted.open()
+    sample = trusted.read()
     assert sample.energy_joules is None
     assert [part.energy_joules for part in sample.parts] == [None, None]
 

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.sysfs import must_read_int, package_temperature, read_int, read_text
 from sweeper.records import PowerSource
 
@@ -20,7 +20,7 @@ SUPPLIES = "class/power_supply"
 UPDATE_PERIOD_SECONDS = 8.0
 
 
-class BatterySensor(DeviceSensor):
+class BatterySensor(Sensor):
     """Power drawn from all discharging batteries."""
 
     def __init__(self, sysfs_root: Path = Path("/sys"), clock: Callable[[], float] = time.monotonic) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, Sample
+from sweeper.meter.base import Sample, Sensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.power_settings import CommandSettings
 from sweeper.records import PowerSource
@@ -23,7 +23,7 @@ UPDATE_PERIOD_SECONDS = 1.0
 MOST_WATTS = 20_000.0
 
 
-class CommandSensor(DeviceSensor):
+class CommandSensor(Sensor):
     """Runs the command for each reading, without a shell, and reads the last line that it prints."""
 
     def __init__(

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.sysfs import package_temperature, read_text
 from sweeper.power_settings import EstimateSettings
 from sweeper.records import Caveat, PowerSource
@@ -24,7 +24,7 @@ DEFAULT_IDLE_WATTS = 10.0
 DEFAULT_WATTS_PER_CPU = 5.0
 
 
-class EstimateSensor(DeviceSensor):
+class EstimateSensor(Sensor):
     """Energy estimated from the processors' utilisation."""
 
     def __init__(

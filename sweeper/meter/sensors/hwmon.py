@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sensors.nvml import MOST_WATTS
 from sweeper.meter.sysfs import may_read, must_read_int, read_int, read_text
@@ -94,7 +94,7 @@ def _board(chips: list[Path]) -> HwmonDevice | None:
     return None
 
 
-class HwmonSensor(DeviceSensor):
+class HwmonSensor(Sensor):
     """A graphics card or a board."""
 
     def __init__(

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import MissingError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample, Sensor
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.composite import SumSensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import read_text
@@ -59,7 +59,7 @@ class _Rung:
     read: Callable[[], float]  # W
 
 
-class NvmlSensor(DeviceSensor):
+class NvmlSensor(Sensor):
     """One GPU. ``device`` is its UUID, PCI address or index."""
 
     def __init__(

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceSensor, Sample
+from sweeper.meter.base import Sample, Sensor
 from sweeper.meter.trust import MOST_CONFLICT
 from sweeper.power_settings import PlugSettings
 from sweeper.records import Caveat, PowerSource
@@ -54,7 +54,7 @@ _KINDS = {
 }
 
 
-class PlugSensor(DeviceSensor):
+class PlugSensor(Sensor):
     """A network plug. It covers the whole machine, including the losses of its power supply."""
 
     def __init__(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeper.errors import RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceSensor, DeviceState, Sample
+from sweeper.meter.base import DeviceState, Sample, Sensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import may_read, must_read_int, package_temperature, read_int, read_text
 from sweeper.records import Caveat, PowerSource
@@ -85,7 +85,7 @@ def without_mirrors(zones: tuple[Zone, ...]) -> tuple[Zone, ...]:
     return tuple(zone for zone, _, _ in kept)
 
 
-class RaplSensor(DeviceSensor):
+class RaplSensor(Sensor):
     """The sum of the processor packages' energy counters, or the platform's counter (``psys``)."""
 
     def __init__(
