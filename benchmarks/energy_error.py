@@ -14,13 +14,23 @@ import argparse
 import math
 import random
 from bisect import bisect_right
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, pairwise
 
 from sweeper.meter.base import Sample
-from sweeper.meter.integrate import CounterTrack, integrate
+from sweeper.meter.integrate import CounterTrack, Integral, integrate
 from sweeper.meter.sampling import MOST_BUSY_SHARE, look_seconds
 from sweeper.meter.sensors.nvml import AVERAGE_SETTLING_SECONDS
+
+try:
+    from sweeper.meter.sampling import next_pause
+except ImportError:  # versions before jittered sampling, which `error_bars.py --before` runs
+
+    def next_pause(pause: float, period: float | None, rng: random.Random) -> float:  # type: ignore[misc]
+        """Sampling at even intervals."""
+        return pause
+
 
 HZ = 10.0  # the default of power.sample_hz
 # Processor time of one look at NVML on a busy machine (sampler_cost.py): the budget may slow the looks down.
@@ -57,46 +67,44 @@ SENSORS = (
 
 
 class Truth:
-    """Steps of power in W: from each moment on. The load begins ``before`` and ends ``after`` the window."""
+    """A power in W that steps, with its exact energy."""
 
-    def __init__(
-        self, rng: random.Random, seconds: float, before: float, after: float, follows_prefill: bool
-    ) -> None:
-        load, rest = rng.uniform(20, 600), rng.uniform(5, 20)
-        self.steps = [(0.0, rest), (10.0, load)]
-        if follows_prefill:
-            prefill = (6.0, load * rng.uniform(1.2, 2.0))
-            self.steps[1:1] = [prefill, (10.0 - rng.uniform(0.001, 0.05), rest)]
-        moment, end = 10.0 + rng.uniform(0.3, 3.0), 10.0 + before + seconds + after
-        while moment < end:
-            self.steps.append((moment, load * rng.uniform(0.8, 1.2)))
-            moment += rng.uniform(0.3, 3.0)
-        self.steps.append((end, rest))
-        self._moments = [moment for moment, _ in self.steps]
+    def __init__(self, steps: Sequence[tuple[float, float]]) -> None:
+        """Take the steps: from each moment on, so many watts."""
+        self._moments = [moment for moment, _ in steps]
+        self._watts = [watts for _, watts in steps]
         lasting = [later - earlier for earlier, later in pairwise(self._moments)]
-        joules = [watts * seconds for (_, watts), seconds in zip(self.steps, lasting, strict=False)]
-        self._joules = [0.0, *accumulate(joules)]
+        self._joules = [0.0, *accumulate(w * s for w, s in zip(self._watts, lasting, strict=False))]
 
     def watts(self, moment: float) -> float:
         """The power in W at a moment."""
-        return self.steps[bisect_right(self._moments, moment) - 1][1]
+        return self._watts[bisect_right(self._moments, moment) - 1]
 
     def joules(self, moment: float) -> float:
         """The exact energy in J until a moment."""
         step = bisect_right(self._moments, moment) - 1
-        return self._joules[step] + self.steps[step][1] * (moment - self._moments[step])
+        return self._joules[step] + self._watts[step] * (moment - self._moments[step])
 
 
-def one_window(
-    rng: random.Random, sensor: Sensor, seconds: float
-) -> tuple[float, float | None, float | None]:
-    """The truth in J, the answer in J, and its error bar."""
-    kind = rng.choice(("inside", "alone", "after prefill"))
-    before, after = (rng.uniform(0.0, 0.3), 2.0) if kind == "inside" else (0.0, 0.0)
-    truth = Truth(rng, seconds, before, after, kind == "after prefill")
-    started = 10.0 + before
-    ended = started + seconds
-    origin = (sensor.range_joules or 0.0) - rng.uniform(truth.joules(10.0), truth.joules(ended))
+def wandering(
+    rng: random.Random, seconds: float, before: float, after: float, follows_prefill: bool
+) -> Truth:
+    """A load that steps by up to 40 %. It begins ``before`` and ends ``after`` the window, which starts at 10 s."""
+    load, rest = rng.uniform(20, 600), rng.uniform(5, 20)
+    steps = [(0.0, rest), (10.0, load)]
+    if follows_prefill:
+        prefill = (6.0, load * rng.uniform(1.2, 2.0))
+        steps[1:1] = [prefill, (10.0 - rng.uniform(0.001, 0.05), rest)]
+    moment, end = 10.0 + rng.uniform(0.3, 3.0), 10.0 + before + seconds + after
+    while moment < end:
+        steps.append((moment, load * rng.uniform(0.8, 1.2)))
+        moment += rng.uniform(0.3, 3.0)
+    return Truth([*steps, (end, rest)])
+
+
+def read_window(rng: random.Random, sensor: Sensor, truth: Truth, started: float, ended: float) -> Integral:
+    """The window's energy, as the meter reads it through this sensor."""
+    origin = (sensor.range_joules or 0.0) - rng.uniform(truth.joules(started), truth.joules(ended))
     pause = look_seconds(sensor.period, sensor.is_counter, HZ, LOOK_COST_SECONDS, MOST_BUSY_SHARE)
     refresh = MEAN_REFRESH_SECONDS if sensor.settling else sensor.period
     phase = rng.uniform(0, refresh)
@@ -122,10 +130,22 @@ def one_window(
         if moment >= ended:
             break
         moment = min(
-            moment + pause + rng.expovariate(1 / JITTER_SECONDS),
+            moment + next_pause(pause, sensor.period, rng) + rng.expovariate(1 / JITTER_SECONDS),
             max(ended + rng.uniform(0, 0.02), moment + 0.001),
         )
-    integral = integrate(samples, started, ended, sensor.period, sensor.settling)
+    return integrate(samples, started, ended, sensor.period, sensor.settling)
+
+
+def one_window(
+    rng: random.Random, sensor: Sensor, seconds: float
+) -> tuple[float, float | None, float | None]:
+    """The truth in J, the answer in J, and its error bar."""
+    kind = rng.choice(("inside", "alone", "after prefill"))
+    before, after = (rng.uniform(0.0, 0.3), 2.0) if kind == "inside" else (0.0, 0.0)
+    truth = wandering(rng, seconds, before, after, kind == "after prefill")
+    started = 10.0 + before
+    ended = started + seconds
+    integral = read_window(rng, sensor, truth, started, ended)
     return truth.joules(ended) - truth.joules(started), integral.joules, integral.error_fraction
 
 

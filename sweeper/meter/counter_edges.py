@@ -4,6 +4,9 @@ A counter holds its value from one refresh to the next. Its value is exact at it
 therefore counts energy from edge to edge, over whole refresh periods inside the window. Less than a period remains at
 each end of the window. sweeper takes that remainder at the power of the neighbouring periods inside. The load begins
 and ends with the window, so the period across the window's end is half rest.
+
+The error bar rests on the window itself: for each period inside, the power of the period before or after it predicts
+its power as the neighbours of a remainder do. The misses of these predictions show how wrong a remainder may be.
 """
 
 from __future__ import annotations
@@ -17,8 +20,11 @@ from dataclasses import dataclass
 # does not count.
 NEAR_PERIODS = 4.0
 NEAR_SECONDS = 0.2
-# Between two samples, a stepping load differs from a straight line by at most a quarter of their distance.
-STEP_SHARE = 0.25
+# If a sample was late, its edge is uncertain, and a later edge may be the better start. One that is this much less
+# uncertain, in seconds for each second of distance, is.
+SLACK_FOR_DISTANCE = 0.25
+# The standard deviation of a value that may lie anywhere in a range of ±1, and in a range of 1.
+UNIFORM, ONE_SIDED = 1 / math.sqrt(3), 1 / math.sqrt(12)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,10 +38,10 @@ class Edge:
 
 @dataclass(frozen=True, slots=True)
 class Energy:
-    """Joules of a window, and their possible error."""
+    """Joules, and the standard deviation of their error."""
 
     joules: float
-    error_joules: float
+    deviation_joules: float
 
 
 def edges_of(points: Sequence[tuple[float, float]], period: float) -> list[Edge]:
@@ -74,30 +80,51 @@ def energy_between(
     inside = [edge for edge in edges if started <= edge.moment <= ended]
     if len(inside) < 2:
         return _mean_around(edges, started, ended)
-    near = max(NEAR_SECONDS, NEAR_PERIODS * period)
-    earlier = next((edge for edge in reversed(edges) if edge.moment < started), None)
-    later = next((edge for edge in edges if edge.moment > ended), None)
     # The window's end is the mirror image of its beginning.
     mirrored = [_mirror(edge) for edge in reversed(inside)]
-    head = _beginning(inside, started, near, earlier, points[0][0] <= started)
-    tail = _beginning(mirrored, -ended, near, later and _mirror(later), points[-1][0] >= ended)
-    whole = -tail.edge.joules - head.edge.joules
-    return Energy(head.joules + whole + tail.joules, head.error_joules + tail.error_joules)
+    near = max(NEAR_SECONDS, NEAR_PERIODS * period)
+    spread = max(_spread(inside, near), _spread(mirrored, near))
+    earlier = next((edge for edge in reversed(edges) if edge.moment < started), None)
+    later = next((edge for edge in edges if edge.moment > ended), None)
+    first, head = _beginning(inside, started, near, earlier, points[0][0] <= started, spread)
+    last, tail = _beginning(mirrored, -ended, near, later and _mirror(later), points[-1][0] >= ended, spread)
+    whole = -last.joules - first.joules
+    deviation = math.hypot(head.deviation_joules, tail.deviation_joules)
+    return Energy(head.joules + whole + tail.joules, deviation)
 
 
-@dataclass(frozen=True, slots=True)
-class _Beginning:
-    """The edge at which whole periods begin, and the energy of the window before it."""
+def _power_after(edges: Sequence[Edge], index: int, near: float) -> tuple[float, float]:
+    """The power in W over about ``near`` seconds after an edge, and its deviation because of the edges' slack."""
+    first = edges[index]
+    far = next((edge for edge in edges[index + 1 :] if edge.moment - first.moment >= near), edges[-1])
+    apart = far.moment - first.moment
+    watts = (far.joules - first.joules) / apart
+    return watts, watts * UNIFORM * math.hypot(first.slack, far.slack) / apart
 
-    edge: Edge
-    joules: float
-    error_joules: float
+
+def _spread(inside: Sequence[Edge], near: float) -> float:
+    """How much the power before an edge differs from the power after it: a mean square, in W² s.
+
+    It is given for a second: the mean power of t seconds differs by the square root of spread / t. The edges' own
+    uncertainty explains a part of the differences and does not count.
+    """
+    found = []
+    for index in range(1, len(inside) - 1):
+        before, edge = inside[index - 1], inside[index]
+        seconds = edge.moment - before.moment
+        expected, deviation = _power_after(inside, index, near)
+        noise = math.hypot(deviation, expected * UNIFORM * math.hypot(before.slack, edge.slack) / seconds)
+        difference = (edge.joules - before.joules) / seconds - expected
+        found.append(seconds * (difference**2 - noise**2))
+    if not found:  # the window has too few periods to show how its power changes: it may be anything
+        return (inside[-1].joules - inside[0].joules) ** 2 / (inside[-1].moment - inside[0].moment)
+    return max(0.0, sum(found) / len(found))
 
 
 def _beginning(
-    inside: Sequence[Edge], moment: float, near: float, outside: Edge | None, enclosed: bool
-) -> _Beginning:
-    """The energy of a window before its first whole period.
+    inside: Sequence[Edge], moment: float, near: float, outside: Edge | None, enclosed: bool, spread: float
+) -> tuple[Edge, Energy]:
+    """The edge at which whole periods begin, and the energy of the window before it.
 
     Args:
         inside: the edges inside the window, two or more, in order.
@@ -105,28 +132,27 @@ def _beginning(
         near: the number of seconds over which to take the neighbouring power.
         outside: the last edge before the window; None if there is none.
         enclosed: whether there was a sample at ``moment`` or before it.
+        spread: see `_spread`.
     """
-    # If a sample was late, its edge is uncertain. A later edge may then be the better start.
     reach = moment + min(near, (inside[-1].moment - moment) / 4)
-    first = min(
-        (edge for edge in inside[:-1] if edge is inside[0] or edge.moment <= reach),
-        key=lambda edge: edge.slack + STEP_SHARE * (edge.moment - moment),
+    place = min(
+        (place for place, edge in enumerate(inside[:-1]) if place == 0 or edge.moment <= reach),
+        key=lambda place: inside[place].slack + SLACK_FOR_DISTANCE * (inside[place].moment - moment),
     )
-    far = next((edge for edge in inside if edge.moment - first.moment >= near), inside[-1])
-    seconds, apart = first.moment - moment, far.moment - first.moment
-    watts = (far.joules - first.joules) / apart if apart > 0 else 0.0
-    joules = flat = watts * seconds
-    if outside is not None:
+    first, seconds = inside[place], inside[place].moment - moment
+    watts, watts_deviation = _power_after(inside, place, near)
+    joules = watts * seconds
+    variance = (watts_deviation * seconds) ** 2 + spread * seconds
+    if not enclosed:
+        variance += joules**2
+    elif outside is not None:
         # The energy since the outside edge is known. The window has at most all of it, and at least an even share,
-        # unless the load was heavier before the window (prefill before decode). The amount above the flat estimate is
-        # therefore uncertain.
+        # unless the load was heavier before the window (prefill before decode).
         across = first.joules - outside.joules
         longest = first.moment - outside.moment + first.slack + outside.slack
-        joules = min(across, max(flat, across * seconds / longest))
-    doubt = first.slack + seconds * (STEP_SHARE if enclosed else 1.0)
-    if apart > 0:
-        doubt += seconds * (first.slack + far.slack) / apart
-    return _Beginning(first, joules, watts * doubt + max(0.0, joules - flat))
+        flat, joules = joules, min(across, max(joules, across * seconds / longest))
+        variance = min(variance, (watts * (longest - seconds) * UNIFORM) ** 2) + (joules - flat) ** 2 / 3
+    return first, Energy(joules, math.sqrt(variance + (watts * first.slack * UNIFORM) ** 2))
 
 
 def _mean_around(edges: Sequence[Edge], started: float, ended: float) -> Energy | None:
@@ -139,7 +165,7 @@ def _mean_around(edges: Sequence[Edge], started: float, ended: float) -> Energy 
         return None
     watts = (last.joules - first.joules) / (last.moment - first.moment)
     doubt = first.slack + last.slack + abs(started - first.moment) + abs(last.moment - ended)
-    return Energy(watts * (ended - started), watts * doubt)
+    return Energy(watts * (ended - started), watts * doubt / 2)
 
 
 def _mirror(edge: Edge) -> Edge:

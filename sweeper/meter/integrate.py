@@ -17,6 +17,7 @@ from itertools import pairwise
 
 from sweeper.meter.base import Sample
 from sweeper.meter.counter_edges import energy_between
+from sweeper.meter.power_samples import deviation_of_mean_power, energy_of_power
 
 # A counter stands still if it does not move for this long and for this many of its update periods. Even a sleeping CPU
 # package or GPU draws enough to move a counter of mJ within milliseconds.
@@ -25,6 +26,8 @@ STILL_PERIODS = 20.0
 # A window's end may lie this far beyond the last sample, or u if that is longer. This allows for one lost sample at
 # 10 Hz and a short delay of the sampler. It widens the error bar.
 EDGE_SECONDS = 0.5
+# An error bar holds 95 of 100 errors: two standard deviations.
+DEVIATIONS = 2.0
 # If more than this share of the window has no samples, a mean over the rest is a guess, not a reading.
 MOST_UNSEEN = 0.5
 
@@ -38,6 +41,7 @@ class Integral:
     samples: int
     largest_gap_seconds: float | None
     error_fraction: float | None
+    in_step: bool = False  # the load repeats in step with the sensor, so that its errors add up
 
 
 class CounterTrack:
@@ -148,10 +152,11 @@ def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, 
     if energies[-1] == energies[0]:
         return _nothing("the energy counter stood still over the whole window", len(inside), gap)
     energy = energy_between(list(zip(inside, energies, strict=True)), started, ended, period)
+    seconds = ended - started
     if energy is None or not energy.joules > 0 or not math.isfinite(energy.joules):
-        seconds = ended - started
         return _nothing(f"the counter showed too few refreshes in a {seconds:.2f} s window", len(inside), gap)
-    return Integral(energy.joules, None, len(inside), gap, energy.error_joules / energy.joules)
+    error = DEVIATIONS * energy.deviation_joules / energy.joules
+    return Integral(energy.joules, None, len(inside), gap, error)
 
 
 def _integrate_power(
@@ -182,10 +187,13 @@ def _integrate_power(
     # enough other values, only those count, and the ends of the window take the power of the nearest ones.
     certain = [t for t in inside if started + age <= t <= ended - age]
     used = certain if len(certain) > 1 else inside
-    joules = _trapezoids(used, [by_time[t] for t in used], started, ended)
-    if joules <= 0:
+    energy = energy_of_power(used, [by_time[t] for t in used], started, ended, period)
+    if energy.joules <= 0:
         return _nothing("the sensor read 0 W over the whole window", len(inside), gap)
-    return Integral(joules, None, len(inside), gap, max(period, gap) / seconds)
+    # The spread of few values is uncertain itself: an approximation of Student's t.
+    deviations = DEVIATIONS + 3 / (len(used) - 1)
+    error = deviations * energy.deviation_joules / energy.joules
+    return Integral(energy.joules, None, len(inside), gap, error, energy.in_step)
 
 
 def _integrate_mean_power(
@@ -194,15 +202,18 @@ def _integrate_mean_power(
     """Integrate averaged power. Until it has settled, it still includes the load before the window.
 
     The rest of the window stands for all of it. Each value looks back, so the first moments count as well, with less
-    weight than the others. The error bar covers the small difference, as if u were the settling time.
+    weight than the others.
     """
     settled = [s for s in samples if s.monotonic_seconds >= started + settling]
     rest = _integrate_power(settled, started + settling, ended, period, age=0.0)
     if rest.joules is None:
         return rest
     seconds = ended - started
-    bar = max(period, settling, rest.largest_gap_seconds or 0.0) / seconds
-    return replace(rest, joules=rest.joules * seconds / (seconds - settling), error_fraction=bar)
+    joules = rest.joules * seconds / (seconds - settling)
+    shown = [(s.monotonic_seconds, s.power_watts) for s in settled if s.power_watts is not None]
+    times, watts = zip(*sorted(shown), strict=True)
+    deviation = deviation_of_mean_power(times, watts, period, settling)
+    return replace(rest, joules=joules, error_fraction=DEVIATIONS * deviation / joules, in_step=False)
 
 
 def _nothing(reason: str, samples: int, gap: float | None) -> Integral:
@@ -244,19 +255,3 @@ def _broken(
         elif moment - still_since > max(STILL_SECONDS, STILL_PERIODS * period):
             return f"the energy counter stood still for {moment - still_since:.1f} s inside the window"
     return None
-
-
-def _power_at(times: Sequence[float], watts: Sequence[float], moment: float) -> float:
-    if moment <= times[0]:
-        return watts[0]
-    if moment >= times[-1]:
-        return watts[-1]
-    after = bisect_right(times, moment)
-    share = (moment - times[after - 1]) / (times[after] - times[after - 1])
-    return watts[after - 1] + share * (watts[after] - watts[after - 1])
-
-
-def _trapezoids(times: Sequence[float], watts: Sequence[float], started: float, ended: float) -> float:
-    inner = [(t, w) for t, w in zip(times, watts, strict=True) if started < t < ended]
-    points = [(started, _power_at(times, watts, started)), *inner, (ended, _power_at(times, watts, ended))]
-    return sum((t1 - t0) * (w0 + w1) / 2 for (t0, w0), (t1, w1) in pairwise(points))

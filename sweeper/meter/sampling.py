@@ -8,6 +8,7 @@ processor time. Each sensor has its own thread: a plug that takes a second to an
 
 from __future__ import annotations
 
+import random
 import threading
 import time
 from collections import deque
@@ -39,6 +40,9 @@ LOOKS_PER_EDGE = 5
 LOOKS_PER_SAMPLE = 5
 # The share of a core that sampling may cost. With the noise of a busy machine, it stays below 1 % of a core.
 MOST_BUSY_SHARE = 0.008
+# How far a pause may differ, as a share of it, and for which sensors: see `next_pause`.
+JITTER = 0.5
+JITTERED_BELOW = 0.75
 # A sensor beside never ranks, so half the rate is enough. Each one takes this share of a core (measured for RAPL).
 BESIDE_RATE = 0.5
 BESIDE_BUSY_SHARE = 0.0025
@@ -85,6 +89,17 @@ def look_seconds(
     ):  # it refreshes between any two samples, so more samples show nothing more
         return asked
     return min(asked, dense)
+
+
+def next_pause(pause: float, period: float | None, rng: random.Random) -> float:
+    """The pause until the next sample, where ``look_seconds`` gave ``pause`` for a sensor of this update period.
+
+    A sensor that refreshes faster than sweeper samples shows a load that repeats with the samples always at the same
+    point. Random moments break that step. They would lose refreshes of a sensor that is sampled at each of them.
+    """
+    if period is None or period > JITTERED_BELOW * pause:
+        return pause
+    return pause * rng.uniform(1 - JITTER, 1 + JITTER)
 
 
 class Sampler:
@@ -157,6 +172,7 @@ class Sampler:
 
     def _run(self) -> None:
         period = self.sensor.source.update_period_seconds
+        rng = random.Random(self.sensor.source.name)
         while not self._stopping:
             with self._lock:
                 self._read()
@@ -167,6 +183,7 @@ class Sampler:
                 is_counter = bool(self._recent) and self._recent[-1].energy_joules is not None
                 cost = self.busy_seconds / self._looks
                 pause = look_seconds(period, is_counter, self._hz, cost, self._busy_share)
+                pause = next_pause(pause, period, rng)
             if pause <= SHORT_SECONDS:
                 time.sleep(pause)
             else:
