@@ -96,6 +96,7 @@ class Caveat(Enum):
     DRIFT = "the machine changed during the sweep: sweep again when it is quiet"
     BUSY_MACHINE = "other processes used the machine during the measurement: close them"
     SENSOR_CONFLICT = "the sensor's energy counter and its power reading disagree by more than 5 %"
+    IN_STEP = "the load may repeat in step with the sensor's refreshes, so watts are uncertain: add power.beside=[plug]"
     MISSING_DOMAIN = "this sensor does not cover the whole machine"
     ESTIMATED = "watts are estimated, not measured: connect a sensor (see `sweeper doctor`)"
     ABOVE_CEILING = "the speed is above the limit of the memory bandwidth: this figure cannot be true"
@@ -144,7 +145,7 @@ class EnergyReading:
     reason: str | None = None
     samples: int = 0
     largest_gap_seconds: float | None = None
-    error_fraction: float | None = None  # half-width of the error bar, as a fraction of joules
+    error_fraction: float | None = None  # half-width of the 95 % error bar, as a fraction of joules
     temperature_start_celsius: float | None = None
     temperature_end_celsius: float | None = None
     temperature_max_celsius: float | None = None

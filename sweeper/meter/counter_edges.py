@@ -23,8 +23,8 @@ NEAR_SECONDS = 0.2
 # If a sample was late, its edge is uncertain, and a later edge may be the better start. One that is this much less
 # uncertain, in seconds for each second of distance, is.
 SLACK_FOR_DISTANCE = 0.25
-# The standard deviation of a value that may lie anywhere in a range of ±1, and in a range of 1.
-UNIFORM, ONE_SIDED = 1 / math.sqrt(3), 1 / math.sqrt(12)
+# The standard deviation of a value that may lie anywhere within ±1.
+UNIFORM = 1 / math.sqrt(3)
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,7 +83,7 @@ def energy_between(
     # The window's end is the mirror image of its beginning.
     mirrored = [_mirror(edge) for edge in reversed(inside)]
     near = max(NEAR_SECONDS, NEAR_PERIODS * period)
-    spread = max(_spread(inside, near), _spread(mirrored, near))
+    spread = (_spread(inside, near) + _spread(mirrored, near)) / 2
     earlier = next((edge for edge in reversed(edges) if edge.moment < started), None)
     later = next((edge for edge in edges if edge.moment > ended), None)
     first, head = _beginning(inside, started, near, earlier, points[0][0] <= started, spread)
@@ -151,7 +151,8 @@ def _beginning(
         across = first.joules - outside.joules
         longest = first.moment - outside.moment + first.slack + outside.slack
         flat, joules = joules, min(across, max(joules, across * seconds / longest))
-        variance = min(variance, (watts * (longest - seconds) * UNIFORM) ** 2) + (joules - flat) ** 2 / 3
+        variance = min(variance, (watts * (longest - seconds) * UNIFORM) ** 2)
+        variance += (joules - flat) ** 2 * 2 / 3  # more than of a uniform error: both ends may err alike
     return first, Energy(joules, math.sqrt(variance + (watts * first.slack * UNIFORM) ** 2))
 
 

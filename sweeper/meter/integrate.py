@@ -26,8 +26,10 @@ STILL_PERIODS = 20.0
 # A window's end may lie this far beyond the last sample, or u if that is longer. This allows for one lost sample at
 # 10 Hz and a short delay of the sampler. It widens the error bar.
 EDGE_SECONDS = 0.5
-# An error bar holds 95 of 100 errors: two standard deviations.
-DEVIATIONS = 2.0
+# An error bar holds 95 of 100 errors: so many standard deviations.
+DEVIATIONS = 1.96
+# No error bar is narrower: time stamps and the sensor's own steps err by about this share.
+LEAST_ERROR = 1e-4
 # If more than this share of the window has no samples, a mean over the rest is a guess, not a reading.
 MOST_UNSEEN = 0.5
 
@@ -129,8 +131,9 @@ def _total(each: Sequence[Integral]) -> Integral:
             return one
     joules = sum(one.joules or 0.0 for one in each)
     error = sum((one.joules or 0.0) * (one.error_fraction or 0.0) for one in each)
+    in_step = any(one.in_step for one in each)
     gap = max(one.largest_gap_seconds or 0.0 for one in each)
-    return Integral(joules, None, min(one.samples for one in each), gap, error / joules)
+    return Integral(joules, None, min(one.samples for one in each), gap, error / joules, in_step)
 
 
 def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, period: float) -> Integral:
@@ -155,7 +158,7 @@ def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, 
     seconds = ended - started
     if energy is None or not energy.joules > 0 or not math.isfinite(energy.joules):
         return _nothing(f"the counter showed too few refreshes in a {seconds:.2f} s window", len(inside), gap)
-    error = DEVIATIONS * energy.deviation_joules / energy.joules
+    error = max(LEAST_ERROR, DEVIATIONS * energy.deviation_joules / energy.joules)
     return Integral(energy.joules, None, len(inside), gap, error)
 
 
@@ -190,9 +193,7 @@ def _integrate_power(
     energy = energy_of_power(used, [by_time[t] for t in used], started, ended, period)
     if energy.joules <= 0:
         return _nothing("the sensor read 0 W over the whole window", len(inside), gap)
-    # The spread of few values is uncertain itself: an approximation of Student's t.
-    deviations = DEVIATIONS + 3 / (len(used) - 1)
-    error = deviations * energy.deviation_joules / energy.joules
+    error = max(LEAST_ERROR, DEVIATIONS * energy.deviation_joules / energy.joules)
     return Integral(energy.joules, None, len(inside), gap, error, energy.in_step)
 
 
@@ -213,7 +214,8 @@ def _integrate_mean_power(
     shown = [(s.monotonic_seconds, s.power_watts) for s in settled if s.power_watts is not None]
     times, watts = zip(*sorted(shown), strict=True)
     deviation = deviation_of_mean_power(times, watts, period, settling)
-    return replace(rest, joules=joules, error_fraction=DEVIATIONS * deviation / joules, in_step=False)
+    error = max(LEAST_ERROR, DEVIATIONS * deviation / joules)
+    return replace(rest, joules=joules, error_fraction=error, in_step=False)
 
 
 def _nothing(reason: str, samples: int, gap: float | None) -> Integral:

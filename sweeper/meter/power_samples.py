@@ -1,9 +1,9 @@
 """Energy from samples of power, and how far it may be off: pure functions.
 
 Between two refreshes, power is not known. The error bar rests on how much the shown values differ. Steps that are far
-apart move within one refresh each, and their errors partly cancel. A load that changes at each refresh looks like noise,
-whose mean is as uncertain as that of any sample. A load that repeats in step with the refreshes errs alike each time,
-so its errors add up.
+apart move within one refresh each, and their errors partly cancel. A load that changes at each refresh looks like
+noise, whose mean is as uncertain as that of any sample. A load that repeats in step with the refreshes errs alike each
+time, so its errors add up.
 """
 
 from __future__ import annotations
@@ -18,15 +18,18 @@ from numpy.typing import NDArray
 # A pattern repeats if the values one repetition apart differ, in the mean square, by less than this share of the
 # mean square difference of neighbours. Of 50 values of pure noise, few come below a half.
 IN_STEP_SHARE = 0.25
+# The moments of the refreshes are not known, so sweeper tries these, as shares of the time between two of them.
+PHASES = (0.0, 0.25, 0.5, 0.75)
 # Where sweeper sees fewer of the refreshes, it cannot tell whether the load repeats in step with them. Power that jumps
 # by this share of its mean from one value to the next is more than the noise of a steady load. The errors of so many
 # repetitions may then add up (benchmarks/error_bars.py).
 LEAST_SEEN = 0.95
 PATTERN_SHARE = 0.04
-UNSEEN_REPEATS = 4.0
+UNSEEN_REPEATS = 6.0
 # A value that jumps only now and then may have jumped anywhere between two refreshes: the variance of the energy in
-# between is 1/12 of (jump × seconds)². For values without any relation, it is 1/2 of their mean square difference.
-OF_STEPS, OF_NOISE = 1 / 12, 1 / 2
+# between is 1/12 of (jump × seconds)². Twice that leaves room for a fast load that drifts slowly against the refreshes
+# and so seems to jump rarely. For values without any relation, it is 1/2 of their mean square difference.
+OF_STEPS, OF_NOISE = 1 / 6, 1 / 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,10 +61,10 @@ def energy_of_power(
     refresh = float(np.median(gaps))
     if refresh < 1.5 * period:  # sampled about once a refresh, or more often
         refresh = period
-    grid = np.arange(known[0], known[-1] + refresh / 2, refresh)
-    shown = values[np.abs(known[:, None] - grid).argmin(axis=0)]
-    if len(shown) < 3:
-        return Sampled(joules, float(np.ptp(values)) * (ended - started) / 2, in_step=False)
+    shown = _at_refreshes(known, values, refresh, 0.5)
+    if len(shown) < 3:  # too few to show how power changes: one refresh may be missed
+        missed = float(np.ptp(values)) * (ended - started) / 2 + joules * refresh / (ended - started) / 2
+        return Sampled(joules, missed, in_step=False)
     jumps = np.diff(shown)
     jump = _mean_square(jumps)
     if jump == 0:
@@ -71,7 +74,7 @@ def energy_of_power(
     share = steady_share * OF_STEPS + (1 - steady_share) * OF_NOISE
     long = gaps[gaps > 1.5 * refresh]
     seconds_squared = refresh * (ended - started) + float(np.sum(long * (long - refresh)))
-    repeats = _repeats_in_step(shown, jump)
+    repeats = max(_repeats_in_step(_at_refreshes(known, values, refresh, phase), jump) for phase in PHASES)
     in_step = repeats > 1
     is_pattern = math.sqrt(jump) > PATTERN_SHARE * joules / (ended - started)
     if is_pattern and len(known) * period < LEAST_SEEN * (known[-1] - known[0]):
@@ -83,7 +86,16 @@ def energy_of_power(
     variance += (steady_share * rare + (1 - steady_share) * jump / 2) * ends
     # A value is half a refresh old on average, but all values may be older or newer.
     variance += ((shown[-1] - shown[0]) * refresh) ** 2 / 12
-    return Sampled(joules, math.sqrt(variance), in_step)
+    # The spread of few values is uncertain itself, as in Student's t.
+    return Sampled(joules, math.sqrt(variance) * (1 + 1.5 / (len(shown) - 1)), in_step)
+
+
+def _at_refreshes(
+    known: NDArray[np.float64], values: NDArray[np.float64], refresh: float, phase: float
+) -> NDArray[np.float64]:
+    """The value of each refresh; a refresh that was not seen has the value before it."""
+    place = np.floor((known - known[0]) / refresh + phase).astype(int)
+    return values[np.searchsorted(place, np.arange(place[0], place[-1] + 1), side="right") - 1]
 
 
 def _repeats_in_step(shown: NDArray[np.float64], jump: float) -> float:
@@ -113,8 +125,8 @@ def deviation_of_mean_power(
     neighbours give back.
     """
     values = np.array(watts)
-    if len(values) < 3:
-        return float(values.mean()) * settling_seconds
+    if len(values) < 3 or times[-1] - times[0] < averaged_seconds:  # too few to show how power changes
+        return float(values.mean()) * settling_seconds / 2
     apart = min(averaged_seconds, float(np.median(np.diff(times))))
     hidden = _mean_square(np.diff(values)) * (averaged_seconds / apart) ** 2 / 2
     missed = math.hypot(settling_seconds - averaged_seconds / 2, averaged_seconds / 2)

@@ -323,6 +323,7 @@ def _reading(sensor: Sensor, take: _Take, started: float, ended: float) -> Energ
         Caveat.THERMALLY_THROTTLED: any("thermal" in reason for reason in throttle_reasons),
         Caveat.POWER_CAPPED: capped_share is not None and capped_share >= CAPPED_SHARE,
         Caveat.BUSY_MACHINE: bool(others),
+        Caveat.IN_STEP: integral.in_step,
         Caveat.ESTIMATED: is_estimate,
     }
     return EnergyReading(
