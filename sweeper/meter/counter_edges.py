@@ -12,6 +12,7 @@ its power as the neighbours of a remainder do. The misses of these predictions s
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -42,6 +43,7 @@ class Energy:
 
     joules: float
     deviation_joules: float
+    in_step: bool = False  # the load may repeat in step with the sensor, so that its errors add up
 
 
 def edges_of(points: Sequence[tuple[float, float]], period: float) -> list[Edge]:
@@ -96,7 +98,8 @@ def energy_between(
 def _power_after(edges: Sequence[Edge], index: int, near: float) -> tuple[float, float]:
     """The power in W over about ``near`` seconds after an edge, and its deviation because of the edges' slack."""
     first = edges[index]
-    far = next((edge for edge in edges[index + 1 :] if edge.moment - first.moment >= near), edges[-1])
+    place = bisect_left(edges, first.moment + near, index + 1, key=lambda edge: edge.moment)
+    far = edges[min(place, len(edges) - 1)]
     apart = far.moment - first.moment
     watts = (far.joules - first.joules) / apart
     return watts, watts * UNIFORM * math.hypot(first.slack, far.slack) / apart

@@ -2,9 +2,8 @@
 
 A sensor refreshes its value once in each update period u, and holds it. A counter is read at its edges (see
 `sweeper.meter.counter_edges`). A power sample taken at t shows the power at t − u/2 on average, so sweeper moves it
-back by u/2. The remainder at the two ends of an unaligned window of length T is at most u/T of its energy
-(``docs/measuring.md``). No function returns 0 for a missing value: if the energy of a window cannot be known,
-``joules`` is None and there is a reason.
+back by u/2 (see `sweeper.meter.power_samples`). No function returns 0 for a missing value: if the energy of a window
+cannot be known, ``joules`` is None and there is a reason.
 """
 
 from __future__ import annotations
@@ -12,11 +11,11 @@ from __future__ import annotations
 import math
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 from sweeper.meter.base import Sample
-from sweeper.meter.counter_edges import energy_between
+from sweeper.meter.counter_edges import Energy, energy_between
 from sweeper.meter.power_samples import deviation_of_mean_power, energy_of_power
 
 # A counter stands still if it does not move for this long and for this many of its update periods. Even a sleeping CPU
@@ -42,7 +41,7 @@ class Integral:
     reason: str | None
     samples: int
     largest_gap_seconds: float | None
-    error_fraction: float | None
+    error_fraction: float | None = None
     in_step: bool = False  # the load repeats in step with the sensor, so that its errors add up
 
 
@@ -111,17 +110,24 @@ def integrate(
     """
     period = update_period_seconds or 0.0
     if not ended > started:
-        return _nothing("the window has no length", 0, None)
+        return Integral(None, "the window has no length", 0, None)
     devices = {len(sample.parts) for sample in samples}
     if len(devices) == 1 and (count := devices.pop()):
         each = [[sample.parts[index] for sample in samples] for index in range(count)]
         return _total([integrate(own, started, ended, period, settling_seconds) for own in each])
-    if any(sample.energy_joules is not None for sample in samples):
-        return _integrate_counter(samples, started, ended, period)
-    if settling_seconds and ended - started >= 2 * settling_seconds:
-        return _integrate_mean_power(samples, started, ended, period, settling_seconds)
-    period = max(period, settling_seconds or 0.0)
-    return _integrate_power(samples, started, ended, period, age=period / 2)
+    seen = _Seen(0, None)
+    try:
+        if any(sample.energy_joules is not None for sample in samples):
+            energy = _of_counter(samples, started, ended, period, seen)
+        elif settling_seconds and ended - started >= 2 * settling_seconds:
+            energy = _of_mean_power(samples, started, ended, period, settling_seconds, seen)
+        else:
+            period = max(period, settling_seconds or 0.0)
+            energy = _of_power(samples, started, ended, period, period / 2, seen)
+    except _Unknown as reason:
+        return Integral(None, str(reason), seen.samples, seen.gap)
+    error = max(LEAST_ERROR, DEVIATIONS * energy.deviation_joules / energy.joules)
+    return Integral(energy.joules, None, seen.samples, seen.gap, error, energy.in_step)
 
 
 def _total(each: Sequence[Integral]) -> Integral:
@@ -136,124 +142,103 @@ def _total(each: Sequence[Integral]) -> Integral:
     return Integral(joules, None, min(one.samples for one in each), gap, error / joules, in_step)
 
 
-def _integrate_counter(samples: Sequence[Sample], started: float, ended: float, period: float) -> Integral:
+class _Unknown(Exception):
+    """The energy cannot be known; the text says why."""
+
+
+@dataclass(slots=True)
+class _Seen:
+    """The number of samples of a window, and the largest gap between them in s."""
+
+    samples: int
+    gap: float | None
+
+    def inside(self, values: Iterable[float], started: float, ended: float, period: float) -> list[float]:
+        """The moments of the samples that surround the window, in order."""
+        times, edge = sorted(values), max(period, EDGE_SECONDS)
+        self.samples = len(times)
+        if not times:
+            raise _Unknown("the sensor gave no sample")
+        first = max(0, bisect_right(times, started) - 1)
+        last = min(len(times) - 1, bisect_left(times, ended))
+        if times[first] - started > edge:
+            raise _Unknown(f"the first sample came {times[first] - started:.2f} s after the window's start")
+        if ended - times[last] > edge:
+            raise _Unknown(f"the last sample came {ended - times[last]:.2f} s before the window's end")
+        if last <= first:
+            raise _Unknown("the sensor gave a single sample")
+        inside = times[first : last + 1]
+        self.samples = len(inside)
+        gaps = [after - before for before, after in pairwise(inside)]
+        self.gap = max([*gaps, inside[0] - started, ended - inside[-1]])
+        return inside
+
+
+def _of_counter(
+    samples: Sequence[Sample], started: float, ended: float, period: float, seen: _Seen
+) -> Energy:
     by_time = {
         s.monotonic_seconds: (s.energy_joules, s.epoch)
         for s in samples
         if s.energy_joules is not None and math.isfinite(s.energy_joules)
     }
-    times = sorted(by_time)
-    span = _span(times, started, ended, max(period, EDGE_SECONDS))
-    if isinstance(span, str):
-        return _nothing(span, len(times), None)
-    inside = times[span[0] : span[1]]
-    energies = [by_time[t][0] for t in inside]
-    gap = _largest_gap(inside, started, ended)
-    reason = _broken(inside, energies, [by_time[t][1] for t in inside], period)
-    if reason is not None:
-        return _nothing(reason, len(inside), gap)
-    if energies[-1] == energies[0]:
-        return _nothing("the energy counter stood still over the whole window", len(inside), gap)
-    energy = energy_between(list(zip(inside, energies, strict=True)), started, ended, period)
-    seconds = ended - started
+    points = [(t, *by_time[t]) for t in seen.inside(by_time, started, ended, period)]
+    if len({epoch for _, _, epoch in points}) > 1:
+        raise _Unknown("the energy counter was reset, or wrapped unseen, inside the window")
+    still_since = points[0][0]
+    for (_, before, _), (moment, after, _) in pairwise(points):
+        if after < before:
+            raise _Unknown(f"the energy counter fell by {before - after:.1f} J inside the window")
+        if after > before:
+            still_since = moment
+        elif moment - still_since > max(STILL_SECONDS, STILL_PERIODS * period):
+            still = moment - still_since
+            raise _Unknown(f"the energy counter stood still for {still:.1f} s inside the window")
+    if points[-1][1] == points[0][1]:
+        raise _Unknown("the energy counter stood still over the whole window")
+    energy = energy_between([(t, joules) for t, joules, _ in points], started, ended, period)
     if energy is None or not energy.joules > 0 or not math.isfinite(energy.joules):
-        return _nothing(f"the counter showed too few refreshes in a {seconds:.2f} s window", len(inside), gap)
-    error = max(LEAST_ERROR, DEVIATIONS * energy.deviation_joules / energy.joules)
-    return Integral(energy.joules, None, len(inside), gap, error)
+        raise _Unknown(f"the counter showed too few refreshes in a {ended - started:.2f} s window")
+    return energy
 
 
-def _integrate_power(
-    samples: Sequence[Sample], started: float, ended: float, period: float, age: float
-) -> Integral:
+def _of_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, age: float, seen: _Seen
+) -> Energy:
     """Integrate power by trapezoids. A value is ``age`` seconds old when it is read."""
     by_time = {
         s.monotonic_seconds - age: s.power_watts
         for s in samples
         if s.power_watts is not None and math.isfinite(s.power_watts) and s.power_watts >= 0
     }
-    times = sorted(by_time)
-    span = _span(times, started, ended, max(period, EDGE_SECONDS))
-    if isinstance(span, str):
-        return _nothing(span, len(times), None)
-    inside = times[span[0] : span[1]]
-    gap = _largest_gap(inside, started, ended)
-    seconds = ended - started
+    inside = seen.inside(by_time, started, ended, period)
+    seconds, gap = ended - started, seen.gap or 0.0
     if gap > MOST_UNSEEN * seconds and gap > max(EDGE_SECONDS, 2 * period):
-        return _nothing(f"no power sample for {gap:.2f} s of a {seconds:.2f} s window", len(inside), gap)
+        raise _Unknown(f"no power sample for {gap:.2f} s of a {seconds:.2f} s window")
     if period > seconds:
-        return _nothing(
-            f"the window of {seconds:.2f} s is shorter than the sensor's update period of {period:.2f} s",
-            len(inside),
-            gap,
-        )
+        window = f"the window of {seconds:.2f} s"
+        raise _Unknown(f"{window} is shorter than the sensor's update period of {period:.2f} s")
     # The load begins and ends with the window, so values that may come from outside it can show rest. If there are
     # enough other values, only those count, and the ends of the window take the power of the nearest ones.
     certain = [t for t in inside if started + age <= t <= ended - age]
     used = certain if len(certain) > 1 else inside
     energy = energy_of_power(used, [by_time[t] for t in used], started, ended, period)
     if energy.joules <= 0:
-        return _nothing("the sensor read 0 W over the whole window", len(inside), gap)
-    error = max(LEAST_ERROR, DEVIATIONS * energy.deviation_joules / energy.joules)
-    return Integral(energy.joules, None, len(inside), gap, error, energy.in_step)
+        raise _Unknown("the sensor read 0 W over the whole window")
+    return energy
 
 
-def _integrate_mean_power(
-    samples: Sequence[Sample], started: float, ended: float, period: float, settling: float
-) -> Integral:
+def _of_mean_power(
+    samples: Sequence[Sample], started: float, ended: float, period: float, settling: float, seen: _Seen
+) -> Energy:
     """Integrate averaged power. Until it has settled, it still includes the load before the window.
 
     The rest of the window stands for all of it. Each value looks back, so the first moments count as well, with less
     weight than the others.
     """
     settled = [s for s in samples if s.monotonic_seconds >= started + settling]
-    rest = _integrate_power(settled, started + settling, ended, period, age=0.0)
-    if rest.joules is None:
-        return rest
-    seconds = ended - started
-    joules = rest.joules * seconds / (seconds - settling)
+    rest = _of_power(settled, started + settling, ended, period, 0.0, seen)
+    joules = rest.joules * (ended - started) / (ended - started - settling)
     shown = [(s.monotonic_seconds, s.power_watts) for s in settled if s.power_watts is not None]
     times, watts = zip(*sorted(shown), strict=True)
-    deviation = deviation_of_mean_power(times, watts, period, settling)
-    error = max(LEAST_ERROR, DEVIATIONS * deviation / joules)
-    return replace(rest, joules=joules, error_fraction=error, in_step=False)
-
-
-def _nothing(reason: str, samples: int, gap: float | None) -> Integral:
-    return Integral(None, reason, samples, gap, None)
-
-
-def _span(times: Sequence[float], started: float, ended: float, edge: float) -> tuple[int, int] | str:
-    """Indices of the samples that surround the window, or the reason if there are too few."""
-    if not times:
-        return "the sensor gave no sample"
-    first = max(0, bisect_right(times, started) - 1)
-    last = min(len(times) - 1, bisect_left(times, ended))
-    if times[first] - started > edge:
-        return f"the first sample came {times[first] - started:.2f} s after the window's start"
-    if ended - times[last] > edge:
-        return f"the last sample came {ended - times[last]:.2f} s before the window's end"
-    if last <= first:
-        return "the sensor gave a single sample"
-    return first, last + 1
-
-
-def _largest_gap(times: Sequence[float], started: float, ended: float) -> float:
-    gaps = [after - before for before, after in pairwise(times)]
-    return max([*gaps, times[0] - started, ended - times[-1]])
-
-
-def _broken(
-    times: Sequence[float], energies: Sequence[float], epochs: Iterable[int], period: float
-) -> str | None:
-    """The reason why this part of a counter cannot be used, or None."""
-    if len(set(epochs)) > 1:
-        return "the energy counter was reset, or wrapped unseen, inside the window"
-    still_since = times[0]
-    for before, after, moment in zip(energies, energies[1:], times[1:], strict=False):
-        if after < before:
-            return f"the energy counter fell by {before - after:.1f} J inside the window"
-        if after > before:
-            still_since = moment
-        elif moment - still_since > max(STILL_SECONDS, STILL_PERIODS * period):
-            return f"the energy counter stood still for {moment - still_since:.1f} s inside the window"
-    return None
+    return Energy(joules, deviation_of_mean_power(times, watts, period, settling))

@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from sweeper.meter.counter_edges import Energy
 
 # A pattern repeats if the values one repetition apart differ, in the mean square, by less than this share of the
 # mean square difference of neighbours. Of 50 values of pure noise, few come below a half.
@@ -26,24 +27,17 @@ PHASES = (0.0, 0.25, 0.5, 0.75)
 LEAST_SEEN = 0.95
 PATTERN_SHARE = 0.04
 UNSEEN_REPEATS = 6.0
+# Longer patterns are not searched: the search takes time, and the errors of few repetitions add up little.
+LONGEST_PATTERN = 200
 # A value that jumps only now and then may have jumped anywhere between two refreshes: the variance of the energy in
 # between is 1/12 of (jump × seconds)². Twice that leaves room for a fast load that drifts slowly against the refreshes
 # and so seems to jump rarely. For values without any relation, it is 1/2 of their mean square difference.
 OF_STEPS, OF_NOISE = 1 / 6, 1 / 2
 
 
-@dataclass(frozen=True, slots=True)
-class Sampled:
-    """Joules from samples of power, with the standard deviation of their error."""
-
-    joules: float
-    deviation_joules: float
-    in_step: bool  # the load may repeat in step with the sensor
-
-
 def energy_of_power(
     times: Sequence[float], watts: Sequence[float], started: float, ended: float, period: float
-) -> Sampled:
+) -> Energy:
     """Integrate power by trapezoids; the ends of the window take the power of the nearest samples.
 
     Args:
@@ -58,17 +52,17 @@ def energy_of_power(
     points = np.concatenate(([started], inner, [ended]))
     joules = float(np.trapezoid(np.interp(points, known, values), points))
     gaps = np.diff(known)
-    refresh = float(np.median(gaps))
+    refresh = max(float(np.median(gaps)), float(np.mean(gaps)) / 10)  # samples may come in bursts
     if refresh < 1.5 * period:  # sampled about once a refresh, or more often
         refresh = period
     shown = _at_refreshes(known, values, refresh, 0.5)
     if len(shown) < 3:  # too few to show how power changes: one refresh may be missed
         missed = float(np.ptp(values)) * (ended - started) / 2 + joules * refresh / (ended - started) / 2
-        return Sampled(joules, missed, in_step=False)
+        return Energy(joules, missed, in_step=False)
     jumps = np.diff(shown)
     jump = _mean_square(jumps)
     if jump == 0:
-        return Sampled(joules, 0.0, in_step=False)
+        return Energy(joules, 0.0, in_step=False)
     # For steps, values two refreshes apart differ twice as much as neighbours; for noise, they differ as much.
     steady_share = min(1.0, max(0.0, _mean_square(shown[2:] - shown[:-2]) / jump - 1))
     share = steady_share * OF_STEPS + (1 - steady_share) * OF_NOISE
@@ -87,7 +81,7 @@ def energy_of_power(
     # A value is half a refresh old on average, but all values may be older or newer.
     variance += ((shown[-1] - shown[0]) * refresh) ** 2 / 12
     # The spread of few values is uncertain itself, as in Student's t.
-    return Sampled(joules, math.sqrt(variance) * (1 + 1.5 / (len(shown) - 1)), in_step)
+    return Energy(joules, math.sqrt(variance) * (1 + 1.5 / (len(shown) - 1)), in_step)
 
 
 def _at_refreshes(
@@ -104,7 +98,7 @@ def _repeats_in_step(shown: NDArray[np.float64], jump: float) -> float:
     The pattern may drift slowly against the refreshes. Its errors then add up only until it has drifted by one refresh.
     """
     found = 1.0
-    for length in range(2, len(shown) // 2 + 1):
+    for length in range(2, min(len(shown) // 2, LONGEST_PATTERN) + 1):
         unlike = _mean_square(shown[length:] - shown[:-length]) / jump
         if unlike < IN_STEP_SHARE:
             found = max(found, min(len(shown) / length, 1 / max(unlike, 1e-9)))
