@@ -129,8 +129,9 @@ def read_window(rng: random.Random, sensor: Sensor, truth: Truth, started: float
                 samples.append(replace(samples[-1]))
         if moment >= ended:
             break
+        wait = pause if sensor.is_counter else next_pause(pause, sensor.period, rng)
         moment = min(
-            moment + next_pause(pause, sensor.period, rng) + rng.expovariate(1 / JITTER_SECONDS),
+            moment + wait + rng.expovariate(1 / JITTER_SECONDS),
             max(ended + rng.uniform(0, 0.02), moment + 0.001),
         )
     return integrate(samples, started, ended, sensor.period, sensor.settling)

@@ -50,7 +50,8 @@ def energy_of_power(
     known, values = np.array(times), np.array(watts)
     inner = known[(started < known) & (known < ended)]
     points = np.concatenate(([started], inner, [ended]))
-    joules = float(np.trapezoid(np.interp(points, known, values), points))
+    power = np.interp(points, known, values)
+    joules = float(np.sum(np.diff(points) * (power[1:] + power[:-1]) / 2))
     gaps = np.diff(known)
     refresh = max(float(np.median(gaps)), float(np.mean(gaps)) / 10)  # samples may come in bursts
     if refresh < 1.5 * period:  # sampled about once a refresh, or more often
@@ -64,8 +65,8 @@ def energy_of_power(
     if jump == 0:
         return Energy(joules, 0.0, in_step=False)
     # For steps, values two refreshes apart differ twice as much as neighbours; for noise, they differ as much.
-    steady_share = min(1.0, max(0.0, _mean_square(shown[2:] - shown[:-2]) / jump - 1))
-    share = steady_share * OF_STEPS + (1 - steady_share) * OF_NOISE
+    steps_share = min(1.0, max(0.0, _mean_square(shown[2:] - shown[:-2]) / jump - 1))
+    share = steps_share * OF_STEPS + (1 - steps_share) * OF_NOISE
     long = gaps[gaps > 1.5 * refresh]
     seconds_squared = refresh * (ended - started) + float(np.sum(long * (long - refresh)))
     repeats = max(_repeats_in_step(_at_refreshes(known, values, refresh, phase), jump) for phase in PHASES)
@@ -77,7 +78,7 @@ def energy_of_power(
     variance = jump * share * seconds_squared * repeats
     # A single jump may fall into an end of the window, where no value shows it.
     rare = math.sqrt(jump) * float(np.abs(jumps).max())
-    variance += (steady_share * rare + (1 - steady_share) * jump / 2) * ends
+    variance += (steps_share * rare + (1 - steps_share) * jump / 2) * ends
     # A value is half a refresh old on average, but all values may be older or newer.
     variance += ((shown[-1] - shown[0]) * refresh) ** 2 / 12
     # The spread of few values is uncertain itself, as in Student's t.

@@ -92,7 +92,7 @@ def look_seconds(
 
 
 def next_pause(pause: float, period: float | None, rng: random.Random) -> float:
-    """The pause until the next sample, where ``look_seconds`` gave ``pause`` for a sensor of this update period.
+    """The pause until the next sample of a power sensor, where ``look_seconds`` gave ``pause``.
 
     A sensor that refreshes faster than sweeper samples shows a load that repeats with the samples always at the same
     point. Random moments break that step. They would lose refreshes of a sensor that is sampled at each of them.
@@ -183,7 +183,7 @@ class Sampler:
                 is_counter = bool(self._recent) and self._recent[-1].energy_joules is not None
                 cost = self.busy_seconds / self._looks
                 pause = look_seconds(period, is_counter, self._hz, cost, self._busy_share)
-                pause = next_pause(pause, period, rng)
+                pause = pause if is_counter else next_pause(pause, period, rng)
             if pause <= SHORT_SECONDS:
                 time.sleep(pause)
             else:
