@@ -63,7 +63,7 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     from sweeper.errors import LimitRefused
     from sweeper.limits.control import NoLimits
     from sweeper.prepare import prepared
-    from sweeper.report.progress import Silent
+    from sweeper.report.progress import Progress
 
     overrides = [
         f"name={NAME}",
@@ -87,7 +87,7 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     )
     with (
         mock.patch("sweeper.limits.control.find_limits", return_value=nothing),
-        prepared(compose(overrides), lambda *_: Silent(), lambda line: print(f"sweep: {line}")) as sweep,
+        prepared(compose(overrides), lambda *_: Progress(), lambda line: print(f"sweep: {line}")) as sweep,
     ):
         conclude = threading.Timer(deadline.left_seconds, lambda: setattr(sweep.stop, "set_by_hand", True))
         conclude.daemon = True
