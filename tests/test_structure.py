@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import ast
+import importlib
+import importlib.util
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -134,3 +137,18 @@ def test_targets_of_the_help_are_those_of_the_registry() -> None:
     from sweeper.apply.targets.registry import target_names
 
     assert target_names() == TARGETS
+
+
+def test_benchmarks_import_names_that_exist() -> None:
+    missing = []
+    for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sweeper"):
+                module = importlib.import_module(str(node.module))
+                names = (alias.name for alias in node.names)
+                missing += [f"{path.name}: {node.module}.{name}" for name in names if not _has(module, name)]
+    assert missing == []
+
+
+def _has(module: ModuleType, name: str) -> bool:
+    return hasattr(module, name) or importlib.util.find_spec(f"{module.__name__}.{name}") is not None
