@@ -32,9 +32,10 @@ sys.path[:0] = [str(HERE.parent), str(HERE.parents[1] / "tests" / "fake_nvml")]
 import psutil  # noqa: E402
 from fake_nvml import RTX_4090, FakeNvml, build  # noqa: E402
 
+from sweeper.limits.base import Action  # noqa: E402
 from sweeper.limits.control import DeviceLimits, find_limits  # noqa: E402
 from sweeper.limits.guardian import read_log  # noqa: E402
-from sweeper.limits.restore import Action, restore  # noqa: E402
+from sweeper.limits.restore import restore  # noqa: E402
 from sweeper.limits.rights import MeansSettings  # noqa: E402
 from sweeper.power_settings import PowerSettings  # noqa: E402
 

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, commands
 from sweeper.commands import console, say_error
-from sweeper.errors import EXIT_DONE, EXIT_STOPPED, SweeperError
+from sweeper.errors import EXIT_DONE, EXIT_MISSING, EXIT_STOPPED, SweeperError
 
 if TYPE_CHECKING:
     from sweeper.config import Composed
@@ -155,7 +155,9 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
         say_error("stopped at once: all finished trials are kept, and the same command resumes the sweep")
         return EXIT_STOPPED
     commands.show(record, "json" if as_json else "table")
-    return EXIT_STOPPED if sweep.stop.set_by_hand else EXIT_DONE
+    if sweep.stop.set_by_hand:
+        return EXIT_STOPPED
+    return EXIT_DONE if all(outcome.done for outcome in sweep.limits.outcomes) else EXIT_MISSING
 
 
 # A visit to a finalist takes about this many times as long as a screening trial: longer windows, same load and warm-up.
@@ -183,8 +185,9 @@ def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> I
 
 _EXIT_CODES = (
     "Exit codes: 0: the command succeeded. 2: an argument, key or value is wrong. 3: something that the command "
-    "needs is missing. 4: the sweep ended without a valid trial. 5: verify found the server slower than promised; "
-    "inconclusive results exit 0 with a warning. 130: you stopped the command by hand."
+    "needs is missing, or a limit is not as sweeper found it. 4: the sweep ended without a valid trial. 5: verify "
+    "found the server slower than promised; inconclusive results exit 0 with a warning. 130: you stopped the command "
+    "by hand."
 )
 _PICKS = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
 
@@ -207,8 +210,16 @@ def _parser() -> argparse.ArgumentParser:
     words = "restore power and clock limits left behind by a killed run; normally this happens automatically"
     restore = _command(add, "restore", words)
     _overrides(restore, "a setting of the configuration, for example power.limits.zeusd_socket=PATH")
+    restore.add_argument(
+        "--settle",
+        choices=("found", "present"),
+        help="for a limit that another tool set, or that the device does not take back: set the value found, or keep "
+        "the present value and forget the limit",
+    )
     doctor = _command(add, "doctor", "check sensors, limits and engine, and suggest fixes")
     _overrides(doctor, "a setting of the configuration, for example power.plug.url=http://…")
+    words = "set each power limit to the value in force, to see whether the driver lets sweeper set it"
+    _flag(doctor, "--try-limits", words)
     _add_compare(add)
     ui = _command(add, "ui", "serve the MLflow pages on 127.0.0.1", with_json=False)
     words = "the preferred port; if it is in use, another free port is chosen (default %(default)s)"

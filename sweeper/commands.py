@@ -268,6 +268,8 @@ def doctor(options: argparse.Namespace) -> int:
     options.root.mkdir(parents=True, exist_ok=True)
     settings = compose(options.overrides).settings.power
     limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
+    if options.try_limits:
+        limits.try_out()
     sensors_and_limits = tuple(examine(options.root, settings, limits))
     diagnosis = Diagnosis((*machine_findings(), engine_finding(_engine_record), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
@@ -278,19 +280,27 @@ def restore(options: argparse.Namespace) -> int:
     """`sweeper restore`."""
     from sweeper.config import compose
     from sweeper.limits.guardian import read_log
-    from sweeper.limits.restore import Action
+    from sweeper.limits.restore import MachineKnobs
     from sweeper.limits.restore import restore as give_back
     from sweeper.limits.rights import MeansSettings
     from sweeper.records import to_plain
 
     settings = compose(options.overrides).settings.power
-    outcomes = give_back(options.root, MeansSettings.of(settings.limits), Path(settings.sysfs_root))
+    means, sysfs = MeansSettings.of(settings.limits), Path(settings.sysfs_root)
+    outcomes = give_back(options.root, means, sysfs, settle=options.settle)
+    with MachineKnobs(means, sysfs) as machine:
+        present = machine.in_force()
     guardians = list(read_log(options.root))
-    lines = [f"earlier, a guardian: {line}" for line in guardians] + [str(outcome) for outcome in outcomes]
-    text = "\n".join(lines) or "no run left a limit behind"
-    plain = {"restored": [to_plain(outcome) for outcome in outcomes], "guardians": guardians}
-    _answer(options, plain, text)
-    return EXIT_MISSING if any(outcome.action is Action.FAILED for outcome in outcomes) else EXIT_DONE
+    lines = [*(f"earlier, a guardian: {line}" for line in guardians), *map(str, outcomes)]
+    lines += [] if outcomes else ["sweeper has no record of a limit that a run left"]
+    lines += ["in force now:", *(f"  {line}" for line in present)]
+    plain = {
+        "restored": [to_plain(outcome) for outcome in outcomes],
+        "guardians": guardians,
+        "in_force": present,
+    }
+    _answer(options, plain, "\n".join(lines))
+    return EXIT_DONE if all(outcome.done for outcome in outcomes) else EXIT_MISSING
 
 
 def record(options: argparse.Namespace) -> int:

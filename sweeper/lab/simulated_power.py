@@ -9,8 +9,7 @@ from typing import Self
 
 from sweeper.errors import LimitRefused, SweeperError
 from sweeper.lab.virtual_time import PowerTrace
-from sweeper.limits.base import LimitInForce, LimitRange
-from sweeper.limits.restore import Action, RestoreOutcome
+from sweeper.limits.base import Action, LimitInForce, LimitRange, RestoreOutcome
 from sweeper.records import EnergyReading, PowerSource
 
 SIMULATED_SOURCE = PowerSource(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from enum import Enum
 from types import TracebackType
 from typing import Protocol, Self
 
@@ -31,6 +32,38 @@ class LimitInForce:
     enforced: int | None
 
 
+class Action(Enum):
+    """The result of an attempt to restore a limit."""
+
+    RESTORED = "restored"
+    AS_FOUND = "as found"
+    REBOOTED = "rebooted"  # a reboot reset the limits of every device
+    KEPT = "kept"  # the user decided to keep the value in force
+    LEFT_ALONE = "left alone"  # another tool set it, or the device shows a value that sweeper does not know
+    IN_USE = "in use"  # the sweep that set it, or its guardian, holds the device
+    FAILED = "failed"
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreOutcome:
+    """One limit after an attempt to restore it. Values in W or MHz; None: not locked, or not readable."""
+
+    device: str
+    limit: str
+    found: float | None
+    present: float | None
+    action: Action
+    reason: str
+
+    @property
+    def done(self) -> bool:
+        """Whether nothing is left to do. The journal keeps every other limit."""
+        return self.action not in (Action.LEFT_ALONE, Action.IN_USE, Action.FAILED)
+
+    def __str__(self) -> str:
+        return f"{self.limit} of {self.device}: {self.action.value} ({self.reason})"
+
+
 class LimitControl(Protocol):
     """Sets limits and restores the values found, however the sweep ends. Enter it around a whole sweep.
 
@@ -49,8 +82,8 @@ class LimitControl(Protocol):
         ...
 
     @property
-    def outcomes(self) -> Sequence[object]:
-        """The result of restoring each limit on exit, readable through ``str``; empty before the exit."""
+    def outcomes(self) -> Sequence[RestoreOutcome]:
+        """The result of restoring each limit on exit; empty before the exit."""
         ...
 
     def set(self, name: str, value: int | None) -> LimitInForce:

@@ -14,59 +14,19 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from sweeper.errors import LimitRefused, MissingError, RightMissingError, SweeperError
-from sweeper.limits.base import LimitInForce, LimitRange
+from sweeper.errors import LimitRefused, MissingError, StoreError, SweeperError
+from sweeper.limits.base import LimitInForce, LimitRange, RestoreOutcome
 from sweeper.limits.device_lock import DeviceLocks
 from sweeper.limits.groups import Found, Group, look
 from sweeper.limits.guardian import Guardian
-from sweeper.limits.journal import Entry, Journal, read_journal
-from sweeper.limits.knob import PER_UNIT, Knob, in_words, refusal, same
+from sweeper.limits.journal import Entry, Journal, find_journals
+from sweeper.limits.knob import PER_UNIT, POWER, Knob, in_words, refusal, same
 from sweeper.limits.nvml import PowerKnob
-from sweeper.limits.restore import (
-    Action,
-    MachineKnobs,
-    RestoreOutcome,
-    give_all_back,
-    give_back,
-    replay,
-    restore,
-    restore_one,
-)
+from sweeper.limits.restore import MachineKnobs, give_back, replay, restore_all, restore_each
 from sweeper.limits.rights import MeansSettings
 from sweeper.power_settings import PowerSettings
 
 NO_DEVICE = "sweeper found no NVIDIA GPU and no processor package with a limit that it could set"
-
-
-class NoLimits:
-    """Limit control for a machine without settable limits. It reports the reasons and takes no lock."""
-
-    def __init__(self, refusals: Mapping[str, SweeperError], replayed: Sequence[RestoreOutcome] = ()) -> None:
-        self._refusals = dict(refusals)
-        self.replayed = tuple(replayed)
-        self.outcomes: tuple[RestoreOutcome, ...] = ()
-
-    def ranges(self) -> Mapping[str, LimitRange]:
-        """An empty mapping."""
-        return {}
-
-    def refusals(self) -> Mapping[str, SweeperError]:
-        """The reason for each limit that cannot be set."""
-        return self._refusals
-
-    def set(self, name: str, value: int | None) -> LimitInForce:
-        """Accept None, which keeps the present value. Raises LimitRefused for any other value."""
-        if value is None:
-            return LimitInForce(name, None, None)
-        raise LimitRefused(f"{name}={value} cannot be set: {self._refusals.get(name, NO_DEVICE)}")
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        return
 
 
 class DeviceLimits:
@@ -87,14 +47,13 @@ class DeviceLimits:
         self._root = root
         self._machine = machine
         self._look = look
-        self._found = look(machine)
-        self._locks = DeviceLocks(self._found.devices, lock_folder)
         self._entered = False
         self._journal: Journal | None = None
-        self._left: tuple[Path, ...] = ()  # journals of other sweeps that could not be restored yet
         self._guardian: Guardian | None = None
         self.replayed = tuple(replayed)
         self.outcomes: tuple[RestoreOutcome, ...] = ()
+        self._found = self._settled(look(machine))
+        self._locks = DeviceLocks(self._found.devices, lock_folder)
 
     def ranges(self) -> Mapping[str, LimitRange]:
         """The limits that sweeper can set: the device's own ranges, capped at the values found."""
@@ -104,17 +63,21 @@ class DeviceLimits:
         """The reason for each limit that cannot be set."""
         return self._found.refusals
 
+    def _settled(self, found: Found) -> Found:
+        """The limits without those that an earlier sweep left: their present value is not a value to restore."""
+        left = {
+            one.limit: LimitRefused(f"from an earlier run: {one}") for one in self.replayed if not one.done
+        }
+        groups = {name: group for name, group in found.groups.items() if name not in left}
+        return Found(found.devices, groups, {**left, **found.refusals})
+
     def __enter__(self) -> Self:
         self._locks.acquire()
         try:
-            for path in self._locks.journals():  # of sweeps that died, perhaps under another root
-                record = read_journal(path)
-                if record is not None:
-                    self.replayed += tuple(replay(record, self._machine))
-            self._left = tuple(path for path in self._locks.journals() if path.exists())
-            self._locks.note(*self._left)
+            for path in self._locks.noted():  # of sweeps that died since ``find_limits``
+                self.replayed += tuple(replay(path, self._locks, self._machine))
             # Another sweep may have held the device until now. Its values do not count as found values.
-            self._found = self._look(self._machine)
+            self._found = self._settled(self._look(self._machine))
         except BaseException:
             self._machine.close()
             self._locks.release()
@@ -125,30 +88,40 @@ class DeviceLimits:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        journal, guardian = self._journal, self._guardian
+        self._journal = self._guardian = None
+        self._entered = False
         try:
-            if self._journal is not None:
-                self._give_back_all(self._journal)
+            if journal is not None:
+                self.outcomes = tuple(restore_all(journal, self._found, self._locks.descriptors))
+                if guardian is not None and all(outcome.done for outcome in self.outcomes):
+                    guardian.dismiss()
+                    guardian = None
         finally:
-            if self._guardian is not None:
-                self._guardian.abandon()  # not dismissed: the guardian retries the limits that failed
-                self._guardian = None
-            if self._journal is not None:
-                self._journal.close()
-                self._journal = None
-            self._entered = False
+            if guardian is not None:
+                guardian.abandon()  # not dismissed: the guardian retries the limits that failed
+            if journal is not None:
+                journal.close()
             self._locks.release()
             self._machine.close()
 
-    def _give_back_all(self, journal: Journal) -> None:
-        self.outcomes = tuple(give_all_back(journal.entries, self._found))
-        if any(outcome.action is Action.FAILED for outcome in self.outcomes):
-            return
-        journal.remove()
-        self._journal = None
-        self._locks.note(*self._left)
-        if self._guardian is not None:
-            self._guardian.dismiss()
-            self._guardian = None
+    def try_out(self) -> None:
+        """Write the power limits in force once more, which shows whether the driver lets sweeper set them.
+
+        A limit that cannot be set moves to the refusals.
+        """
+        try:
+            with self:
+                group = self._found.groups.get(POWER)
+                for knob in group.knobs if group else ():
+                    present = knob.read()
+                    knob.write(present)
+                    answer = refusal(knob, present)
+                    if answer is not None:
+                        raise LimitRefused(f"{knob.id} was {in_words(knob.id, present)}, and now {answer}")
+        except SweeperError as error:
+            groups = {name: one for name, one in self._found.groups.items() if name != POWER}
+            self._found = Found(self._found.devices, groups, {**self._found.refusals, POWER: error})
 
     def set(self, name: str, value: int | None) -> LimitInForce:
         """Set a limit on all its devices and read it back; None restores the value found.
@@ -163,7 +136,11 @@ class DeviceLimits:
             raise RuntimeError("set() needs `with limits:` around the sweep")
         group = self._found.groups.get(name)
         if group is None:
-            return NoLimits(self._found.refusals).set(name, value)
+            if value is not None:
+                raise LimitRefused(
+                    f"{name}={value} cannot be set: {self._found.refusals.get(name, NO_DEVICE)}"
+                )
+            return LimitInForce(name, None, None)
         if value is not None and not group.range.low <= value <= group.range.high:
             raise LimitRefused(f"{name}={value} is outside the range {group.range.low} to {group.range.high}")
         try:
@@ -185,38 +162,47 @@ class DeviceLimits:
                 _turn(journal, knob, raw)
         except SweeperError:
             for knob, _ in changing:  # a failed trial must not leave half of the group changed
-                _put_back(journal, knob)
+                outcome, _ = give_back(knob.id, journal, self._found)
+                if outcome.done:  # `__exit__` tries again otherwise
+                    with contextlib.suppress(StoreError):
+                        journal.took(knob.id, journal.entries[knob.id].found)
             raise
 
     def _was_set(self, group: Group) -> bool:
         entries = self._journal.entries if self._journal else {}
-        return any(knob.id in entries and entries[knob.id].ours for knob in group.knobs)
+        return any(knob.id in entries and entries[knob.id].touched for knob in group.knobs)
 
     def _holds(self, group: Group, knob: Knob, raw: int | None) -> bool:
         """Whether a knob already has this value. Raises LimitRefused if another tool changed it."""
         entry = self._journal.entries[knob.id] if self._journal else Entry(group.found[knob.id])
-        ours = entry.ours or (entry.found,)
         kind = knob.id.kind
+        moved = None
         if knob.readable:
             present = knob.read()
-            moved = None if any(same(kind, present, one) for one in ours) else in_words(knob.id, present)
+            if not any(same(kind, present, one) for one in (entry.found, *entry.ours)):
+                moved = in_words(knob.id, present)
         else:
-            present = ours[-1]
-            moved = knob.contradiction(present)
+            present = entry.ours[-1] if entry.ours else entry.found
+            if not entry.unsettled:
+                moved = knob.contradiction(present)
         if moved is not None:
             raise LimitRefused(
                 f"another tool changed the {knob.id} during the sweep ({moved}): sweeper leaves it alone; "
                 "stop that tool to sweep this limit"
             )
-        return same(kind, present, raw) and (knob.readable or len(ours) == 1)
+        return same(kind, present, raw) and not entry.unsettled
 
     def _protect(self) -> Journal:
-        """Create the journal and start the guardian before sweeper sets the first limit."""
+        """Have a journal on the disk and a guardian that watches, before sweeper sets a limit."""
         if self._journal is None:
             groups = self._found.groups.values()
             found = {name: raw for group in groups for name, raw in group.found.items()}
             self._journal = Journal.create(self._root, found)
-            self._locks.note(self._journal.path, *self._left)
+            self._locks.remember(self._journal.path, self._journal.header)
+        if not self._journal.on_disk:
+            self._journal.write_again()
+            if self._guardian is not None:
+                self._guardian.dismiss()  # it holds the removed file open
         if self._guardian is None or not self._guardian.alive:
             if self._guardian is not None:
                 self._guardian.abandon()
@@ -227,30 +213,15 @@ class DeviceLimits:
 
 
 def _turn(journal: Journal, knob: Knob, raw: int | None) -> None:
-    entry = journal.entries[knob.id]
     journal.intent(knob.id, raw)
-    try:
-        knob.write(raw)
-    except RightMissingError:
-        if not knob.readable:  # the value did not change, and no read-back can show that
-            journal.took(knob.id, entry.ours[-1] if entry.ours else entry.found)
-        raise
+    knob.write(raw)
     answer = refusal(knob, raw)
-    journal.took(knob.id, knob.read() if knob.readable else raw)
-    if answer is not None:
-        raise LimitRefused(f"the {knob.id} did not change to {in_words(knob.id, raw)}: {answer}")
-
-
-def _put_back(journal: Journal, knob: Knob) -> None:
-    """Restore a knob after a refusal. ``__exit__`` retries a failure here; the caller reports the refusal."""
-    entry = journal.entries[knob.id]
-    with contextlib.suppress(SweeperError):
-        outcome = give_back(knob, entry)
-        if outcome.action is Action.LEFT_ALONE and not knob.readable:
-            knob.write(entry.found)  # the driver still remembers the lock that had no effect
-            journal.took(knob.id, entry.found)
-        elif outcome.action in (Action.RESTORED, Action.AS_FOUND):
-            journal.took(knob.id, entry.found)
+    if answer is None:
+        journal.took(knob.id, raw)
+        return
+    if knob.readable:
+        journal.took(knob.id, knob.read())  # if the driver clamped the value, the device shows one of ours
+    raise LimitRefused(f"the {knob.id} did not change to {in_words(knob.id, raw)}: {answer}")
 
 
 def _in_force(group: Group) -> int | None:
@@ -271,7 +242,7 @@ def find_limits(
     means: MeansSettings | None = None,
     lock_folder: Path | None = None,
     environ: Mapping[str, str] = os.environ,
-) -> DeviceLimits | NoLimits:
+) -> DeviceLimits:
     """Restore the limits of dead sweeps, then find the limits that sweeper can set on this machine.
 
     The power limit belongs to the GPUs if there are any, otherwise to the processor packages. Apart from
@@ -291,15 +262,11 @@ def find_limits(
     settings = settings or PowerSettings()
     root, sysfs = root.resolve(), Path(settings.sysfs_root)
     means = means or MeansSettings.of(settings.limits)
-    replayed = restore(root, means, sysfs, lock_folder)
     with MachineKnobs(means, sysfs) as machine:
 
         def look_here(machine: MachineKnobs) -> Found:
             return look(machine, settings, environ)
 
-        found = look_here(machine)
-        if not found.devices:
-            return NoLimits(found.refusals, replayed)
-        for path in DeviceLocks(found.devices, lock_folder).journals():
-            replayed += restore_one(path, machine, lock_folder)  # journals under another root
+        noted = DeviceLocks(look_here(machine).devices, lock_folder).noted()
+        replayed = restore_each(dict.fromkeys(find_journals(root)) | noted, machine, lock_folder)
         return DeviceLimits(root, machine, look_here, lock_folder, replayed)

@@ -7,23 +7,29 @@ sweeps could each hold a lock for the same device.
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import json
 import os
 import stat
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
+
+import psutil
 
 from sweeper.errors import StoreError, SweepBusyError
 
 FOLDER_VARIABLE = "SWEEPER_LOCK_DIR"
-# A guardian restores limits within milliseconds; a sweep that starts during that time waits for it.
-WAIT_SECONDS = 3.0
+# A guardian restores limits within milliseconds, and looks again two seconds later if a set was under way. A sweep
+# that starts during that time waits for it.
+WAIT_SECONDS = 5.0
 PAUSE_SECONDS = 0.05
 OPEN_TO_ALL = 0o1777
+# The first line of a journal, as a lock file notes it; None if an older version noted the path alone.
+Noted = Mapping[str, Any] | None
 
 
 def lock_folder() -> Path:
@@ -64,9 +70,7 @@ class DeviceLocks:
             if busy is None:
                 return
             if time.monotonic() >= deadline:
-                raise SweepBusyError(
-                    f"another sweep is tuning {busy}{self._holder(busy)}: wait until it ends, or stop it"
-                )
+                raise _busy(busy, self._path(busy))
             time.sleep(PAUSE_SECONDS)
 
     def _try_all(self) -> str | None:
@@ -85,25 +89,14 @@ class DeviceLocks:
         plain = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in device)
         return (self._folder or lock_folder()) / f"sweeper-{plain}.lock"
 
-    def _holder(self, device: str) -> str:
-        pid = _content(self._path(device)).get("pid")
-        return f" (process {pid})" if isinstance(pid, int) else ""
+    def remember(self, journal: Path, header: Mapping[str, Any]) -> None:
+        """Note this process, a journal and its first line in the lock files, for a start under another root."""
+        for descriptor in self.descriptors:
+            _change(descriptor, str(journal.resolve()), header)
 
-    def note(self, *journals: Path) -> None:
-        """Write this process's id and the journals still to be replayed into the lock files."""
-        text = json.dumps({"pid": os.getpid(), "journals": [str(path.resolve()) for path in journals]})
-        for descriptor in self._descriptors.values():
-            if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDWR:
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, text.encode(), 0)
-
-    def journals(self) -> list[Path]:
-        """The journals that earlier holders noted, perhaps under another root; only this user's and root's."""
-        found = set()
-        for device in self.devices:
-            named = _content(self._path(device)).get("journals")
-            found |= {path for path in named if isinstance(path, str)} if isinstance(named, list) else set()
-        return sorted(Path(path) for path in found)
+    def noted(self) -> dict[Path, Noted]:
+        """The journals that the holders noted, with their first lines; only this user's and root's."""
+        return _noted_in(self._path(device) for device in self.devices)
 
     def release(self) -> None:
         """Close this process's lock files; the guardian keeps its own open. May be called twice."""
@@ -143,21 +136,78 @@ def _open(path: Path) -> int:
     raise StoreError(f"the lock {path} keeps vanishing: stop the program that removes files there")
 
 
-def _content(path: Path) -> dict[str, object]:
+def noted_anywhere(folder: Path | None = None) -> dict[Path, Noted]:
+    """The journals that any lock file of this user or of root names, with their first lines."""
+    return _noted_in(sorted((folder or lock_folder()).glob("sweeper-*.lock")))
+
+
+def forget(descriptors: Iterable[int], journal: Path) -> None:
+    """Strike out a journal whose limits are restored. The descriptors hold the locks."""
+    for descriptor in descriptors:
+        _change(descriptor, str(journal.resolve()), None)
+
+
+def _change(descriptor: int, journal: str, header: Noted) -> None:
+    if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
+        return  # another user owns the file
+    headers = _headers(_content(descriptor))
+    headers.pop(journal, None)
+    if header is not None:
+        headers[journal] = header
+    text = json.dumps({"pid": os.getpid(), "journals": list(headers), "headers": headers})
+    # One write over the whole of the old content, so that a kill leaves the old note or the new one.
+    os.pwrite(descriptor, text.ljust(os.fstat(descriptor).st_size).encode(), 0)
+
+
+def _noted_in(files: Iterable[Path]) -> dict[Path, Noted]:
+    found: dict[Path, Noted] = {}
+    for path in files:
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        except OSError:
+            continue  # the file is absent, or this user may not read it
+        found |= {Path(journal): header for journal, header in _headers(_content(descriptor)).items()}
+        os.close(descriptor)
+    return found
+
+
+def _headers(content: Mapping[str, Any]) -> dict[str, Noted]:
+    journals, headers = content.get("journals"), content.get("headers")
+    known = headers if isinstance(headers, dict) else {}
+    return {j: known.get(j) for j in journals if isinstance(j, str)} if isinstance(journals, list) else {}
+
+
+def _content(descriptor: int) -> dict[str, Any]:
     """The content that the holder wrote.
 
     It is empty if another user owns the file, because that user could write anything into it.
     """
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
+        return {}
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
-    except OSError:
-        return {}  # the file is absent, or this user may not read it
-    with os.fdopen(descriptor, "rb") as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
-            return {}
-        try:
-            content = json.loads(file.read(4096) or b"{}")
-        except ValueError:
-            return {}  # the holder was killed while it wrote the file
+        content = json.loads(os.pread(descriptor, found.st_size, 0) or b"{}")
+    except ValueError:
+        return {}  # the holder was killed while it wrote the file
     return content if isinstance(content, dict) else {}
+
+
+def _busy(device: str, path: Path) -> SweepBusyError:
+    """The error that names the process which holds the lock, by the files that it has open."""
+    guardian = None
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if all(file.path != str(path.resolve()) for file in process.open_files()):
+                continue
+            if not any("sweeper.limits.guardian" in word for word in process.cmdline()):
+                who = f"another sweep is tuning {device} (process {process.pid})"
+                return SweepBusyError(who, "wait until it ends, or stop it")
+            guardian = process
+    if guardian is None:
+        return SweepBusyError(f"another sweep is tuning {device}", "wait until it ends, or stop it")
+    who = f"the guardian of an ended sweep holds {device} (process {guardian.pid})"
+    mend = "it is still restoring limits; wait some seconds and try again"
+    with contextlib.suppress(psutil.Error):
+        if guardian.status() == psutil.STATUS_STOPPED:
+            who, mend = f"{who} and is stopped", f"let it go on with `kill -CONT {guardian.pid}`"
+    return SweepBusyError(who, mend)

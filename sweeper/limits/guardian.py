@@ -1,9 +1,10 @@
 """The guardian: a process that outlives a killed sweep and restores the limits.
 
 The guardian runs in its own session. It holds one end of a pipe and a handle of the sweep's process, and sleeps
-in ``poll`` until one of them shows that the sweep has ended. Then it replays the journal and ends. A sweep that
-restored its limits itself sends ``done`` first. A closing terminal or unit sends SIGINT, SIGHUP and SIGTERM to
-its whole process group. The guardian ignores them, because it waits for the end of the sweep.
+in ``poll`` until one of them shows that the sweep has ended. Then it replays the journal and ends. It holds the
+journal open, so that it can act and put the file back if someone removed it. A sweep that restored its limits
+itself sends ``done`` first. A closing terminal or unit sends SIGINT, SIGHUP and SIGTERM to its whole process
+group. The guardian ignores them, because it waits for the end of the sweep.
 """
 
 from __future__ import annotations
@@ -16,15 +17,16 @@ import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Self
 
 from sweeper.errors import StoreError, SweeperError
-from sweeper.limits import journal as journals
-from sweeper.limits.knob import KnobId
-from sweeper.limits.restore import Action, MachineKnobs, RestoreOutcome, replay
+from sweeper.limits.base import Action, RestoreOutcome
+from sweeper.limits.journal import FOLDER, Journal
+from sweeper.limits.restore import Knobs, MachineKnobs, restore_all
 from sweeper.limits.rights import MeansSettings
 
 READY = b"ready\n"
@@ -60,7 +62,14 @@ class Guardian:
         Raises:
             StoreError: the guardian did not start; the sweep must not set a limit then.
         """
-        words = json.dumps({"journal": str(journal.resolve()), "pid": os.getpid(), "sysfs": str(sysfs)})
+        words = json.dumps(
+            {
+                "journal": str(journal.resolve()),
+                "pid": os.getpid(),
+                "sysfs": str(sysfs),
+                "locks": tuple(keep_open),
+            }
+        )
         package_folder = str(Path(__file__).resolve().parents[2])
         code = (
             f"import sys; sys.path.append({package_folder!r});"
@@ -133,31 +142,27 @@ def main(arguments: Sequence[str]) -> int:
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
     words = json.loads(arguments[0])
-    journal = Path(words["journal"])
+    path = Path(words["journal"])
     with MachineKnobs(MeansSettings.from_json(arguments[1]), Path(words["sysfs"])) as machine:
-        _open_early(journal, machine)
+        journal = Journal.open(path)
+        if journal is None:
+            raise StoreError(f"{path} is gone")
+        for (
+            name
+        ) in journal.entries:  # open the devices now; an open NVML also keeps the driver's limits alive
+            with contextlib.suppress(SweeperError):  # the replay tries again and reports the error
+                machine.knob(name)
         owner = _handle_of(words["pid"])
         with contextlib.suppress(BrokenPipeError):  # the sweep died during this start: go on with its journal
             os.write(sys.stdout.fileno(), READY)
         if _dismissed(sys.stdin.fileno(), owner):
             return 0
-        _speak_into_log(journal)
-        outcomes = _replay_until_done(journal, machine)
-    now = datetime.now(UTC).isoformat(timespec="seconds")
-    sys.stderr.writelines(f"{now} {outcome}\n" for outcome in outcomes)
-    return 1 if any(outcome.action is Action.FAILED for outcome in outcomes) else 0
-
-
-def _open_early(journal: Path, machine: MachineKnobs) -> None:
-    """Open the devices now, which makes restoring faster. An open NVML also keeps the driver's limits alive."""
-    record = journals.read_journal(journal)
-    for name in record.entries if record else ():
-        _open_one(name, machine)
-
-
-def _open_one(name: KnobId, machine: MachineKnobs) -> None:
-    with contextlib.suppress(SweeperError):  # the replay tries again and reports the error
-        machine.knob(name)
+        try:
+            outcomes = guard(journal, machine, words["locks"])
+        except Exception:
+            _log(journal, traceback.format_exc())
+            raise
+    return 0 if all(outcome.done for outcome in outcomes) else 1
 
 
 def _handle_of(pid: int) -> int | None:
@@ -187,17 +192,34 @@ def _dismissed(pipe: int, owner: int | None) -> bool:
             return False
 
 
-def _replay_until_done(journal: Path, machine: MachineKnobs) -> list[RestoreOutcome]:
+def guard(journal: Journal, knobs: Knobs, locks: Sequence[int]) -> list[RestoreOutcome]:
+    """Restore the limits of a sweep that died, retry what fails, and log the result beside the journal."""
+    try:
+        journal.reload()
+    except StoreError as error:
+        journal.doubt_all()
+        _log(journal, f"{error}: the guardian goes on with what it read at its start")
+    if not journal.on_disk:
+        with contextlib.suppress(StoreError):  # what this process has read is enough to restore the limits
+            journal.write_again()
+        _log(journal, f"{journal.path} was gone: the guardian goes on with the copy that it holds open")
     deadline = time.monotonic() + RETRY_SECONDS
     while True:
-        record = journals.read_journal(journal)
-        if record is None:
-            return []
-        outcomes = replay(record, machine)
+        outcomes = restore_all(journal, knobs, locks)
         failed = any(outcome.action is Action.FAILED for outcome in outcomes)
         if not failed or time.monotonic() >= deadline:
+            _log(journal, *map(str, outcomes))
             return outcomes
         time.sleep(RETRY_PAUSE_SECONDS)
+
+
+def _log(journal: Journal, *lines: str) -> None:
+    """Write into a log beside the journal. The sweep has died, so no process reads the guardian's pipes any more."""
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    with contextlib.suppress(OSError):  # a full disk must not keep a limit from being restored
+        journal.path.parent.mkdir(parents=True, exist_ok=True)
+        with (journal.path.parent / LOG).open("a", encoding="utf-8") as file:
+            file.writelines(f"{now} {line}\n" for line in lines)
 
 
 def read_log(root: Path) -> tuple[str, ...]:
@@ -206,17 +228,7 @@ def read_log(root: Path) -> tuple[str, ...]:
     A guardian logs the limits that it restored after its sweep had died.
     """
     try:
-        text = (root / journals.FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
+        text = (root / FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:
         return ()
     return tuple(text.splitlines())
-
-
-def _speak_into_log(journal: Path) -> None:
-    """Send standard error, with the outcomes or a traceback, to a log beside the journal.
-
-    The sweep has died, so no process reads the guardian's pipes any more.
-    """
-    log = os.open(journal.parent / LOG, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o644)
-    os.dup2(log, sys.stderr.fileno())
-    os.close(log)

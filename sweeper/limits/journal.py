@@ -2,8 +2,9 @@
 
 Each sweep writes one file, ``<root>/journal/limits-<pid>-<moment>.jsonl``. Its first line holds the boot, the
 owner and the found value of every limit. Each further line holds a value that the sweep is about to set
-(``intent``) or a value that the device then showed (``took``). Every line is on the disk before the sweep touches
-the device. An incomplete last line means that the sweep set nothing after it.
+(``intent``), a value that the device then showed (``took``) or a limit that is as found again (``restored``).
+A line is on the disk before the sweep goes on.
+``docs/life-of-a-limit.md`` describes the states that follow from these lines.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import json
 import os
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Self, get_args
@@ -28,33 +29,35 @@ PATTERN = "limits-*.jsonl"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One limit: the value found, and the values that this sweep may have in force (``ours``).
+    """One limit: the value found, and every other value that sweeper may have in force (``ours``).
 
-    ``ours`` is empty if the sweep never set the limit.
+    ``unsettled`` counts the sets that no read-back has shown. They may still take effect.
     """
 
     found: int | None
     ours: tuple[int | None, ...] = ()
+    unsettled: int = 0
 
-    def after_intent(self, raw: int | None) -> Entry:
-        """The entry before a set. A kill may come before or after it, so both values count until the read-back."""
-        before = self.ours[-1] if self.ours else self.found
-        return Entry(self.found, (before, raw))
+    @property
+    def touched(self) -> bool:
+        """Whether a value of ours may be in force."""
+        return bool(self.ours or self.unsettled)
 
-    def after_taking(self, raw: int | None) -> Entry:
-        """The entry after the device showed this value."""
-        return Entry(self.found, (raw,))
+    def after(self, word: str, raw: int | None) -> Entry:
+        """The entry after a line of the journal: ``intent``, ``took`` or ``restored``.
 
-
-@dataclass(frozen=True, slots=True)
-class JournalRecord:
-    """A journal as read from disk."""
-
-    path: Path
-    boot_id: str
-    pid: int
-    pid_start_ticks: int
-    entries: Mapping[KnobId, Entry]
+        An intent for the value found needs no note: that value is always one that may be in force. A value that
+        the device took settles the last set. If an earlier set is still unsettled, nothing tells which of the two
+        the device will keep, so all values stay until the limit is restored.
+        """
+        if word == "restored":
+            return Entry(self.found)
+        if word == "intent":
+            return self if raw == self.found else Entry(self.found, (*self.ours, raw), self.unsettled + 1)
+        if self.unsettled == 0 or (self.unsettled == 1 and self.ours[-1:] == (raw,)):
+            return Entry(self.found, () if raw == self.found else (raw,))
+        known = raw in (self.found, *self.ours)
+        return Entry(self.found, self.ours if known else (*self.ours, raw), self.unsettled)
 
 
 def boot_id(procfs: Path = Path("/proc")) -> str:
@@ -75,12 +78,13 @@ def process_start_ticks(pid: int, procfs: Path = Path("/proc")) -> int | None:
 
 
 class Journal:
-    """The journal that this process writes. ``entries`` mirrors the file on the disk."""
+    """One journal, open until ``close``. An open journal stays readable after someone removes its file."""
 
-    def __init__(self, path: Path, entries: Mapping[KnobId, Entry], descriptor: int) -> None:
+    def __init__(self, path: Path, descriptor: int | None) -> None:
         self.path = path
-        self.entries = dict(entries)
-        self._descriptor: int | None = descriptor
+        self._descriptor = descriptor
+        self.header: Mapping[str, Any] = {}
+        self.entries: dict[KnobId, Entry] = {}
 
     @classmethod
     def create(cls, root: Path, found: Mapping[KnobId, int | None]) -> Self:
@@ -90,46 +94,140 @@ class Journal:
             StoreError: the folder cannot be written.
         """
         pid = os.getpid()
-        ticks = process_start_ticks(pid) or 0
         header = {
             "schema": SCHEMA,
             "boot_id": boot_id(),
             "pid": pid,
-            "pid_start_ticks": ticks,
+            "pid_start_ticks": process_start_ticks(pid) or 0,
             "utc": datetime.now(UTC).isoformat(timespec="seconds"),
             "found": [asdict(knob) | {"raw": raw} for knob, raw in found.items()],
         }
-        folder = root / FOLDER
-        path = folder / f"limits-{pid}-{time.time_ns()}.jsonl"
+        journal = cls(root / FOLDER / f"limits-{pid}-{time.time_ns()}.jsonl", None)
+        journal._publish(json.dumps(header).encode() + b"\n")
+        return journal
+
+    @classmethod
+    def open(cls, path: Path, noted: Mapping[str, Any] | None = None) -> Self | None:
+        """Open a journal; None if there is none.
+
+        If the file is gone, ``noted``, the header in the lock file, still tells what was found. Nothing then tells
+        which values the sweep set, so every limit counts as unsettled.
+
+        Raises:
+            StoreError: the first line is no journal header, or the file belongs to another user.
+        """
         try:
-            folder.mkdir(parents=True, exist_ok=True)
-            scratch = path.with_suffix(".new")
-            descriptor = os.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o644)
-            _append(descriptor, header)
-            scratch.rename(path)  # so the journal appears with a complete header
-            _sync_folder(folder)
-        except OSError as error:
-            raise StoreError(f"no limit was set: {folder} cannot be written ({error.strerror})") from error
-        return cls(path, {knob: Entry(raw) for knob, raw in found.items()}, descriptor)
+            try:
+                descriptor = os.open(path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC)
+            except PermissionError:
+                descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            if noted is None:
+                return None
+            journal = cls(path, None)
+            journal._parse([json.dumps(noted).encode()])
+            journal.doubt_all()
+            return journal
+        journal = cls(path, descriptor)
+        try:
+            journal.reload()
+        except StoreError:
+            journal.close()
+            raise
+        return journal
+
+    @property
+    def owner(self) -> int | None:
+        """The process id of the sweep that wrote this journal; None if that process has ended."""
+        pid = int(self.header["pid"])
+        return pid if process_start_ticks(pid) == self.header["pid_start_ticks"] else None
+
+    def reload(self) -> None:
+        """Read again what the sweep has written meanwhile, also if the file was removed."""
+        assert self._descriptor is not None
+        if os.geteuid() not in (0, owner := os.fstat(self._descriptor).st_uid) and owner != 0:
+            raise StoreError(f"{self.path} belongs to another user: run `sweeper restore` as its owner")
+        self._parse(self._content().split(b"\n"))
+
+    def _parse(self, lines: list[bytes]) -> None:
+        try:
+            header = json.loads(lines[0])
+            entries = {_knob(words): Entry(_raw(words)) for words in header["found"]}
+            _ = header["boot_id"], int(header["pid"]), int(header["pid_start_ticks"])
+        except (ValueError, KeyError, TypeError) as error:
+            raise StoreError(f"{self.path} is not a journal of limits: {error}") from error
+        for line in lines[1:]:
+            # A line that a full disk or a power cut left incomplete announces a set that never happened.
+            with contextlib.suppress(ValueError, KeyError, TypeError, StopIteration, AttributeError):
+                word, words = next(iter(json.loads(line).items()))
+                knob, raw = _knob(words), _raw(words)
+                entries[knob] = entries[knob].after(word, raw)
+        self.header, self.entries = header, entries
+
+    def doubt_all(self) -> None:
+        """Count every limit as unsettled, because nothing tells any more which values the sweep set."""
+        self.entries = {name: replace(one, unsettled=1) for name, one in self.entries.items()}
 
     def intent(self, knob: KnobId, raw: int | None) -> None:
         """Note the value that the sweep is about to set. The note is on the disk when this returns."""
-        self._note("intent", knob, raw)
-        self.entries[knob] = self.entries[knob].after_intent(raw)
+        if raw != self.entries[knob].found:
+            self._note("intent", knob, raw)
+            self.entries[knob] = self.entries[knob].after("intent", raw)
 
     def took(self, knob: KnobId, raw: int | None) -> None:
-        """Note the value that the device shows."""
+        """Note the value that the device shows. If the note fails, the file still holds more than this value."""
+        self.entries[knob] = self.entries[knob].after("took", raw)
         self._note("took", knob, raw)
-        self.entries[knob] = self.entries[knob].after_taking(raw)
+
+    def restored(self, knob: KnobId) -> None:
+        """Note that a limit is as found for good, where other limits keep the journal."""
+        self.entries[knob] = Entry(self.entries[knob].found)
+        self._note("restored", knob, self.entries[knob].found)
 
     def _note(self, word: str, knob: KnobId, raw: int | None) -> None:
+        line = json.dumps({word: asdict(knob) | {"raw": raw}})
         if self._descriptor is None:
             raise StoreError(f"the journal {self.path} is closed")
         try:
-            _append(self._descriptor, {word: asdict(knob) | {"raw": raw}})
+            _append(self._descriptor, f"{line}\n".encode())
         except OSError as error:
-            self.close()  # the line may be incomplete, and a reader would ignore every line after it
-            raise StoreError(f"no limit was set: {self.path} cannot be written ({error.strerror})") from error
+            with contextlib.suppress(OSError):
+                os.write(self._descriptor, b"\n")  # the next line must not continue an incomplete one
+            raise StoreError(f"{self.path} cannot be written ({error.strerror})") from error
+
+    @property
+    def on_disk(self) -> bool:
+        """Whether the file is still in its folder."""
+        return self.path.exists()
+
+    def write_again(self) -> None:
+        """Put the journal back after someone removed its file. Raises StoreError if the folder cannot be written."""
+        if self._descriptor is not None:
+            self._publish(self._content())
+
+    def _content(self) -> bytes:
+        assert self._descriptor is not None
+        return os.pread(self._descriptor, os.fstat(self._descriptor).st_size, 0)
+
+    def _publish(self, content: bytes) -> None:
+        folder = self.path.parent
+        scratch = self.path.with_suffix(".new")
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC
+            descriptor = os.open(scratch, flags, 0o644)
+            try:
+                _append(descriptor, content)
+                scratch.rename(self.path)  # so the journal appears with a complete header
+                _sync_folder(folder)
+            except BaseException:
+                os.close(descriptor)
+                raise
+        except OSError as error:
+            raise StoreError(f"{folder} cannot be written ({error.strerror})") from error
+        self.close()
+        self._descriptor = descriptor
+        self.reload()
 
     def close(self) -> None:
         """Close the file; it stays on the disk. May be called twice."""
@@ -138,20 +236,16 @@ class Journal:
             self._descriptor = None
 
     def remove(self) -> None:
-        """Remove the journal after the sweep restored every limit."""
+        """Remove the journal after every limit was restored."""
+        with contextlib.suppress(FileNotFoundError):
+            self.path.unlink()
+            _sync_folder(self.path.parent)
         self.close()
-        remove(self.path)
 
 
-def remove(path: Path) -> None:
-    """Delete a journal from the disk; another process may have deleted it already."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-        _sync_folder(path.parent)
-
-
-def _append(descriptor: int, line: Mapping[str, Any]) -> None:
-    os.write(descriptor, (json.dumps(line) + "\n").encode())
+def _append(descriptor: int, content: bytes) -> None:
+    if os.write(descriptor, content) != len(content):
+        raise OSError(28, "No space left on device")  # a full disk takes the first part
     os.fsync(descriptor)
 
 
@@ -166,45 +260,6 @@ def _sync_folder(folder: Path) -> None:
 def find_journals(root: Path) -> list[Path]:
     """The journals under a root, in the order of their names."""
     return sorted((root / FOLDER).glob(PATTERN))
-
-
-def read_journal(path: Path) -> JournalRecord | None:
-    """The content of a journal; None if another process removed it meanwhile.
-
-    Raises:
-        StoreError: the first line is no journal header, or the file belongs to another user.
-    """
-    try:
-        with path.open("rb") as file:
-            owner = os.fstat(file.fileno()).st_uid
-            lines = file.read().split(b"\n")
-    except FileNotFoundError:
-        return None
-    if owner not in (os.geteuid(), 0) and os.geteuid() != 0:
-        raise StoreError(f"{path} belongs to another user: run `sweeper restore` as its owner")
-    try:
-        header = json.loads(lines[0])
-        entries = {_knob(words): Entry(_raw(words)) for words in header["found"]}
-        record = JournalRecord(
-            path, str(header["boot_id"]), int(header["pid"]), int(header["pid_start_ticks"]), entries
-        )
-    except (ValueError, KeyError, TypeError) as error:
-        raise StoreError(f"{path} is not a journal of limits: {error}") from error
-    for line in lines[1:]:
-        if not _replay(entries, line):
-            break
-    return record
-
-
-def _replay(entries: dict[KnobId, Entry], line: bytes) -> bool:
-    try:
-        word, words = next(iter(json.loads(line).items()))
-        knob, raw = _knob(words), _raw(words)
-        entry = entries[knob]
-    except (ValueError, KeyError, TypeError, StopIteration, AttributeError):
-        return False  # a power cut left this line incomplete, so the set that it announces never happened
-    entries[knob] = entry.after_intent(raw) if word == "intent" else entry.after_taking(raw)
-    return True
 
 
 def _knob(words: Mapping[str, Any]) -> KnobId:

@@ -7,7 +7,6 @@ found. ``None`` is a clock that is not locked.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -89,7 +88,7 @@ def in_words(knob: KnobId, raw: int | None) -> str:
     return f"{raw / PER_UNIT[knob.kind]:g} {'W' if knob.limit == POWER else 'MHz'}"
 
 
-def refusal(knob: Knob, raw: int | None, sleep: Callable[[float], None] = time.sleep) -> str | None:
+def refusal(knob: Knob, raw: int | None) -> str | None:
     """Wait until the device shows ``raw``, and return None. After a second, return what it shows instead."""
     deadline = time.monotonic() + READ_BACK_SECONDS
     while True:
@@ -102,4 +101,4 @@ def refusal(knob: Knob, raw: int | None, sleep: Callable[[float], None] = time.s
             answer = knob.contradiction(raw)
         if answer is None or time.monotonic() >= deadline:
             return answer
-        sleep(READ_BACK_PAUSE_SECONDS)
+        time.sleep(READ_BACK_PAUSE_SECONDS)

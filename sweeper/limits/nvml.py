@@ -38,10 +38,17 @@ class PowerKnob:
 
     def enforced(self) -> int | None:
         """The lowest of all limits in force, in mW; None if the device does not report it."""
+        return self._if_reported("nvmlDeviceGetEnforcedPowerLimit")
+
+    def default(self) -> int | None:
+        """The device's own limit, in mW; None if the device does not report it."""
+        return self._if_reported("nvmlDeviceGetPowerManagementDefaultLimit")
+
+    def _if_reported(self, call: str) -> int | None:
         import pynvml
 
         try:
-            return int(pynvml.nvmlDeviceGetEnforcedPowerLimit(self._nvml.handle(self.id.device)))
+            return int(getattr(pynvml, call)(self._nvml.handle(self.id.device)))
         except pynvml.NVMLError:
             return None
 

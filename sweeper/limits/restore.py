@@ -1,53 +1,38 @@
 """Restore the limits that the sweep found, unless another tool set a limit meanwhile.
 
 The sweep restores its limits when it ends. If it dies, its guardian restores them; if both die, ``restore`` does.
+All three call ``restore_all``. ``docs/life-of-a-limit.md`` describes the states of a limit.
 """
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Mapping
-from dataclasses import dataclass
-from enum import Enum
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
-from sweeper.errors import SweepBusyError, SweeperError
-from sweeper.limits import journal as journals
-from sweeper.limits.device_lock import DeviceLocks
-from sweeper.limits.journal import Entry, JournalRecord
+from sweeper.errors import StoreError, SweepBusyError, SweeperError
+from sweeper.limits import rapl
+from sweeper.limits.base import Action, RestoreOutcome
+from sweeper.limits.device_lock import DeviceLocks, Noted, forget, noted_anywhere
+from sweeper.limits.journal import Entry, Journal, boot_id, find_journals
 from sweeper.limits.knob import Knob, KnobId, in_units, in_words, refusal, same
 from sweeper.limits.nvml import ClockKnob, PowerKnob
-from sweeper.limits.rapl import PackageKnob
 from sweeper.limits.rights import Means, MeansSettings, choose, has_admin_right
 from sweeper.nvml import Nvml
 
-
-class Action(Enum):
-    """The result of an attempt to restore a limit."""
-
-    RESTORED = "restored"
-    AS_FOUND = "as found"
-    LEFT_ALONE = "left alone"  # another tool set it meanwhile
-    REBOOTED = "rebooted"  # a reboot reset the limits of every device
-    IN_USE = "in use"  # the sweep that set it still runs
-    FAILED = "failed"  # the journal keeps it for the next try
-
-
-@dataclass(frozen=True, slots=True)
-class RestoreOutcome:
-    """One limit after an attempt to restore it. Values in W or MHz; None: not locked, or not readable."""
-
-    device: str
-    limit: str
-    found: float | None
-    present: float | None
-    action: Action
-    reason: str
-
-    def __str__(self) -> str:
-        return f"{self.limit} of {self.device}: {self.action.value} ({self.reason})"
+# The user's answer to limits that sweeper cannot settle: set the values found, or keep the present values.
+Settle = Literal["found", "present"]
+# A set may take effect after its read-back, or after the sweep that asked for it was killed.
+LATE_SECONDS = 2.0
+LOOKS = 3
+SETTLE_WORDS = (
+    "set the value found with `sweeper restore --settle found`, "
+    "or keep this one with `sweeper restore --settle present`"
+)
 
 
 class Knobs(Protocol):
@@ -88,12 +73,32 @@ class MachineKnobs:
     def knob(self, knob_id: KnobId) -> Knob:
         """The knob of that name, with the best available means. Without a right, its ``write`` raises an error."""
         if knob_id.kind == "rapl":
-            bare = PackageKnob(self.sysfs, knob_id.device, knob_id.part, None)
+            bare = rapl.PackageKnob(self.sysfs, knob_id.device, knob_id.part, None)
             means, _ = self.means("rapl", bare.writable)
-            return PackageKnob(self.sysfs, knob_id.device, knob_id.part, means)
+            return rapl.PackageKnob(self.sysfs, knob_id.device, knob_id.part, means)
         means, _ = self.gpu_means()
         kind = PowerKnob if knob_id.kind == "nvml_power" else ClockKnob
         return kind(self.nvml, knob_id.device, means)
+
+    def in_force(self) -> list[str]:
+        """One line for each limit of this machine that can be read, or the reason why there is none."""
+        found: list[Knob] = []
+        lines = []
+        try:
+            found += [PowerKnob(self.nvml, card.uuid, None) for card in self.nvml.cards()]
+        except SweeperError as error:
+            lines.append(error.what)
+        for zone in rapl.packages(self.sysfs):
+            for part in rapl.limited_constraints(self.sysfs, zone):
+                found.append(rapl.PackageKnob(self.sysfs, zone, part, None))
+        for knob in found:
+            try:
+                default = knob.default() if isinstance(knob, PowerKnob) else None
+                usual = "" if default is None else f" (the device's default is {in_words(knob.id, default)})"
+                lines.append(f"{knob.id}: {in_words(knob.id, knob.read())}{usual}")
+            except SweeperError as error:
+                lines.append(f"{knob.id}: {error.what}")
+        return lines
 
     def close(self) -> None:
         """Close NVML. May be called twice."""
@@ -107,85 +112,139 @@ class MachineKnobs:
         self.close()
 
 
-def give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
-    """Restore the found value of one limit that was set, unless another tool has changed it."""
-    try:
-        return _compare_and_give_back(knob, entry)
-    except SweeperError as error:
-        return _outcome(knob.id, entry, None, Action.FAILED, str(error))
+def restore_all(
+    journal: Journal, knobs: Knobs, locks: Sequence[int], settle: Settle | None = None
+) -> list[RestoreOutcome]:
+    """Restore every limit of a journal in the reverse order of its entries; a failure does not stop the others.
 
+    A limit with an unsettled set gets the value found even if it shows it already, and a second look later: the
+    set may still take effect. The journal is removed if nothing is left to do.
 
-def _compare_and_give_back(knob: Knob, entry: Entry) -> RestoreOutcome:
-    name, found = knob.id, entry.found
-    if knob.readable:
-        present = knob.read()
-        if same(name.kind, present, found):
-            return _outcome(name, entry, present, Action.AS_FOUND, f"{in_words(name, found)}, as found")
-        if not any(same(name.kind, present, value) for value in entry.ours):
-            reason = f"another tool set {in_words(name, present)}; the sweep found {in_words(name, found)}"
-            return _outcome(name, entry, present, Action.LEFT_ALONE, reason)
+    Args:
+        journal: the journal; the caller holds the locks of its devices.
+        knobs: the devices.
+        locks: the descriptors of the lock files, which name the journal.
+        settle: the user's decision on the values of other tools.
+    """
+    outcomes: dict[KnobId, RestoreOutcome] = {}
+    waiting = [name for name, entry in reversed(list(journal.entries.items())) if entry.touched]
+    for number in range(LOOKS):
+        if number:
+            time.sleep(LATE_SECONDS)
+        for name in list(waiting):
+            before = outcomes.get(name)
+            outcome, again = give_back(name, journal, knobs, settle, second_look=number > 0)
+            if before is None or outcome.action is not Action.AS_FOUND or before.action is Action.FAILED:
+                outcomes[name] = outcome
+            if not again:
+                waiting.remove(name)
+        if not waiting:
+            break
+    for name in waiting:
+        if outcomes[name].done:
+            outcomes[name] = _outcome(name, journal.entries[name], None, Action.FAILED, "it keeps changing")
+    if settle == "present":
+        outcomes = {n: one if one.done else replace(one, action=Action.KEPT) for n, one in outcomes.items()}
+    if all(outcome.done for outcome in outcomes.values()):
+        journal.remove()
+        forget(locks, journal.path)
     else:
-        present = entry.ours[-1]
-        if all(same(name.kind, value, found) for value in entry.ours):
-            return _outcome(name, entry, present, Action.AS_FOUND, f"{in_words(name, found)}, as found")
-        against = [knob.contradiction(value) for value in entry.ours]
-        if all(against):
-            reason = f"another tool changed it: {against[-1]}"
-            return _outcome(name, entry, None, Action.LEFT_ALONE, reason)
-    knob.write(found)
-    answer = refusal(knob, found)
-    if answer is not None:
-        return _outcome(
-            name, entry, None, Action.FAILED, f"the device did not accept {in_words(name, found)}: {answer}"
+        with contextlib.suppress(StoreError):  # a full disk: the next try restores them once more
+            for name, outcome in outcomes.items():
+                if outcome.done:
+                    journal.restored(name)
+    return list(outcomes.values())
+
+
+def give_back(
+    name: KnobId,
+    journal: Journal,
+    knobs: Knobs,
+    settle: Settle | None = None,
+    second_look: bool = False,
+) -> tuple[RestoreOutcome, bool]:
+    """Restore the found value of one limit, unless another tool has changed it; and whether to look again later."""
+    entry = journal.entries[name]
+    try:
+        knob = knobs.knob(name)
+        present = knob.read() if knob.readable else entry.ours[-1] if entry.ours else None
+        if journal.header["boot_id"] != boot_id():
+            rebooted = _after_reboot(knob, entry, present)
+            if rebooted.done or settle != "found":
+                return rebooted, False
+        verdict = _verdict(knob, entry, present, settle, second_look)
+        if verdict is not None:
+            return verdict, False
+        as_found = knob.readable and same(name.kind, present, entry.found)
+        try:
+            knob.write(entry.found)
+        except SweeperError:
+            if not as_found:
+                raise
+            # The right may be gone, but the limit is as found. Only the second look can confirm that.
+            return _as_found(name, entry, present), True
+        answer = refusal(knob, entry.found)
+        if answer is None:
+            reason = f"from {in_words(name, present)} to {in_words(name, entry.found)}"
+            outcome = _outcome(name, entry, entry.found, Action.RESTORED, reason)
+            return outcome, knob.readable and (entry.unsettled > 0 or second_look)
+        shown = knob.read()
+        with contextlib.suppress(StoreError):  # a full disk must not keep a limit from being restored
+            journal.took(name, shown)  # a device that rounds the value found shows a value of ours
+        reason = f"the device did not accept {in_words(name, entry.found)}: {answer}; {SETTLE_WORDS}"
+        return _outcome(name, entry, shown, Action.FAILED, reason), knob.readable
+    except SweeperError as error:
+        return _outcome(name, entry, None, Action.FAILED, f"{error}; `sweeper restore` tries again"), False
+
+
+def _verdict(
+    knob: Knob, entry: Entry, present: int | None, settle: Settle | None, second_look: bool
+) -> RestoreOutcome | None:
+    """The outcome if there is nothing to write; None if the value found must be written."""
+    name = knob.id
+    if knob.readable:
+        if same(name.kind, present, entry.found):
+            settled = second_look or not entry.unsettled
+            return _as_found(name, entry, present) if settled else None
+        if any(same(name.kind, present, one) for one in entry.ours):
+            return None
+        tool = (
+            "another tool, or the driver instead of a set of sweeper's,"
+            if entry.unsettled
+            else "another tool"
         )
-    reason = f"from {in_words(name, present)} to {in_words(name, found)}"
-    return _outcome(name, entry, found, Action.RESTORED, reason)
+        reason = f"{tool} set {in_words(name, present)}; the sweep found {in_words(name, entry.found)}"
+    else:
+        against = [knob.contradiction(value) for value in entry.ours]
+        if entry.unsettled or not all(against):
+            return None
+        reason = f"another tool changed it: {against[-1]}"
+    if settle == "found":
+        return None
+    return _outcome(name, entry, present, Action.LEFT_ALONE, f"{reason}; {SETTLE_WORDS}")
+
+
+def _as_found(name: KnobId, entry: Entry, present: int | None) -> RestoreOutcome:
+    return _outcome(name, entry, present, Action.AS_FOUND, f"{in_words(name, entry.found)}, as found")
+
+
+def _after_reboot(knob: Knob, entry: Entry, present: int | None) -> RestoreOutcome:
+    """A reboot resets the limits of every device. A device that still shows a value of ours is an exception."""
+    name = knob.id
+    reason = "the machine has rebooted since: its devices started with their own limits"
+    if not knob.readable:
+        return _outcome(name, entry, None, Action.REBOOTED, reason)
+    shown = in_words(name, present)
+    if same(name.kind, present, entry.found) or not any(same(name.kind, present, v) for v in entry.ours):
+        return _outcome(name, entry, present, Action.REBOOTED, f"{reason}; it shows {shown} now")
+    reason = f"the machine has rebooted since, but the device shows {shown}, which a sweep had set"
+    return _outcome(name, entry, present, Action.LEFT_ALONE, f"{reason}; {SETTLE_WORDS}")
 
 
 def _outcome(name: KnobId, entry: Entry, present: int | None, action: Action, reason: str) -> RestoreOutcome:
     part = f" {name.part}" if name.part else ""
-    return RestoreOutcome(
-        name.device + part,
-        name.limit,
-        in_units(name.kind, entry.found),
-        in_units(name.kind, present),
-        action,
-        reason,
-    )
-
-
-def give_all_back(entries: Mapping[KnobId, Entry], knobs: Knobs) -> list[RestoreOutcome]:
-    """Restore every limit in the reverse order of the entries; a failure of one does not stop the others."""
-    outcomes = []
-    for name, entry in reversed(list(entries.items())):
-        if not entry.ours:
-            continue  # never set
-        try:
-            knob = knobs.knob(name)
-        except SweeperError as error:
-            outcomes.append(_outcome(name, entry, None, Action.FAILED, str(error)))
-        else:
-            outcomes.append(give_back(knob, entry))
-    return outcomes
-
-
-def replay(record: JournalRecord, knobs: Knobs) -> list[RestoreOutcome]:
-    """Restore the limits of a journal, and remove it unless one failed. The caller holds the locks."""
-    if record.boot_id != journals.boot_id():
-        journals.remove(record.path)
-        reason = "the machine has rebooted since: its devices started with their own limits"
-        return [_outcome(n, e, None, Action.REBOOTED, reason) for n, e in record.entries.items() if e.ours]
-    outcomes = give_all_back(record.entries, knobs)
-    if not any(outcome.action is Action.FAILED for outcome in outcomes):
-        journals.remove(record.path)
-    return outcomes
-
-
-def owner_lives(record: JournalRecord) -> bool:
-    """Whether the sweep that wrote a journal still runs."""
-    if record.pid == os.getpid():
-        return False  # this process restores its own limits
-    return journals.process_start_ticks(record.pid) == record.pid_start_ticks
+    found, now = in_units(name.kind, entry.found), in_units(name.kind, present)
+    return RestoreOutcome(name.device + part, name.limit, found, now, action, reason)
 
 
 def restore(
@@ -193,8 +252,9 @@ def restore(
     means: MeansSettings | None = None,
     sysfs: Path = Path("/sys"),
     lock_folder: Path | None = None,
+    settle: Settle | None = None,
 ) -> list[RestoreOutcome]:
-    """Replay every journal under ``root``. `sweeper restore` and every start of a sweep call this.
+    """`sweeper restore`: replay every journal under ``root``, and every one that a lock file names.
 
     If the sweep of a journal still runs, the outcome is ``IN_USE`` and the journal stays. Without a journal, this
     function opens no device.
@@ -202,26 +262,48 @@ def restore(
     Raises:
         StoreError: a journal cannot be read.
     """
-    outcomes: list[RestoreOutcome] = []
+    journals = dict.fromkeys(find_journals(root.resolve())) | noted_anywhere(lock_folder)
     with MachineKnobs(means or MeansSettings(), sysfs) as machine:
-        for path in journals.find_journals(root):
-            outcomes += restore_one(path, machine, lock_folder)
+        return restore_each(journals, machine, lock_folder, settle)
+
+
+def restore_each(
+    journals: Mapping[Path, Noted],
+    knobs: Knobs,
+    lock_folder: Path | None = None,
+    settle: Settle | None = None,
+) -> list[RestoreOutcome]:
+    """Replay these journals, each under the locks of its devices."""
+    outcomes: list[RestoreOutcome] = []
+    for path, noted in journals.items():
+        journal = Journal.open(path, noted)
+        if journal is not None:  # else another process removed it meanwhile
+            with contextlib.closing(journal):
+                outcomes += _restore_one(journal, knobs, lock_folder, settle)
     return outcomes
 
 
-def restore_one(path: Path, knobs: Knobs, lock_folder: Path | None = None) -> list[RestoreOutcome]:
-    """Replay one journal under the locks of its devices; an empty list if another process removed it."""
-    record = journals.read_journal(path)
-    if record is None:
+def _restore_one(
+    journal: Journal, knobs: Knobs, lock_folder: Path | None, settle: Settle | None
+) -> list[RestoreOutcome]:
+    why = f"the sweep of process {journal.owner} still runs and restores this limit itself"
+    if journal.header["boot_id"] != boot_id() or journal.owner in (None, os.getpid()):
+        try:
+            with DeviceLocks((name.device for name in journal.entries), lock_folder) as locks:
+                return replay(journal.path, locks, knobs, settle)
+        except SweepBusyError as error:
+            why = str(error)
+    touched = ((name, entry) for name, entry in journal.entries.items() if entry.touched)
+    return [_outcome(name, entry, None, Action.IN_USE, why) for name, entry in touched]
+
+
+def replay(
+    path: Path, locks: DeviceLocks, knobs: Knobs, settle: Settle | None = None
+) -> list[RestoreOutcome]:
+    """Replay one journal, and remove it if all its limits are done. The caller holds the locks."""
+    # Another process, such as a guardian, may have replayed the journal before the locks were free.
+    journal = Journal.open(path, locks.noted().get(path))
+    if journal is None:
         return []
-    if record.boot_id == journals.boot_id() and owner_lives(record):
-        reason = f"the sweep of process {record.pid} still runs: it will restore this limit itself"
-        return [_outcome(n, e, None, Action.IN_USE, reason) for n, e in record.entries.items() if e.ours]
-    locks = DeviceLocks((name.device for name in record.entries), lock_folder)
-    try:
-        with locks:
-            # The guardian may have replayed the journal before the locks were free.
-            again = journals.read_journal(path)
-            return [] if again is None else replay(again, knobs)
-    except SweepBusyError as error:
-        return [_outcome(n, e, None, Action.IN_USE, str(error)) for n, e in record.entries.items() if e.ours]
+    with contextlib.closing(journal):
+        return restore_all(journal, knobs, locks.descriptors, settle)

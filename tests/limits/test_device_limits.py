@@ -13,9 +13,10 @@ import pytest
 from fake_nvml import H100_MIG, LAPTOP_4060, RTX_3060, RTX_4090, UNKNOWN, FakeNvml
 
 from sweeper.errors import LimitRefused, SweepBusyError, UsageError
-from sweeper.limits.control import DeviceLimits, NoLimits, find_limits
+from sweeper.limits.base import Action
+from sweeper.limits.control import DeviceLimits, find_limits
 from sweeper.limits.guardian import read_log
-from sweeper.limits.restore import Action, restore
+from sweeper.limits.restore import Settle, restore
 from sweeper.limits.rights import MeansSettings
 from sweeper.power_settings import PowerSettings
 
@@ -27,6 +28,7 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     """A fake driver answers at once."""
     monkeypatch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.3)
     monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.2)
+    monkeypatch.setattr("sweeper.limits.restore.LATE_SECONDS", 0.1)
 
 
 class Bed:
@@ -40,7 +42,7 @@ class Bed:
         self.locks.mkdir()
         self.sysfs.mkdir()
 
-    def find(self, root: Path | None = None, **changes: object) -> DeviceLimits | NoLimits:
+    def find(self, root: Path | None = None, **changes: object) -> DeviceLimits:
         settings = PowerSettings(sysfs_root=str(self.sysfs), **changes)  # type: ignore[arg-type]
         return find_limits(root or self.root, settings, DIRECT, self.locks, environ={})
 
@@ -62,6 +64,11 @@ def bed(make_fake_nvml: Callable[..., FakeNvml], tmp_path: Path) -> Iterator[Cal
     yield make
     for context in contexts:
         context.__exit__(None, None, None)
+
+
+def settled(here: Bed, settle: Settle | None) -> set[Action]:
+    """What `sweeper restore --settle …` does with the limits."""
+    return {outcome.action for outcome in restore(here.root, DIRECT, here.sysfs, here.locks, settle)}
 
 
 def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
@@ -223,7 +230,10 @@ def test_what_another_tool_sets_is_left_alone_and_reported(bed: Callable[..., Be
     assert outcome.action is Action.LEFT_ALONE
     assert (outcome.found, outcome.present) == (450, 333)
     assert "another tool set 333 W" in str(outcome)
-    assert here.journals() == []
+    assert len(here.journals()) == 1  # until the user decides
+    assert "earlier run" in str(here.find().refusals()["power_limit_watts"])
+    assert settled(here, "present") == {Action.KEPT}
+    assert here.find().ranges()["power_limit_watts"].found == 333
 
 
 def test_clocks_freed_by_another_tool_are_seen_under_load(bed: Callable[..., Bed]) -> None:
@@ -273,7 +283,13 @@ def test_permission_lost_in_the_middle_fails_trials_only(bed: Callable[..., Bed]
         for name, value in (("power_limit_watts", 300), ("clock_limit_mhz", 1500)):
             with pytest.raises(LimitRefused, match="sweeper doctor"):
                 limits.set(name, value)
-    assert here.journals() == []
+    # The power limit reads as found. No call shows that the clock is free.
+    assert {outcome.limit: outcome.action for outcome in limits.outcomes} == {
+        "power_limit_watts": Action.AS_FOUND,
+        "clock_limit_mhz": Action.FAILED,
+    }
+    gpu.heal()
+    assert wait_for(lambda: not here.journals())
 
 
 def test_a_driver_that_answers_with_an_error_fails_the_trial(bed: Callable[..., Bed]) -> None:
@@ -308,7 +324,6 @@ def test_no_driver_no_package(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
     here.nvml.unload_driver()
     limits = here.find()
-    assert isinstance(limits, NoLimits)
     assert limits.ranges() == {}
     assert "Driver Not Loaded" in str(limits.refusals()["power_limit_watts"])
     with limits:
@@ -335,7 +350,6 @@ def test_a_second_sweep_on_the_device_is_refused(bed: Callable[..., Bed], tmp_pa
 def test_a_killed_guardian_is_replaced_before_the_next_set(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
     limits = here.find()
-    assert isinstance(limits, DeviceLimits)
     with limits:
         limits.set("power_limit_watts", 200)
         assert limits._guardian is not None
@@ -352,7 +366,7 @@ def test_a_disk_that_cannot_be_written_sets_nothing(bed: Callable[..., Bed]) -> 
     here = bed(RTX_4090)
     here.root.parent.mkdir(exist_ok=True)
     here.root.write_text("a file, where a folder should be")
-    with here.find() as limits, pytest.raises(LimitRefused, match=r"no limit was set: .*cannot be written"):
+    with here.find() as limits, pytest.raises(LimitRefused, match=r"was not set: .*cannot be written"):
         limits.set("power_limit_watts", 200)
     assert here.nvml.gpus[0].sets == 0
 
@@ -420,6 +434,9 @@ def test_restore_leaves_what_another_tool_set(bed: Callable[..., Bed]) -> None:
     by_limit = {outcome.limit: outcome.action for outcome in outcomes}
     assert by_limit == {"power_limit_watts": Action.LEFT_ALONE, "clock_limit_mhz": Action.RESTORED}
     assert here.nvml.gpus[0].power_limit_watts == 320
+    assert settled(here, None) == {Action.LEFT_ALONE}
+    assert settled(here, "found") == {Action.RESTORED}
+    assert here.nvml.gpus[0].power_limit_watts == 450
     assert here.journals() == []
 
 
@@ -431,8 +448,9 @@ def test_after_a_reboot_there_is_nothing_to_restore(bed: Callable[..., Bed]) -> 
     header = json.loads(first) | {"boot_id": "another"}
     path.write_text("\n".join([json.dumps(header), *rest]) + "\n")
     sets = here.nvml.gpus[0].sets
-    outcomes = restore(here.root, DIRECT, here.sysfs, here.locks)
-    assert {outcome.action for outcome in outcomes} == {Action.REBOOTED}
+    assert settled(here, None) == {Action.REBOOTED, Action.LEFT_ALONE}  # the device kept our limit
+    here.nvml.gpus[0].power_limit_watts = 450  # as devices do
+    assert settled(here, None) == {Action.REBOOTED}
     assert here.nvml.gpus[0].sets == sets
     assert here.journals() == []
 

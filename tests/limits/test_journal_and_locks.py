@@ -19,7 +19,6 @@ from sweeper.limits.journal import (
     boot_id,
     find_journals,
     process_start_ticks,
-    read_journal,
 )
 from sweeper.limits.knob import KnobId
 
@@ -33,17 +32,17 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     journal.intent(POWER, 200_000)
     journal.took(POWER, 200_000)
     journal.intent(CLOCK, 1500)
-    record = read_journal(journal.path)
+    record = Journal.open(journal.path)
     assert record is not None
     assert record.entries == journal.entries
     assert record.entries[POWER] == Entry(450_000, (200_000,))
-    assert record.entries[CLOCK] == Entry(None, (None, 1500))
+    assert record.entries[CLOCK] == Entry(None, (1500,), unsettled=1)
     assert record.entries[PACKAGE] == Entry(64_000_000)
-    assert (record.boot_id, record.pid) == (boot_id(), os.getpid())
-    assert record.pid_start_ticks == process_start_ticks(os.getpid())
+    assert record.header["boot_id"] == boot_id()
+    assert record.owner == os.getpid()
     assert find_journals(tmp_path) == [journal.path]
     journal.remove()
-    assert read_journal(journal.path) is None
+    assert Journal.open(journal.path) is None
     assert find_journals(tmp_path) == []
     with pytest.raises(StoreError, match="closed"):
         journal.intent(POWER, 1)
@@ -64,7 +63,7 @@ def test_a_journal_cut_anywhere_still_tells_what_was_found(
     header = whole.index(b"\n") + 1
     cut = data.draw(st.integers(header, len(whole)))
     journal.path.write_bytes(whole[:cut])
-    record = read_journal(journal.path)
+    record = Journal.open(journal.path)
     assert record is not None
     lines = whole[header:cut].count(b"\n")
     # A last line that is whole but for its end of line was written, too.
@@ -83,7 +82,7 @@ def test_what_is_no_journal_is_named(tmp_path: Path, text: str) -> None:
     path = tmp_path / "limits-1-1.jsonl"
     path.write_text(text)
     with pytest.raises(StoreError, match=r"limits-1-1\.jsonl is not a journal of limits"):
-        read_journal(path)
+        Journal.open(path)
 
 
 def test_a_process_is_known_by_pid_and_start(tmp_path: Path) -> None:
@@ -100,7 +99,7 @@ def test_locks_exclude_another_process(tmp_path: Path) -> None:
 from pathlib import Path
 from sweeper.limits.device_lock import DeviceLocks
 with DeviceLocks(["GPU-1"], Path({str(tmp_path)!r})) as locks:
-    locks.note(Path("/a/journal"))
+    locks.remember(Path("/a/journal"), {{"boot_id": "x"}})
     print("held", flush=True)
     input()
 """
@@ -115,7 +114,7 @@ with DeviceLocks(["GPU-1"], Path({str(tmp_path)!r})) as locks:
             with pytest.raises(SweepBusyError, match=rf"GPU-1 \(process {other.pid}\)"):
                 both.acquire()
         assert both.descriptors == ()  # GPU-0 was let go again
-        assert both.journals() == [Path("/a/journal")]
+        assert both.noted() == {Path("/a/journal"): {"boot_id": "x"}}
         with DeviceLocks(["GPU-0"], tmp_path):
             pass
         other.communicate(b"\n")
@@ -148,12 +147,12 @@ def test_what_stands_in_a_lock_is_not_believed_blindly(tmp_path: Path) -> None:
     path = tmp_path / "sweeper-GPU-1.lock"
     for text in ("", "{", "[]", '{"journals": 3, "pid": "x"}', '{"journals": [3]}'):
         path.write_text(text)
-        assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
+        assert DeviceLocks(["GPU-1"], tmp_path).noted() == {}
     path.write_text(json.dumps({"journals": ["/a"]}))
-    assert DeviceLocks(["GPU-1"], tmp_path).journals() == [Path("/a")]
+    assert DeviceLocks(["GPU-1"], tmp_path).noted() == {Path("/a"): None}
     with contextlib.suppress(PermissionError):  # only root, and not in every container
         os.chown(path, 12345, 12345)
-        assert DeviceLocks(["GPU-1"], tmp_path).journals() == []
+        assert DeviceLocks(["GPU-1"], tmp_path).noted() == {}
 
 
 def test_the_lock_folder_is_one_for_all_users(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -6,10 +6,9 @@ from pathlib import Path
 import pytest
 
 from sweeper.errors import LimitRefused
-from sweeper.limits.base import LimitControl
-from sweeper.limits.control import DeviceLimits, NoLimits, find_limits
+from sweeper.limits.base import Action, LimitControl
+from sweeper.limits.control import find_limits
 from sweeper.limits.rapl import packages
-from sweeper.limits.restore import Action
 from sweeper.limits.rights import MeansSettings
 from sweeper.power_settings import PowerSettings
 
@@ -48,7 +47,6 @@ def test_a_mini_pc_is_capped_in_both_constraints_and_given_back(tmp_path: Path, 
     folder = zone(tmp_path / "sys", 0, "package-0", found, constraint_0_max_power_uw="28000000")
     zone(tmp_path / "sys", 1, "psys", {"constraint_0": 0})
     limits = find()
-    assert isinstance(limits, DeviceLimits)
     power = limits.ranges()["power_limit_watts"]
     assert (power.low, power.high, power.found, power.device) == (11, 44, 44, "intel-rapl:0")
     assert "NVIDIA" in str(limits.refusals()["clock_limit_mhz"])
@@ -89,7 +87,7 @@ def test_processors_without_limits_and_machines_without_rapl(tmp_path: Path, fin
     zone(tmp_path / "amd", 0, "package-0", {})
     for sysfs in (tmp_path / "amd", tmp_path / "nothing"):
         limits = find(sysfs)
-        assert isinstance(limits, NoLimits)
+        assert not limits.ranges()
         assert "no processor package with a power limit" in str(limits.refusals()["power_limit_watts"])
 
 

@@ -18,9 +18,9 @@ import pytest
 from fake_nvml import RTX_4090, FakeNvml
 
 from sweeper.errors import LimitRefused
-from sweeper.limits.base import LimitControl
+from sweeper.limits.base import Action, LimitControl
 from sweeper.limits.control import find_limits
-from sweeper.limits.restore import Action, restore
+from sweeper.limits.restore import restore
 from sweeper.limits.rights import (
     HELPER_PATH,
     Helper,
