@@ -270,7 +270,7 @@ def doctor(options: argparse.Namespace) -> int:
     limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
     if options.try_limits:
         limits.try_out()
-    sensors_and_limits = tuple(examine(options.root, settings, limits))
+    sensors_and_limits = tuple(examine(options.root, settings, limits, options.try_limits))
     diagnosis = Diagnosis((*machine_findings(), engine_finding(_engine_record), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE

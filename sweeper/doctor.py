@@ -86,6 +86,7 @@ def examine(
     root: Path,
     settings: PowerSettings,
     limits: LimitControl | None = None,
+    tried: bool = False,
     seconds: float = FULL_SECONDS,
 ) -> Iterator[Finding]:
     """Check every sensor and every limit.
@@ -94,6 +95,7 @@ def examine(
         root: the folder that keeps the trust of sensors. A shorter earlier check is repeated.
         settings: the paths of sysfs and procfs, and the plug or command.
         limits: the source of ranges and refusals; None skips the limits.
+        tried: whether the caller has set each power limit to the value in force.
         seconds: how long to poll each sensor, unless an earlier check took at least as long.
     """
     for name, make in _sensors(settings):
@@ -110,7 +112,7 @@ def examine(
         mend = "set power=command power.command.argv=[/path/to/meter]"
         yield Finding("sensor", "command", "missing", "no command is configured", mend)
     if limits is not None:
-        yield from _of_limits(limits)
+        yield from _of_limits(limits, tried)
 
 
 def machine_findings() -> Iterator[Finding]:
@@ -228,7 +230,7 @@ def _described(sensor: Sensor) -> str:
     return f"{source.kind}, scope {source.scope}, {source.interface}"
 
 
-def _of_limits(limits: LimitControl) -> Iterator[Finding]:
+def _of_limits(limits: LimitControl, tried: bool) -> Iterator[Finding]:
     try:
         ranges, refusals = limits.ranges(), limits.refusals()
     except SweeperError as error:
@@ -238,6 +240,8 @@ def _of_limits(limits: LimitControl) -> Iterator[Finding]:
         if name not in refusals:
             found = "not set" if span.found is None else span.found
             detail = f"{span.low} to {span.high} on {span.device}, present value {found}"
+            if name == "power_limit_watts":
+                detail += "; setting it works" if tried else "; `sweeper doctor --try-limits` tries to set it"
             yield Finding("limit", name, "ok", detail)
     for name, refusal in refusals.items():
         if isinstance(refusal, RightMissingError):

@@ -5,22 +5,19 @@ import os
 import signal
 import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_nvml import H100_MIG, LAPTOP_4060, RTX_3060, RTX_4090, UNKNOWN, FakeNvml
+from fake_nvml import H100_MIG, LAPTOP_4060, RTX_3060, RTX_4090, UNKNOWN
+from limits_bed import DIRECT, Bed, left_behind, settled, wait_for
 
 from sweeper.errors import LimitRefused, SweepBusyError, UsageError
 from sweeper.limits.base import Action
-from sweeper.limits.control import DeviceLimits, find_limits
+from sweeper.limits.control import find_limits
 from sweeper.limits.guardian import read_log
-from sweeper.limits.restore import Settle, restore
-from sweeper.limits.rights import MeansSettings
+from sweeper.limits.restore import restore
 from sweeper.power_settings import PowerSettings
-
-DIRECT = MeansSettings(means="direct")
 
 
 @pytest.fixture(autouse=True)
@@ -29,55 +26,6 @@ def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.3)
     monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.2)
     monkeypatch.setattr("sweeper.limits.restore.LATE_SECONDS", 0.1)
-
-
-class Bed:
-    """A fake driver under this process, a root, and folders of its own for locks and sysfs."""
-
-    def __init__(self, nvml: FakeNvml, folder: Path) -> None:
-        self.nvml = nvml
-        self.root = folder / "mlruns"
-        self.locks = folder / "locks"
-        self.sysfs = folder / "sys"
-        self.locks.mkdir()
-        self.sysfs.mkdir()
-
-    def find(self, root: Path | None = None, **changes: object) -> DeviceLimits:
-        settings = PowerSettings(sysfs_root=str(self.sysfs), **changes)  # type: ignore[arg-type]
-        return find_limits(root or self.root, settings, DIRECT, self.locks, environ={})
-
-    def journals(self, root: Path | None = None) -> list[Path]:
-        return list(((root or self.root) / "journal").glob("*.jsonl"))
-
-
-@pytest.fixture
-def bed(make_fake_nvml: Callable[..., FakeNvml], tmp_path: Path) -> Iterator[Callable[..., Bed]]:
-    contexts = []
-
-    def make(*models: object) -> Bed:
-        nvml = make_fake_nvml(*models)
-        context = nvml.in_process()
-        context.__enter__()
-        contexts.append(context)
-        return Bed(nvml, tmp_path)
-
-    yield make
-    for context in contexts:
-        context.__exit__(None, None, None)
-
-
-def settled(here: Bed, settle: Settle | None) -> set[Action]:
-    """What `sweeper restore --settle …` does with the limits."""
-    return {outcome.action for outcome in restore(here.root, DIRECT, here.sysfs, here.locks, settle)}
-
-
-def wait_for(condition: Callable[[], bool], seconds: float = 10.0) -> bool:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.01)
-    return True
 
 
 def test_ranges_come_from_the_device_and_never_exceed_what_was_found(bed: Callable[..., Bed]) -> None:
@@ -369,31 +317,6 @@ def test_a_disk_that_cannot_be_written_sets_nothing(bed: Callable[..., Bed]) -> 
     with here.find() as limits, pytest.raises(LimitRefused, match=r"was not set: .*cannot be written"):
         limits.set("power_limit_watts", 200)
     assert here.nvml.gpus[0].sets == 0
-
-
-def left_behind(here: Bed, root: Path, program: str = "") -> None:
-    """A sweep that sets 200 W and 1500 MHz, and dies together with its guardian."""
-    code = f"""
-import os, signal
-from pathlib import Path
-from sweeper.limits.control import find_limits
-from sweeper.limits.rights import MeansSettings
-from sweeper.power_settings import PowerSettings
-limits = find_limits(Path({str(root)!r}), PowerSettings(sysfs_root={str(here.sysfs)!r}),
-                     MeansSettings(means="direct"), Path({str(here.locks)!r}), environ={{}})
-with limits:
-    limits.set("power_limit_watts", 200)
-    limits.set("clock_limit_mhz", 1500)
-    {program}
-    os.kill(limits._guardian.pid, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
-"""
-    environment = os.environ | here.nvml.environment()
-    done = subprocess.run(
-        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=False
-    )
-    assert done.returncode == -signal.SIGKILL, done.stderr
-    assert here.nvml.gpus[0].power_limit_watts == 200
 
 
 def test_restore_replays_what_a_killed_sweep_left(bed: Callable[..., Bed]) -> None:
