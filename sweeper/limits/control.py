@@ -162,10 +162,11 @@ class DeviceLimits:
                 _turn(journal, knob, raw)
         except SweeperError:
             for knob, _ in changing:  # a failed trial must not leave half of the group changed
-                outcome, _ = give_back(knob.id, journal, self._found)
-                if outcome.done:  # `__exit__` tries again otherwise
+                entry = journal.entries[knob.id]
+                # `__exit__` tries again if this fails.
+                if entry.touched and give_back(knob.id, journal, self._found)[0].done:
                     with contextlib.suppress(StoreError):
-                        journal.took(knob.id, journal.entries[knob.id].found)
+                        journal.took(knob.id, entry.found)
             raise
 
     def _was_set(self, group: Group) -> bool:

@@ -186,8 +186,9 @@ def give_back(
         answer = refusal(knob, entry.found)
         if answer is None:
             reason = f"from {in_words(name, present)} to {in_words(name, entry.found)}"
-            outcome = _outcome(name, entry, entry.found, Action.RESTORED, reason)
-            return outcome, knob.readable and (entry.unsettled > 0 or second_look)
+            # A lock on clocks cannot be read, so the second look removes it once more.
+            again = entry.unsettled > 0 if not second_look else knob.readable
+            return _outcome(name, entry, entry.found, Action.RESTORED, reason), again
         shown = knob.read()
         with contextlib.suppress(StoreError):  # a full disk must not keep a limit from being restored
             journal.took(name, shown)  # a device that rounds the value found shows a value of ours
