@@ -119,7 +119,7 @@ def _die_between_journal_and_set(limits: DeviceLimits, at: int) -> None:
             left[0] -= 1
             if left[0] == 0:
                 assert limits._guardian is not None
-                os.kill(limits._guardian.pid, signal.SIGKILL)
+                os.kill(limits._guardian.process.pid, signal.SIGKILL)
                 os.kill(os.getpid(), signal.SIGKILL)
             whole(knob, raw)
 

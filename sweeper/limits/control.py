@@ -66,7 +66,9 @@ class DeviceLimits:
     def _settled(self, found: Found) -> Found:
         """The limits without those that an earlier sweep left: their present value is not a value to restore."""
         left = {
-            one.limit: LimitRefused(f"from an earlier run: {one}") for one in self.replayed if not one.done
+            one.limit: LimitRefused(f"from an earlier run: {one}")
+            for one in self.replayed
+            if not one.done and one.device.split()[0] in found.devices
         }
         groups = {name: group for name, group in found.groups.items() if name not in left}
         return Found(found.devices, groups, {**left, **found.refusals})
@@ -150,7 +152,8 @@ class DeviceLimits:
             raise LimitRefused(f"{name}={value} was not set: {error}") from error
 
     def _bring(self, group: Group, value: int | None) -> None:
-        if value is None and not self._was_set(group):
+        entries = self._journal.entries if self._journal else {}
+        if value is None and not any(knob.id in entries and entries[knob.id].touched for knob in group.knobs):
             return  # this sweep did not set the value in force
         wanted = [(knob, group.raw(knob.id, value)) for knob in group.knobs]
         changing = [(knob, raw) for knob, raw in wanted if not self._holds(group, knob, raw)]
@@ -168,10 +171,6 @@ class DeviceLimits:
                     with contextlib.suppress(StoreError):
                         journal.took(knob.id, entry.found)
             raise
-
-    def _was_set(self, group: Group) -> bool:
-        entries = self._journal.entries if self._journal else {}
-        return any(knob.id in entries and entries[knob.id].touched for knob in group.knobs)
 
     def _holds(self, group: Group, knob: Knob, raw: int | None) -> bool:
         """Whether a knob already has this value. Raises LimitRefused if another tool changed it."""
@@ -200,7 +199,7 @@ class DeviceLimits:
             found = {name: raw for group in groups for name, raw in group.found.items()}
             self._journal = Journal.create(self._root, found)
             self._locks.remember(self._journal.path, self._journal.header)
-        if not self._journal.on_disk:
+        if not self._journal.path.exists():
             self._journal.write_again()
             if self._guardian is not None:
                 self._guardian.dismiss()  # it holds the removed file open
@@ -245,9 +244,6 @@ def find_limits(
     environ: Mapping[str, str] = os.environ,
 ) -> DeviceLimits:
     """Restore the limits of dead sweeps, then find the limits that sweeper can set on this machine.
-
-    The power limit belongs to the GPUs if there are any, otherwise to the processor packages. Apart from
-    restoring, this function changes no limit.
 
     Args:
         root: the folder of runs; its subfolder ``journal`` holds the journals.

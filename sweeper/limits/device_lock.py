@@ -51,39 +51,34 @@ class DeviceLocks:
     def __init__(self, devices: Iterable[str], folder: Path | None = None) -> None:
         self.devices = tuple(sorted(set(devices)))
         self._folder = folder
-        self._descriptors: dict[str, int] = {}
+        self._descriptors: list[int] = []
 
     @property
     def descriptors(self) -> tuple[int, ...]:
         """The open files that hold the locks; the guardian inherits them."""
-        return tuple(self._descriptors.values())
+        return tuple(self._descriptors)
 
     def acquire(self) -> None:
-        """Take all locks, and wait a few seconds for a guardian that is restoring limits.
-
-        Raises:
-            SweepBusyError: another sweep holds one of them.
-        """
+        """Take all locks, or raise SweepBusyError. Wait some seconds for a guardian that is restoring limits."""
         deadline = time.monotonic() + WAIT_SECONDS
-        while True:
-            busy = self._try_all()
-            if busy is None:
-                return
-            if time.monotonic() >= deadline:
-                raise _busy(busy, self._path(busy))
-            time.sleep(PAUSE_SECONDS)
+        try:
+            for device in self.devices:  # in one order, so that two sweeps do not wait for each other
+                self._take(device, deadline)
+        except BaseException:
+            self.release()
+            raise
 
-    def _try_all(self) -> str | None:
-        for device in self.devices:
-            descriptor = _open(self._path(device))
+    def _take(self, device: str, deadline: float) -> None:
+        path = self._path(device)
+        self._descriptors.append(_open(path))
+        while True:
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(self._descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                os.close(descriptor)
-                self.release()
-                return device
-            self._descriptors[device] = descriptor
-        return None
+                if time.monotonic() >= deadline:
+                    os.close(self._descriptors.pop())  # the error names the processes that have the file open
+                    raise _busy(device, path) from None
+                time.sleep(PAUSE_SECONDS)
 
     def _path(self, device: str) -> Path:
         plain = "".join(sign if sign.isalnum() or sign in "-_" else "_" for sign in device)
@@ -100,9 +95,8 @@ class DeviceLocks:
 
     def release(self) -> None:
         """Close this process's lock files; the guardian keeps its own open. May be called twice."""
-        for descriptor in self._descriptors.values():
-            os.close(descriptor)
-        self._descriptors.clear()
+        while self._descriptors:
+            os.close(self._descriptors.pop())
 
     def __enter__(self) -> Self:
         self.acquire()

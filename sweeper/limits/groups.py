@@ -8,10 +8,9 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from sweeper.errors import LimitRefused, MissingError, RightMissingError, SweeperError
-from sweeper.limits import rapl as rapl_limits
+from sweeper.limits import rapl
 from sweeper.limits.base import LimitRange
 from sweeper.limits.knob import CLOCK, PER_UNIT, POWER, Knob, KnobId
 from sweeper.limits.nvml import ClockKnob, PowerKnob
@@ -137,7 +136,7 @@ def _power_group(knobs: Sequence[PowerKnob]) -> Group:
 
 
 def _clock_group(knobs: Sequence[ClockKnob]) -> Group:
-    supported = sorted(set.intersection(*(set(knob.supported()) for knob in knobs)))
+    supported = sorted(set.intersection(*(set(knob.supported) for knob in knobs)))
     if len(supported) < 2:
         raise LimitRefused("the device lists fewer than two clocks, so there is none to choose")
     held = [knob for knob in knobs if knob.held_by_another()]
@@ -155,43 +154,34 @@ def _clock_group(knobs: Sequence[ClockKnob]) -> Group:
 
 def _package_limits(machine: MachineKnobs) -> Found:
     sysfs = machine.sysfs
-    zones = [zone for zone in rapl_limits.packages(sysfs) if rapl_limits.limited_constraints(sysfs, zone)]
+    zones = [zone for zone in rapl.packages(sysfs) if rapl.limited_constraints(sysfs, zone)]
     if not zones:
-        return Found(
-            (),
-            {},
-            {POWER: LimitRefused(f"no processor package with a power limit in {sysfs}/class/powercap")},
-        )
-    off = [zone for zone in zones if rapl_limits.switched_off(sysfs, zone)]
-    names = [
-        KnobId("rapl", zone, part) for zone in zones for part in rapl_limits.limited_constraints(sysfs, zone)
-    ]
+        nothing = LimitRefused(f"no processor package with a power limit in {sysfs}/class/powercap")
+        return Found((), {}, {POWER: nothing})
     try:
-        if off:
-            raise LimitRefused(
-                f"the firmware, or the zone's file `enabled`, has switched off the limits of {off[0]}"
-            )
-        direct = all(rapl_limits.PackageKnob(sysfs, n.device, n.part, None).writable for n in names)
-        means, missing = machine.means("rapl", direct)
-        if missing is not None:
-            raise _ungranted(missing)
-        knobs = [rapl_limits.PackageKnob(sysfs, name.device, name.part, means) for name in names]
-        group = _package_group(sysfs, zones, knobs)
+        return Found(tuple(zones), {POWER: _package_group(machine, zones)}, {})
     except SweeperError as error:
         return Found(tuple(zones), {}, {POWER: error})
-    return Found(tuple(zones), {POWER: group}, {})
 
 
-def _package_group(sysfs: Path, zones: Sequence[str], knobs: Sequence[rapl_limits.PackageKnob]) -> Group:
+def _package_group(machine: MachineKnobs, zones: Sequence[str]) -> Group:
+    sysfs, per = machine.sysfs, PER_UNIT["rapl"]
+    off = [zone for zone in zones if rapl.switched_off(sysfs, zone)]
+    if off:
+        raise LimitRefused(
+            f"the firmware, or the zone's file `enabled`, has switched off the limits of {off[0]}"
+        )
+    names = [(zone, part) for zone in zones for part in rapl.limited_constraints(sysfs, zone)]
+    direct = all(rapl.PackageKnob(sysfs, *name, None).writable for name in names)
+    means, missing = machine.means("rapl", direct)
+    if missing is not None:
+        raise _ungranted(missing)
+    knobs = tuple(rapl.PackageKnob(sysfs, *name, means) for name in names)
     found = {knob.id: knob.read() for knob in knobs}
-    per = PER_UNIT["rapl"]
-    long_term = [
-        raw for name, raw in found.items() if name.part == rapl_limits.CONSTRAINTS[0] and raw is not None
-    ]
+    long_term = [raw for name, raw in found.items() if name.part == rapl.CONSTRAINTS[0] and raw is not None]
     highest = min(long_term)
-    low = -(-max(rapl_limits.least(sysfs, zone, highest) for zone in zones) // per)
+    low = -(-max(rapl.least(sysfs, zone, highest) for zone in zones) // per)
     if low >= highest // per:
         raise LimitRefused(f"the limit found is {highest / per:g} W: there is no range below it to search")
-    devices = ", ".join(zones)
-    limits = LimitRange(POWER, devices, max(1, low), highest // per, highest // per)
-    return Group(limits, tuple(knobs), found)
+    limits = LimitRange(POWER, ", ".join(zones), max(1, low), highest // per, highest // per)
+    return Group(limits, knobs, found)

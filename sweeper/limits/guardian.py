@@ -19,6 +19,7 @@ import sys
 import time
 import traceback
 from collections.abc import Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Self
@@ -46,42 +47,34 @@ class Guardian:
     """The sweep's side: it starts the guardian and dismisses it."""
 
     def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
-        self._process = process
+        self.process = process
         self._pipe = pipe
 
     @classmethod
-    def start(cls, journal: Path, means: MeansSettings, sysfs: Path, keep_open: Sequence[int] = ()) -> Self:
-        """Start the guardian, and return when it watches the sweep.
+    def start(cls, journal: Path, means: MeansSettings, sysfs: Path, locks: Sequence[int] = ()) -> Self:
+        """Start the guardian, and return when it watches the sweep. Raises StoreError if it does not start.
 
-        Args:
-            journal: the journal that the guardian replays.
-            means: how to set limits.
-            sysfs: the path of sysfs, with RAPL's files.
-            keep_open: descriptors that the guardian holds until it ends: the device locks.
-
-        Raises:
-            StoreError: the guardian did not start; the sweep must not set a limit then.
+        ``locks`` are the descriptors of the device locks, which the guardian holds until it ends.
         """
-        words = json.dumps(
-            {
-                "journal": str(journal.resolve()),
-                "pid": os.getpid(),
-                "sysfs": str(sysfs),
-                "locks": tuple(keep_open),
-            }
-        )
+        words = {
+            "journal": str(journal.resolve()),
+            "pid": os.getpid(),
+            "sysfs": str(sysfs),
+            "locks": tuple(locks),
+            "means": asdict(means),
+        }
         package_folder = str(Path(__file__).resolve().parents[2])
         code = (
             f"import sys; sys.path.append({package_folder!r});"
-            "from sweeper.limits.guardian import main; sys.exit(main(sys.argv[1:]))"
+            "from sweeper.limits.guardian import main; sys.exit(main(sys.argv[1]))"
         )
         process = subprocess.Popen(
-            [sys.executable, "-P", "-c", code, words, means.to_json()],
+            [sys.executable, "-P", "-c", code, json.dumps(words)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             start_new_session=True,
-            pass_fds=tuple(keep_open),
+            pass_fds=tuple(locks),
             cwd="/",
         )
         assert process.stdin is not None
@@ -89,33 +82,26 @@ class Guardian:
         try:
             guardian._await_ready()
         except BaseException:
-            guardian.abandon()
             process.kill()
+            guardian.abandon()
             process.wait()
             raise
         return guardian
 
     def _await_ready(self) -> None:
-        assert self._process.stdout is not None
-        ready, _, _ = select.select([self._process.stdout], [], [], START_SECONDS)
-        if ready and self._process.stdout.readline() == READY:
-            return
-        self._process.kill()
-        assert self._process.stderr is not None
-        lines = self._process.stderr.read().decode(errors="replace").strip().splitlines()
-        raise StoreError(
-            f"no limit was set: the guardian did not start ({lines[-1] if lines else 'it printed nothing'})"
-        )
-
-    @property
-    def pid(self) -> int:
-        """The guardian's process id."""
-        return self._process.pid
+        assert self.process.stdout is not None
+        assert self.process.stderr is not None
+        ready, _, _ = select.select([self.process.stdout], [], [], START_SECONDS)
+        if not ready or self.process.stdout.readline() != READY:
+            self.process.kill()
+            lines = self.process.stderr.read().decode(errors="replace").strip().splitlines()
+            why = lines[-1] if lines else "it printed nothing"
+            raise StoreError(f"no limit was set: the guardian did not start ({why})")
 
     @property
     def alive(self) -> bool:
         """Whether the guardian still runs."""
-        return self._process.poll() is None
+        return self.process.poll() is None
 
     def dismiss(self) -> None:
         """Let the guardian end after the sweep restored every limit, and wait for its end."""
@@ -124,35 +110,37 @@ class Guardian:
             self._pipe.flush()
         self.abandon()
         try:
-            self._process.wait(END_SECONDS)
+            self.process.wait(END_SECONDS)
         except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
+            self.process.kill()
+            self.process.wait()
 
     def abandon(self) -> None:
         """Close the pipe without ``done``: the guardian then acts as if this process had died."""
-        for stream in (self._pipe, self._process.stdout, self._process.stderr):
+        for stream in (self._pipe, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
 
 
-def main(arguments: Sequence[str]) -> int:
-    """The guardian's side. The arguments are the sweep to watch and the means, both as JSON."""
+def main(argument: str) -> int:
+    """The guardian's side. The argument names the sweep to watch, as JSON."""
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM, signal.SIGPIPE):
         signal.signal(number, signal.SIG_IGN)
-    words = json.loads(arguments[0])
-    path = Path(words["journal"])
-    with MachineKnobs(MeansSettings.from_json(arguments[1]), Path(words["sysfs"])) as machine:
-        journal = Journal.open(path)
+    words = json.loads(argument)
+    means = MeansSettings(**words["means"] | {"helper": tuple(words["means"]["helper"])})
+    with MachineKnobs(means, Path(words["sysfs"])) as machine:
+        journal = Journal.open(Path(words["journal"]))
         if journal is None:
-            raise StoreError(f"{path} is gone")
+            raise StoreError(f"{words['journal']} is gone")
         for (
             name
         ) in journal.entries:  # open the devices now; an open NVML also keeps the driver's limits alive
             with contextlib.suppress(SweeperError):  # the replay tries again and reports the error
                 machine.knob(name)
-        owner = _handle_of(words["pid"])
+        owner = None
+        with contextlib.suppress(OSError):  # the sweep has ended, or the kernel is too old
+            owner = os.pidfd_open(words["pid"])
         with contextlib.suppress(BrokenPipeError):  # the sweep died during this start: go on with its journal
             os.write(sys.stdout.fileno(), READY)
         if _dismissed(sys.stdin.fileno(), owner):
@@ -163,14 +151,6 @@ def main(arguments: Sequence[str]) -> int:
             _log(journal, traceback.format_exc())
             raise
     return 0 if all(outcome.done for outcome in outcomes) else 1
-
-
-def _handle_of(pid: int) -> int | None:
-    """A file that becomes readable when the process ends; None if it has ended or the kernel is too old."""
-    try:
-        return os.pidfd_open(pid)
-    except OSError:
-        return None
 
 
 def _dismissed(pipe: int, owner: int | None) -> bool:
@@ -199,7 +179,7 @@ def guard(journal: Journal, knobs: Knobs, locks: Sequence[int]) -> list[RestoreO
     except StoreError as error:
         journal.doubt_all()
         _log(journal, f"{error}: the guardian goes on with what it read at its start")
-    if not journal.on_disk:
+    if not journal.path.exists():
         with contextlib.suppress(StoreError):  # what this process has read is enough to restore the limits
             journal.write_again()
         _log(journal, f"{journal.path} was gone: the guardian goes on with the copy that it holds open")

@@ -88,11 +88,7 @@ class Journal:
 
     @classmethod
     def create(cls, root: Path, found: Mapping[KnobId, int | None]) -> Self:
-        """Write the values found, and return when they are on the disk.
-
-        Raises:
-            StoreError: the folder cannot be written.
-        """
+        """Write the values found, and return when they are on the disk. Raises StoreError if that fails."""
         pid = os.getpid()
         header = {
             "schema": SCHEMA,
@@ -108,13 +104,9 @@ class Journal:
 
     @classmethod
     def open(cls, path: Path, noted: Mapping[str, Any] | None = None) -> Self | None:
-        """Open a journal; None if there is none.
+        """Open a journal; None if there is none. Raises StoreError if it is not a journal of this user's.
 
-        If the file is gone, ``noted``, the header in the lock file, still tells what was found. Nothing then tells
-        which values the sweep set, so every limit counts as unsettled.
-
-        Raises:
-            StoreError: the first line is no journal header, or the file belongs to another user.
+        If the file is gone, ``noted``, the header in the lock file, still tells what was found.
         """
         try:
             try:
@@ -195,15 +187,9 @@ class Journal:
                 os.write(self._descriptor, b"\n")  # the next line must not continue an incomplete one
             raise StoreError(f"{self.path} cannot be written ({error.strerror})") from error
 
-    @property
-    def on_disk(self) -> bool:
-        """Whether the file is still in its folder."""
-        return self.path.exists()
-
     def write_again(self) -> None:
-        """Put the journal back after someone removed its file. Raises StoreError if the folder cannot be written."""
-        if self._descriptor is not None:
-            self._publish(self._content())
+        """Put the journal back after someone removed its file. Raises StoreError if that fails."""
+        self._publish(self._content())
 
     def _content(self) -> bytes:
         assert self._descriptor is not None

@@ -36,11 +36,9 @@ SETTLE_WORDS = (
 
 
 class Knobs(Protocol):
-    """Provides knobs."""
+    """Provides knobs. ``knob`` raises SensorMissingError if the device cannot be reached."""
 
-    def knob(self, knob_id: KnobId) -> Knob:
-        """The knob of that name. Raises SensorMissingError if its device cannot be reached."""
-        ...
+    def knob(self, knob_id: KnobId, /) -> Knob: ...  # noqa: D102
 
 
 class MachineKnobs:
@@ -82,15 +80,16 @@ class MachineKnobs:
 
     def in_force(self) -> list[str]:
         """One line for each limit of this machine that can be read, or the reason why there is none."""
-        found: list[Knob] = []
         lines = []
+        found: list[Knob] = [
+            rapl.PackageKnob(self.sysfs, zone, part, None)
+            for zone in rapl.packages(self.sysfs)
+            for part in rapl.limited_constraints(self.sysfs, zone)
+        ]
         try:
             found += [PowerKnob(self.nvml, card.uuid, None) for card in self.nvml.cards()]
         except SweeperError as error:
             lines.append(error.what)
-        for zone in rapl.packages(self.sysfs):
-            for part in rapl.limited_constraints(self.sysfs, zone):
-                found.append(rapl.PackageKnob(self.sysfs, zone, part, None))
         for knob in found:
             try:
                 default = knob.default() if isinstance(knob, PowerKnob) else None
@@ -118,13 +117,8 @@ def restore_all(
     """Restore every limit of a journal in the reverse order of its entries; a failure does not stop the others.
 
     A limit with an unsettled set gets the value found even if it shows it already, and a second look later: the
-    set may still take effect. The journal is removed if nothing is left to do.
-
-    Args:
-        journal: the journal; the caller holds the locks of its devices.
-        knobs: the devices.
-        locks: the descriptors of the lock files, which name the journal.
-        settle: the user's decision on the values of other tools.
+    set may still take effect. The journal is removed if nothing is left to do. The caller holds the locks of its
+    devices; ``locks`` are the descriptors of their files, which name the journal.
     """
     outcomes: dict[KnobId, RestoreOutcome] = {}
     waiting = [name for name, entry in reversed(list(journal.entries.items())) if entry.touched]
@@ -186,8 +180,8 @@ def give_back(
         answer = refusal(knob, entry.found)
         if answer is None:
             reason = f"from {in_words(name, present)} to {in_words(name, entry.found)}"
-            # A lock on clocks cannot be read, so the second look removes it once more.
-            again = entry.unsettled > 0 if not second_look else knob.readable
+            # No read-back shows a lock on clocks, so the second look removes it once more.
+            again = (entry.unsettled > 0 or second_look) if knob.readable else not second_look
             return _outcome(name, entry, entry.found, Action.RESTORED, reason), again
         shown = knob.read()
         with contextlib.suppress(StoreError):  # a full disk must not keep a limit from being restored
@@ -257,11 +251,8 @@ def restore(
 ) -> list[RestoreOutcome]:
     """`sweeper restore`: replay every journal under ``root``, and every one that a lock file names.
 
-    If the sweep of a journal still runs, the outcome is ``IN_USE`` and the journal stays. Without a journal, this
-    function opens no device.
-
-    Raises:
-        StoreError: a journal cannot be read.
+    If the sweep of a journal still runs, the outcome is ``IN_USE`` and the journal stays. Raises StoreError if a
+    journal cannot be read.
     """
     journals = dict.fromkeys(find_journals(root.resolve())) | noted_anywhere(lock_folder)
     with MachineKnobs(means or MeansSettings(), sysfs) as machine:

@@ -7,14 +7,15 @@ sweeper checks for a right without setting a limit.
 
 from __future__ import annotations
 
+import getpass
 import json
 import os
+import shlex
 import socket
 import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 from sweeper.errors import LimitRefused, RightMissingError, SensorMissingError
 from sweeper.power_settings import LimitMeansSettings
@@ -43,28 +44,6 @@ class Request:
     words: tuple[str, ...]
     index: int | None = None
 
-    @property
-    def kind(self) -> str:
-        """nvml-power, nvml-clock or rapl."""
-        return self.words[0]
-
-
-class Means(Protocol):
-    """Carries out a request for which this process has no right."""
-
-    @property
-    def name(self) -> str:
-        """``helper`` or ``zeusd``."""
-        ...
-
-    def missing(self, kind: str) -> str | None:
-        """The reason why it cannot carry out this kind of request, or None if it can."""
-        ...
-
-    def carry_out(self, request: Request) -> None:
-        """Set the limit. Raises LimitRefused, RightMissingError or SensorMissingError."""
-        ...
-
 
 @dataclass(frozen=True, slots=True)
 class MeansSettings:
@@ -81,16 +60,6 @@ class MeansSettings:
     def of(settings: LimitMeansSettings) -> MeansSettings:
         """The settings from ``power.limits`` of the configuration. The helper's command is never configurable."""
         return MeansSettings(settings.means, zeusd_socket=settings.zeusd_socket)
-
-    def to_json(self) -> str:
-        """The settings as JSON, for the guardian's command line."""
-        return json.dumps({"means": self.means, "helper": self.helper, "zeusd_socket": self.zeusd_socket})
-
-    @staticmethod
-    def from_json(text: str) -> MeansSettings:
-        """The settings that ``to_json`` wrote."""
-        words = json.loads(text)
-        return MeansSettings(words["means"], tuple(words["helper"]), words["zeusd_socket"])
 
 
 def has_admin_right(procfs: Path = Path("/proc")) -> bool:
@@ -114,7 +83,7 @@ class Helper:
         self._command = command
 
     def missing(self, kind: str) -> str | None:
-        """Ask the helper for its version. If no helper is installed, sudo is not called."""
+        """Why it cannot carry out requests; None if it can. If no helper is installed, sudo is not called."""
         program = self._command[-1]
         if not Path(program).exists():
             return f"{program} is not installed"
@@ -129,7 +98,7 @@ class Helper:
         return None
 
     def carry_out(self, request: Request) -> None:
-        """Run the helper and wait for it."""
+        """Set the limit. Raises LimitRefused, RightMissingError or SensorMissingError."""
         done = self._run(*request.words)
         if done.returncode == 0:
             return
@@ -168,7 +137,7 @@ class Zeusd:
         self._path = path
 
     def missing(self, kind: str) -> str | None:
-        """Ask zeusd which API groups it offers."""
+        """Why it cannot carry out this kind of request; None if it can."""
         if kind == "rapl":
             return "zeusd sets no processor limits"
         if not Path(self._path).exists():
@@ -183,7 +152,7 @@ class Zeusd:
         return None if "gpu-control" in groups else "zeusd runs without its API group gpu-control: enable it"
 
     def carry_out(self, request: Request) -> None:
-        """Send the request to zeusd, and wait until it is done."""
+        """Set the limit. Raises LimitRefused or RightMissingError."""
         if request.index is None:
             raise LimitRefused("zeusd needs the GPU's index, which NVML did not report")
         status, body = self._ask("POST", _zeusd_path(request))
@@ -215,12 +184,16 @@ class Zeusd:
 
 def _zeusd_path(request: Request) -> str:
     gpu = f"gpu_ids={request.index}&block=true"
-    if request.kind == "nvml-power":
+    if request.words[0] == "nvml-power":
         return f"/gpu/set_power_limit?{gpu}&power_limit_mw={request.words[2]}"
     if request.words[2] == "reset":
         return f"/gpu/reset_gpu_locked_clocks?{gpu}"
     low, high = request.words[2:4]
     return f"/gpu/set_gpu_locked_clocks?{gpu}&min_clock_mhz={low}&max_clock_mhz={high}"
+
+
+# What carries out a request for which this process has no right.
+Means = Helper | Zeusd
 
 
 def zeusd_socket(settings: MeansSettings, environ: Mapping[str, str] = os.environ) -> str:
@@ -231,14 +204,9 @@ def zeusd_socket(settings: MeansSettings, environ: Mapping[str, str] = os.enviro
 
 
 def choose(kind: str, settings: MeansSettings, direct: bool) -> tuple[Means | None, str | None]:
-    """The means for one kind of request, and the reason if there is none.
+    """The means for one kind of request (nvml-power, nvml-clock, rapl), and the reason if there is none.
 
-    A means of None without a reason stands for this process itself.
-
-    Args:
-        kind: nvml-power, nvml-clock or rapl.
-        settings: the means that the user allows.
-        direct: whether this process has the right.
+    A means of None without a reason stands for this process itself. ``direct`` tells whether it has the right.
     """
     if settings.means == "direct" or (settings.means == "auto" and direct):
         return None, None
@@ -255,34 +223,20 @@ def choose(kind: str, settings: MeansSettings, direct: bool) -> tuple[Means | No
 def grant_steps(kinds: tuple[str, ...] = ("nvml", "rapl")) -> tuple[str, ...]:
     """The lines that an administrator runs once, so that members of a group may set limits without root.
 
-    Args:
-        kinds: the kinds of limits on this machine: ``nvml``, ``rapl`` or both. For nvml, the last step names zeusd
-            as the alternative.
+    ``kinds`` are the kinds of limits on this machine. For nvml, the last step names zeusd as the alternative.
     """
-    source = Path(__file__).with_name("set_limit_helper.py")
+    source = shlex.quote(str(Path(__file__).with_name("set_limit_helper.py")))
+    try:
+        user = shlex.quote(getpass.getuser())
+    except (KeyError, OSError):  # the user id has no name, as in some containers
+        user = "USER"
     rule = f"%{HELPER_GROUP} ALL=(root) NOPASSWD: {HELPER_PATH}"
     steps = [
-        f"sudo groupadd --system --force {HELPER_GROUP} && sudo usermod -aG {HELPER_GROUP} {_user()}",
-        f"sudo install -D -o root -g root -m 0755 {_quoted(source)} {HELPER_PATH}",
+        f"sudo groupadd --system --force {HELPER_GROUP} && sudo usermod -aG {HELPER_GROUP} {user}",
+        f"sudo install -D -o root -g root -m 0755 {source} {HELPER_PATH}",
         f"echo '{rule}' | sudo tee {SUDOERS} && sudo chmod 0440 {SUDOERS} && sudo visudo -c",
         f"log in again; then `sudo -n {HELPER_PATH} check` prints `{HELPER_VERSION}`",
     ]
     if "nvml" in kinds:
         steps.append("or, if zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket")
     return tuple(steps)
-
-
-def _quoted(path: Path) -> str:
-    import shlex
-
-    return shlex.quote(str(path))
-
-
-def _user() -> str:
-    import getpass
-    import shlex
-
-    try:
-        return shlex.quote(getpass.getuser())
-    except (KeyError, OSError):  # the user id has no name, as in some containers
-        return "USER"

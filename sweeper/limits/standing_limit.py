@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 from sweeper.errors import LimitRefused, SensorMissingError
@@ -12,29 +13,19 @@ from sweeper.limits.rights import MeansSettings
 from sweeper.power_settings import PowerSettings
 
 
+@dataclass(frozen=True, slots=True)
 class StandingLimit:
     """The power limit of one GPU or one processor package, in W."""
 
-    def __init__(self, device: str, knob: Knob) -> None:
-        self._device = device
-        self._knob = knob
-
-    @property
-    def device(self) -> str:
-        """The UUID of the GPU or the name of the zone."""
-        return self._device
+    device: str  # the UUID of the GPU or the name of the zone
+    _knob: Knob
 
     def read(self) -> float | None:
         """The limit in force; None if the device does not report it."""
         return in_units(self._knob.id.kind, self._knob.read())
 
     def set(self, watts: float) -> float:
-        """Set the limit and return the value that the device reads back.
-
-        Raises:
-            LimitRefused: the device did not accept the value.
-            RightMissingError: this user has no right to set the limit.
-        """
+        """Set the limit and return the value read back. Raises LimitRefused or RightMissingError."""
         raw = round(watts * PER_UNIT[self._knob.id.kind])
         self._knob.write(raw)
         why = refusal(self._knob, raw)
@@ -45,15 +36,10 @@ class StandingLimit:
 
 
 def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys")) -> StandingLimit:
-    """The standing limit of ``device``: a GPU's UUID, or a RAPL zone.
+    """The standing limit of ``device``, as the record of the sweep names it: a GPU's UUID, or a RAPL zone.
 
-    Args:
-        machine: an entered `MachineKnobs`, which outlives the limit.
-        device: the device's name in the record of the sweep.
-        sysfs: the path of sysfs.
-
-    Raises:
-        SensorMissingError: there is no such device, or it has several limits, which no single value describes.
+    ``machine`` is entered and outlives the limit. Raises SensorMissingError if there is no such device, or if it has
+    several limits, which no single value describes.
     """
     if device.startswith("GPU-"):
         return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))

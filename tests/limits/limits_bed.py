@@ -76,13 +76,13 @@ def die(limits: DeviceLimits, with_guardian: bool = True) -> int:
     assert guardian is not None
     assert journal is not None
     if with_guardian:
-        os.kill(guardian.pid, signal.SIGKILL)
-        guardian._process.wait()
+        os.kill(guardian.process.pid, signal.SIGKILL)
+        guardian.process.wait()
     limits._locks.release()
     journal.close()
     guardian.abandon()
     limits._guardian = limits._journal = None  # so that leaving its block restores nothing
-    return guardian.pid
+    return guardian.process.pid
 
 
 def left_behind(here: Bed, root: Path) -> None:

@@ -20,14 +20,6 @@ from sweeper.limits.restore import restore
 from sweeper.power_settings import PowerSettings
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake driver answers at once."""
-    monkeypatch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.3)
-    monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.2)
-    monkeypatch.setattr("sweeper.limits.restore.LATE_SECONDS", 0.1)
-
-
 def test_ranges_come_from_the_device_and_never_exceed_what_was_found(bed: Callable[..., Bed]) -> None:
     here = bed(RTX_4090)
     power = here.find().ranges()["power_limit_watts"]
@@ -301,11 +293,11 @@ def test_a_killed_guardian_is_replaced_before_the_next_set(bed: Callable[..., Be
     with limits:
         limits.set("power_limit_watts", 200)
         assert limits._guardian is not None
-        first = limits._guardian.pid
+        first = limits._guardian.process.pid
         os.kill(first, signal.SIGKILL)
-        limits._guardian._process.wait()
+        limits._guardian.process.wait()
         limits.set("power_limit_watts", 210)
-        assert limits._guardian.pid != first
+        assert limits._guardian.process.pid != first
         assert limits._guardian.alive
     assert here.nvml.gpus[0].power_limit_watts == 450
 

@@ -22,14 +22,6 @@ MakeBed = Callable[..., Bed]
 POWER = "power_limit_watts"
 
 
-@pytest.fixture(autouse=True)
-def _short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A fake driver answers at once."""
-    monkeypatch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.2)
-    monkeypatch.setattr("sweeper.limits.knob.READ_BACK_SECONDS", 0.05)
-    monkeypatch.setattr("sweeper.limits.restore.LATE_SECONDS", 0.1)
-
-
 @pytest.fixture
 def here(bed: MakeBed, monkeypatch: pytest.MonkeyPatch) -> Bed:
     here = bed(RTX_4090)
@@ -216,7 +208,7 @@ def test_a_stopped_guardian_is_named(here: Bed, capsys: pytest.CaptureFixture[st
     with limits:
         limits.set(POWER, 200)
         assert limits._guardian is not None
-        os.kill(limits._guardian.pid, signal.SIGSTOP)
+        os.kill(limits._guardian.process.pid, signal.SIGSTOP)
         guardian = die(limits, with_guardian=False)
     code, said = run(here, capsys, "restore")
     assert code == 3

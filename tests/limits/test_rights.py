@@ -100,7 +100,7 @@ from sweeper.power_settings import PowerSettings
 with find_limits(Path({str(tmp_path / "mlruns")!r}), PowerSettings(sysfs_root={str(tmp_path)!r}),
                  MeansSettings("helper", {helper!r}), Path({str(tmp_path)!r}), environ={{}}) as limits:
     limits.set("power_limit_watts", 200)
-    guardian = limits._guardian.pid
+    guardian = limits._guardian.process.pid
     print(guardian, flush=True)
     os.kill(os.getpid(), signal.SIGKILL)
 """
