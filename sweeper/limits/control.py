@@ -10,8 +10,8 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from types import TracebackType
 from typing import Self
 
 from sweeper.errors import LimitRefused, MissingError, StoreError, SweeperError
@@ -87,9 +87,7 @@ class DeviceLimits:
         self._entered = True
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         journal, guardian = self._journal, self._guardian
         self._journal = self._guardian = None
         self._entered = False
@@ -129,10 +127,8 @@ class DeviceLimits:
         """Set a limit on all its devices and read it back; None restores the value found.
 
         ``enforced`` is the lowest value that a device reads back. It is None for a clock, which no device shows.
-
-        Raises:
-            LimitRefused: the value is out of range, the device did not accept it, this process has no right to
-                set it, or another tool changed the limit during the sweep.
+        Raises LimitRefused if the value is out of range, the device does not accept it, the right is missing, or
+        another tool changed the limit during the sweep.
         """
         if not self._entered:
             raise RuntimeError("set() needs `with limits:` around the sweep")
@@ -226,13 +222,12 @@ def _turn(journal: Journal, knob: Knob, raw: int | None) -> None:
 
 def _in_force(group: Group) -> int | None:
     """The lowest value that the devices read back, rounded to whole W; None for clocks."""
-    values = []
-    for knob in group.knobs:
-        raw = knob.read()
-        enforced = knob.enforced() if isinstance(knob, PowerKnob) else None
-        present = [value for value in (raw, enforced) if value is not None]
-        if present:
-            values.append(min(present) / PER_UNIT[knob.id.kind])
+    values = [
+        value / PER_UNIT[knob.id.kind]
+        for knob in group.knobs
+        for value in (knob.read(), knob.enforced() if isinstance(knob, PowerKnob) else None)
+        if value is not None
+    ]
     return round(min(values)) if values else None
 
 
@@ -245,25 +240,14 @@ def find_limits(
 ) -> DeviceLimits:
     """Restore the limits of dead sweeps, then find the limits that sweeper can set on this machine.
 
-    Args:
-        root: the folder of runs; its subfolder ``journal`` holds the journals.
-        settings: the device (``device``, ``source``) and the path of sysfs.
-        means: how to set limits; None takes them from ``settings``.
-        lock_folder: the folder of the locks, for tests; None: one folder for all users of the machine.
-        environ: the environment, for CUDA_VISIBLE_DEVICES.
-
-    Raises:
-        StoreError: a journal cannot be read.
-        UsageError: ``power.device`` names no device.
+    ``root`` is the folder of runs, which holds the journals. ``settings`` name the device and the path of sysfs;
+    without ``means``, they also say how to set limits. ``environ`` is read for CUDA_VISIBLE_DEVICES. Raises
+    StoreError if a journal cannot be read, and UsageError if ``power.device`` names no device.
     """
     settings = settings or PowerSettings()
-    root, sysfs = root.resolve(), Path(settings.sysfs_root)
-    means = means or MeansSettings.of(settings.limits)
-    with MachineKnobs(means, sysfs) as machine:
-
-        def look_here(machine: MachineKnobs) -> Found:
-            return look(machine, settings, environ)
-
+    root, means = root.resolve(), means or MeansSettings.of(settings.limits)
+    look_here = partial(look, settings=settings, environ=environ)
+    with MachineKnobs(means, Path(settings.sysfs_root)) as machine:
         noted = DeviceLocks(look_here(machine).devices, lock_folder).noted()
         replayed = restore_each(dict.fromkeys(find_journals(root)) | noted, machine, lock_folder)
         return DeviceLimits(root, machine, look_here, lock_folder, replayed)

@@ -15,7 +15,6 @@ import stat
 import time
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import psutil
@@ -51,12 +50,7 @@ class DeviceLocks:
     def __init__(self, devices: Iterable[str], folder: Path | None = None) -> None:
         self.devices = tuple(sorted(set(devices)))
         self._folder = folder
-        self._descriptors: list[int] = []
-
-    @property
-    def descriptors(self) -> tuple[int, ...]:
-        """The open files that hold the locks; the guardian inherits them."""
-        return tuple(self._descriptors)
+        self.descriptors: list[int] = []  # the open files that hold the locks; the guardian inherits them
 
     def acquire(self) -> None:
         """Take all locks, or raise SweepBusyError. Wait some seconds for a guardian that is restoring limits."""
@@ -70,13 +64,13 @@ class DeviceLocks:
 
     def _take(self, device: str, deadline: float) -> None:
         path = self._path(device)
-        self._descriptors.append(_open(path))
+        self.descriptors.append(_open(path))
         while True:
             try:
-                return fcntl.flock(self._descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return fcntl.flock(self.descriptors[-1], fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 if time.monotonic() >= deadline:
-                    os.close(self._descriptors.pop())  # the error names the processes that have the file open
+                    os.close(self.descriptors.pop())  # the error names the processes that have the file open
                     raise _busy(device, path) from None
                 time.sleep(PAUSE_SECONDS)
 
@@ -95,16 +89,14 @@ class DeviceLocks:
 
     def release(self) -> None:
         """Close this process's lock files; the guardian keeps its own open. May be called twice."""
-        while self._descriptors:
-            os.close(self._descriptors.pop())
+        while self.descriptors:
+            os.close(self.descriptors.pop())
 
     def __enter__(self) -> Self:
         self.acquire()
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self.release()
 
 
@@ -144,8 +136,7 @@ def forget(descriptors: Iterable[int], journal: Path) -> None:
 def _change(descriptor: int, journal: str, header: Noted) -> None:
     if fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE != os.O_RDWR:
         return  # another user owns the file
-    headers = _headers(_content(descriptor))
-    headers.pop(journal, None)
+    headers = {path: one for path, one in _headers(descriptor).items() if path != journal}
     if header is not None:
         headers[journal] = header
     text = json.dumps({"pid": os.getpid(), "journals": list(headers), "headers": headers})
@@ -160,30 +151,25 @@ def _noted_in(files: Iterable[Path]) -> dict[Path, Noted]:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
         except OSError:
             continue  # the file is absent, or this user may not read it
-        found |= {Path(journal): header for journal, header in _headers(_content(descriptor)).items()}
+        found |= {Path(journal): header for journal, header in _headers(descriptor).items()}
         os.close(descriptor)
     return found
 
 
-def _headers(content: Mapping[str, Any]) -> dict[str, Noted]:
-    journals, headers = content.get("journals"), content.get("headers")
-    known = headers if isinstance(headers, dict) else {}
-    return {j: known.get(j) for j in journals if isinstance(j, str)} if isinstance(journals, list) else {}
+def _headers(descriptor: int) -> dict[str, Noted]:
+    """The journals that the holder wrote into a lock file, with their first lines.
 
-
-def _content(descriptor: int) -> dict[str, Any]:
-    """The content that the holder wrote.
-
-    It is empty if another user owns the file, because that user could write anything into it.
+    Empty if another user owns the file, because that user could write anything into it.
     """
     found = os.fstat(descriptor)
     if not stat.S_ISREG(found.st_mode) or found.st_uid not in (0, os.geteuid()):
         return {}
     try:
         content = json.loads(os.pread(descriptor, found.st_size, 0) or b"{}")
-    except ValueError:
-        return {}  # the holder was killed while it wrote the file
-    return content if isinstance(content, dict) else {}
+        headers = content.get("headers", {})  # an older version notes the paths alone
+        return {path: headers.get(path) for path in content["journals"] if isinstance(path, str)}
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return {}  # not written by sweeper
 
 
 def _busy(device: str, path: Path) -> SweepBusyError:

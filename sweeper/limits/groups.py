@@ -15,7 +15,7 @@ from sweeper.limits.base import LimitRange
 from sweeper.limits.knob import CLOCK, PER_UNIT, POWER, Knob, KnobId
 from sweeper.limits.nvml import ClockKnob, PowerKnob
 from sweeper.limits.restore import MachineKnobs
-from sweeper.limits.rights import HELPER_GROUP
+from sweeper.limits.rights import HELPER_GROUP, has_admin_right
 from sweeper.nvml import Card, chosen
 from sweeper.power_settings import PowerSettings
 
@@ -92,7 +92,7 @@ def _cards(
 def _gpu_limits(machine: MachineKnobs, cards: Sequence[Card]) -> Found:
     groups: dict[str, Group] = {}
     refusals: dict[str, SweeperError] = {}
-    means, missing = machine.gpu_means()
+    means, missing = machine.means("nvml-power", has_admin_right())
     split = [card for card in cards if card.mig]
     for name in (POWER, CLOCK):
         try:

@@ -22,7 +22,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import IO, Self
+from typing import Self
 
 from sweeper.errors import StoreError, SweeperError
 from sweeper.limits.base import Action, RestoreOutcome
@@ -46,9 +46,8 @@ RETRY_PAUSE_SECONDS = 0.5
 class Guardian:
     """The sweep's side: it starts the guardian and dismisses it."""
 
-    def __init__(self, process: subprocess.Popen[bytes], pipe: IO[bytes]) -> None:
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
-        self._pipe = pipe
 
     @classmethod
     def start(cls, journal: Path, means: MeansSettings, sysfs: Path, locks: Sequence[int] = ()) -> Self:
@@ -77,8 +76,7 @@ class Guardian:
             pass_fds=tuple(locks),
             cwd="/",
         )
-        assert process.stdin is not None
-        guardian = cls(process, process.stdin)
+        guardian = cls(process)
         try:
             guardian._await_ready()
         except BaseException:
@@ -105,9 +103,10 @@ class Guardian:
 
     def dismiss(self) -> None:
         """Let the guardian end after the sweep restored every limit, and wait for its end."""
+        assert self.process.stdin is not None
         with contextlib.suppress(BrokenPipeError):  # the guardian was killed
-            self._pipe.write(DONE)
-            self._pipe.flush()
+            self.process.stdin.write(DONE)
+            self.process.stdin.flush()
         self.abandon()
         try:
             self.process.wait(END_SECONDS)
@@ -117,7 +116,7 @@ class Guardian:
 
     def abandon(self) -> None:
         """Close the pipe without ``done``: the guardian then acts as if this process had died."""
-        for stream in (self._pipe, self.process.stdout, self.process.stderr):
+        for stream in (self.process.stdin, self.process.stdout, self.process.stderr):
             if stream is not None:
                 with contextlib.suppress(BrokenPipeError):
                     stream.close()
@@ -133,9 +132,8 @@ def main(argument: str) -> int:
         journal = Journal.open(Path(words["journal"]))
         if journal is None:
             raise StoreError(f"{words['journal']} is gone")
-        for (
-            name
-        ) in journal.entries:  # open the devices now; an open NVML also keeps the driver's limits alive
+        for name in journal.entries:
+            # Open the devices now: later that costs time, and an open NVML keeps the driver's limits alive.
             with contextlib.suppress(SweeperError):  # the replay tries again and reports the error
                 machine.knob(name)
         owner = None
@@ -163,13 +161,10 @@ def _dismissed(pipe: int, owner: int | None) -> bool:
     heard = b""
     while True:
         ready = [descriptor for descriptor, _ in poll.poll()]
-        if pipe in ready:
-            piece = os.read(pipe, 64)
-            heard += piece
-            if not piece or DONE in heard:
-                return DONE in heard
-        elif owner in ready:
-            return False
+        piece = os.read(pipe, 64) if pipe in ready else b""
+        heard += piece
+        if not piece or DONE in heard:
+            return DONE in heard
 
 
 def guard(journal: Journal, knobs: Knobs, locks: Sequence[int]) -> list[RestoreOutcome]:
@@ -203,10 +198,7 @@ def _log(journal: Journal, *lines: str) -> None:
 
 
 def read_log(root: Path) -> tuple[str, ...]:
-    """The log lines of the guardians under a root, oldest first, for `sweeper restore`.
-
-    A guardian logs the limits that it restored after its sweep had died.
-    """
+    """The log lines of the guardians under a root, oldest first: the limits that they restored."""
     try:
         text = (root / FOLDER / LOG).read_text(encoding="utf-8", errors="replace")
     except FileNotFoundError:

@@ -3,8 +3,7 @@
 Each sweep writes one file, ``<root>/journal/limits-<pid>-<moment>.jsonl``. Its first line holds the boot, the
 owner and the found value of every limit. Each further line holds a value that the sweep is about to set
 (``intent``), a value that the device then showed (``took``) or a limit that is as found again (``restored``).
-A line is on the disk before the sweep goes on.
-``docs/life-of-a-limit.md`` describes the states that follow from these lines.
+A line is on the disk before the sweep goes on. ``docs/life-of-a-limit.md`` describes the states that follow.
 """
 
 from __future__ import annotations
@@ -46,9 +45,8 @@ class Entry:
     def after(self, word: str, raw: int | None) -> Entry:
         """The entry after a line of the journal: ``intent``, ``took`` or ``restored``.
 
-        An intent for the value found needs no note: that value is always one that may be in force. A value that
-        the device took settles the last set. If an earlier set is still unsettled, nothing tells which of the two
-        the device will keep, so all values stay until the limit is restored.
+        The value found needs no intent: it is always one that may be in force. A value that the device took
+        settles the last set. If an earlier set is still unsettled, all values stay until the limit is restored.
         """
         if word == "restored":
             return Entry(self.found)
@@ -166,15 +164,13 @@ class Journal:
             self._note("intent", knob, raw)
             self.entries[knob] = self.entries[knob].after("intent", raw)
 
-    def took(self, knob: KnobId, raw: int | None) -> None:
-        """Note the value that the device shows. If the note fails, the file still holds more than this value."""
-        self.entries[knob] = self.entries[knob].after("took", raw)
-        self._note("took", knob, raw)
+    def took(self, knob: KnobId, raw: int | None, word: str = "took") -> None:
+        """Note the value that the device shows, or that a limit is ``restored`` for good.
 
-    def restored(self, knob: KnobId) -> None:
-        """Note that a limit is as found for good, where other limits keep the journal."""
-        self.entries[knob] = Entry(self.entries[knob].found)
-        self._note("restored", knob, self.entries[knob].found)
+        If the note fails, the file still holds this value and more.
+        """
+        self.entries[knob] = self.entries[knob].after(word, raw)
+        self._note(word, knob, raw)
 
     def _note(self, word: str, knob: KnobId, raw: int | None) -> None:
         line = json.dumps({word: asdict(knob) | {"raw": raw}})

@@ -86,7 +86,17 @@ class PackageKnob:
         try:
             _write_at_once(self.path, raw)
         except PermissionError as error:
-            raise RightMissingError(_why_denied(self.path)) from error
+            if os.access(self.path, os.W_OK):
+                why, mend = (
+                    "is locked by the firmware",
+                    "allow changes of power limits in the firmware's setup",
+                )
+            else:
+                why, mend = (
+                    "may be written by root only",
+                    "run `sweeper doctor` for the steps that grant you the right",
+                )
+            raise RightMissingError(f"{self.path} {why}", mend) from error
         except OSError as error:
             raise LimitRefused(f"{self.id} was not set: {error.strerror}") from error
 
@@ -102,9 +112,3 @@ def _write_at_once(path: Path, raw: int) -> None:
         os.write(descriptor, f"{raw}\n".encode())
     finally:
         os.close(descriptor)
-
-
-def _why_denied(path: Path) -> str:
-    if os.access(path, os.W_OK):
-        return f"{path} is locked by the firmware: allow changes of power limits in the firmware's setup"
-    return f"only root may write {path}: run `sweeper doctor` for the steps that grant you the right"

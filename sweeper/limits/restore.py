@@ -64,17 +64,13 @@ class MachineKnobs:
             self._means[kind] = choose(kind, self.settings, direct)
         return self._means[kind]
 
-    def gpu_means(self) -> tuple[Means | None, str | None]:
-        """The means by which sweeper sets the limits of a GPU."""
-        return self.means("nvml-power", has_admin_right())
-
     def knob(self, knob_id: KnobId) -> Knob:
         """The knob of that name, with the best available means. Without a right, its ``write`` raises an error."""
         if knob_id.kind == "rapl":
             bare = rapl.PackageKnob(self.sysfs, knob_id.device, knob_id.part, None)
             means, _ = self.means("rapl", bare.writable)
             return rapl.PackageKnob(self.sysfs, knob_id.device, knob_id.part, means)
-        means, _ = self.gpu_means()
+        means, _ = self.means("nvml-power", has_admin_right())
         kind = PowerKnob if knob_id.kind == "nvml_power" else ClockKnob
         return kind(self.nvml, knob_id.device, means)
 
@@ -146,7 +142,7 @@ def restore_all(
         with contextlib.suppress(StoreError):  # a full disk: the next try restores them once more
             for name, outcome in outcomes.items():
                 if outcome.done:
-                    journal.restored(name)
+                    journal.took(name, journal.entries[name].found, "restored")
     return list(outcomes.values())
 
 
@@ -162,13 +158,9 @@ def give_back(
     try:
         knob = knobs.knob(name)
         present = knob.read() if knob.readable else entry.ours[-1] if entry.ours else None
-        if journal.header["boot_id"] != boot_id():
-            rebooted = _after_reboot(knob, entry, present)
-            if rebooted.done or settle != "found":
-                return rebooted, False
-        verdict = _verdict(knob, entry, present, settle, second_look)
-        if verdict is not None:
-            return verdict, False
+        verdict = _verdict(knob, journal, present, second_look)
+        if verdict is not None and not (settle == "found" and verdict[0] is Action.LEFT_ALONE):
+            return _outcome(name, entry, present, *verdict), False
         as_found = knob.readable and same(name.kind, present, entry.found)
         try:
             knob.write(entry.found)
@@ -176,7 +168,8 @@ def give_back(
             if not as_found:
                 raise
             # The right may be gone, but the limit is as found. Only the second look can confirm that.
-            return _as_found(name, entry, present), True
+            reason = f"{in_words(name, present)}, as found"
+            return _outcome(name, entry, present, Action.AS_FOUND, reason), True
         answer = refusal(knob, entry.found)
         if answer is None:
             reason = f"from {in_words(name, present)} to {in_words(name, entry.found)}"
@@ -193,47 +186,31 @@ def give_back(
 
 
 def _verdict(
-    knob: Knob, entry: Entry, present: int | None, settle: Settle | None, second_look: bool
-) -> RestoreOutcome | None:
-    """The outcome if there is nothing to write; None if the value found must be written."""
-    name = knob.id
+    knob: Knob, journal: Journal, present: int | None, second_look: bool
+) -> tuple[Action, str] | None:
+    """The outcome and its reason if there is nothing to write; None if the value found must be written."""
+    name, entry = knob.id, journal.entries[knob.id]
+    shown, found = in_words(name, present), in_words(name, entry.found)
+    as_found = knob.readable and same(name.kind, present, entry.found)
+    ours = knob.readable and not as_found and any(same(name.kind, present, one) for one in entry.ours)
+    if journal.header["boot_id"] != boot_id():
+        if ours:  # a reboot resets the limits of every device but this one
+            return (
+                Action.LEFT_ALONE,
+                f"after a reboot, it shows {shown}, which a sweep had set; {SETTLE_WORDS}",
+            )
+        now = f"; it shows {shown} now" if knob.readable else ""
+        return Action.REBOOTED, f"the machine has rebooted since, which resets the limits of its devices{now}"
+    if as_found:
+        return (Action.AS_FOUND, f"{found}, as found") if second_look or not entry.unsettled else None
     if knob.readable:
-        if same(name.kind, present, entry.found):
-            settled = second_look or not entry.unsettled
-            return _as_found(name, entry, present) if settled else None
-        if any(same(name.kind, present, one) for one in entry.ours):
-            return None
-        tool = (
-            "another tool, or the driver instead of a set of sweeper's,"
-            if entry.unsettled
-            else "another tool"
-        )
-        reason = f"{tool} set {in_words(name, present)}; the sweep found {in_words(name, entry.found)}"
-    else:
-        against = [knob.contradiction(value) for value in entry.ours]
-        if entry.unsettled or not all(against):
-            return None
-        reason = f"another tool changed it: {against[-1]}"
-    if settle == "found":
+        who = "the sweep, its driver or another tool" if entry.unsettled else "another tool"
+        reason = f"{who} set {shown}; the sweep found {found}; {SETTLE_WORDS}"
+        return None if ours else (Action.LEFT_ALONE, reason)
+    against = [knob.contradiction(value) for value in entry.ours]
+    if entry.unsettled or not all(against):
         return None
-    return _outcome(name, entry, present, Action.LEFT_ALONE, f"{reason}; {SETTLE_WORDS}")
-
-
-def _as_found(name: KnobId, entry: Entry, present: int | None) -> RestoreOutcome:
-    return _outcome(name, entry, present, Action.AS_FOUND, f"{in_words(name, entry.found)}, as found")
-
-
-def _after_reboot(knob: Knob, entry: Entry, present: int | None) -> RestoreOutcome:
-    """A reboot resets the limits of every device. A device that still shows a value of ours is an exception."""
-    name = knob.id
-    reason = "the machine has rebooted since: its devices started with their own limits"
-    if not knob.readable:
-        return _outcome(name, entry, None, Action.REBOOTED, reason)
-    shown = in_words(name, present)
-    if same(name.kind, present, entry.found) or not any(same(name.kind, present, v) for v in entry.ours):
-        return _outcome(name, entry, present, Action.REBOOTED, f"{reason}; it shows {shown} now")
-    reason = f"the machine has rebooted since, but the device shows {shown}, which a sweep had set"
-    return _outcome(name, entry, present, Action.LEFT_ALONE, f"{reason}; {SETTLE_WORDS}")
+    return Action.LEFT_ALONE, f"another tool changed it: {against[-1]}; {SETTLE_WORDS}"
 
 
 def _outcome(name: KnobId, entry: Entry, present: int | None, action: Action, reason: str) -> RestoreOutcome:
@@ -269,24 +246,20 @@ def restore_each(
     outcomes: list[RestoreOutcome] = []
     for path, noted in journals.items():
         journal = Journal.open(path, noted)
-        if journal is not None:  # else another process removed it meanwhile
-            with contextlib.closing(journal):
-                outcomes += _restore_one(journal, knobs, lock_folder, settle)
+        if journal is None:
+            continue  # another process removed it meanwhile
+        why = f"the sweep of process {journal.owner} still runs and restores this limit itself"
+        with contextlib.closing(journal):
+            if journal.header["boot_id"] != boot_id() or journal.owner in (None, os.getpid()):
+                try:
+                    with DeviceLocks((name.device for name in journal.entries), lock_folder) as locks:
+                        outcomes += replay(path, locks, knobs, settle)
+                        continue
+                except SweepBusyError as error:
+                    why = str(error)
+            touched = ((name, entry) for name, entry in journal.entries.items() if entry.touched)
+            outcomes += [_outcome(name, entry, None, Action.IN_USE, why) for name, entry in touched]
     return outcomes
-
-
-def _restore_one(
-    journal: Journal, knobs: Knobs, lock_folder: Path | None, settle: Settle | None
-) -> list[RestoreOutcome]:
-    why = f"the sweep of process {journal.owner} still runs and restores this limit itself"
-    if journal.header["boot_id"] != boot_id() or journal.owner in (None, os.getpid()):
-        try:
-            with DeviceLocks((name.device for name in journal.entries), lock_folder) as locks:
-                return replay(journal.path, locks, knobs, settle)
-        except SweepBusyError as error:
-            why = str(error)
-    touched = ((name, entry) for name, entry in journal.entries.items() if entry.touched)
-    return [_outcome(name, entry, None, Action.IN_USE, why) for name, entry in touched]
 
 
 def replay(

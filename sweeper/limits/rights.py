@@ -220,23 +220,18 @@ def choose(kind: str, settings: MeansSettings, direct: bool) -> tuple[Means | No
     return None, "; ".join(reasons)
 
 
-def grant_steps(kinds: tuple[str, ...] = ("nvml", "rapl")) -> tuple[str, ...]:
-    """The lines that an administrator runs once, so that members of a group may set limits without root.
-
-    ``kinds`` are the kinds of limits on this machine. For nvml, the last step names zeusd as the alternative.
-    """
+def grant_steps() -> tuple[str, ...]:
+    """The lines that an administrator runs once, so that members of a group may set limits without root."""
     source = shlex.quote(str(Path(__file__).with_name("set_limit_helper.py")))
     try:
         user = shlex.quote(getpass.getuser())
     except (KeyError, OSError):  # the user id has no name, as in some containers
         user = "USER"
     rule = f"%{HELPER_GROUP} ALL=(root) NOPASSWD: {HELPER_PATH}"
-    steps = [
+    return (
         f"sudo groupadd --system --force {HELPER_GROUP} && sudo usermod -aG {HELPER_GROUP} {user}",
         f"sudo install -D -o root -g root -m 0755 {source} {HELPER_PATH}",
         f"echo '{rule}' | sudo tee {SUDOERS} && sudo chmod 0440 {SUDOERS} && sudo visudo -c",
         f"log in again; then `sudo -n {HELPER_PATH} check` prints `{HELPER_VERSION}`",
-    ]
-    if "nvml" in kinds:
-        steps.append("or, if zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket")
-    return tuple(steps)
+        "or, if zeusd 0.4 or newer runs with gpu-control, set ZEUSD_SOCK_PATH to its socket",
+    )

@@ -21,7 +21,7 @@ import os
 import re
 import sys
 from pathlib import Path
-from typing import List, NoReturn, Optional, Tuple  # noqa: UP035 - the system's Python may be 3.8
+from typing import List, Optional, Tuple  # noqa: UP035 - the system's Python may be 3.8
 
 VERSION = "sweeper-set-limit 1"
 SYSFS = Path("/sys")
@@ -32,6 +32,7 @@ UUID = re.compile(r"GPU-[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}")
 ZONE = re.compile(r"intel-rapl:[0-9]{1,3}")
 CONSTRAINT = re.compile(r"constraint_[0-2]")
 NUMBER = re.compile(r"[0-9]{1,10}")
+USAGE = "wants check, nvml-power UUID MW, nvml-clock UUID LOW HIGH|reset, or rapl ZONE CONSTRAINT UW"
 # Below a tenth of what was found a processor hardly answers: nobody sets that on purpose.
 LEAST_SHARE = 0.1
 
@@ -180,17 +181,12 @@ def main(words: List[str], sysfs: Path = SYSFS, state: Path = STATE) -> int:  # 
         elif len(words) == 4 and words[0] == "rapl":
             _rapl(words[1:], sysfs, state)
         else:
-            _usage()
+            sys.stderr.write(f"sweeper-set-limit: {USAGE}\n")
+            return 2
     except Refused as refused:
         sys.stderr.write(f"sweeper-set-limit: {refused}\n")
         return refused.code
     return 0
-
-
-def _usage() -> NoReturn:
-    raise Refused(
-        2, "wants check, nvml-power UUID MW, nvml-clock UUID LOW HIGH|reset, or rapl ZONE CONSTRAINT UW"
-    )
 
 
 if __name__ == "__main__":

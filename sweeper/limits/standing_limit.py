@@ -38,8 +38,7 @@ class StandingLimit:
 def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys")) -> StandingLimit:
     """The standing limit of ``device``, as the record of the sweep names it: a GPU's UUID, or a RAPL zone.
 
-    ``machine`` is entered and outlives the limit. Raises SensorMissingError if there is no such device, or if it has
-    several limits, which no single value describes.
+    Raises SensorMissingError if there is no such device, or if it has several limits.
     """
     if device.startswith("GPU-"):
         return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))

@@ -113,7 +113,7 @@ with DeviceLocks(["GPU-1"], Path({str(tmp_path)!r})) as locks:
             patch.setattr("sweeper.limits.device_lock.WAIT_SECONDS", 0.1)
             with pytest.raises(SweepBusyError, match=rf"GPU-1 \(process {other.pid}\)"):
                 both.acquire()
-        assert both.descriptors == ()  # GPU-0 was let go again
+        assert both.descriptors == []  # GPU-0 was let go again
         assert both.noted() == {Path("/a/journal"): {"boot_id": "x"}}
         with DeviceLocks(["GPU-0"], tmp_path):
             pass

@@ -40,7 +40,7 @@ from sweeper.limits.guardian import guard
 from sweeper.limits.knob import CLOCK, POWER, KnobId
 from sweeper.limits.rights import MeansSettings
 
-HISTORIES = 300
+HISTORIES = 150
 STEPS = 20
 LATEST_SECONDS = 1.9  # a set takes effect at most this late; sweeper looks again after 2 s
 CLAMP = 251_000  # no sweep asks for this value
@@ -346,7 +346,8 @@ class LifeOfALimit(RuleBasedStateMachine):
         device.pass_time()
         if not device.late:  # else the late set overwrites it
             device.value = self.foreign[device.id] = value
-            self.untouched.add(device.id)
+            if device.grid == 1:  # else setting the value found once more rounds it, which restore reports
+                self.untouched.add(device.id)
 
     @rule()
     def remove_the_folder_of_runs(self) -> None:
@@ -459,7 +460,7 @@ def run(histories: int, derandomize: bool = False) -> None:
 def test_after_any_history_a_device_is_as_found_or_named() -> None:
     run(HISTORIES, derandomize=True)
     assert counted["kills"] > HISTORIES / 3
-    assert all(counted[f"device {way}"] for way in WAYS)
+    assert sum(counted[f"device {way}"] for way in set(WAYS) - {"obeys"}) > 20
 
 
 if __name__ == "__main__":
