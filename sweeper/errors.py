@@ -9,7 +9,7 @@
     │   ├── ModelFileError            2   not a GGUF, truncated, or with an impossible header
     │   ├── SweepBusyError            2   another process writes this sweep, or tunes this device
     │   └── StaleRecordError          2   machine, driver, engine or model changed since the sweep
-    ├── MissingError                  3   something that the command needs is missing
+    ├── MissingError                  3   something that the command needs is missing (or a limit is not as found)
     │   ├── ModelMissingError         3
     │   ├── SensorMissingError        3
     │   ├── RightMissingError         3
