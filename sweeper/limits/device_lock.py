@@ -17,8 +17,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Self
 
-import psutil
-
 from sweeper.errors import StoreError, SweepBusyError
 
 FOLDER_VARIABLE = "SWEEPER_LOCK_DIR"
@@ -174,6 +172,8 @@ def _headers(descriptor: int) -> dict[str, Noted]:
 
 def _busy(device: str, path: Path) -> SweepBusyError:
     """The error that names the process which holds the lock, by the files that it has open."""
+    import psutil  # here, because the guardian must start quickly
+
     guardian = None
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -7,7 +7,9 @@ import os
 import shutil
 import signal
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from fake_nvml import RTX_4090, UNKNOWN
@@ -15,7 +17,7 @@ from limits_bed import Bed, die, left_behind, settled, wait_for
 
 from sweeper.cli import main
 from sweeper.errors import LimitRefused
-from sweeper.limits.base import Action
+from sweeper.limits.base import Action, RestoreOutcome
 from sweeper.limits.guardian import read_log
 
 MakeBed = Callable[..., Bed]
@@ -269,6 +271,26 @@ def test_an_old_journal_is_read(here: Bed) -> None:
     gpu.power_limit_watts = 150
     assert settled(here) == {Action.RESTORED}
     assert gpu.power_limit_watts == 450
+
+
+@pytest.mark.parametrize(
+    ("action", "code"), [(Action.RESTORED, 0), (Action.FAILED, 3), (Action.LEFT_ALONE, 3)]
+)
+def test_a_sweep_that_leaves_a_limit_exits_with_3(
+    action: Action, code: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    outcome = RestoreOutcome("GPU-1", POWER, 450, 200, action, "why")
+    sweep = SimpleNamespace(
+        study=SimpleNamespace(header=lambda: SimpleNamespace(sweep="one")),
+        plan=SimpleNamespace(total=1),
+        progress=nullcontext(SimpleNamespace(note=print)),
+        stop=SimpleNamespace(set_by_hand=False),
+        limits=SimpleNamespace(outcomes=(outcome,)),
+        run=lambda: None,
+    )
+    monkeypatch.setattr("sweeper.prepare.prepared", lambda *_: nullcontext(sweep))
+    monkeypatch.setattr("sweeper.commands.show", lambda *_: None)
+    assert main(["sweep"]) == code
 
 
 @pytest.mark.parametrize(("tried", "status"), [(False, "ok"), (True, "missing")])
