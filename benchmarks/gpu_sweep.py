@@ -60,8 +60,7 @@ def run(bench: Bench, step: StepFile, deadline: Deadline) -> None:
 
 def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     from sweeper.config import compose
-    from sweeper.errors import LimitRefused
-    from sweeper.limits.control import NoLimits
+    from sweeper.lab.simulated_power import SimulatedLimits
     from sweeper.prepare import prepared
     from sweeper.report.progress import Progress
 
@@ -82,9 +81,7 @@ def _swept(bench: Bench, path: Path, deadline: Deadline) -> SweepRecord:
     ]
     # What finds and sets limits is replaced by what has none: no path through the code can reach the card's
     # settings, whatever the configuration says.
-    nothing = NoLimits(
-        dict.fromkeys(("power_limit_watts", "clock_limit_mhz"), LimitRefused("gpu.py sets nothing"))
-    )
+    nothing = SimulatedLimits({})
     with (
         mock.patch("sweeper.limits.control.find_limits", return_value=nothing),
         prepared(compose(overrides), lambda *_: Progress(), lambda line: print(f"sweep: {line}")) as sweep,

@@ -151,4 +151,5 @@ def test_benchmarks_import_names_that_exist() -> None:
 
 
 def _has(module: ModuleType, name: str) -> bool:
-    return hasattr(module, name) or importlib.util.find_spec(f"{module.__name__}.{name}") is not None
+    in_package = hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.{name}")
+    return hasattr(module, name) or bool(in_package)

@@ -79,6 +79,7 @@ class SimulatedLimits:
         self.in_force: dict[str, int | None] = {name: r.found for name, r in self._ranges.items()}
         self._ours: dict[str, int | None] = {}  # the last value that this control set
         self.outcomes: tuple[RestoreOutcome, ...] = ()
+        self.replayed: tuple[RestoreOutcome, ...] = ()  # no earlier run left a limit here
 
     def ranges(self) -> Mapping[str, LimitRange]:
         """The limits of this machine."""

@@ -16,6 +16,7 @@ from fake_nvml import RTX_4090, UNKNOWN
 from limits_bed import Bed, die, left_behind, settled, wait_for
 
 from sweeper.cli import main
+from sweeper.doctor import Finding
 from sweeper.errors import LimitRefused
 from sweeper.limits.base import Action, RestoreOutcome
 from sweeper.limits.guardian import read_log
@@ -298,8 +299,8 @@ def test_doctor_learns_that_a_driver_sets_no_limit(
     here: Bed, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tried: bool, status: str
 ) -> None:
     monkeypatch.setattr("sweeper.doctor._sensors", lambda *_: ())  # only the limits matter here
-    monkeypatch.setattr("sweeper.commands._machine_findings", list)
-    monkeypatch.setattr("sweeper.commands._engine_findings", list)
+    monkeypatch.setattr("sweeper.doctor.machine_findings", list)
+    monkeypatch.setattr("sweeper.doctor.engine_finding", lambda _: Finding("engine", "none", "ok", ""))
     gpu = here.nvml.gpus[0]
     gpu.fail("nvmlDeviceSetPowerManagementLimit")
     code, said = run(here, capsys, "doctor", "--json", *(["--try-limits"] if tried else []))
