@@ -29,6 +29,7 @@ class Request:
     port: int
     folder: Path  # where a target's files go when no file is named
     file: Path | None = None  # the target's main file, if the user named it
+    port_is_named: bool = False  # the user chose the port, so that no target may take another one
 
     @property
     def configuration(self) -> Configuration:
@@ -74,6 +75,7 @@ class Draft:
     notes: tuple[str, ...] = ()
     snippet: str | None = None  # text to paste, for a target without a file
     undo: tuple[str, ...] = ()  # what the user must undo after a rollback, since it lies outside the files
+    port: int | None = None  # the port that the target took because another program has the default one
     sets_power_limit: bool = False  # by a file or command, so that no note has to ask for it
 
 

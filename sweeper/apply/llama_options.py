@@ -12,6 +12,14 @@ from sweeper.apply.base import LOOPBACK, Request
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
 from sweeper.parameters import SERVER_TUNABLES
 
+_VARIABLE = "LLAMA_ARG_"
+# What `--load-mode` replaced in 2026: a build knows these options, or `--load-mode`, or both.
+_LOAD_WORDS = ("mmap", "no-mmap", "mlock", "direct-io", "no-direct-io", "dio", "ndio")
+_LOAD_VARIABLES = tuple(_VARIABLE + word for word in ("MMAP", "NO_MMAP", "MLOCK", "DIO", "NO_DIO"))
+# Other places that a model comes from. With one of them, `--model` only says where the download goes.
+_SOURCES = ("hf-repo", "hf", "hfr", "hf-file", "hff", "model-url", "mu", "docker-repo", "dr")
+_SOURCE_VARIABLES = tuple(_VARIABLE + word for word in ("HF_REPO", "HF_FILE", "MODEL_URL", "DOCKER_REPO"))
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
@@ -35,7 +43,7 @@ class Option:
         if self.environment:
             own.add(self.environment)
         if self.switch:
-            own.add(f"no-{self.key}")
+            own |= {f"no-{self.key}", f"{_VARIABLE}NO_{self.key.replace('-', '_').upper()}"}
         return frozenset(own)
 
 
@@ -54,7 +62,7 @@ def model_options(request: Request) -> tuple[Option, ...]:
     c, has_experts = request.configuration, request.record.model.expert_count > 0
     load_mode = [word for word, on in (("mmap", c.use_mmap), ("mlock", c.use_mlock)) if on] or ["none"]
     return (
-        Option("model", request.model_path, ("m",), "LLAMA_ARG_MODEL"),
+        Option("model", request.model_path, ("m", *_SOURCES, *_SOURCE_VARIABLES), "LLAMA_ARG_MODEL"),
         Option("fit", "off", (), "LLAMA_ARG_FIT"),
         Option("parallel", "1", ("np",), "LLAMA_ARG_N_PARALLEL"),
         *(
@@ -62,7 +70,12 @@ def model_options(request: Request) -> tuple[Option, ...]:
             for t in SERVER_TUNABLES
             if t.option and (has_experts or not t.experts_only)
         ),
-        Option("load-mode", "+".join(load_mode), ("lm",), "LLAMA_ARG_LOAD_MODE"),
+        Option(
+            "load-mode",
+            "+".join(load_mode),
+            ("lm", *_LOAD_WORDS, *_LOAD_VARIABLES),
+            "LLAMA_ARG_LOAD_MODE",
+        ),
     )
 
 

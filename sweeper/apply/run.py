@@ -96,8 +96,10 @@ def plan(
         port=port,
         folder=options.folder if options.folder is not None else place.default_folder,
         file=options.file,
+        port_is_named=options.port is not None,
     )
     draft = place.draft(request)
+    request = replace(request, port=draft.port or port)
     changed = tuple(f"changed since the sweep: {what}" for what in stale)
     notes = (*_notes(request, limit, draft.sets_power_limit), *draft.notes, *changed)
     found = ApplyPlan(place.name, words, request, replace(draft, notes=notes))

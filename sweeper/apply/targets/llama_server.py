@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
+from sweeper.apply.kept import kept_note
 from sweeper.apply.llama_options import Option, check_alias, model_options, server_argv
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
 from sweeper.errors import UsageError
@@ -36,6 +37,8 @@ def draft(request: Request) -> Draft:
         notes=(
             "llama-server prefers its own command line and LLAMA_ARG_… environment to the preset, for every "
             "model: start it with no more options than these",
+            *kept_note(f"[{request.name}]", _keys(text, request.name)),
+            *kept_note("[*], which applies to every model,", _keys(text, "*")),
         ),
     )
 
@@ -56,6 +59,17 @@ def _check(request: Request) -> None:
 
 def _lines(options: tuple[Option, ...], end: str) -> str:
     return "".join(f"{option.key} = {option.value}{end}" for option in options)
+
+
+def _keys(text: str, section: str) -> list[str]:
+    """The keys of a section, in their order."""
+    keys, name = [], ""
+    for line in lines_of(text):
+        if header := _HEADER.match(line):
+            name = header.group(1)
+        elif (key := _KEY.match(line)) and name == section:
+            keys.append(key.group(1))
+    return keys
 
 
 def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:

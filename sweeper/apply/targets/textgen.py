@@ -8,14 +8,16 @@ versions read: ``flag=value,flag=value``.
 from __future__ import annotations
 
 import re
+import shlex
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sweeper.apply.base import Draft, Request, read_text
-from sweeper.apply.yaml_text import entry_change
-from sweeper.errors import MissingError
+from sweeper.apply.kept import kept_note
+from sweeper.apply.llama_options import model_options
+from sweeper.apply.yaml_text import as_read, entry_change, mapping_of
+from sweeper.errors import MissingError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration
 
 # Parameters that `settings` writes by name; all others go into `extra_flags`.
@@ -35,13 +37,19 @@ def draft(request: Request) -> Draft:
             "or name the file with --file"
         )
     file_name = Path(request.model_path).name
-    key = _key(read_text(path) or "", file_name)
+    entries = mapping_of(read_text(path) or "", str(path))
+    key = _key(entries, file_name)
+    ours = settings(request.configuration)
+    before = _in_force(entries, key, file_name, ours, str(path))
+    flags = {name for option in model_options(request) for name in option.all_spellings()}
+    ours["extra_flags"], kept = _with_flags(ours["extra_flags"], before.pop("extra_flags", ""), flags)
     notes = [f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"]
     if request.environment:
         words = " ".join(f"{k}={v}" for k, v in request.environment.items())
         notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
     notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
-    return Draft(files=(entry_change(path, None, key, settings(request.configuration)),), notes=tuple(notes))
+    notes += kept_note(f"{path.name}", (*(before.keys() - ours.keys()), *kept))
+    return Draft(files=(entry_change(path, None, key, ours),), notes=tuple(notes))
 
 
 def pattern_of(file_name: str) -> str:
@@ -88,13 +96,61 @@ def settings(configuration: Configuration) -> dict[str, Any]:
     }
 
 
-def _key(text: str, file_name: str) -> str:
+def _matches(pattern: str, file_name: str) -> bool:
+    try:
+        return re.match(pattern.lower(), file_name.lower()) is not None
+    except re.error:  # no expression, so not for this file
+        return False
+
+
+def _key(entries: Mapping[str, Any], file_name: str) -> str:
     """The key that text-generation-webui itself wrote for this file, if it matches; else `pattern_of`."""
     own = f"{file_name}$"
+    return own if own in entries and _matches(own, file_name) else pattern_of(file_name)
+
+
+def _in_force(
+    entries: Mapping[str, Any], key: str, file_name: str, ours: Mapping[str, Any], where: str
+) -> dict[str, Any]:
+    """What the file holds for this model now, of its own entry and of those that match more files.
+
+    Raises UsageError for a later entry that would override ours.
+    """
+    found: dict[str, Any] = {}
+    wanted = as_read(ours)
+    is_later = False
+    for pattern, held in entries.items():
+        if isinstance(held, dict) and isinstance(pattern, str) and _matches(pattern, file_name):
+            lost = [name for name in held if name in wanted and held[name] != wanted[name]]
+            if is_later and lost:
+                raise UsageError(
+                    f"{where}: the entry {pattern!r} matches {file_name} too, comes later and sets "
+                    f"{', '.join(lost)}: move it above {key!r}"
+                )
+            found |= held
+        is_later = is_later or pattern == key
+    return found
+
+
+def _with_flags(ours: str, held: Any, replaced: set[str]) -> tuple[str, list[str]]:
+    """``extra_flags`` with the flags of the user that sweeper does not set, and the names of those.
+
+    Newer versions also read ``--flag value --flag``; where the user has that form, ours take it too.
+    """
+    text = held.strip().strip("'\"").strip() if isinstance(held, str) else ""
+    if not text.startswith("-"):
+        words = [word.strip() for word in text.split(",")]
+        kept = [word for word in words if word and word.partition("=")[0] not in replaced]
+        return ",".join([ours, *kept]), [word.partition("=")[0] for word in kept]
     try:
-        keys = yaml.safe_load(text) or {}
-        if isinstance(keys, dict) and own in keys and re.match(own.lower(), file_name.lower()):
-            return own
-    except (yaml.YAMLError, re.error):
-        pass  # `with_entry` reports a file that is not YAML; a key that is no expression is not for this file
-    return pattern_of(file_name)
+        literal = shlex.split(text)
+    except ValueError as error:
+        raise UsageError(f"extra_flags {text!r} cannot be split into words ({error}): mend it") from error
+    kept, names = [], []
+    for word in literal:
+        if re.match("-+[A-Za-z]", word):
+            names.append(word.lstrip("-").partition("=")[0])
+        if names and names[-1] not in replaced:
+            kept.append(word)
+    pairs = [f"--{flag.replace('=', ' ', 1)}" for flag in ours.split(",")]
+    return " ".join([*pairs, shlex.join(kept)]).strip(), [name for name in names if name not in replaced]
