@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import urllib.error
 import urllib.request
@@ -9,8 +10,13 @@ from typing import Any
 
 from sweeper.errors import EngineMissingError, SweeperError, UsageError, VerifyError
 
-# A proxy from the environment must not stand between a client and a server on the same machine.
-_DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+
+def direct_opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
+    """An opener that ignores the proxies of the environment, for servers on this machine or in its network."""
+    return urllib.request.build_opener(urllib.request.ProxyHandler({}), *handlers)
+
+
+_DIRECT = direct_opener()
 _MOST_BYTES = 64 * 1024 * 1024  # a longer answer cannot be the one that sweeper asked for
 
 
@@ -34,7 +40,7 @@ def post(url: str, body: dict[str, Any] | None, seconds: float = 3600.0) -> Any:
     answer = _fetch(url, None if body is None else json.dumps(body).encode("utf-8"), seconds)
     try:
         return json.loads(answer)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise NoSuchPageError(f"{url} answers with something else than JSON") from error
 
 
@@ -50,18 +56,29 @@ def answers(url: str, seconds: float = 5.0) -> bool:
 def _fetch(url: str, data: bytes | None, seconds: float) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{url} is no http address: write it as http://127.0.0.1:8080")
-    request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - checked
     try:
+        request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - checked
         with _DIRECT.open(request, timeout=seconds) as answer:
             return bytes(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         with error:
-            text = error.read(500).decode("utf-8", "replace").strip()
+            text = _reason(error)
         if error.code in (404, 405, 501):
             raise NoSuchPageError(f"{url} is not there ({error.code})") from error
         raise VerifyError(f"{url} answered {error.code}: {text}") from error
     except (urllib.error.URLError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
         raise EngineMissingError(f"no server answers at {url} ({reason}): start it first") from error
-    except OSError as error:
-        raise VerifyError(f"{url} gave no whole answer within {seconds:g} s ({error})") from error
+    except (http.client.InvalidURL, ValueError) as error:
+        raise UsageError(f"{url} is no http address ({error}): write it as http://127.0.0.1:8080") from error
+    except http.client.BadStatusLine as error:
+        raise NoSuchPageError(f"{url} answers with something else than HTTP") from error
+    except (OSError, http.client.HTTPException) as error:
+        raise VerifyError(f"{url} gave no whole answer within {seconds:g} s ({error!r})") from error
+
+
+def _reason(error: urllib.error.HTTPError) -> str:
+    try:
+        return error.read(500).decode("utf-8", "replace").strip()
+    except (OSError, http.client.HTTPException):  # the status alone says that the server refuses
+        return error.reason

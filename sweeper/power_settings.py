@@ -13,6 +13,7 @@ from sweeper.errors import ConfigError
 
 SOURCES = ("auto", "nvml", "rapl", "hwmon", "battery", "plug", "command", "estimate")
 PLUG_KINDS = ("shelly", "tasmota")
+PLUG_PASSWORD = "SWEEPER_PLUG_PASSWORD"  # noqa: S105 - the variable's name; the record never holds its value
 MEANS = ("auto", "direct", "helper", "zeusd")
 COMMAND_UNITS = ("watts", "joules")
 # Above 20 Hz, the sampler itself uses energy, which then counts as the trial's. To catch refreshes, the meter may
@@ -24,7 +25,7 @@ LEAST_SAMPLE_HZ = 1.0
 
 @dataclass(slots=True)
 class PlugSettings:
-    """A network plug. ``url`` is its address, for example ``http://192.168.1.20``."""
+    """A network plug. ``url`` is its address, for example ``http://192.168.1.20``, or with the name of a user."""
 
     kind: str = "shelly"
     url: str | None = None
@@ -85,7 +86,7 @@ def check_settings(settings: PowerSettings) -> None:
             f"power.sample_hz={settings.sample_hz:g} is not in {LEAST_SAMPLE_HZ:g} to {MOST_SAMPLE_HZ:g}"
         )
     wanted = (settings.source, *settings.beside)
-    if "plug" in wanted:
+    if "plug" in wanted or settings.plug.url:
         _check_plug(settings.plug)
     if "command" in wanted:
         _one_of("power.command.unit", settings.command.unit, COMMAND_UNITS)
@@ -109,6 +110,15 @@ def _check_plug(plug: PlugSettings) -> None:
     _one_of("power.plug.kind", plug.kind, PLUG_KINDS)
     if not plug.url:
         raise ConfigError("power.plug.url is missing: set it to the plug's address, like http://192.168.1.20")
-    parts = urlsplit(plug.url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
+    try:
+        parts = urlsplit(plug.url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # a bracket without its pair, or a port that is no number
+        is_address = False
+    if ":" in plug.url.rpartition("@")[0].removeprefix("http://").removeprefix("https://"):
+        raise ConfigError(
+            "power.plug.url must not hold a password, because sweeper records the configuration: "
+            f"leave `:PASSWORD` out of it, and set the environment variable {PLUG_PASSWORD}"
+        )
+    if not is_address:
         raise ConfigError(f"power.plug.url={plug.url} is no http address: write it like http://192.168.1.20")

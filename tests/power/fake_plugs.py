@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import quote_plus
 
 SHELLY_PATH = "/rpc/Switch.GetStatus?id=0"
 TASMOTA_PATH = "/cm?cmnd=Status%2010"
+
+
+PASSWORD = "s&cret é"  # what a URL and a header must encode
 
 
 class FakePlug:
@@ -22,6 +29,10 @@ class FakePlug:
         self.total_gain = 1.0
         self.delay_seconds = 0.0
         self.body: bytes | None = None  # answered instead
+        self.bodies: list[bytes] = []  # answered first, one each
+        self.login: str | None = (
+            None  # basic, digest MD5, digest SHA-256 or query: admin's password is PASSWORD
+        )
         self.url = ""
         self.questions = 0
         self._began = time.monotonic()
@@ -34,6 +45,8 @@ class FakePlug:
         watts = self.watts(now - self._began) if callable(self.watts) else self.watts
         self._joules += watts * (now - self._then)
         self._then = now
+        if self.bodies:
+            return self.bodies.pop(0)
         if self.body is not None:
             return self.body
         total_wh = self._joules * self.total_gain / 3600 + 1234.5
@@ -51,15 +64,53 @@ class FakePlug:
         return json.dumps(shown).encode()
 
 
+def digest_is_right(algorithm: str, header: str, path: str) -> bool:
+    """RFC 7616 with qop=auth, as a Shelly checks it."""
+    fields = {name: word for name, quoted, plain in re.findall(r'(\w+)=(?:"([^"]*)"|(\w+))', header)
+              for word in (quoted or plain,)}  # fmt: skip
+
+    def h(*words: str) -> str:
+        return hashlib.new(algorithm.replace("-", ""), ":".join(words).encode()).hexdigest()
+
+    first, second = h("admin", "shellyplus-1", PASSWORD), h("GET", path)
+    wanted = h(first, fields["nonce"], fields["nc"], fields["cnonce"], "auth", second)
+    return fields["uri"] == path and fields["nonce"] == "60dc2c68" and fields["response"] == wanted
+
+
 @contextmanager
 def serving(plug: FakePlug) -> Iterator[FakePlug]:
     """The plug on a free port of loopback while the block runs."""
     expected = SHELLY_PATH if plug.kind == "shelly" else TASMOTA_PATH
 
     class Handler(BaseHTTPRequestHandler):
+        def may(self) -> bool:
+            header = self.headers.get("Authorization") or ""
+            if plug.login == "basic":
+                return header == "Basic " + base64.b64encode(f"admin:{PASSWORD}".encode()).decode()
+            if plug.login == "query":
+                return self.path == f"{expected}&user=admin&password={quote_plus(PASSWORD)}"
+            if plug.login is not None:
+                return header.startswith("Digest ") and digest_is_right(
+                    plug.login.split()[1], header, self.path
+                )
+            return True
+
         def do_GET(self) -> None:
             time.sleep(plug.delay_seconds)
-            is_known = self.path == expected
+            if not self.may():
+                self.send_response(401)
+                if plug.login == "basic":
+                    self.send_header("WWW-Authenticate", 'Basic realm="shelly1pm"')
+                elif plug.login != "query":
+                    algorithm = str(plug.login).split()[1]
+                    words = (
+                        f'Digest qop="auth", realm="shellyplus-1", nonce="60dc2c68", algorithm={algorithm}'
+                    )
+                    self.send_header("WWW-Authenticate", words)
+                self.send_header("Content-Length", "0")
+                self.end_headers()
+                return
+            is_known = self.path.partition("&user=")[0] == expected
             body = plug.answer() if is_known else b"no"
             self.send_response(200 if is_known else 404)
             self.send_header("Content-Length", str(len(body)))

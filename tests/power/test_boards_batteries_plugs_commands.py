@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
+import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
-from fake_plugs import FakePlug, serving
+from fake_plugs import PASSWORD, FakePlug, serving
 from sysfs_trees import plant, write
 
-from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
+from sweeper.errors import ConfigError, ReadingFailed, RightMissingError, SensorMissingError
 from sweeper.meter.sensors.battery import BatterySensor
 from sweeper.meter.sensors.command import CommandSensor
 from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
 from sweeper.meter.sensors.plug import PlugSensor
-from sweeper.power_settings import CommandSettings, PlugSettings
+from sweeper.power_settings import CommandSettings, PlugSettings, PowerSettings, check_settings
 from sweeper.records import Caveat
 
 
@@ -160,6 +163,116 @@ def test_a_plug_that_does_not_answer_in_time_fails_the_reading() -> None:
         plug.delay_seconds = 0.6
         with pytest.raises(ReadingFailed, match="timed out"):
             sensor.read()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"apower": NaN}',
+        b'{"apower": 1e999}',
+        b'{"apower": ' + b"9" * 400 + b"}",
+        b'{"apower": ' + b"9" * 5000 + b"}",
+        b"[" * 60000,
+        b"<html>busy</html>",
+    ],
+)
+def test_garbage_fails_the_reading_and_a_single_one_is_asked_again(body: bytes) -> None:
+    with serving(FakePlug("shelly", 40.0)) as plug:
+        sensor = PlugSensor(PlugSettings("shelly", plug.url))
+        plug.bodies = [body]
+        sensor.open()
+        assert sensor.read().power_watts == 40.0
+        plug.bodies = [body, body]
+        with pytest.raises(ReadingFailed):
+            sensor.read()
+
+
+@pytest.mark.parametrize(
+    "words", [b"SSH-2.0-dropbear_2019.78\r\n", b"", b"HTTP/1.1 200 OK\r\n" + b"a: b\r\n" * 200]
+)
+def test_a_port_that_speaks_no_http_is_no_plug(words: bytes) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+
+        def answer() -> None:
+            with contextlib.suppress(OSError):
+                while True:
+                    connection, _ = server.accept()
+                    with connection:
+                        connection.sendall(words)
+
+        thread = threading.Thread(target=answer)
+        thread.start()
+        sensor = PlugSensor(PlugSettings("shelly", f"http://127.0.0.1:{server.getsockname()[1]}"))
+        with pytest.raises(SensorMissingError, match="no shelly plug at"):
+            sensor.open()
+        server.shutdown(socket.SHUT_RDWR)
+        thread.join()
+
+
+LOGINS = [("shelly", "basic"), ("shelly", "digest MD5"), ("shelly", "digest SHA-256"), ("tasmota", "query")]
+
+
+@pytest.mark.parametrize("user", ["", "admin@"])
+@pytest.mark.parametrize(("kind", "login"), LOGINS)
+def test_a_plug_with_a_password_gets_it_from_the_environment(
+    kind: str, login: str, user: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SWEEPER_PLUG_PASSWORD", PASSWORD)
+    with serving(FakePlug(kind, 40.0)) as plug:
+        plug.login = login
+        sensor = PlugSensor(PlugSettings(kind, plug.url.replace("//", f"//{user}")))
+        sensor.open()
+        assert sensor.read().power_watts == 40.0
+        assert sensor.source.device == "127.0.0.1"
+
+
+@pytest.mark.parametrize("given", [None, "wrong-one"])
+@pytest.mark.parametrize(("kind", "login"), LOGINS)
+def test_a_plug_that_refuses_says_that_it_wants_a_password_and_never_which(
+    kind: str, login: str, given: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SWEEPER_PLUG_PASSWORD", raising=False)
+    if given:
+        monkeypatch.setenv("SWEEPER_PLUG_PASSWORD", given)
+    with serving(FakePlug(kind, 40.0)) as plug:
+        plug.login = login
+        with pytest.raises(SensorMissingError, match="SWEEPER_PLUG_PASSWORD") as caught:
+            PlugSensor(PlugSettings(kind, plug.url)).open()
+        assert "wants a password" in str(caught.value)
+        assert "wrong-one" not in str(caught.value)
+
+
+def test_an_older_tasmota_asks_for_a_password_with_status_200() -> None:
+    with serving(FakePlug("tasmota", 40.0)) as plug:
+        plug.body = b'{"WARNING":"Need user=<username>&password=<password>"}'
+        with pytest.raises(SensorMissingError, match="SWEEPER_PLUG_PASSWORD"):
+            PlugSensor(PlugSettings("tasmota", plug.url)).open()
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["http://admin:secret@10.0.0.5", "admin:secret@10.0.0.5", "ftp://admin:secret@h", "http://a:secret@[::1"],
+)
+@pytest.mark.parametrize("source", ["plug", "auto"])
+def test_a_password_in_the_address_is_refused_and_not_repeated(url: str, source: str) -> None:
+    with pytest.raises(ConfigError, match="SWEEPER_PLUG_PASSWORD") as caught:
+        check_settings(PowerSettings(source=source, plug=PlugSettings("shelly", url)))
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("url", ["http://[::1", "http://10.0.0.5:http", "http://10.0.0.5:70000", "10.0.0.5"])
+def test_an_address_that_is_none_is_refused(url: str) -> None:
+    with pytest.raises(ConfigError, match="no http address"):
+        check_settings(PowerSettings(source="plug", plug=PlugSettings("shelly", url)))
+
+
+def test_a_proxy_of_the_environment_is_not_asked_for_a_plug(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("http_proxy", "HTTP_PROXY", "all_proxy"):
+        monkeypatch.setenv(name, "http://127.0.0.1:9")
+    with serving(FakePlug("shelly", 40.0)) as plug:
+        sensor = PlugSensor(PlugSettings("shelly", plug.url))
+        sensor.open()
+        assert sensor.read().power_watts == 40.0
 
 
 @pytest.mark.parametrize(("gain", "is_parted"), [(1.0, False), (1.2, True), (0.0, True)])
