@@ -154,8 +154,8 @@ def with_entry(
         is_right = False
     if not is_right:
         raise UsageError(
-            f"{where} is laid out so that sweeper cannot change one entry of it: "
-            "name another file and copy it over"
+            f"{where}: sweeper cannot change {key!r} alone, because of an anchor, a repeated key or an unusual "
+            "layout: write the entry out, or name another file"
         )
     return new
 

@@ -137,7 +137,9 @@ def _with_flags(ours: str, held: Any, replaced: set[str]) -> tuple[str, list[str
 
     Newer versions also read ``--flag value --flag``; where the user has that form, ours take it too.
     """
-    text = held.strip().strip("'\"").strip() if isinstance(held, str) else ""
+    text = held.strip() if isinstance(held, str) else ""
+    if text[:1] in ("'", '"') and text.endswith(text[0]):
+        text = text[1:-1].strip()
     if not text.startswith("-"):
         words = [word.strip() for word in text.split(",")]
         kept = [word for word in words if word and word.partition("=")[0] not in replaced]
