@@ -154,7 +154,7 @@ def with_entry(
         is_right = False
     if not is_right:
         raise UsageError(
-            f"{where}: sweeper cannot change {key!r} alone, because of an anchor, a repeated key or an unusual "
+            f"{where}: sweeper cannot change {key!r} alone, because of an anchor or an unusual "
             "layout: write the entry out, or name another file"
         )
     return new
@@ -176,8 +176,9 @@ def _load(text: str, where: str) -> Any:
         raise UsageError(f"{where} is nested too deeply for sweeper to read: name another file") from None
     except yaml.YAMLError as error:
         line = getattr(getattr(error, "problem_mark", None), "line", None)
-        place = "" if line is None else f"line {line + 1}: "
-        reason = f"({place}{getattr(error, 'problem', None) or 'a character that YAML does not allow'})"
+        said = [getattr(error, name, None) for name in ("context", "problem")]
+        words = ", ".join(filter(None, said)) or "a character that YAML does not allow"
+        reason = f"({words})" if line is None else f"(line {line + 1}: {words})"
         if isinstance(error, yaml.constructor.ConstructorError | yaml.composer.ComposerError):
             raise UsageError(
                 f"{where} is YAML that sweeper cannot read {reason}: name another file"
@@ -199,8 +200,6 @@ class _Editor:
         self._size = len(text)
         self._end = "\r\n" if "\r\n" in text else "\n"
         self._lines = _YAML_LINE.findall(text)
-        if self._lines and not self._lines[-1].endswith(("\n", "\r")):
-            self._lines[-1] += self._end
         self._root = yaml.compose(text, Loader=yaml.SafeLoader)
         self._edits: list[tuple[int, int, list[str]]] = []  # lines[first:stop] become these
 
@@ -208,17 +207,25 @@ class _Editor:
         """The text with the entry: its ``changed`` keys (None leaves), or all of it if it cannot be edited."""
         mapping, data = self._root, {key: merged}
         if parent:
-            found = _child(mapping, parent)
+            found = self._child(mapping, parent)
             if found is None or not _is_block(*found):
                 return self._put_parent(found, parent, data)
             mapping = found[1]
-        entry = _child(mapping, key)
+        entry = self._child(mapping, key)
         if entry is not None and _is_block(*entry):
             for name, value in changed.items():
                 self._set(entry[1], name, value)
         else:
             self._set(mapping, key, merged)
         return self._text()
+
+    def _child(self, mapping: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:
+        pairs = mapping.value if isinstance(mapping, yaml.MappingNode) else ()
+        found = [(name, value) for name, value in pairs if name.value == key]
+        if len(found) > 1:
+            again = found[1][0].start_mark.line + 1
+            raise UsageError(f"{self._where} holds {key!r} again in line {again}: keep one of them")
+        return found[0] if found else None
 
     def _put_parent(
         self, found: tuple[yaml.Node, yaml.Node] | None, parent: str, data: Mapping[str, Any]
@@ -245,6 +252,7 @@ class _Editor:
                     f"{self._where} holds its entries in one line ({{…}}): write them one a line, "
                     "or name another file"
                 )
+            self._child(mapping, key)
             indent = mapping.value[0][0].start_mark.column
             names = [name.value for name, _ in mapping.value]
             number = names.index(key) if key in names else -1
@@ -275,16 +283,14 @@ class _Editor:
         return [" " * indent + line + self._end for line in _dump(data).splitlines()]
 
     def _text(self) -> str:
-        text, at = [], 0
+        lines, text, at = self._lines, [], 0
         for first, stop, new in sorted(self._edits, key=lambda edit: edit[:2]):
-            text += [*self._lines[at:first], *new]
+            text += lines[at:first]
+            if text and not text[-1].endswith(("\n", "\r")):
+                text.append(self._end)
+            text += new
             at = stop
-        return "".join([*text, *self._lines[at:]])
-
-
-def _child(mapping: yaml.Node | None, key: str) -> tuple[yaml.Node, yaml.Node] | None:
-    pairs = mapping.value if isinstance(mapping, yaml.MappingNode) else ()
-    return next((pair for pair in pairs if pair[0].value == key), None)
+        return "".join([*text, *lines[at:]])
 
 
 def _is_block(name: yaml.Node, value: yaml.Node) -> bool:

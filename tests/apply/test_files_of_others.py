@@ -340,7 +340,10 @@ def test_textgen_keeps_flags_in_the_newer_form(tmp_path: Path) -> None:
     ],
 )
 def test_an_entry_that_others_refer_to_is_refused_for_the_true_reason(text: str, tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match=r"cannot change 'nano' alone, because of an anchor|in one line"):
+    with pytest.raises(
+        UsageError,
+        match=r"cannot change 'nano' alone, because of an anchor|in one line|holds 'nano' again in line 4",
+    ):
         swap(tmp_path, text)
 
 
