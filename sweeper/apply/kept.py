@@ -6,14 +6,14 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 # Options of llama-server that decide where weights lie or which cores compute, and that sweeper does not write; then
-# keys of text-generation-webui and of Compose.
+# keys of text-generation-webui, llama-cpp-python and Compose.
 _WORDS = """
 cpu-moe cmoe n-cpu-moe ncmoe override-tensor ot device dev tensor-split ts rpc numa no-host repack no-repack nr
 op-offload no-op-offload nopo cpu-mask C cpu-range Cr cpu-strict prio poll cpu-mask-batch Cb cpu-range-batch Crb
 cpu-strict-batch prio-batch poll-batch swa-full kv-unified no-kv-unified kvu no-kvu lora lora-scaled model-draft md
 spec-draft-model hf-repo-draft hfd hfrd mmproj mm mmproj-url mmu embedding embeddings reranking rerank mmap no-mmap
 mlock direct-io no-direct-io dio ndio
-streaming-llm
+streaming-llm rpc-servers draft-model lora-path lora-base clip-model-path vocab-only
 cpus cpuset cpu-count cpu-percent cpu-period cpu-quota cpu-shares mem-limit mem-reservation memswap-limit deploy gpus
 runtime devices platform env-file
 """

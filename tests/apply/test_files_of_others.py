@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shlex
 from dataclasses import replace
 from pathlib import Path
@@ -159,6 +160,15 @@ def test_compose_refuses_an_entry_that_takes_its_entrypoint_from_a_merge_key(tmp
     )
     with pytest.raises(UsageError, match=r"'entrypoint' from another one by a merge key \(<<\)"):
         planned("compose", tmp_path)
+
+
+def test_compose_says_whose_ports_it_cannot_see(tmp_path: Path) -> None:
+    (tmp_path / "compose.yaml").write_text(
+        "include: [b.yaml]\nservices:\n  webui:\n    image: w\n    network_mode: host\n"
+    )
+    assert "port 8080 is free: sweeper cannot see the ports of the service 'webui' on" in notes_of(
+        planned("compose", tmp_path)
+    )
 
 
 # -- llama-swap
@@ -383,3 +393,33 @@ def test_preset_of_a_mixture_drops_cpu_moe(tmp_path: Path) -> None:
     assert "\nn-cpu-moe = 7\n" in text_of(plan)
     assert "\ncpu-moe" not in text_of(plan)
     assert "\nncmoe" not in text_of(plan)
+
+
+# -- llama-cpp-python and systemd
+
+
+def test_llama_cpp_python_drops_a_repository_and_names_what_it_keeps(tmp_path: Path) -> None:
+    mine = {"model_alias": "nano", "hf_model_repo_id": "a/b", "tensor_split": [1], "draft_model": None}
+    (tmp_path / "llama-cpp-python.json").write_text(json.dumps({"models": [mine], "x": "\ud800"}))
+    plan = planned("llama-cpp-python", tmp_path)
+    data = json.loads(text_of(plan))
+    assert "hf_model_repo_id" not in data["models"][0]
+    assert data["x"] == "\ud800"
+    assert "the model nano keeps tensor_split: the sweep measured without" in notes_of(plan)
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"models": ' + "9" * 5000 + "}"])
+def test_json_that_cannot_be_read_is_refused_for_the_true_reason(text: str, tmp_path: Path) -> None:
+    (tmp_path / "llama-cpp-python.json").write_text(text)
+    with pytest.raises(UsageError, match="is JSON that sweeper cannot read"):
+        planned("llama-cpp-python", tmp_path)
+
+
+def test_systemd_names_a_later_drop_in_that_starts_something_else(tmp_path: Path) -> None:
+    folder = tmp_path / "llama-server.service.d"
+    folder.mkdir()
+    for name in ("override.conf", "zz.conf"):
+        (folder / name).write_text("[Service]\nExecStart=\nExecStart=/opt/mine\n")
+    notes = notes_of(planned("systemd", tmp_path))
+    assert f"{folder / 'zz.conf'} comes later" in notes
+    assert "override.conf" not in notes

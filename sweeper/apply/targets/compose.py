@@ -63,6 +63,9 @@ def draft(request: Request) -> Draft:
             "the image has its own llama.cpp, not the one that the sweep measured: run `sweeper verify`",
             *notes,
             *_parent_note(path),
+            *_hidden_note(
+                services, name, request.port, "include" in mapping_of(read_text(path) or "", str(path))
+            ),
         ),
         port=request.port,
     )
@@ -102,6 +105,22 @@ def _parent_note(path: Path) -> tuple[str, ...]:
         if above is None
         else (f"in {path.parent}, Compose has read {above} until now; it reads this new file instead",)
     )
+
+
+def _hidden_note(
+    services: Mapping[Path, Mapping[str, Any]], name: str, port: int, includes: bool
+) -> tuple[str, ...]:
+    """A note on services whose ports the files do not tell."""
+    hidden = [
+        f"the service {other!r} on the host's network"
+        for found in services.values()
+        for other, service in found.items()
+        if other != name and isinstance(service, dict) and service.get("network_mode") == "host"
+    ]
+    hidden += ["the included files"] if includes else []
+    return (
+        f"make sure that port {port} is free: sweeper cannot see the ports of {', '.join(hidden)}",
+    ) * bool(hidden)
 
 
 def _with_free_port(

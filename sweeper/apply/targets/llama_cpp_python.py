@@ -7,11 +7,13 @@ are not llama.cpp's. So sweeper writes every key.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable, read_text
+from sweeper.apply.kept import kept_note
 from sweeper.errors import UsageError
 from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
 from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, Configuration, Tunable
@@ -47,7 +49,8 @@ def draft(request: Request) -> Draft:
     existing = _existing(path)
     models: list[dict[str, Any]] = existing.get("models", [])
     others = [m for m in models if m.get("model_alias") != request.name]
-    before = next((m for m in models if m.get("model_alias") == request.name), {})
+    before = dict(next((m for m in models if m.get("model_alias") == request.name), {}))
+    before.pop("hf_model_repo_id", None)  # with it, the server looks for the model's path in that repository
     settings = {
         **existing,
         "host": LOOPBACK,
@@ -58,6 +61,9 @@ def draft(request: Request) -> Draft:
         "puts this model first, keeps all other settings and reformats the file" if existing else "a new file"
     )
     text = json.dumps(settings, indent=2, ensure_ascii=False) + "\n"
+    if re.search("[\ud800-\udfff]", text):  # half a character, which UTF-8 cannot hold
+        text = json.dumps(settings, indent=2) + "\n"
+    kept = [key for key, value in before.items() if key not in ours and value not in (None, False)]
     argv = (sys.executable, "-m", "llama_cpp.server", "--config_file", str(path))
     return Draft(
         files=(change(path, text, says),),
@@ -65,6 +71,7 @@ def draft(request: Request) -> Draft:
         notes=(
             "the server prefers HOST, PORT and CONFIG_FILE in its environment to this file",
             *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
+            *kept_note(f"the model {request.name}", kept),
         ),
     )
 
@@ -79,6 +86,8 @@ def _existing(path: Path) -> dict[str, Any]:
         raise UsageError(
             f"{path} is not JSON (line {error.lineno}: {error.msg}): mend it, or name another file"
         ) from error
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, or thousands of brackets
+        raise UsageError(f"{path} is JSON that sweeper cannot read ({error}): name another file") from error
     models = data.get("models", []) if isinstance(data, dict) else None
     if not isinstance(models, list) or not all(isinstance(model, dict) for model in models):
         raise UsageError(

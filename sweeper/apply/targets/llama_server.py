@@ -26,7 +26,7 @@ def draft(request: Request) -> Draft:
     _check(request)
     existing = read_text(path)
     says = f"sets [{request.name}] and keeps the rest byte for byte" if existing else "a new preset file"
-    text = _merge(existing or "version = 1\n", request.name, options)
+    text = _merge(existing or "version = 1\n", request.name, options, str(path))
     router = ("llama-server", "--models-preset", str(path), "--host", LOOPBACK, "--port", str(request.port))
     return Draft(
         files=(change(path, text, says),),
@@ -72,7 +72,7 @@ def _keys(text: str, section: str) -> list[str]:
     return keys
 
 
-def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:
+def _merge(text: str, name: str, options: tuple[Option, ...], where: str) -> str:
     """``text`` with ``options`` in the section ``name``; the section keeps keys that sweeper does not set."""
     end = "\r\n" if "\r\n" in text else "\n"
     lines = lines_of(text)
@@ -83,7 +83,7 @@ def _merge(text: str, name: str, options: tuple[Option, ...]) -> str:
         return f"{text}{last_end}{gap}[{name}]{end}{_lines(options, end)}"
     if len(starts) > 1:
         raise UsageError(
-            f"the preset file holds [{name}] {len(starts)} times: keep one of them, or choose another --name"
+            f"{where} holds [{name}] {len(starts)} times: keep one of them, or choose another --name"
         )
     start = starts[0]
     stop = next((i for i in range(start + 1, len(lines)) if _HEADER.match(lines[i])), len(lines))

@@ -56,6 +56,11 @@ def draft(request: Request) -> Draft:
             f"the configuration holds a power limit of {watts} W, and the sweep's record names no device that "
             "a unit could set it for: set it by hand",
         )
+    notes += [
+        f"{other} comes later and has its own ExecStart=, which wins: rename or remove it"
+        for other in sorted((folder / f"{SERVICE}.d").glob("*.conf"))
+        if other.name > "sweeper.conf" and b"ExecStart=" in (read_existing(other) or b"")
+    ]
     return Draft(
         files=tuple(files),
         commands=(

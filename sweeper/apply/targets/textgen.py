@@ -42,7 +42,9 @@ def draft(request: Request) -> Draft:
     ours = settings(request.configuration)
     before = _in_force(entries, key, file_name, ours, str(path))
     flags = {name for option in model_options(request) for name in option.all_spellings()}
-    ours["extra_flags"], kept = _with_flags(ours["extra_flags"], before.pop("extra_flags", ""), flags)
+    ours["extra_flags"], kept = _with_flags(
+        ours["extra_flags"], before.pop("extra_flags", ""), flags, str(path)
+    )
     notes = [f"text-generation-webui finds models in {path.parent}: put {file_name} there, or a link to it"]
     if request.environment:
         words = " ".join(f"{k}={v}" for k, v in request.environment.items())
@@ -132,7 +134,7 @@ def _in_force(
     return found
 
 
-def _with_flags(ours: str, held: Any, replaced: set[str]) -> tuple[str, list[str]]:
+def _with_flags(ours: str, held: Any, replaced: set[str], where: str) -> tuple[str, list[str]]:
     """``extra_flags`` with the flags of the user that sweeper does not set, and the names of those.
 
     Newer versions also read ``--flag value --flag``; where the user has that form, ours take it too.
@@ -147,7 +149,9 @@ def _with_flags(ours: str, held: Any, replaced: set[str]) -> tuple[str, list[str
     try:
         literal = shlex.split(text)
     except ValueError as error:
-        raise UsageError(f"extra_flags {text!r} cannot be split into words ({error}): mend it") from error
+        raise UsageError(
+            f"{where}: extra_flags {text!r} cannot be split into words ({error}): mend it"
+        ) from error
     kept, names = [], []
     for word in literal:
         if re.match("-+[A-Za-z]", word):
