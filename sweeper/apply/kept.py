@@ -37,7 +37,7 @@ def kept_note(where: str, names: Iterable[str]) -> tuple[str, ...]:
 def with_variables(held: Any, ours: Mapping[str, str]) -> tuple[Any, Collection[str]]:
     """An environment (a mapping, or a list of ``NAME=value``) with ``ours`` in it, and the names that it keeps."""
     if isinstance(held, dict):
-        return {**held, **ours}, held.keys() - ours.keys()
+        return {**held, **ours}, [name for name in held if name not in ours]
     words = {str(word).partition("=")[0]: word for word in held} if isinstance(held, list) else {}
     kept = {name: word for name, word in words.items() if name not in ours}
     return [*kept.values(), *(f"{name}={value}" for name, value in ours.items())], kept

@@ -54,7 +54,7 @@ def draft(request: Request) -> Draft:
     gone = [key for key in _WITH_COMMAND if key in before]
     if gone:
         notes.append(f"{', '.join(gone)} of services.{name} left with the command before")
-    notes += kept_note(f"services.{name}", (*(before.keys() - ours.keys()), *names))
+    notes += kept_note(f"services.{name}", (*(key for key in before if key not in ours), *names))
     start = ("docker", "compose", *(word for file in files for word in ("-f", str(file))), "up", "-d", name)
     return Draft(
         files=(entry_change(path, "services", name, ours, gone),),

@@ -50,7 +50,7 @@ def draft(request: Request) -> Draft:
         words = " ".join(f"{k}={v}" for k, v in request.environment.items())
         notes.append(f"the trial ran with {words}: start text-generation-webui with the same")
     notes.append(f"its API listens with --api --api-port {request.port} on 127.0.0.1")
-    notes += kept_note(f"{path.name}", (*(before.keys() - ours.keys()), *kept))
+    notes += kept_note(f"{path.name}", (*(key for key in before if key not in ours), *kept))
     return Draft(files=(entry_change(path, None, key, ours),), notes=tuple(notes))
 
 
