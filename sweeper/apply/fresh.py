@@ -7,6 +7,8 @@ from dataclasses import fields
 from pathlib import Path
 
 from sweeper.errors import ModelMissingError, StaleRecordError
+from sweeper.model.digest import combined
+from sweeper.model.header import split_names
 from sweeper.records import EngineRecord, MachineRecord, ModelFile, SweepRecord, TrialRecord
 
 # The parts of a fingerprint that people recognise. Drivers of GPUs are compared separately.
@@ -74,15 +76,21 @@ def _machine(then: MachineRecord, now: MachineRecord) -> list[str]:
 def _model(then: ModelFile) -> list[str]:
     path = Path(then.path)
     try:
-        size = path.stat().st_size
+        whole = path.stat().st_size == then.size_bytes
+        parts = [path] if whole else [path.with_name(name) for name in split_names(path.name) or [path.name]]
+        size = sum(part.stat().st_size for part in parts)
         if size != then.size_bytes:
             return [f"the model {path} had {then.size_bytes} bytes and has {size}"]
-        with path.open("rb") as file:
-            now = hashlib.file_digest(file, "sha256").hexdigest()
+        now = combined([_sha256_of(part) for part in parts])
     except OSError as error:
         raise ModelMissingError(
-            f"the model {path} cannot be read ({error.strerror}): put it back, or run the sweep again"
+            f"the model {error.filename or path} cannot be read ({error.strerror}): put it back, or run the sweep again"
         ) from error
     if now != then.sha256:
         return [f"the model {path} has another content (SHA-256 {then.sha256[:12]}…, now {now[:12]}…)"]
     return []
+
+
+def _sha256_of(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

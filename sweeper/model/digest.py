@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +39,16 @@ def sha256_of(path: Path, root: Path) -> str:
     if (after.st_size, after.st_mtime_ns) == (stat.st_size, stat.st_mtime_ns):
         _remember(cache, str(path), {"size": stat.st_size, "mtime_ns": stat.st_mtime_ns, "sha256": digest})
     return digest
+
+
+def sha256_of_model(parts: Sequence[Path], root: Path) -> str:
+    """The digest of a model: the SHA-256 of its file, or of the digests of all parts if it is split."""
+    return combined([sha256_of(part, root) for part in parts])
+
+
+def combined(digests: Sequence[str]) -> str:
+    """One digest for several: the only one, or the SHA-256 of all of them, one a line."""
+    return digests[0] if len(digests) == 1 else hashlib.sha256("\n".join(digests).encode()).hexdigest()
 
 
 def demand_space(folder: Path, needed: int, what: str, otherwise: str) -> None:

@@ -18,6 +18,14 @@ from sweeper.model.metadata import BadHeader, RawHeader, Tensor, Value, read_raw
 
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
 _MAX_LAYERS = 100_000  # far above any real model
+# GGUF files that lie beside models, by general.type or, in older files, by architecture.
+_NOT_A_MODEL = {
+    "adapter": "an adapter (LoRA)",
+    "mmproj": "a vision or audio projector (mmproj)",
+    "clip": "a vision or audio projector (mmproj)",
+    "imatrix": "an importance matrix",
+    "controlvector": "a control vector",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,7 @@ class GgufHeader:
     """A model's header. A number that the file does not state is 0."""
 
     path: Path
+    parts: tuple[Path, ...]  # of a split model; otherwise only ``path``
     size_bytes: int  # all parts together
     architecture: str
     n_layer: int
@@ -44,7 +53,8 @@ def read_header(path: Path) -> GgufHeader:
 
     Raises:
         ModelMissingError: there is no such file.
-        ModelFileError: the file is not a GGUF, is truncated, or has an impossible header.
+        ModelFileError: the file is not a GGUF, is truncated, has an impossible header, or is no model that generates
+            text.
     """
     path = Path(path)
     first = _read_part(path)
@@ -54,6 +64,7 @@ def read_header(path: Path) -> GgufHeader:
         tensors += _read_part(part).tensors
     values = first.values
     architecture = values.get("general.architecture")
+    _demand_language_model(path, values.get("general.type"), architecture)
     if not isinstance(architecture, str) or not architecture:
         raise ModelFileError(f"{path}: its header names no architecture (general.architecture)")
     n_layer = whole(values, f"{architecture}.block_count")
@@ -61,9 +72,14 @@ def read_header(path: Path) -> GgufHeader:
         raise ModelFileError(
             f"{path}: its header states {n_layer or 'no'} layers ({architecture}.block_count)"
         )
+    if values.get(f"{architecture}.attention.causal") is False:
+        raise ModelFileError(
+            f"{path} is an embedding model ({architecture}): give a model that generates text"
+        )
     embeddings = [tensor.shape[-1] for tensor in tensors if tensor.name == "token_embd.weight"]
     return GgufHeader(
         path=path,
+        parts=parts,
         size_bytes=sum(part.stat().st_size for part in parts),
         architecture=architecture,
         n_layer=n_layer,
@@ -84,6 +100,19 @@ def split_names(name: str) -> tuple[str, ...]:
         return ()
     count = int(match["count"])
     return tuple(f"{match['stem']}-{part:05d}-of-{count:05d}.gguf" for part in range(1, count + 1))
+
+
+def parts_of(path: Path) -> tuple[Path, ...]:
+    """The parts of the split model at ``path``, if all of them lie beside it; else the file itself."""
+    parts = tuple(path.with_name(name) for name in split_names(path.name))
+    return parts if parts and all(part.is_file() for part in parts) else (path,)
+
+
+def _demand_language_model(path: Path, *kinds: Value) -> None:
+    """Raise ModelFileError if the header says that the file is another kind of GGUF than a model."""
+    for kind in kinds:
+        if isinstance(kind, str) and kind in _NOT_A_MODEL:
+            raise ModelFileError(f"{path} is {_NOT_A_MODEL[kind]}: give the language model's own file")
 
 
 def _read_part(path: Path) -> RawHeader:
@@ -113,7 +142,8 @@ def _parts(path: Path, raw: RawHeader) -> tuple[Path, ...]:
     match = _SPLIT_NAME.match(path.name)
     if match is None or int(match["count"]) != count:
         raise ModelFileError(
-            f"{path} is one of {count} parts, but its name is not NAME-00001-of-{count:05d}.gguf: rename it"
+            f"{path} is one of {count} parts, but its name is not NAME-00001-of-{count:05d}.gguf: rename it, or "
+            "give the link of that name (in the Hugging Face cache, below snapshots/)"
         )
     names = split_names(path.name)
     if int(match["part"]) != 1:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeper.errors import ConfigError
-from sweeper.model.digest import sha256_of
+from sweeper.model.digest import sha256_of_model
 from sweeper.model.header import GgufHeader, read_header
 from sweeper.model.shapes import ModelShape
 from sweeper.records import ModelFile, ModelRecord
@@ -102,7 +102,8 @@ def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path) -> Path:
 
 
 def _model_file(quant: str, header: GgufHeader, root: Path) -> ModelFile:
-    return ModelFile(quant, str(header.path.absolute()), sha256_of(header.path, root), header.size_bytes)
+    digest = sha256_of_model(header.parts, root)
+    return ModelFile(quant, str(header.path.absolute()), digest, header.size_bytes)
 
 
 def _kind(header: GgufHeader) -> tuple[object, ...]:

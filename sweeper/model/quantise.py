@@ -11,8 +11,8 @@ from pathlib import Path
 from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
 from sweeper.locks import held
-from sweeper.model.digest import demand_space, sha256_of
-from sweeper.model.ggml_types import FILE_TYPE_BY_NAME
+from sweeper.model.digest import demand_space, sha256_of, sha256_of_model
+from sweeper.model.ggml_types import FILE_TYPE_BY_NAME, TYPE_BY_NAME
 from sweeper.model.header import read_header
 from sweeper.processes import WorkerProcess
 from sweeper.records import ModelFile
@@ -64,13 +64,20 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
     source = Path(source)
     header = read_header(source)
     check_level(level)
-    digest = sha256_of(source, root)
+    digest = sha256_of_model(header.parts, root)
     if level == header.file_type:
         return Quantised(ModelFile(level, str(source), digest, header.size_bytes), (), 0.0, made=False)
     if header.file_type not in SOURCES:
         raise UsageError(
             f"{source.name} is {header.file_type}: {level} can be made only from {', '.join(SOURCES)}; "
             f"give such a file, or set space.quant={header.file_type}"
+        )
+    quantised_types = {
+        tensor.type for tensor in header.tensors if TYPE_BY_NAME[tensor.type].block_elements > 1
+    }
+    if quantised_types:
+        raise EngineRefused(
+            f"{source.name} holds {', '.join(sorted(quantised_types))} tensors, which cannot be quantised again"
         )
     target = root / "quantised" / digest[:16] / f"{level}.gguf"
     notes = target.with_suffix(".json")

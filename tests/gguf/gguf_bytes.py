@@ -2,7 +2,7 @@
 
 import struct
 
-STRING, ARRAY, UINT32, UINT64, FLOAT32 = 8, 9, 4, 10, 6
+STRING, ARRAY, UINT32, UINT64, FLOAT32, BOOL = 8, 9, 4, 10, 6, 7
 
 
 def text(value):
@@ -20,6 +20,10 @@ def string(name, value):
 
 def number(name, value):
     return key(name, UINT32, struct.pack("<I", value))
+
+
+def flag(name, value):
+    return key(name, BOOL, struct.pack("<?", value))
 
 
 def array(name, element, count, payload=b""):

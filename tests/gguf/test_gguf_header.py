@@ -1,4 +1,5 @@
 import json
+import re
 import struct
 import time
 import tracemalloc
@@ -14,7 +15,8 @@ from nano_models import NANO
 from sweeper.errors import ModelFileError, ModelMissingError
 from sweeper.model.digest import sha256_of
 from sweeper.model.ggml_types import FILE_TYPES, TYPE_BY_NUMBER
-from sweeper.model.header import read_header, split_names
+from sweeper.model.header import parts_of, read_header, split_names
+from sweeper.model.obtain import ModelConfig, obtain
 
 
 def write(folder, content, name="bad.gguf"):
@@ -158,6 +160,30 @@ def test_a_truncated_file_is_always_refused(nano, tmp_path, data):
         read_header(write(tmp_path, content[:length]))
 
 
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ((*raw.LLAMA[:1], raw.string("general.type", "adapter")), r"is an adapter \(LoRA\): give the"),
+        ((*raw.LLAMA, raw.string("general.type", "adapter")), r"is an adapter \(LoRA\): give the"),
+        (
+            (raw.string("general.type", "mmproj"), raw.string("general.architecture", "clip")),
+            "vision or audio",
+        ),
+        ((raw.string("general.architecture", "clip"),), "vision or audio projector"),
+        ((raw.string("general.type", "imatrix"),), "is an importance matrix"),
+        ((raw.string("general.architecture", "controlvector"),), "is a control vector"),
+        ((*raw.LLAMA, raw.flag("llama.attention.causal", False)), r"is an embedding model \(llama\)"),
+    ],
+)
+def test_a_file_that_generates_no_text_is_named_for_what_it_is(tmp_path, keys, words):
+    assert re.search(words, refused(tmp_path, raw.whole(keys)))
+
+
+def test_a_model_may_say_that_it_is_one(tmp_path):
+    keys = (*raw.LLAMA, raw.string("general.type", "model"), raw.flag("llama.attention.causal", True))
+    assert read_header(write(tmp_path, raw.whole(keys))).n_layer == 1
+
+
 def split(folder, parts=2, count=None):
     """A model of one tensor a part."""
     names = split_names(f"big-00001-of-{parts:05d}.gguf")
@@ -185,6 +211,35 @@ def test_a_split_model_wants_its_first_part_and_all_others(tmp_path):
         read_header(parts[0])
     with pytest.raises(ModelFileError, match="rename it"):
         read_header(parts[0].rename(tmp_path / "other.gguf"))
+
+
+def test_a_split_model_in_a_cache_of_links_keeps_the_names_of_its_links(tmp_path):
+    blobs, links = tmp_path / "blobs", tmp_path / "snapshots"
+    blobs.mkdir()
+    links.mkdir()
+    for index, part in enumerate(split(tmp_path, 2)):
+        part.rename(blobs / f"blob{index}")
+        (links / part.name).symlink_to(f"../blobs/blob{index}")
+    record = obtain(ModelConfig(path=str(links / "big-00001-of-00002.gguf")), tmp_path / "root")
+    file = record.file(None)
+    assert file.path == str(links / "big-00001-of-00002.gguf")
+    assert file.size_bytes == sum(path.stat().st_size for path in blobs.iterdir())
+    with pytest.raises(ModelFileError, match="give the link of that name"):
+        read_header(blobs / "blob0")
+
+
+def test_every_part_of_a_split_model_belongs_to_its_digest(tmp_path):
+    parts = split(tmp_path, 2)
+    before = obtain(ModelConfig(path=str(parts[0])), tmp_path / "root").file(None)
+    parts[1].write_bytes(parts[1].read_bytes()[:-1] + b"x")
+    after = obtain(ModelConfig(path=str(parts[0])), tmp_path / "root").file(None)
+    assert after.size_bytes == before.size_bytes
+    assert after.sha256 != before.sha256
+
+
+def test_a_file_with_the_name_of_a_part_may_be_a_whole_model(tmp_path):
+    alone = write(tmp_path, raw.whole(), "merged-00001-of-00003.gguf")
+    assert parts_of(alone) == read_header(alone).parts == (alone,)
 
 
 def test_a_digest_is_remembered_until_the_file_changes(tmp_path):

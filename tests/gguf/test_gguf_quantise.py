@@ -5,6 +5,7 @@ import subprocess
 import sys
 from dataclasses import replace
 
+import gguf_bytes as raw
 import pytest
 from nano_models import NANO
 
@@ -78,6 +79,17 @@ def test_a_level_that_cannot_be_made_is_refused_by_its_key(nano, tmp_path, level
 def test_what_was_quantised_is_not_quantised_again(nano_q4, tmp_path):
     with pytest.raises(UsageError, match=r"is Q4_K_M: Q8_0 can be made only from F32, F16, BF16"):
         quantised(nano_q4, "Q8_0", tmp_path)
+
+
+def test_a_float_file_with_quantised_tensors_is_not_quantised_again(tmp_path):
+    """Like gpt-oss on the hub: its file type is F16, and its experts are MXFP4."""
+    keys = (*raw.LLAMA, raw.number("general.file_type", 1))
+    tensors = (raw.tensor("a", (32,), kind=1), raw.tensor("b_exps", (32, 2), kind=39, offset=64))
+    source = tmp_path / "oss.gguf"
+    source.write_bytes(raw.whole(keys, tensors, bytes(128)))
+    with pytest.raises(EngineRefused, match=r"oss\.gguf holds MXFP4 tensors"):
+        quantised(source, "Q8_0", tmp_path)
+    assert quantised(source, "F16", tmp_path).file.path == str(source)
 
 
 def test_tensors_that_fell_back_are_told_of_each_time(tmp_path):
