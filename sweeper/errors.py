@@ -18,7 +18,7 @@
     │   └── StoreError                3   a folder, database or server that cannot be read or written
     ├── NoResultError                 4   the sweep ended without a valid trial
     ├── VerifyError                   5   the server is slower than promised
-    └── TrialFailed                   -   one trial failed; the sweep continues
+    └── TrialFailed                   4   one trial failed; a sweep continues, other commands end
         ├── OutOfMemory               -   on the host or on a device
         ├── EngineCrashed             -   the worker died: its signal and the last lines of its log
         ├── EngineTimeout             -   the worker did not answer in time
@@ -127,6 +127,7 @@ class TrialFailed(SweeperError):
     ``log_tail`` holds the last lines that the engine printed, oldest first.
     """
 
+    exit_code = EXIT_NO_RESULT  # of a command that measures without a sweep, such as verify
     state: Literal["failed", "out_of_memory"] = "failed"
 
     def __init__(self, message: str, log_tail: tuple[str, ...] = ()) -> None:

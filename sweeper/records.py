@@ -104,6 +104,14 @@ class Caveat(Enum):
     SIMULATED = "the machine is simulated: no figure here was measured"
     SPREAD_UNKNOWN = "it was measured only once"
     STOPPED_EARLY = "after its first windows, another trial was better in every objective beyond noise"
+    BEYOND_TRAINING = (
+        "the context is longer than the model was trained for: answers get worse beyond that length, and "
+        "llama-server cuts each slot to it"
+    )
+    NOT_LOCKED = (
+        "the system did not let llama.cpp lock the model in memory: raise the memlock limit (`ulimit -l`), or set "
+        "space.use_mlock=false"
+    )
 
     @property
     def advice(self) -> str:

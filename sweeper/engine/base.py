@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self
 
-from sweeper.records import Configuration, EngineRecord
+from sweeper.records import Caveat, Configuration, EngineRecord
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +19,7 @@ class LoadReport:
     reloaded: bool  # False: the model was still loaded, and only context or limits changed
     memory_mib: float | None = None
     vram_mib: float | None = None
+    caveats: tuple[Caveat, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

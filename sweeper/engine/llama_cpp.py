@@ -10,9 +10,10 @@ from typing import IO, Any, Self
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
 from sweeper.errors import EngineMissingError, EngineRefused, TrialFailed
-from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS
+from sweeper.model.available_memory import given_back_mib
+from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS, padded
 from sweeper.processes import WorkerProcess
-from sweeper.records import Configuration, EngineRecord
+from sweeper.records import Caveat, Configuration, EngineRecord
 
 # To start, a worker only imports the library and names its build (0.3 s on a quiet machine), so this long is a hang.
 START_TIMEOUT_SECONDS = 60.0
@@ -50,7 +51,7 @@ class LlamaCppEngine:
         self._keep_in, self._keep_from_seconds = keep_in, keep_from_seconds
         self._kept: dict[tuple[object, ...], IO[bytes]] = {}
         self._loaded: Configuration | None = None
-        self._held_mib = (0.0, 0.0)
+        self._held_vram_mib = 0.0
         self._hello: dict[str, Any] | None = None
 
     @property
@@ -82,7 +83,12 @@ class LlamaCppEngine:
 
     def held_mib(self) -> tuple[float, float]:
         """The memory that the present worker would free by ending, on the host and on the devices, in MiB."""
-        return self._held_mib
+        pid = self.worker_pid
+        return (0.0, 0.0) if pid is None else (given_back_mib(pid), self._held_vram_mib)
+
+    def unload(self) -> None:
+        """End the worker, which frees the model; the next `load` starts another one."""
+        self._forget()
 
     @property
     def worker_pid(self) -> int | None:
@@ -108,9 +114,10 @@ class LlamaCppEngine:
         )
         self._loaded = configuration
         memory_mib, vram_mib = self.memory()
-        self._held_mib = (memory_mib or 0.0, vram_mib or 0.0)
+        self._held_vram_mib = vram_mib or 0.0
         in_force = {k: wanted[k] for k in MODEL_KEYS} | reply["in_force"]
-        return LoadReport(in_force, float(reply["seconds"]), reload, memory_mib, vram_mib)
+        caveats = _caveats(configuration, in_force, int(reply["n_ctx_train"]))
+        return LoadReport(in_force, float(reply["seconds"]), reload, memory_mib, vram_mib, caveats)
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol."""
@@ -176,4 +183,12 @@ class LlamaCppEngine:
     def _forget(self) -> None:
         self._worker.kill()  # the worker holds no data that must be saved
         self._loaded = None
-        self._held_mib = (0.0, 0.0)
+
+
+def _caveats(asked: Configuration, in_force: Mapping[str, Any], n_ctx_train: int) -> tuple[Caveat, ...]:
+    found = []
+    if n_ctx_train and in_force["n_ctx"] > padded(n_ctx_train):
+        found.append(Caveat.BEYOND_TRAINING)
+    if asked.use_mlock and not in_force["use_mlock"]:
+        found.append(Caveat.NOT_LOCKED)
+    return tuple(found)

@@ -17,15 +17,16 @@ import re
 import resource
 import sys
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from sweeper.model.llama_library import gpus
+from sweeper.model.llama_library import LogCapture, gpus
 from sweeper.model.llama_params import context_params, model_params
 from sweeper.serving import Refused, serve
 
 _KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
+_NOT_LOCKED = re.compile(r"failed to (mlock|VirtualLock)")
 MOST_OF_FREE_DISK = 0.1  # a kept context takes no more than this share
 _SEED = 42  # the same tokens for every configuration, so that each activates the same experts
 
@@ -37,11 +38,10 @@ class Worker:
         import llama_cpp
 
         self.api = llama_cpp
-        self.offloaded = 0  # number of layers, read from llama.cpp's log because it has no function for it
-        self.last_line = ""  # of llama.cpp's log; after a refusal it holds the reason
-        # Kept here because ctypes does not hold a reference.
-        self._log = llama_cpp.llama_log_callback(self._to_stderr)
-        llama_cpp.llama_log_set(self._log, ctypes.c_void_p(0))
+        # What of the model is in force. llama.cpp has no functions for these, so they are read from its log.
+        self.model_in_force: dict[str, Any] = {}
+        self.log = LogCapture(also=sys.stderr)  # the parent keeps what stands on standard error
+        self.log.redirect(llama_cpp)
         llama_cpp.llama_backend_init()
         self.model: Any = None
         self.context: Any = None
@@ -53,15 +53,6 @@ class Worker:
         self.tokens = random.Random(_SEED)
         self.vram_at_start = _vram_used_mib()
         self.vram_peak: float | None = None
-
-    def _to_stderr(self, level: int, text: bytes, _: Any) -> None:
-        line = text.decode("utf-8", "replace")
-        sys.stderr.write(line)
-        sys.stderr.flush()
-        if line.strip(" .\n"):  # llama.cpp prints progress as dots
-            self.last_line = line.strip()
-        if offloaded := _OFFLOADED.search(line):
-            self.offloaded = int(offloaded.group(1))
 
     # -- requests ---------------------------------------------------------------------------------------
 
@@ -92,20 +83,22 @@ class Worker:
             self._free_context()
             if self.model:
                 self.api.llama_model_free(self.model)
-            self.offloaded = 0
+            self.log.clear()
             params = model_params(self.api, model)
             self.model = self.api.llama_model_load_from_file(os.fsencode(model_path), params)
             if not self.model:
-                raise Refused(f"llama.cpp could not load the model: {self.last_line}")
+                raise Refused(self.log.reason("llama.cpp could not load the model"))
+            self.model_in_force = _in_force(self.log.lines(), model)
             self.n_vocab = self.api.llama_vocab_n_tokens(self.api.llama_model_get_vocab(self.model))
         threads = {name: context[name] for name in ("n_threads", "n_threads_batch")}
         if self.context and self.context_params | threads == context:
             self.api.llama_set_n_threads(self.context, *threads.values())
         else:
             self._free_context()
+            self.log.clear()
             self.context = self.api.llama_init_from_model(self.model, context_params(self.api, context))
             if not self.context:
-                raise Refused(f"llama.cpp could not make a context: {self.last_line}")
+                raise Refused(self.log.reason("llama.cpp could not make a context"))
             self.memory_handle = self.api.llama_get_memory(self.context)
             self.depth = 0
         self.context_params = dict(context)
@@ -115,7 +108,8 @@ class Worker:
         in_force = {name: getattr(self.api, f"llama_{name}")(self.context) for name in read_back}
         return {
             "seconds": time.perf_counter() - began,
-            "in_force": self.context_params | in_force | {"n_gpu_layers": self.offloaded},
+            "in_force": self.context_params | in_force | self.model_in_force,
+            "n_ctx_train": self.api.llama_model_n_ctx_train(self.model),
         }
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
@@ -258,6 +252,16 @@ class Worker:
     def _note_vram(self) -> None:
         if (now := _vram_used_mib()) is not None and self.vram_at_start is not None:
             self.vram_peak = max(self.vram_peak or 0.0, now - self.vram_at_start)
+
+
+def _in_force(log: Iterable[str], asked: Mapping[str, Any]) -> dict[str, Any]:
+    """The parameters of a model that llama.cpp's log of its load tells of."""
+    text = "\n".join(log)
+    offloaded = _OFFLOADED.search(text)
+    return {
+        "n_gpu_layers": int(offloaded[1]) if offloaded else 0,
+        "use_mlock": asked["use_mlock"] and not _NOT_LOCKED.search(text),
+    }
 
 
 def _vram_used_mib() -> float | None:

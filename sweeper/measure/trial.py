@@ -172,7 +172,7 @@ def measure(
         metrics=metrics,
         missing=missing,
         windows=tuple(windows),
-        caveats=_caveats(windows, stage, stopped_early),
+        caveats=(*load.caveats, *_caveats(windows, stage, stopped_early)),
         load_seconds=load.load_seconds,
         warmup_seconds=warmup_seconds,
         reloaded=load.reloaded,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.errors import EngineRefused
+from sweeper.errors import EngineCrashed, EngineRefused, ModelFileError
 from sweeper.model.available_memory import host_available_mib
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.header import GgufHeader, read_header
@@ -73,6 +73,26 @@ class Forecaster(WorkerProcess):
     def __init__(self) -> None:
         super().__init__("sweeper.model.forecast_worker")
         self._headers: dict[tuple[Path, int], GgufHeader] = {}
+
+    def demand_generator(self, path: Path) -> None:
+        """Raise ModelFileError unless llama.cpp can read the model at ``path`` and generate text with it."""
+        try:
+            found = self.ask("examine", _START_SECONDS, path=str(path))
+        except (EngineRefused, EngineCrashed) as failure:
+            raise ModelFileError(
+                f"{path} cannot be tuned: {failure}; give another file, or a newer llama-cpp-python"
+            ) from None
+        if found["encodes"]:
+            raise ModelFileError(
+                f"{path} has an encoder, which sweeper cannot tune: give a decoder-only model"
+            )
+        if not found["keeps_context"]:
+            raise ModelFileError(
+                f"{path} is an embedding or diffusion model, which has no decode to tune: "
+                "give a model that generates text token by token"
+            )
+        if not found["tokenises"]:
+            raise ModelFileError(f"{path} has no vocabulary: give a model that generates text")
 
     def forecast(self, path: Path, configuration: Configuration) -> MemoryForecast:
         """The plan for ``configuration`` on the model at ``path``: 0.1 s for a model, and 10 ms for a context on it.

@@ -31,6 +31,23 @@ class ForecastWorker:
         self._llama = Library()
         self._layers: dict[int, str] = {}
 
+    def examine(self, path: str) -> dict[str, Any]:
+        """Whether the model can generate text, by llama.cpp's own account."""
+        api = self._llama.api
+        params = api.llama_model_default_params()
+        params.no_alloc, params.load_mode = True, 0
+        self._llama.load(path, params, None)
+        model = self._llama.model
+        vocabulary = api.llama_model_get_vocab(model)
+        context = self._llama.new_context(api.llama_context_default_params())
+        keeps = bool(api.llama_get_memory(context))
+        api.llama_free(context)
+        return {
+            "keeps_context": keeps,
+            "encodes": bool(api.llama_model_has_encoder(model)) or not api.llama_model_has_decoder(model),
+            "tokenises": api.llama_vocab_type(vocabulary) != api.LLAMA_VOCAB_TYPE_NONE,
+        }
+
     def forecast(self, path: str, stamp: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
         """Plan the buffers for a configuration's parameters, in MiB. ``stamp`` changes with the file."""
         api = self._llama.api
@@ -83,4 +100,5 @@ def compute_by_device(lines: Iterable[str]) -> dict[str, float]:
 
 
 if __name__ == "__main__":
-    serve({"forecast": ForecastWorker().forecast})
+    worker = ForecastWorker()
+    serve({"examine": worker.examine, "forecast": worker.forecast})

@@ -6,20 +6,26 @@ import ctypes
 import os
 from collections import deque
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TextIO
 
 from sweeper.serving import Refused
 
 LEVELS = {1: "debug", 2: "info", 3: "warn", 4: "error"}  # enum ggml_log_level; `llama_cpp` has other numbers
 _CONTINUE = 5  # the text continues the last line
 _KEEP_LINES = 4000  # a load logs 200 to 700 lines, a quantisation two lines for each tensor
+# llama.cpp ends each failed load with this error; the error before it says why.
+_WITHOUT_REASON = "failed to load model"
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: discrete and integrated
 
 
 class LogCapture:
-    """The last lines of llama.cpp's log, oldest first. For many failures, only the log contains the reason."""
+    """The last lines of llama.cpp's log, oldest first. For many failures, only the log contains the reason.
 
-    def __init__(self, keep: int = _KEEP_LINES) -> None:
+    ``also`` is a stream that gets the log as well.
+    """
+
+    def __init__(self, keep: int = _KEEP_LINES, also: TextIO | None = None) -> None:
+        self._also = also
         self._lines: deque[tuple[str, str]] = deque(maxlen=keep)
         self._level = "none"
         self._partial = ""
@@ -28,8 +34,12 @@ class LogCapture:
     def redirect(self, api: Any) -> None:
         """Redirect llama.cpp's log in this process from stderr to this object, which must outlive llama.cpp."""
 
-        def feed(level: int, text: bytes, _: Any) -> None:
-            self.feed(level, text.decode("utf-8", "replace"))
+        def feed(level: int, raw: bytes, _: Any) -> None:
+            text = raw.decode("utf-8", "replace")
+            if self._also is not None:
+                self._also.write(text)
+                self._also.flush()
+            self.feed(level, text)
 
         self._callback = api.llama_log_callback(feed)  # kept here because ctypes does not hold a reference
         api.llama_log_set(self._callback, ctypes.c_void_p(0))
@@ -51,8 +61,10 @@ class LogCapture:
         return [text for its_level, text in self._lines if level in (None, its_level)]
 
     def reason(self, message: str) -> str:
-        """The message with the last error of the log, if there is one."""
-        return ": ".join([message, *self.lines("error")[-1:]])
+        """The message with the log's last error that gives a reason, if there is one."""
+        errors = self.lines("error")
+        telling = [line for line in errors if not line.endswith(_WITHOUT_REASON)]
+        return ": ".join([message, *(telling or errors)[-1:]])
 
     def clear(self) -> None:
         """Delete all kept lines."""
@@ -82,8 +94,11 @@ class Library:
         self._loaded: object = None
 
     def load(self, path: str, params: Any, key: object) -> bool:
-        """Load the model, and free the one before it. False if the model of that ``key`` is loaded already."""
-        if self._loaded == key:
+        """Load the model, and free the one before it. False if the model of that ``key`` is loaded already.
+
+        A ``key`` of None is never that of the loaded model.
+        """
+        if key is not None and self._loaded == key:
             return False
         if self.model:
             self.api.llama_model_free(self.model)

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -13,8 +17,9 @@ import psutil
 import pytest
 
 from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.engine.worker import _in_force
 from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
-from sweeper.records import Configuration
+from sweeper.records import Caveat, Configuration
 
 GOOD = Configuration(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1)
 
@@ -38,6 +43,66 @@ def test_what_is_in_force_is_read_back(engine: LlamaCppEngine) -> None:
     assert report.memory_mib is not None
     assert report.memory_mib > 1
     assert report.vram_mib is None  # there is no device, and 0 would be a figure
+
+
+def test_a_context_beyond_training_has_a_caveat(engine: LlamaCppEngine) -> None:
+    assert engine.load(GOOD.with_(n_ctx=2048)).caveats == ()
+    assert engine.load(GOOD.with_(n_ctx=2304)).caveats == (Caveat.BEYOND_TRAINING,)
+
+
+def _lock_nothing() -> None:
+    """Take the right to lock memory from a new process, even from one of root."""
+    drop, ipc_lock = 24, 14  # PR_CAPBSET_DROP, CAP_IPC_LOCK
+    ctypes.CDLL(None).prctl(drop, ipc_lock, 0, 0, 0)
+    resource.setrlimit(resource.RLIMIT_MEMLOCK, (65_536, 65_536))
+
+
+def test_a_lock_that_the_system_refused_is_not_in_force(smallest_model: Path) -> None:
+    program = (
+        "import sys; from pathlib import Path; from sweeper.engine.llama_cpp import LlamaCppEngine\n"
+        "from sweeper.records import Configuration\n"
+        "asked = Configuration(n_ctx=512, use_mlock=True)\n"
+        "with LlamaCppEngine({None: Path(sys.argv[1])}) as engine:\n"
+        "    for n_ctx in (512, 1024):\n"
+        "        report = engine.load(asked.with_(n_ctx=n_ctx))\n"
+        "        print(report.in_force['use_mlock'], *(caveat.name for caveat in report.caveats))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(smallest_model)],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=True,
+        preexec_fn=_lock_nothing,
+    )
+    assert done.stdout.splitlines() == ["False NOT_LOCKED"] * 2
+
+
+def test_what_llama_cpp_loaded_but_could_not_lock() -> None:
+    log = ["load_tensors: offloaded 2/3 layers to GPU"]
+    assert _in_force(log, {"use_mlock": True}) == {"n_gpu_layers": 2, "use_mlock": True}
+    log.append("warning: failed to mlock 74993664-byte buffer (after previously locking 0 bytes): x")
+    assert _in_force(log, {"use_mlock": True}) == {"n_gpu_layers": 2, "use_mlock": False}
+
+
+def test_a_load_that_fails_says_why(smallest_model: Path, tmp_path: Path) -> None:
+    other = tmp_path / "new.gguf"
+    other.write_bytes(smallest_model.read_bytes().replace(b"llama", b"qwenx"))
+    with (
+        LlamaCppEngine({None: other}) as engine,
+        pytest.raises(EngineRefused, match="unknown model architecture: 'qwenx'"),
+    ):
+        engine.load(GOOD)
+
+
+def test_an_unloaded_engine_holds_nothing(engine: LlamaCppEngine) -> None:
+    engine.load(GOOD.with_(n_ctx=65_536))
+    host_mib, device_mib = engine.held_mib()
+    assert host_mib > 32  # at least the KV cache
+    assert device_mib == 0
+    engine.unload()
+    assert engine.held_mib() == (0, 0)
+    _works(engine)
 
 
 def test_an_abort_is_a_crash_with_its_signal_and_last_words(engine: LlamaCppEngine) -> None:
@@ -86,9 +151,6 @@ def test_a_hang_is_ended(engine: LlamaCppEngine) -> None:
 
 
 def test_the_worker_dies_with_its_parent(smallest_model: Path, tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
     program = (
         "import sys, time; from sweeper.engine.llama_cpp import LlamaCppEngine\n"
         "engine = LlamaCppEngine({}); engine.record; print(engine.worker_pid, flush=True); time.sleep(60)"

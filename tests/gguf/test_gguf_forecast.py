@@ -9,7 +9,7 @@ import pytest
 from nano_models import NANO
 
 from sweeper.errors import EngineRefused, ModelFileError, ModelMissingError
-from sweeper.model.available_memory import host_available_mib
+from sweeper.model.available_memory import given_back_mib, host_available_mib
 from sweeper.model.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
 from sweeper.model.forecast_worker import compute_by_device, kv_by_device, layer_devices
 from sweeper.model.header import read_header
@@ -98,6 +98,42 @@ def test_models_that_are_not_there_or_not_models(forecaster, tmp_path):
         forecaster.forecast(tmp_path / "junk.gguf", Configuration())
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "words"),
+    [
+        (b"llama", b"qwenx", "unknown model architecture: 'qwenx'"),
+        (b"llama.context_length", b"llama.context_lengtX", r"key not found in model: llama\.context_length"),
+        (b"output_norm.weight", b"output_norx.weight", r"tensor 'output_norm\.weight' not found"),
+    ],
+)
+def test_a_model_that_llama_cpp_cannot_read_is_refused_with_its_reason(
+    forecaster, nano, tmp_path, old, new, words
+):
+    forecaster.demand_generator(nano)
+    other = tmp_path / "new.gguf"
+    other.write_bytes(nano.read_bytes().replace(old, new))
+    with pytest.raises(ModelFileError, match=rf"new\.gguf cannot be tuned: .*{words}.*; give another file"):
+        forecaster.demand_generator(other)
+    with pytest.raises(EngineRefused, match=words):
+        forecaster.forecast(other, Configuration())
+
+
+@pytest.mark.parametrize(
+    ("answer", "words"),
+    [
+        ({"encodes": True}, "has an encoder"),
+        ({"keeps_context": False}, "embedding or diffusion model"),
+        ({"tokenises": False}, "has no vocabulary"),
+    ],
+)
+def test_a_model_that_generates_no_text_is_refused(monkeypatch, answer, words):
+    found = {"encodes": False, "keeps_context": True, "tokenises": True} | answer
+    forecaster = Forecaster()
+    monkeypatch.setattr(forecaster, "ask", lambda *_, **__: found)
+    with pytest.raises(ModelFileError, match=rf"m\.gguf.* {words}"):
+        forecaster.demand_generator(Path("m.gguf"))
+
+
 def test_a_file_that_changed_is_read_again(forecaster, nano, nano_q4, tmp_path):
     path = tmp_path / "m.gguf"
     path.write_bytes(nano.read_bytes())
@@ -178,7 +214,7 @@ def limit(folder, most, used, cache):
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "memory.max").write_text(f"{most}\n")
     (folder / "memory.current").write_text(f"{used}\n")
-    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\n")
+    (folder / "memory.stat").write_text(f"anon 1\ninactive_file {cache}\nactive_file {cache}\n")
 
 
 def test_memory_is_what_system_and_groups_leave(tmp_path):
@@ -186,9 +222,19 @@ def test_memory_is_what_system_and_groups_leave(tmp_path):
     assert host_available_mib(proc, groups) == 2048
     limit(groups / "a" / "b", "max", 0, 0)
     limit(groups / "a", 1 << 30, 512 << 20, 128 << 20)
-    assert host_available_mib(proc, groups) == 1024 - 512 + 128
+    assert host_available_mib(proc, groups) == 1024 - 512 + 2 * 128
     limit(groups / "a", 1 << 30, 2 << 30, 0)
     assert host_available_mib(proc, groups) == 0
+
+
+def test_a_process_gives_back_what_only_it_holds(tmp_path):
+    status = tmp_path / "7" / "status"
+    status.parent.mkdir()
+    status.write_text("Name: x\nVmLck: 0 kB\nRssAnon: 2048 kB\nRssFile: 4096 kB\nRssShmem: 1024 kB\n")
+    assert given_back_mib(7, tmp_path) == 3
+    status.write_text(status.read_text().replace("VmLck: 0", "VmLck: 4096"))
+    assert given_back_mib(7, tmp_path) == 7
+    assert given_back_mib(8, tmp_path) == 0
 
 
 def test_memory_that_nobody_states_is_none(tmp_path):

@@ -22,6 +22,15 @@ def test_pieces_become_lines():
     assert log.reason("why") == "why: f"
 
 
+def test_the_reason_is_the_error_before_the_one_that_gives_none():
+    log = capture(
+        (ERROR, "llama_model_load: error loading model: unknown model architecture: 'x'\n"),
+        (ERROR, "llama_model_load_from_file_impl: failed to load model\n"),
+    )
+    assert log.reason("why") == "why: llama_model_load: error loading model: unknown model architecture: 'x'"
+    assert capture((ERROR, "a: failed to load model\n")).reason("why") == "why: a: failed to load model"
+
+
 def test_a_line_that_was_never_ended_is_kept():
     assert capture((INFO, "begun"), (ERROR, "why\n")).lines() == ["begun", "why"]
     assert capture((ERROR, "the last word")).lines() == ["the last word"]
