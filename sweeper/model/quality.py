@@ -14,19 +14,20 @@ import importlib.metadata
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
 from sweeper import files
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError
-from sweeper.model.digest import sha256_of
+from sweeper.model.digest import sha256_of_model
 from sweeper.model.ggml_types import CACHE_TYPES
-from sweeper.model.header import read_header
+from sweeper.model.header import parts_of, read_header
 from sweeper.processes import WorkerProcess
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
+CHUNK_TOKENS = 512  # that the worker reads; the last 256 count
 _TIMEOUT_SECONDS = 3600.0  # a 34B model on two slow cores takes some minutes
 # What kept results depend on beside the files. One chunk, of which 256 tokens count, takes 1.4 s on one core with the
 # default 110M model. The standard error is below 1 % of the mean; on real models it is larger.
@@ -50,12 +51,21 @@ class QualityMeter(WorkerProcess):
         root: results go to ``root/quality/``.
         text: the text; None is the bundled one.
         n_gpu_layers: layers on the GPU, for the reference and every candidate.
+        make_room: called with the larger file before the worker loads any.
     """
 
-    def __init__(self, reference: Path, root: Path, text: Path | None = None, n_gpu_layers: int = 0) -> None:
+    def __init__(
+        self,
+        reference: Path,
+        root: Path,
+        text: Path | None = None,
+        n_gpu_layers: int = 0,
+        make_room: Callable[[Path], None] = lambda _: None,
+    ) -> None:
         super().__init__("sweeper.model.quality_worker")
         self._predictions: IO[bytes] | None = None
         self._reference = reference
+        self._make_room = make_room
         self._root = root
         self._folder = root / "quality"
         self._text = text or BUNDLED_TEXT
@@ -65,16 +75,17 @@ class QualityMeter(WorkerProcess):
         """The divergence of ``candidate``, run with these cache types, from the reference.
 
         Raises:
-            ConfigError: the cache type does not exist, the text is too short, or the file is another model.
-            ModelMissingError, ModelFileError: a file cannot be read or run.
+            ConfigError: the cache type does not exist, or the user's text is too short.
+            ModelMissingError, ModelFileError: a file cannot be read.
             StoreError: ``root`` cannot be written.
+            EngineRefused: llama.cpp cannot run a file over the text, or the file is another model.
             EngineCrashed, EngineTimeout, OutOfMemory: the worker failed.
         """
         for key, name in (("type_k", type_k), ("type_v", type_v)):
             if name not in CACHE_TYPES:
                 raise ConfigError(f"{key}={name}: choose from {', '.join(CACHE_TYPES)}")
         terms = self._reference_terms() | {
-            "candidate": sha256_of(candidate, self._root),
+            "candidate": sha256_of_model(parts_of(candidate), self._root),
             "type_k": type_k,
             "type_v": type_v,
         }
@@ -83,6 +94,7 @@ class QualityMeter(WorkerProcess):
         if known is not None:
             return known
         read_header(candidate)
+        self._make_room(self._reference if self._predictions is None else candidate)
         with _store_errors(kept):
             self._folder.mkdir(parents=True, exist_ok=True)
             try:
@@ -95,8 +107,7 @@ class QualityMeter(WorkerProcess):
                     reference=self._reference_file(),
                 )
             finally:
-                if self._machine["n_gpu_layers"]:
-                    super().close()  # otherwise the worker would hold the GPU's memory during trials
+                super().close()  # otherwise the worker would hold a model's memory during trials
             files.replace(kept, json.dumps({"terms": terms, "result": answer}, indent=1))
         return Divergence(**answer)
 
@@ -111,7 +122,7 @@ class QualityMeter(WorkerProcess):
         try:
             return self.ask(what, _TIMEOUT_SECONDS, **arguments, **self._machine)
         except EngineRefused as refused:
-            raise ConfigError(f"{failed}: {refused}") from None
+            raise EngineRefused(f"{failed}: {refused}", refused.log_tail) from None
 
     def _reference_terms(self) -> dict[str, Any]:
         """Everything that the reference's predictions depend on."""
@@ -120,7 +131,7 @@ class QualityMeter(WorkerProcess):
         except OSError as error:
             raise ModelMissingError(f"cannot read model.text={self._text}: {error.strerror}") from None
         return _PROTOCOL | {
-            "reference": sha256_of(self._reference, self._root),
+            "reference": sha256_of_model(parts_of(self._reference), self._root),
             "text": text_sha256,
             "n_gpu_layers": self._machine["n_gpu_layers"],
             "engine": importlib.metadata.version("llama-cpp-python"),
@@ -134,13 +145,18 @@ class QualityMeter(WorkerProcess):
         file = self._predictions or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close
         path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
         if self._predictions is None:
-            self._ask(
+            answer = self._ask(
                 f"cannot run {self._reference.name} over {self._text.name}",
                 "reference",
                 model=str(self._reference),
                 text=str(self._text),
                 reference=path,
             )
+            if answer["tokens"] < CHUNK_TOKENS:
+                error = EngineRefused if self._text == BUNDLED_TEXT else ConfigError
+                raise error(
+                    f"model.text={self._text} has {answer['tokens']} of {CHUNK_TOKENS} tokens: give a longer text"
+                )
             self._predictions = file
         return path
 

@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.llama_library import Library
+from sweeper.model.quality import CHUNK_TOKENS
 from sweeper.serving import Refused, serve
 
-CHUNK_TOKENS = 512
 SCORED_TOKENS = 256
 # 4 MiB of logits with a vocabulary of 32,000 tokens, which fit in the processor's cache.
 _ROWS_AT_ONCE = 32
@@ -27,7 +27,7 @@ Logits = NDArray[np.float32]
 
 
 class QualityWorker:
-    """Keeps the last model loaded, because its cache types are compared one after the other."""
+    """Holds one model at a time."""
 
     def __init__(self) -> None:
         self._llama = Library()
@@ -38,14 +38,17 @@ class QualityWorker:
     ) -> dict[str, Any]:
         """Write the model's logits, shape (256, vocabulary), and the text's tokens to the file ``reference``.
 
-        Logits are float32, so a model compared with itself gives exactly 0.
+        Logits are float32, so a model compared with itself gives exactly 0. The answer is
+        the number of tokens; with fewer than 512, nothing is written.
         """
         self._load(model, n_gpu_layers)
         tokens = self._first_chunk(Path(text).read_text(encoding="utf-8", errors="replace"))
+        if len(tokens) < CHUNK_TOKENS:
+            return {"tokens": len(tokens)}
         with open(reference, "wb") as stream:
             np.save(stream, tokens)
             np.save(stream, self._scored(tokens, "f16", "f16", threads))
-        return {}
+        return {"tokens": len(tokens)}
 
     def divergence(
         self, model: str, type_k: str, type_v: str, reference: str, threads: int, n_gpu_layers: int
@@ -78,7 +81,7 @@ class QualityWorker:
         self._n_vocab = int(api.llama_vocab_n_tokens(api.llama_model_get_vocab(self._llama.model)))
 
     def _first_chunk(self, text: str) -> NDArray[np.int32]:
-        """The first 512 tokens of the text, beginning with the model's begin token if it has one."""
+        """At most 512 tokens of the text, beginning with the model's begin token if it has one."""
         api = self._llama.api
         vocabulary = api.llama_model_get_vocab(self._llama.model)
         raw = text.encode()
@@ -87,10 +90,7 @@ class QualityWorker:
         if count < 0:
             raise Refused("the text could not be tokenised")
         begin = [api.llama_vocab_bos(vocabulary)] if api.llama_vocab_get_add_bos(vocabulary) else []
-        needed = CHUNK_TOKENS - len(begin)
-        if count < needed:
-            raise Refused(f"the text has {count} tokens; at least {needed} are needed")
-        return np.array(begin + room[:needed], dtype=np.int32)
+        return np.array((begin + room[:count])[:CHUNK_TOKENS], dtype=np.int32)
 
     def _scored(self, chunk: NDArray[np.int32], type_k: str, type_v: str, threads: int) -> Logits:
         """The logits of the chunk's last 256 tokens, shape (256, vocabulary)."""

@@ -65,7 +65,10 @@ def conclude(record: SweepRecord) -> SweepRecord:
 def _not_judged(record: SweepRecord) -> Iterator[str]:
     """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial."""
     complete = [trial for trial in record.trials if trial.state == "complete"]
-    default = "no searched parameter changes it, so it was not measured"
+    changes = {"quant", "type_k", "type_v"} & set(record.space)
+    default = (
+        "it could not be measured" if changes else "no searched parameter changes it, so it was not measured"
+    )
     for constraint in record.constraints:
         without = [trial for trial in complete if constraint.metric not in trial.metrics]
         if without:

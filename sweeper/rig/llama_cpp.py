@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING
 
 from sweeper import machine
 from sweeper.config import Settings
-from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
 from sweeper.model.obtain import obtain
+from sweeper.model.quality import CHUNK_TOKENS
 from sweeper.nvml import cuda_variables
 from sweeper.records import Caveat, Configuration
 from sweeper.rig.base import Rig
@@ -32,6 +33,9 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     if settings.model.repo and not settings.model.path:
         say(f"downloading {settings.model.file} of {settings.model.repo}")
     model = obtain(settings.model, root)
+    forecaster = held.enter_context(Forecaster())
+    for file in model.files.values():
+        forecaster.demand_generator(Path(file.path))
     files: dict[str | None, Path] = {quant: Path(file.path) for quant, file in model.files.items()}
     engine = held.enter_context(
         LlamaCppEngine(
@@ -55,7 +59,6 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
             say(str(outcome))
 
     held.enter_context(limits)
-    forecaster = held.enter_context(Forecaster())
     bandwidth = machine.measure_bandwidth_gb_per_second()
     return Rig(
         engine=engine,
@@ -69,7 +72,22 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
         forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,
+        make_room=lambda path, n_gpu_layers: make_room(forecaster, engine, path, n_gpu_layers),
     )
+
+
+def make_room(forecaster: Forecaster, engine: LlamaCppEngine, path: Path, n_gpu_layers: int) -> None:
+    """Unload the engine if the model at ``path`` does not fit beside it, as the quality check loads it.
+
+    Raises:
+        OutOfMemory: the model does not fit even then.
+        EngineRefused, EngineCrashed, EngineTimeout: llama.cpp could not plan its memory.
+    """
+    wanted = Configuration(n_gpu_layers=n_gpu_layers, n_ctx=CHUNK_TOKENS, n_batch=CHUNK_TOKENS)
+    if forecaster.forecast(path, wanted).fits() is not None:
+        engine.unload()
+        if why := forecaster.forecast(path, wanted).fits():
+            raise OutOfMemory(why)
 
 
 def _why_it_does_not_fit(

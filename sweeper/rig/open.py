@@ -49,7 +49,8 @@ def open_rig(
         {name: str(error) for name, error in rig.limits.refusals().items()},
     )
     space, notes = space_of(composed, facts)
-    return with_quantisations(rig, space, root, say), space, notes
+    rig, space = with_quantisations(rig, space, root, say)
+    return rig, space, notes
 
 
 def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:

@@ -11,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 from nano_models import NANO
 from scipy.special import log_softmax
 
-from sweeper.errors import ConfigError, ModelFileError, ModelMissingError, StoreError
+from sweeper.errors import ConfigError, EngineRefused, ModelFileError, ModelMissingError, StoreError
 from sweeper.model.quality import BUNDLED_TEXT, QualityMeter
 from sweeper.model.quality_worker import divergence_of
 from sweeper.model.quantise import quantised
@@ -99,7 +99,7 @@ def test_the_bundled_text_is_long_enough_for_real_vocabularies():
 def test_bad_input_is_one_line(nano, root, tmp_path, meter):
     short = tmp_path / "short.txt"
     short.write_text("too short")
-    with QualityMeter(nano, root, text=short) as bad, pytest.raises(ConfigError, match="at least 511 are"):
+    with QualityMeter(nano, root, text=short) as bad, pytest.raises(ConfigError, match="of 512 tokens"):
         bad.divergence(nano)
     with QualityMeter(nano, root, text=tmp_path / "no.txt") as bad, pytest.raises(ModelMissingError):
         bad.divergence(nano)
@@ -108,7 +108,7 @@ def test_bad_input_is_one_line(nano, root, tmp_path, meter):
     with pytest.raises(ModelMissingError):
         meter.divergence(tmp_path / "no.gguf")
     foreign = write_synthetic(replace(NANO, vocab_size=2048), tmp_path / "foreign.gguf")
-    with pytest.raises(ConfigError, match=r"foreign\.gguf with nano\.gguf: its vocabulary has 2048"):
+    with pytest.raises(EngineRefused, match=r"foreign\.gguf with nano\.gguf: its vocabulary has 2048"):
         meter.divergence(foreign)
     (tmp_path / "junk.gguf").write_bytes(b"junk, not a model")
     with pytest.raises(ModelFileError):
@@ -119,6 +119,16 @@ def test_a_folder_that_cannot_be_written_is_named(nano, tmp_path):
     (tmp_path / "quality").write_text("a file where a folder should be")
     with QualityMeter(nano, tmp_path) as meter, pytest.raises(StoreError, match="quality"):
         meter.divergence(nano)
+
+
+def test_no_worker_holds_a_model_between_comparisons(nano, tmp_path):
+    asked = []
+    with QualityMeter(nano, tmp_path, make_room=asked.append) as meter:
+        meter.divergence(nano)
+        assert meter.pid is None
+        meter.divergence(nano, "q8_0")
+        meter.divergence(nano, "q8_0")  # kept, so nothing is loaded
+    assert asked == [nano, nano]
 
 
 def test_the_references_predictions_disappear_with_the_meter(nano, level, tmp_path):

@@ -113,6 +113,11 @@ def test_a_truncated_model(sweeper: Run, tmp_path: Path, smallest_model: Path) -
     _one_line(sweeper("sweep", "model.path=half.gguf"), 2, "half.gguf")
 
 
+def test_a_model_that_llama_cpp_does_not_know(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
+    (tmp_path / "new.gguf").write_bytes(smallest_model.read_bytes().replace(b"llama", b"qwenx"))
+    _one_line(sweeper("sweep", "model.path=new.gguf"), 2, "new.gguf", "unknown model architecture: 'qwenx'")
+
+
 def test_a_sensor_that_is_not_there(sweeper: Run, smallest_model: Path) -> None:
     _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "power=hwmon"), 3, "hwmon")
 

@@ -1,0 +1,170 @@
+"""A level that cannot be made or compared never ends the sweep. Quality is measured where memory allows."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sweeper.config import Settings, compose
+from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.errors import ConfigError, EngineCrashed, ModelFileError, OutOfMemory, StoreError
+from sweeper.model import forecast, quality, quantise
+from sweeper.model.forecast import Forecaster
+from sweeper.model.obtain import ModelConfig, obtain
+from sweeper.records import Configuration, EngineRecord
+from sweeper.rig.base import Rig
+from sweeper.rig.llama_cpp import make_room
+from sweeper.rig.quantisations import with_quality, with_quantisations
+from sweeper.space.space import SearchSpace, Traits, build_space
+
+
+@pytest.fixture
+def settings() -> Settings:
+    return compose(["model.path=x.gguf"]).settings
+
+
+def rig_of(path: Path, root: Path) -> Rig:
+    """A rig with a model and nothing else."""
+    given: dict[str, Any] = {field.name: None for field in fields(Rig)}
+    given |= {
+        "engine_record": EngineRecord("llama_cpp", "1"),
+        "model": obtain(ModelConfig(path=str(path)), root),
+    }
+    return Rig(**given | {"notes": (), "use_files": lambda _: None, "make_room": lambda *_: None})
+
+
+def space_of(*quants: str) -> SearchSpace:
+    spec = {"quant": list(quants), "n_threads": [1, 2]}
+    return build_space(spec, Configuration(n_ctx=1024, quant="F16"), Traits())
+
+
+def never(_: str) -> None:
+    """No line is expected."""
+
+
+@pytest.fixture
+def damaged(nano: Path, tmp_path: Path) -> Path:
+    """A model whose last weight is not a number: it runs, and neither quantises nor predicts."""
+    path = tmp_path / "damaged.gguf"
+    path.write_bytes(nano.read_bytes()[:-2] + b"\xff\x7f")
+    return path
+
+
+def test_a_model_that_cannot_be_quantised_is_swept_as_it_is(
+    damaged: Path, tmp_path: Path, settings: Settings
+) -> None:
+    rig, space = with_quantisations(
+        rig_of(damaged, tmp_path), space_of("F16", "Q8_0", "Q6_K"), tmp_path, never
+    )
+    assert set(space.parameters) == {"n_threads"}
+    assert space.base.quant == "F16"
+    assert [note.partition(": cannot make")[0] for note in rig.notes] == [
+        "quant is not searched for Q8_0",
+        "quant is not searched for Q6_K",
+    ]
+    with pytest.raises(ModelFileError, match=r"cannot make Q8_0 of damaged\.gguf: .*: set space\.quant=F16"):
+        with_quantisations(rig_of(damaged, tmp_path), space_of("Q8_0"), tmp_path, never)
+
+
+def test_a_reference_that_does_not_predict_leaves_the_sweep_without_quality(
+    damaged: Path, tmp_path: Path, settings: Settings
+) -> None:
+    space = build_space({"type_k": ["f16", "q8_0"]}, Configuration(n_ctx=1024, quant="F16"), Traits())
+    with ExitStack() as held:
+        rig = with_quality(rig_of(damaged, tmp_path), space, settings, tmp_path, held, never)
+    assert len(rig.notes) == 1
+    assert "the quality loss is not measured: cannot run damaged.gguf" in rig.notes[0]
+    assert rig.model.file(None).kl_divergence is None
+
+
+@pytest.mark.parametrize("failure", [EngineCrashed("it died"), StoreError("Q6_K needs 9 MiB in x")])
+def test_one_level_that_fails_is_left_out(
+    nano: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failure: Exception
+) -> None:
+    real = quantise.quantised
+
+    def quantised(source: Path, level: str, root: Path) -> quantise.Quantised:
+        if level == "Q6_K":
+            raise failure
+        return real(source, level, root)
+
+    monkeypatch.setattr(quantise, "quantised", quantised)
+    rig, space = with_quantisations(
+        rig_of(nano, tmp_path), space_of("F16", "Q8_0", "Q6_K"), tmp_path, lambda _: None
+    )
+    assert space.parameters["quant"].values == ("F16", "Q8_0")
+    assert rig.notes == (f"quant is not searched for Q6_K: {failure}",)
+
+
+def test_a_level_that_does_not_exist_is_still_bad_input(nano: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"space\.quant=Q9"):
+        with_quantisations(rig_of(nano, tmp_path), space_of("F16", "Q9"), tmp_path, never)
+
+
+def test_one_level_that_cannot_be_compared_rules_out_that_level(
+    nano: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = quality.QualityMeter.divergence
+
+    def divergence(self: quality.QualityMeter, candidate: Path, *types: str) -> quality.Divergence:
+        if candidate.stem == "Q8_0":
+            raise EngineCrashed("it died")
+        return real(self, candidate, *types)
+
+    monkeypatch.setattr(quality.QualityMeter, "divergence", divergence)
+    lines: list[str] = []
+    rig, space = with_quantisations(
+        rig_of(nano, tmp_path), space_of("F16", "Q8_0", "Q4_0"), tmp_path, lambda _: None
+    )
+    with ExitStack() as held:
+        rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
+        with pytest.raises(EngineCrashed, match="it died"):
+            rig.quality(space.base.with_(quant="Q8_0"))
+        loss = rig.quality(space.base.with_(quant="Q4_0"))
+    assert loss is not None
+    assert loss.median > 0
+    assert lines[0] == "Q8_0 is ruled out, because its quality loss cannot be measured: it died"
+    assert "F16 0.0000, Q4_0 " in lines[1]
+
+
+@pytest.fixture
+def loaded(nano: Path) -> Any:
+    with LlamaCppEngine({None: nano, "F16": nano}) as engine, Forecaster() as forecaster:
+        engine.load(Configuration(n_ctx=512, n_threads=1, n_threads_batch=1))
+        yield engine, forecaster
+
+
+def test_the_engine_is_ended_where_a_model_does_not_fit_beside_it(
+    nano: Path, loaded: tuple[LlamaCppEngine, Forecaster], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine, forecaster = loaded
+    monkeypatch.setattr(forecast, "host_available_mib", lambda: 8_000.0)
+    make_room(forecaster, engine, nano, 0)
+    assert engine.worker_pid is not None  # both fit
+    monkeypatch.setattr(forecast, "host_available_mib", lambda: 50.0 if engine.worker_pid else 8_000.0)
+    make_room(forecaster, engine, nano, 0)
+    assert engine.worker_pid is None
+
+
+def test_quality_is_skipped_where_its_model_does_not_fit_at_all(
+    nano: Path,
+    tmp_path: Path,
+    settings: Settings,
+    loaded: tuple[LlamaCppEngine, Forecaster],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    engine, forecaster = loaded
+    monkeypatch.setattr(forecast, "host_available_mib", lambda: 50.0)
+    with pytest.raises(OutOfMemory, match=r"need .* MiB on host, where 50 MiB are free"):
+        make_room(forecaster, engine, nano, 0)
+    rig = replace(
+        rig_of(nano, tmp_path), make_room=lambda path, layers: make_room(forecaster, engine, path, layers)
+    )
+    with ExitStack() as held:
+        rig = with_quality(rig, space_of("F16", "Q8_0"), settings, tmp_path, held, never)
+    assert len(rig.notes) == 1
+    assert rig.notes[0].startswith("the quality loss is not measured: weights ")
