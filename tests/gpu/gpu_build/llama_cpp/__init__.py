@@ -88,6 +88,10 @@ def llama_vocab_n_tokens(vocab):
     return 512
 
 
+def llama_model_n_ctx_train(model):
+    return 2048
+
+
 def llama_model_free(model):
     held["weights"] = 0.0
 
