@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import re
 import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -106,24 +105,8 @@ def _sweep(arguments: list[str]) -> int:
             print(f"  {folder.name:<12} {choices}")
         return EXIT_DONE
     as_json = "--json" in arguments
-    several = bool({"-m", "--multirun"} & set(arguments))
-    words = [_with_plain_path(word, several) for word in arguments if word != "--json"]
+    words = [word for word in arguments if word != "--json"]
     return run_hydra(words, lambda composed: _run_sweep(composed, as_json))
-
-
-def _with_plain_path(word: str, several: bool) -> str:
-    """Rewrite an argument such as ``model.path=~/my (1).gguf`` for Hydra: expand the home folder and quote the path.
-
-    Shells do not expand a ``~`` after an equals sign, and Hydra's grammar accepts neither ``~`` nor brackets. With
-    ``several``, commas separate paths.
-    """
-    key, equals, value = word.partition("=")
-    if key.startswith("-") or not equals or not value.startswith(("~/", "/")):  # a flag is not an override
-        return word
-    paths = [os.path.expanduser(path) for path in (value.split(",") if several else [value])]
-    # Hydra reads a backslash as an escape only before a quote.
-    escaped = [re.sub(r"(\\*)('|$)", lambda m: 2 * m[1] + ("\\'" if m[2] else ""), path) for path in paths]
-    return f"{key}=" + ",".join(f"'{path}'" for path in escaped)
 
 
 def _run_sweep(composed: Composed, as_json: bool) -> int:

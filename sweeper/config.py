@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 from sweeper.errors import ConfigError
 from sweeper.metrics import OBJECTIVES, Direction
 from sweeper.model.obtain import ModelConfig
+from sweeper.overrides import PATHS, at_home, for_hydra, split_flags
 from sweeper.parameters import PARAMETER_NAMES
 from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Constraint, Objective, Prices, Workload
@@ -222,7 +223,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
         _one_line_errors(),
         hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweeper"),
     ):
-        tree = hydra.compose("config", list(overrides))
+        tree = hydra.compose("config", _for_hydra(overrides))
     return check(tree)
 
 
@@ -238,21 +239,18 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     """
     import hydra
 
-    codes: list[int] = []
+    composed: list[Composed] = []
     refused: list[ConfigError] = []
 
     def entry(tree: DictConfig) -> None:
-        if refused:
-            return
         try:
-            composed = check(tree)
+            composed.append(check(tree))
         except ConfigError as error:
             refused.append(error)  # raised below, because Hydra would print a line of its own about it
-        else:
-            codes.append(task(composed))
 
-    own = list(arguments)
-    _put_in_front(_config_dir_in(own))
+    flags, words = split_flags(arguments)
+    _put_in_front(_config_dir_in(flags))
+    own = [*flags, *_for_hydra(words, several=bool({"-m", "--multirun"} & set(flags)))]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function, which reports them in one line
     argv, sys.argv = sys.argv, ["sweeper sweep", *own]
     try:
@@ -260,9 +258,25 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(entry)()
     finally:
         sys.argv = argv
-    if refused:
+    if refused:  # before the first sweep starts
         raise refused[0]
-    return max(codes, default=0)
+    return max(map(task, composed), default=0)
+
+
+def _for_hydra(words: Sequence[str], several: bool = False) -> list[str]:
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    parser = OverridesParser.create()
+
+    def can_parse(word: str) -> bool:
+        try:
+            return parser.parse_override(word) is not None
+        except HydraException:
+            return False
+
+    beside = {"space": dict.fromkeys(PARAMETER_NAMES, Any), "experiment": {}}
+    return for_hydra(words, Settings, beside, can_parse, several)
 
 
 def check(tree: DictConfig) -> Composed:
@@ -280,9 +294,35 @@ def check(tree: DictConfig) -> Composed:
         raise ConfigError(f"{key}: this key has no value; give it one with {key}=…")
     if not isinstance(named.get("space"), dict):
         raise ConfigError("space: this key must map parameters to values; see conf/space/auto.yaml")
+    _demand_groups(named, Settings)
     settings = _filled(Settings, {k: v for k, v in named.items() if k not in ("space", "experiment")})
+    _expand_home(settings)
     _check_values(settings)
     return Composed(settings, named, tree)
+
+
+def _demand_groups(tree: Mapping[str, Any], schema: type, prefix: str = "") -> None:
+    """Raise ConfigError if one value stands where the schema has a group of keys."""
+    for name, kind in get_type_hints(schema).items():
+        if is_dataclass(kind) and name in tree:
+            if not isinstance(tree[name], Mapping):
+                keys = ", ".join(f"{prefix}{name}.{f.name}" for f in fields(kind))
+                raise ConfigError(f"{prefix}{name}: this is a group of keys; set one of them: {keys}")
+            _demand_groups(tree[name], cast(type, kind), f"{prefix}{name}.")
+
+
+def _expand_home(settings: Settings) -> None:
+    """Put the home folder in place of ``~`` in the paths of the configuration. Raises ConfigError if one is empty."""
+    for key in PATHS:
+        *groups, name = key.split(".")
+        owner = attrgetter(".".join(groups))(settings) if groups else settings
+        value = getattr(owner, name)
+        if value == "":
+            raise ConfigError(f"{key}: the path is empty; give a path, or leave the key out")
+        if isinstance(value, dict):
+            value.update({item: at_home(f"{key}.{item}", path) for item, path in value.items()})
+        elif value is not None:
+            setattr(owner, name, at_home(key, value))
 
 
 def power_settings(plain: Mapping[str, Any]) -> PowerSettings:
@@ -408,12 +448,29 @@ def _one_line_errors() -> Iterator[None]:
         yield
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
         raise ConfigError(_key_error(error)) from error
+    except (TypeError, ValueError, LookupError, AttributeError, AssertionError) as error:
+        # Hydra does not check every word, such as a number in place of a file: `search=[1]`.
+        raise ConfigError(f"Hydra cannot compose this configuration: {_key_error(error)}") from error
 
 
 def _key_error(error: BaseException) -> str:
     """One line that names the key, made from the longer messages of Hydra and OmegaConf."""
+    from hydra.errors import OverrideParseException
+
     text = str(error)
     cause = str(error.__cause__ or "")
+    if isinstance(error, OverrideParseException):
+        return (
+            f"{error.override.lstrip('+')}: this cannot be read; write KEY=VALUE, "
+            "with the value in quotes ('…') if it has signs such as = , ( ) { }"
+        )
+    match = re.match(
+        r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^\n]*?)'(?: requires|$)", text, re.M
+    )
+    if match:
+        return (
+            f"{match.group(1)}: several values need -m, one sweep for each; a list stands in brackets: [a,b]"
+        )
     match = re.search(r"Could not override '([^']+)'", text)
     if match:
         return f"{match.group(1)}: no such key{_near_key(match.group(1))}"

@@ -33,7 +33,7 @@ HEAVY = {
 ORDER = (
     {"errors", "metrics"},
     {"parameters"},
-    {"records", "http"},
+    {"records", "http", "overrides"},
     {"stats", "power_settings", "nvml", "files", "locks", "processes", "servers", "serving"},
     {"machine"},
     {"model"},

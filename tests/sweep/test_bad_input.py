@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.cli import _with_plain_path, main
-from sweeper.config import compose
+from sweeper.cli import main
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -60,34 +59,6 @@ def test_wrong_words_and_values(
     command = ["sweep", *given, override]
     code = main(command)
     _one_line(subprocess.CompletedProcess(command, code, *capsys.readouterr()), 2, *words)
-
-
-@pytest.mark.parametrize(
-    "name", ["m.gguf", "my model (1).gguf", "it's.gguf", "50%, {a}.gguf", "back\\slash.gguf"]
-)
-def test_a_path_is_read_as_it_is_typed_with_the_home_folder_in_it(
-    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    for typed in (f"~/{name}", f"{tmp_path}/{name}"):
-        composed = compose([_with_plain_path(f"model.path={typed}", several=False)])
-        assert composed.settings.model.path == f"{tmp_path}/{name}"
-
-
-def test_several_paths_stay_several_and_other_words_stay_as_they_are(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    assert _with_plain_path("model.path=~/a,~/b", several=True) == f"model.path='{tmp_path}/a','{tmp_path}/b'"
-    for word in (
-        "search.trials=3",
-        "-m",
-        "model.path='/q r.gguf'",
-        "model.path=m.gguf",
-        "--config-dir=/tmp/x",
-        "space.quant=[a,b]",
-    ):
-        assert _with_plain_path(word, several=False) == word
 
 
 def test_no_such_model(sweeper: Run) -> None:
