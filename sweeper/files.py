@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import stat
 from pathlib import Path
 
@@ -73,3 +74,13 @@ def cannot_write(path: Path, error: OSError) -> SweeperError:
             "or write elsewhere with --file or --folder and copy it"
         )
     return StoreError(f"cannot write {path}: {error.strerror or error}")
+
+
+def sqlite_address(path: Path) -> str:
+    """The address of a SQLite file for SQLAlchemy and MLflow, whatever signs its path has.
+
+    SQLAlchemy ends a path at ``?`` and decodes ``%``; Optuna fills in ``{…}``. Other signs stay as they are. Where
+    an address begins with ``sqlite:///``, MLflow makes the folder of the encoded path.
+    """
+    encoded = re.sub(r"[%?#{}]", lambda sign: f"%{ord(sign[0]):02X}", str(path.absolute()))
+    return f"sqlite+pysqlite:///{encoded}"

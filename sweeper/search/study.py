@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shlex
 import sqlite3
 import warnings
 from collections.abc import Mapping, Sequence
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from sweeper.errors import ConfigError, StoreError, SweepMissingError
+from sweeper.files import sqlite_address
 from sweeper.locks import held
 from sweeper.records import (
     Objective,
@@ -333,10 +335,10 @@ def _storage(root: Path) -> Any:
         if not database.exists() or database.stat().st_size == 0:
             # Another file, which then replaces the database: a kill cannot leave an incomplete database.
             fresh.unlink(missing_ok=True)
-            optuna.storages.RDBStorage(f"sqlite:///{fresh.resolve()}").engine.dispose()
+            optuna.storages.RDBStorage(sqlite_address(fresh)).engine.dispose()
             os.replace(fresh, database)
     storage = optuna.storages.RDBStorage(
-        f"sqlite:///{database.resolve()}", engine_kwargs={"connect_args": {"timeout": 60}}
+        sqlite_address(database), engine_kwargs={"connect_args": {"timeout": 60}}
     )
 
     @event.listens_for(storage.engine, "connect")
@@ -375,7 +377,7 @@ class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a fun
         if isinstance(error, RuntimeError) and "version" in str(error):
             raise StoreError(
                 f"{path} was written by another version of Optuna; upgrade it with "
-                f"`optuna storage upgrade --storage sqlite:///{path}`, or choose another root=…"
+                f"`optuna storage upgrade --storage {shlex.quote(sqlite_address(path))}`, or choose another root=…"
             ) from error
         if isinstance(error, (sqlalchemy.exc.SQLAlchemyError, sqlite3.Error)) or (
             type(error).__module__.startswith("optuna.") and "Storage" in type(error).__name__

@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from sweeper.errors import StoreError
+from sweeper.files import sqlite_address
 from sweeper.locks import held
 
 DATABASE = "mlflow.db"
@@ -57,7 +58,7 @@ def location(uri: str | None, root: Path) -> Location:
     if uri:
         return Location(uri, None, None)
     root = root.absolute()
-    return Location(f"sqlite:///{root / DATABASE}", (root / ARTIFACTS).as_uri(), root)
+    return Location(sqlite_address(root / DATABASE), (root / ARTIFACTS).as_uri(), root)
 
 
 def without_password(uri: str) -> str:
@@ -68,11 +69,21 @@ def without_password(uri: str) -> str:
     return parts._replace(netloc="…@" + parts.netloc.rpartition("@")[2]).geturl()
 
 
+def environment() -> dict[str, str]:
+    """``ENVIRONMENT``, with an empty home folder for a user who has none: MLflow cannot be imported without one."""
+    try:
+        Path.home()
+    except RuntimeError:
+        return ENVIRONMENT | {"HOME": os.devnull}
+    return ENVIRONMENT
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Within the block, MLflow prints no warnings, sends no telemetry and does not retry."""
-    before = {key: os.environ.get(key) for key in ENVIRONMENT}
-    os.environ.update(ENVIRONMENT)
+    wanted = environment()
+    before = {key: os.environ.get(key) for key in wanted}
+    os.environ.update(wanted)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
@@ -173,7 +184,7 @@ def _make_schema(root: Path) -> None:
     fresh = root / f".{DATABASE}.new"
     for leftover in root.glob(f"{fresh.name}*"):
         leftover.unlink()
-    _client(f"sqlite:///{fresh}")
+    _client(sqlite_address(fresh))
     fresh.replace(root / DATABASE)
 
 

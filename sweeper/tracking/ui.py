@@ -24,7 +24,6 @@ MODE = "?workflowType=machine_learning"
 
 ENVIRONMENT = {
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # otherwise MLflow starts 8 more processes
-    "MLFLOW_DISABLE_TELEMETRY": "true",
     "PYTHONWARNINGS": "ignore",
 }
 
@@ -81,7 +80,7 @@ class MlflowUi:
                     f"{self._base}/health",
                     self._log,
                     START_SECONDS,
-                    environment=ENVIRONMENT,
+                    environment=store.environment() | ENVIRONMENT,
                     failure=StoreError,
                 )
             )
