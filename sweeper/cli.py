@@ -7,17 +7,22 @@ prints one line, and its class decides the exit code; see ``sweeper/errors.py``.
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import os
 import signal
 import sys
+import tempfile
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, commands
-from sweeper.commands import console, say_error
-from sweeper.errors import EXIT_DONE, EXIT_MISSING, EXIT_STOPPED, SweeperError
+from sweeper.commands import console, discard, put, say_error
+from sweeper.errors import EXIT_DONE, EXIT_FAULT, EXIT_MISSING, EXIT_STOPPED, SweeperError
+from sweeper.overrides import at_home
 
 if TYPE_CHECKING:
     from sweeper.config import Composed
@@ -64,27 +69,88 @@ Groups and their choices (GROUP=CHOICE):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code."""
     arguments = list(sys.argv[1:] if argv is None else argv)
-    if os.environ.get("COMP_LINE"):
-        return _complete()
+    _prepare_streams()
     try:
-        if arguments[:1] == ["sweep"]:
-            return _sweep(arguments[1:])
-        parser = _parser()
-        options = parser.parse_args(arguments)
-        if not hasattr(options, "run"):
-            parser.print_help()
-            return EXIT_DONE
-        code: int = options.run(options)
+        try:
+            return _run(arguments)
+        finally:
+            _flush()
     except SweeperError as error:
         say_error(str(error))
         return error.exit_code
     except KeyboardInterrupt:
         say_error("stopped")
         return EXIT_STOPPED
-    except BrokenPipeError:  # `sweeper report | head`: the reader closed the pipe
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # Hydra writes too: the reader of `sweeper sweep --cfg job | head` is gone
         return EXIT_DONE
+    except OSError as error:
+        if error.filename is None and error.errno not in DISK_ERRORS:
+            return _fault(arguments, error)
+        say_error(f"cannot use {error.filename or 'the output'}: {error.strerror}")
+        return EXIT_MISSING
+    except Exception as error:  # noqa: BLE001 - the last resort, which keeps the traceback
+        return _fault(arguments, error)
+
+
+# The system's refusals to write more, which may name no file.
+DISK_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+
+
+def _prepare_streams() -> None:
+    """Let no letter that a terminal cannot write, and no closed output (`>&-`), end a command."""
+    if sys.stdout is None:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - until the process ends
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _run(arguments: list[str]) -> int:
+    if os.environ.get("COMP_LINE"):
+        return _complete()
+    if arguments[:1] == ["sweep"]:
+        return _sweep(arguments[1:])
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    if not hasattr(options, "run"):
+        parser.print_help()
+        return EXIT_DONE
+    code: int = options.run(options)
     return code
+
+
+def _fault(arguments: list[str], error: Exception) -> int:
+    """Say in one line that sweeper itself is at fault, and keep the traceback in a file for a report."""
+    trace = "".join(traceback.format_exception(error))
+    # Without the arguments, which may hold passwords.
+    about = f"sweeper {__version__}, Python {sys.version}\ncommand: {' '.join(arguments[:1])}\n\n{trace}"
+    try:
+        with tempfile.NamedTemporaryFile(
+            "w",
+            prefix="sweeper-fault-",
+            suffix=".log",
+            delete=False,
+            encoding="utf-8",
+            errors="backslashreplace",
+        ) as file:
+            file.write(about)
+        kept = f"please report it with the file {file.name}"
+    except OSError as full:
+        kept = f"please report it; its traceback could not be kept ({full.strerror})"
+    cause = (str(error).splitlines() or [""])[0]
+    say_error(f"a fault in sweeper itself ({type(error).__name__}: {cause}): {kept}")
+    return EXIT_FAULT
+
+
+def _flush() -> None:
+    """Write what is left while an error can still be handled; Python itself would exit with code 120."""
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        discard(sys.stdout)
+    except OSError:
+        discard(sys.stdout)
+        raise
 
 
 def entry() -> None:
@@ -99,10 +165,10 @@ def _sweep(arguments: list[str]) -> int:
     from sweeper.config import conf_folder, run_hydra
 
     if {"--help", "-h"} & set(arguments):
-        print(_SWEEP_HELP, end="")
+        put(_SWEEP_HELP, end="")
         for folder in sorted(p for p in conf_folder().iterdir() if p.is_dir()):
             choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            print(f"  {folder.name:<12} {choices}")
+            put(f"  {folder.name:<12} {choices}")
         return EXIT_DONE
     as_json = "--json" in arguments
     words = [word for word in arguments if word != "--json"]
@@ -169,10 +235,30 @@ def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> I
 _EXIT_CODES = (
     "Exit codes: 0: the command succeeded. 2: an argument, key or value is wrong. 3: something that the command "
     "needs is missing, or a limit is not as sweeper found it. 4: the sweep ended without a valid trial. 5: verify "
-    "found the server slower than promised; inconclusive results exit 0 with a warning. 130: you stopped the command "
-    "by hand."
+    "found the server slower than promised; inconclusive results exit 0 with a warning. 70: a fault in sweeper "
+    "itself. 130: you stopped the command by hand."
 )
 _PICKS = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
+
+
+class _Intermixed(argparse.ArgumentParser):
+    """Takes options anywhere between the other words: `sweeper record FILE --passes 2 KEY=VALUE`."""
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        if self._inside:  # argparse's own calls from `parse_known_intermixed_args`
+            return super().parse_known_args(args, namespace)
+        self._inside = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        finally:
+            self._inside = False
+
+    _inside = False
+
+
+def _path(text: str) -> Path:
+    """A path of the command line. Raises ConfigError if it begins with ``~`` and there is no home folder."""
+    return Path(at_home("this path", text))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,7 +269,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_EXIT_CODES,
     )
     parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
-    add = parser.add_subparsers(title="commands", metavar="COMMAND")
+    add = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Intermixed)
     add.add_parser("sweep", help="search for the best settings; this is the main command", add_help=False)
     _add_report(add)
     _add_apply(add)
@@ -219,7 +305,7 @@ def _command(add: Any, name: str, words: str, with_json: bool = True) -> argpars
     )
     parser.set_defaults(run=getattr(commands, name))
     words = "the folder of all sweeps (default %(default)s)"
-    parser.add_argument("--root", type=Path, default=Path("mlruns"), help=words)
+    parser.add_argument("--root", type=_path, default=Path("mlruns"), help=words)
     if with_json:
         _flag(parser, "--json", "print the result as JSON on standard output")
     return parser
@@ -254,7 +340,7 @@ def _add_report(add: Any) -> None:
     _sweep_name(report)
     _format(report)
     words = "the folder for the files (default: ROOT/reports/SWEEP)"
-    report.add_argument("--out", type=Path, metavar="FOLDER", help=words)
+    report.add_argument("--out", type=_path, metavar="FOLDER", help=words)
 
 
 def _add_apply(add: Any) -> None:
@@ -269,8 +355,8 @@ def _add_apply(add: Any) -> None:
     _flag(apply, "--force", "apply even if machine, engine or model changed since the sweep")
     apply.add_argument("--name", help="the name of the model on the server")
     apply.add_argument("--port", type=int, help="the port of the server")
-    apply.add_argument("--file", type=Path, help="the path of the main configuration file")
-    apply.add_argument("--folder", type=Path, help="the folder for files whose names the target fixes")
+    apply.add_argument("--file", type=_path, help="the path of the main configuration file")
+    apply.add_argument("--folder", type=_path, help="the folder for files whose names the target fixes")
 
 
 def _add_verify(add: Any) -> None:
@@ -286,7 +372,7 @@ def _add_verify(add: Any) -> None:
     )
     verify.add_argument("--url", help=words)
     verify.add_argument("--name", help="the name of the model on the server")
-    verify.add_argument("--program", type=Path, help="the llama-server program to start")
+    verify.add_argument("--program", type=_path, help="the llama-server program to start")
     verify.add_argument("--repeats", type=int, default=5, help="number of repeats (default %(default)s)")
     _flag(verify, "--no-watts", "compare speed only, not watts")
 
@@ -295,7 +381,7 @@ def _add_compare(add: Any) -> None:
     compare = _command(add, "compare", "compare sweeps side by side: speed, watts, J/token, cost")
     compare.add_argument("sweeps", nargs="*", metavar="SWEEP", help="the names of the sweeps (default: all)")
     words = "another folder of sweeps, as from another machine; may be repeated"
-    compare.add_argument("--from", dest="roots", type=Path, action="append", metavar="ROOT", help=words)
+    compare.add_argument("--from", dest="roots", type=_path, action="append", metavar="ROOT", help=words)
     _format(compare)
     words = "the electricity price per kWh (default: the price in the first sweep)"
     compare.add_argument("--per-kwh", type=float, help=words)
@@ -319,7 +405,7 @@ def _add_record(add: Any) -> None:
     words = "measure every combination of a space and store the results as a table for engine=replay"
     record = _command(add, "record", words, with_json=False)
     words = "the file to write; the same command continues an unfinished table"
-    record.add_argument("file", type=Path, metavar="FILE.csv.gz", help=words)
+    record.add_argument("file", type=_path, metavar="FILE.csv.gz", help=words)
     words = (
         "passes over all combinations; more passes even out slow changes, such as heat (default %(default)s)"
     )

@@ -5,17 +5,19 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import os
 import sys
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 from sweeper.errors import EXIT_DONE, EXIT_MISSING, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeper.config import Composed
     from sweeper.limits.standing_limit import StandingLimit
     from sweeper.power_settings import PowerSettings
     from sweeper.records import EngineRecord, SweepRecord
@@ -54,7 +56,7 @@ def show(record: SweepRecord, form: str) -> None:
         return
     from sweeper.report.formats import render
 
-    print(render(record, form), end="")
+    put(render(record, form), end="")
 
 
 def report(options: argparse.Namespace) -> int:
@@ -65,7 +67,7 @@ def report(options: argparse.Namespace) -> int:
     show(record, "json" if options.json else options.format)
     folder = options.out or options.root / "reports" / record.sweep
     files = write_report(record, folder)
-    print(f"wrote {', '.join(sorted(files))} to {folder}", file=sys.stderr)
+    note(f"wrote {', '.join(sorted(files))} to {folder}")
     return EXIT_DONE
 
 
@@ -95,7 +97,7 @@ def compare(options: argparse.Namespace) -> int:
     if form == "table":
         show_comparison(comparison, console())
     else:
-        print(render_comparison(comparison, form), end="")
+        put(render_comparison(comparison, form), end="")
     return EXIT_DONE
 
 
@@ -127,10 +129,10 @@ def ui(options: argparse.Namespace) -> int:
     """`sweeper ui`."""
     from sweeper.tracking.ui import MlflowUi
 
-    print("starting the MLflow pages; this takes about 15 s …", file=sys.stderr)
+    note("starting the MLflow pages; this takes about 15 s …")
     with MlflowUi(options.uri, options.root, options.port) as pages:
-        print(pages.pages().best, flush=True)
-        print("press Ctrl-C to stop the server", file=sys.stderr)
+        put(pages.pages().best)
+        note("press Ctrl-C to stop the server")
         try:
             pages.wait()
         except KeyboardInterrupt:
@@ -216,7 +218,7 @@ def verify(options: argparse.Namespace) -> int:
             wanted,
             meter=meter,
             speeds_now=lambda trial: speeds_of_engine(record, trial),
-            progress=lambda line: print(line, file=sys.stderr),
+            progress=note,
         )
     _answer(options, verification_to_plain(found), render_verification(found))
     found.demand()
@@ -243,8 +245,8 @@ def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
 
     held.enter_context(cuda_variables(environment_of(record)))
     meter, notes = find_meter(_power_of(record), root, record.engine.gpu_offload)
-    for note in notes:
-        print(note, file=sys.stderr)
+    for line in notes:
+        note(line)
     return held.enter_context(meter)
 
 
@@ -260,17 +262,17 @@ def _engine_record() -> EngineRecord:
 
 def doctor(options: argparse.Namespace) -> int:
     """`sweeper doctor`."""
-    from sweeper.config import compose
     from sweeper.doctor import Diagnosis, engine_finding, examine, machine_findings
     from sweeper.limits.control import find_limits
 
-    print("checking each sensor; this takes a few seconds …", file=sys.stderr)
-    options.root.mkdir(parents=True, exist_ok=True)
-    settings = compose(options.overrides).settings.power
-    limits = find_limits(options.root, settings)  # not entered, because a sweep may hold the devices
+    note("checking each sensor; this takes a few seconds …")
+    settings = _composed(options).settings
+    root = Path(settings.root)
+    root.mkdir(parents=True, exist_ok=True)
+    limits = find_limits(root, settings.power)  # not entered, because a sweep may hold the devices
     if options.try_limits:
         limits.try_out()
-    sensors_and_limits = tuple(examine(options.root, settings, limits, options.try_limits))
+    sensors_and_limits = tuple(examine(root, settings.power, limits, options.try_limits))
     diagnosis = Diagnosis((*machine_findings(), engine_finding(_engine_record), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
@@ -278,19 +280,19 @@ def doctor(options: argparse.Namespace) -> int:
 
 def restore(options: argparse.Namespace) -> int:
     """`sweeper restore`."""
-    from sweeper.config import compose
     from sweeper.limits.guardian import read_log
     from sweeper.limits.restore import MachineKnobs
     from sweeper.limits.restore import restore as give_back
     from sweeper.limits.rights import MeansSettings
     from sweeper.records import to_plain
 
-    settings = compose(options.overrides).settings.power
-    means, sysfs = MeansSettings.of(settings.limits), Path(settings.sysfs_root)
-    outcomes = give_back(options.root, means, sysfs, settle=options.settle)
+    settings = _composed(options).settings
+    root, power = Path(settings.root), settings.power
+    means, sysfs = MeansSettings.of(power.limits), Path(power.sysfs_root)
+    outcomes = give_back(root, means, sysfs, settle=options.settle)
     with MachineKnobs(means, sysfs) as machine:
         present = machine.in_force()
-    guardians = list(read_log(options.root))
+    guardians = list(read_log(root))
     lines = [*(f"earlier, a guardian: {line}" for line in guardians), *map(str, outcomes)]
     lines += [] if outcomes else ["sweeper has no record of a limit that a run left"]
     lines += ["in force now:", *(f"  {line}" for line in present)]
@@ -305,20 +307,23 @@ def restore(options: argparse.Namespace) -> int:
 
 def record(options: argparse.Namespace) -> int:
     """`sweeper record`."""
-    from sweeper.config import compose
-
     if not options.file.name.endswith(".csv.gz"):
         raise UsageError(f"{options.file}: the name of a table must end in .csv.gz")
-    overrides = [f"root='{options.root}'", *options.overrides]
     if options.passes < 1:
         raise UsageError(f"--passes {options.passes}: give at least 1")
     # Loaded by name, so that the product does not import the lab.
     lab = importlib.import_module("sweeper.lab.rigs")
-    table = lab.record_grid(
-        compose(overrides), options.file, options.passes, lambda line: print(line, file=sys.stderr)
-    )
-    print(f"{len(table.rows)} configurations in {options.file}")
+    table = lab.record_grid(_composed(options), options.file, options.passes, note)
+    put(f"{len(table.rows)} configurations in {options.file}")
     return EXIT_DONE
+
+
+def _composed(options: argparse.Namespace) -> Composed:
+    """The configuration of a command that takes ``--root`` and overrides."""
+    from sweeper.config import compose
+    from sweeper.overrides import literal
+
+    return compose([f"root={literal(str(options.root))}", *options.overrides])
 
 
 # -- the terminal ------------------------------------------------------------------------------------------
@@ -328,16 +333,44 @@ def console(stderr: bool = False) -> Console:
     """A console on standard output or standard error."""
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True)
+    class Patient(Console):
+        """Goes on without a reader, where rich would exit with code 1."""
+
+        def on_broken_pipe(self) -> None:
+            self.quiet = True
+            discard(sys.stderr if stderr else sys.stdout)
+
+    return Patient(stderr=stderr, soft_wrap=True)
+
+
+def put(text: str, end: str = "\n", stream: TextIO | None = None) -> None:
+    """Print on standard output, or on ``stream``. The command goes on if the reader is gone (`… | head`)."""
+    stream = stream or sys.stdout
+    try:
+        print(text, end=end, file=stream, flush=True)
+    except BrokenPipeError:
+        discard(stream)
+
+
+def note(text: str) -> None:
+    """Print one line on standard error."""
+    put(text, stream=sys.stderr)
 
 
 def say_error(text: str) -> None:
-    """Print one line on standard error."""
-    print(f"sweeper: {text}", file=sys.stderr)
+    """Print one line on standard error, with the program's name."""
+    note(f"sweeper: {text}")
+
+
+def discard(stream: TextIO) -> None:
+    """Send what else is written to ``stream`` nowhere."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, stream.fileno())
+    os.close(nowhere)
 
 
 def _answer(options: argparse.Namespace, plain: Any, text: str) -> None:
     if options.json:
-        print(json.dumps(plain, indent=2, ensure_ascii=False))
+        put(json.dumps(plain, indent=2, ensure_ascii=False))
     else:
-        print(text)
+        put(text)

@@ -2,7 +2,7 @@
 
 ::
 
-    SweeperError                      1   the base class; never raised directly
+    SweeperError                      -   the base class; never raised directly
     ├── UsageError                    2   a wrong argument or value: the message names the key or file, and the fix
     │   ├── ConfigError               2   an unknown key, a wrong type, a value out of range
     │   ├── SpaceError                2   an empty or contradictory search space
@@ -26,7 +26,8 @@
         ├── LimitRefused              -   a device did not accept a power or clock limit
         └── ReadingFailed             -   the meter gave no usable reading
 
-Ctrl-C raises ``KeyboardInterrupt``; the exit code is 130. Each message is one line: what happened, then what to do.
+Ctrl-C raises ``KeyboardInterrupt``; the exit code is 130. Any other exception is a fault of sweeper's own: the exit
+code is 70, and ``cli.main`` writes the traceback to a file. Each message is one line: what happened, then what to do.
 """
 
 from __future__ import annotations
@@ -38,13 +39,14 @@ EXIT_USAGE = 2
 EXIT_MISSING = 3
 EXIT_NO_RESULT = 4
 EXIT_VERIFY = 5
+EXIT_FAULT = 70  # EX_SOFTWARE of sysexits.h
 EXIT_STOPPED = 130
 
 
 class SweeperError(Exception):
     """The base class of all errors above."""
 
-    exit_code = 1
+    exit_code = EXIT_FAULT
 
     def __init__(self, message: str = "", mend: str | None = None) -> None:
         """``mend`` is the one line that mends it; the text of the error is ``message: mend``."""

@@ -146,6 +146,11 @@ def _one_text(key: str, value: str, top: Mapping[str, Any]) -> str:
     return quoted(re.sub(r"(?<!\\)\$\{(?!" + _references(top) + ")", r"\\${", value))
 
 
+def literal(text: str) -> str:
+    """``text`` as the value of a word, without references."""
+    return quoted(text.replace("${", r"\${"))
+
+
 def _references(top: Mapping[str, Any]) -> str:
     """What makes ``${`` the start of a reference: a resolver's name with a colon, or a key. Else it is plain text."""
     return r"\s*(\.|[\w.]+:|(" + "|".join(map(re.escape, (*top, "hydra"))) + r")[.}\[])"

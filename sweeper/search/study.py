@@ -36,6 +36,7 @@ T = TypeVar("T")
 if TYPE_CHECKING:
     import optuna
 
+BUSY_SECONDS = 60.0  # SQLite waits this long for another process's write
 # The attributes of the study and of its trials.
 HEADER = "sweep"
 VISIT = "final"
@@ -338,7 +339,7 @@ def _storage(root: Path) -> Any:
             optuna.storages.RDBStorage(sqlite_address(fresh)).engine.dispose()
             os.replace(fresh, database)
     storage = optuna.storages.RDBStorage(
-        sqlite_address(database), engine_kwargs={"connect_args": {"timeout": 60}}
+        sqlite_address(database), engine_kwargs={"connect_args": {"timeout": BUSY_SECONDS}}
     )
 
     @event.listens_for(storage.engine, "connect")
@@ -374,6 +375,10 @@ class _said_plainly(AbstractContextManager[None]):  # noqa: N801 - used as a fun
         import sqlalchemy.exc
 
         path = self._root / "optuna.db"
+        if "database is locked" in _first_line(error):
+            raise StoreError(
+                f"another program is using {path}: wait until it ends, or choose another root=…"
+            ) from error
         if isinstance(error, RuntimeError) and "version" in str(error):
             raise StoreError(
                 f"{path} was written by another version of Optuna; upgrade it with "

@@ -49,7 +49,7 @@ def empty_store(first_opens: tuple[Path, list[tuple[int, str]]]) -> Path:
 @pytest.fixture
 def root(empty_store: Path, tmp_path: Path) -> Path:
     """A store with its schema and nothing in it, in a folder whose name is hard to write in an address."""
-    return shutil.copytree(empty_store, tmp_path / "mlruns ünï #1 100%")
+    return shutil.copytree(empty_store, tmp_path / "mlruns ünï #1 100%41 what?x=1 a${x}b, (it's) ;&")
 
 
 REPORT = "<h1>The whole report</h1>"
@@ -70,7 +70,7 @@ def server(empty_store: Path, tmp_path_factory: pytest.TempPathFactory) -> Itera
 
     It is started once, by ``MlflowUi`` in a process that is killed at the end, and must end with it.
     """
-    root = tmp_path_factory.mktemp("served") / "mlruns ü 1"
+    root = tmp_path_factory.mktemp("served") / "mlruns ü #1 what?x=1 a${x}b"
     shutil.copytree(empty_store, root)
     (root / "report.html").write_text(REPORT)
     Tracker.open(None, root).sweep_finished(record(sweep="evening"), {"report.html": root / "report.html"})

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from sweeper.files import sqlite_address
 from sweeper.records import SweepRecord
 from sweeper.tracking.projection import sweep_id
 
@@ -16,7 +17,7 @@ def client_of(uri: str) -> Any:
 
 
 def sqlite_of(root: Path) -> str:
-    return f"sqlite:///{root / 'mlflow.db'}"
+    return sqlite_address(root / "mlflow.db")
 
 
 def runs_of(client: Any, record: SweepRecord) -> tuple[Any, list[Any]]:

@@ -6,6 +6,8 @@ import os
 import shutil
 import socket
 import sqlite3
+import subprocess
+import sys
 import threading
 import time
 from contextlib import closing
@@ -16,6 +18,7 @@ from store_view import client_of, runs_of, sqlite_of
 from tracked_sweep import record
 
 from sweeper.errors import StoreError
+from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.tracking import Tracker, store
 
 
@@ -29,6 +32,50 @@ def test_two_first_opens_at_once_both_work_and_say_nothing(
     first_opens: tuple[Path, list[tuple[int, str]]],
 ) -> None:
     assert first_opens[1] == [(0, ""), (0, "")]
+
+
+@pytest.mark.parametrize("name", ["what now?x=1", "a${x}b {y}", "50%41 #1;&, (it's)"])
+def test_a_study_stays_in_its_folder_whatever_the_name(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / name).mkdir()
+    monkeypatch.chdir(tmp_path / name)
+    for root in (Path("mlruns"), tmp_path / name / f"runs {name}"):
+        SweepStudy.create(root, record())
+        assert sweep_names(root) == (record().sweep,)
+        assert (root / "optuna.db").stat().st_size > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name], "nothing was written beside the folder"
+
+
+def test_a_busy_study_is_said_to_be_in_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    SweepStudy.create(tmp_path, record())
+    monkeypatch.setattr("sweeper.search.study.BUSY_SECONDS", 0.1)
+    with closing(sqlite3.connect(tmp_path / "optuna.db")) as other:
+        other.execute("begin exclusive")
+        with pytest.raises(StoreError, match="another program is using"):
+            SweepStudy.create(tmp_path, record(sweep="second"))
+
+
+NO_HOME = """
+import pwd, sys
+from pathlib import Path
+def nobody(_): raise KeyError("no such user")
+pwd.getpwuid = nobody
+from sweeper.tracking import Tracker
+Tracker.open(None, Path(sys.argv[1]))
+"""
+
+
+def test_a_store_opens_for_a_user_without_a_home_folder(root: Path, tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", NO_HOME, str(root)],
+        env={"PATH": os.environ["PATH"], "PYTHONPATH": os.environ.get("PYTHONPATH", "")},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert not (tmp_path / "~").exists()
 
 
 def test_a_moved_folder_keeps_its_artifacts(root: Path, report: Path, tmp_path: Path) -> None:
