@@ -221,6 +221,7 @@ def compose(overrides: Sequence[str] = (), config_dir: Path | None = None) -> Co
     GlobalHydra.instance().clear()
     with (
         _one_line_errors(),
+        _whole_values(),
         hydra.initialize_config_dir(str(conf_folder()), version_base="1.3", job_name="sweeper"),
     ):
         tree = hydra.compose("config", _for_hydra(overrides))
@@ -254,7 +255,7 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function, which reports them in one line
     argv, sys.argv = sys.argv, ["sweeper sweep", *own]
     try:
-        with _one_line_errors():
+        with _one_line_errors(), _whole_values():
             hydra.main(version_base="1.3", config_path=str(conf_folder()), config_name="config")(entry)()
     finally:
         sys.argv = argv
@@ -435,6 +436,32 @@ def _put_in_front(folder: Path | None) -> None:
     registered = Plugins.instance().discover(SearchPathPlugin)
     if not any(plugin.__name__ == "UsersFolderFirst" for plugin in registered):
         Plugins.instance().register(UsersFolderFirst)
+
+
+@contextmanager
+def _whole_values() -> Iterator[None]:
+    """Let a parameter's value in a space replace the value that it inherits.
+
+    Hydra merges two ranges, and refuses a range in place of a list; it has no option for either.
+    """
+    from omegaconf import DictConfig, OmegaConf
+
+    merge: Any = DictConfig.merge_with
+
+    def merge_with(here: Any, *others: Any) -> None:
+        for other in others:
+            old, new = here.get("space"), other.get("space")
+            if isinstance(old, DictConfig) and isinstance(new, DictConfig):
+                for key, value in new.items_ex(resolve=False):
+                    if key in old and OmegaConf.is_config(value):
+                        old[key] = None
+            merge(here, other)
+
+    setattr(DictConfig, "merge_with", merge_with)  # noqa: B010 - mypy refuses the assignment
+    try:
+        yield
+    finally:
+        setattr(DictConfig, "merge_with", merge)  # noqa: B010
 
 
 @contextmanager

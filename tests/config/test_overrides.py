@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from operator import attrgetter
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +38,10 @@ def composed(*words: str) -> list[Composed]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_means_what_is_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
-    for typed, path in (
-        (name, name),
-        (f"./{name}", f"./{name}"),
-        (f"{tmp_path}/{name}", f"{tmp_path}/{name}"),
-        (f"~/{name}", f"{tmp_path}/{name}"),
-    ):
-        settings = compose([f"model.path={typed}", f"root={typed}"]).settings
-        assert (settings.model.path, settings.root) == (path, path)
+    typed = [name, f"./{name}", f"{tmp_path}/{name}", f"~/{name}"]
+    keys = ["model.path", "root", "engine.table", "model.text"]
+    settings = compose([f"{key}={path}" for key, path in zip(keys, typed, strict=True)]).settings
+    assert [attrgetter(key)(settings) for key in keys] == [*typed[:3], f"{tmp_path}/{name}"]
 
 
 def test_a_path_in_a_list_or_mapping_means_what_is_typed() -> None:
@@ -92,11 +90,22 @@ def test_every_key_of_the_schema_can_be_set(word: str, value: object) -> None:
 FORMS = [5, [32, 64], {"low": 1, "high": 8}, {"low": 64, "high": 512, "log": True}, "auto"]
 
 
-@pytest.mark.parametrize("space", ["auto", "cpu", "quick", "cpu_table"])
+@pytest.mark.parametrize("space", ["cpu", "quick"])
 @pytest.mark.parametrize("form", FORMS, ids=str)
 def test_a_list_a_range_and_a_scalar_replace_one_another(space: str, form: object) -> None:
     word = f"space.n_ubatch={form}".replace("'", "").replace("True", "true")
     assert compose([f"space={space}", word]).plain["space"]["n_ubatch"] == form
+
+
+@pytest.mark.parametrize("inherited", ["cpu", "quick"])
+@pytest.mark.parametrize("form", FORMS, ids=str)
+def test_a_space_replaces_the_values_that_it_inherits(inherited: str, form: object, tmp_path: Path) -> None:
+    (tmp_path / "space").mkdir()
+    text = f"defaults: [{inherited}, _self_]\nn_ubatch: {json.dumps(form)}\n"
+    (tmp_path / "space" / "mine.yaml").write_text(text)
+    space = compose(["space=mine"], tmp_path).plain["space"]
+    assert space["n_ubatch"] == form
+    assert space["n_threads"] == compose([f"space={inherited}"]).plain["space"]["n_threads"]
 
 
 def test_flags_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
