@@ -139,7 +139,7 @@ def test_a_server_that_dies_is_told(root: Path, monkeypatch: pytest.MonkeyPatch)
     with MlflowUi(None, root, free_port(0)) as running:
         assert running._process is not None
         running._process.kill()
-        with pytest.raises(StoreError, match="server ended"):
+        with pytest.raises(StoreError, match="server stopped"):
             running.wait()
 
 
