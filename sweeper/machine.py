@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from sweeper.control_groups import cpu_quota
 from sweeper.errors import MissingError
 from sweeper.nvml import Card, Nvml, first, visible_gpus
 from sweeper.records import GpuRecord, MachineRecord
+from sweeper.system import usable_cpus
 
 # Two copies of this many bytes are far larger than any cache that a desktop or a small server has.
 _BANDWIDTH_BYTES = 256 * 2**20
@@ -24,27 +26,34 @@ _BANDWIDTH_ROUNDS = 3
 def examine(sysfs_root: Path = Path("/sys"), procfs_root: Path = Path("/proc")) -> MachineRecord:
     """The machine's record. Reads files only and sets nothing; its bandwidth is left to be measured."""
     cpu = _cpu_name(procfs_root)
-    physical = psutil.cpu_count(logical=False) or psutil.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else psutil.cpu_count() or 1
-    logical = min(psutil.cpu_count() or 1, usable)
+    cores = _cores(sysfs_root, procfs_root)
     memory_mib = psutil.virtual_memory().total // 2**20
     gpus = nvidia_gpus()
     return MachineRecord(
-        fingerprint=fingerprint(cpu, logical, memory_mib, gpus),
+        fingerprint=fingerprint(cpu, cores.logical, memory_mib, gpus, cores.quota),
         cpu=cpu,
-        physical_cores=min(physical, logical),
-        logical_cores=logical,
+        physical_cores=cores.physical,
+        logical_cores=cores.logical,
         memory_mib=memory_mib,
         kernel=f"{platform.system()} {platform.release()}",
         gpus=gpus,
-        performance_cores=_performance_cores(sysfs_root),
+        performance_cores=cores.performance,
+        cpu_quota=cores.quota,
     )
 
 
-def fingerprint(cpu: str, logical_cores: int, memory_mib: int, gpus: Sequence[GpuRecord]) -> str:
-    """Twelve hex digits of what decides speed and watts: CPU, cores, memory in GiB, GPUs and their driver."""
+def usable_threads() -> int:
+    """The number of threads that can run at the same time here, within CPU masks and quotas."""
+    return _cores(Path("/sys"), Path("/proc")).logical
+
+
+def fingerprint(
+    cpu: str, logical_cores: int, memory_mib: int, gpus: Sequence[GpuRecord], quota: float | None = None
+) -> str:
+    """Twelve hex digits of what decides speed and watts: CPU, cores, quota, memory in GiB, GPUs and their driver."""
     parts = [cpu, str(logical_cores), str(round(memory_mib / 1024))]
     parts += [f"{gpu.name}/{gpu.uuid}/{gpu.driver}" for gpu in gpus]
+    parts += [] if quota is None else [f"quota {quota:g}"]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -70,7 +79,7 @@ def measure_bandwidth_gb_per_second() -> float:
 
     import numpy as np
 
-    threads = max(1, psutil.cpu_count(logical=False) or 1)
+    threads = _cores(Path("/sys"), Path("/proc")).physical
     part = min(_BANDWIDTH_BYTES, psutil.virtual_memory().available // 8) // threads // 8
     sources = [np.ones(part) for _ in range(threads)]
     targets = [np.zeros(part) for _ in range(threads)]
@@ -117,18 +126,54 @@ def _cpu_name(procfs_root: Path) -> str:
     return platform.processor() or platform.machine() or "unknown CPU"
 
 
-def _performance_cores(sysfs_root: Path) -> int | None:
-    """Performance cores (physical) of a hybrid CPU, from the kernel's cpu_core PMU; None elsewhere."""
+@dataclass(frozen=True, slots=True)
+class _Cores:
+    """The cores that this process can use. ``quota`` is None where it allows all of them."""
+
+    physical: int
+    logical: int
+    performance: int | None
+    quota: float | None
+
+
+def _cores(sysfs_root: Path, procfs_root: Path) -> _Cores:
+    """Count the cores of the allowed CPUs. A quota of 2.5 CPUs keeps two threads busy without a pause."""
+    everywhere = psutil.cpu_count() or 1
+    cpus = usable_cpus()
+    logical = min(everywhere, len(cpus))
+    quota = cpu_quota(procfs_root, sysfs_root / "fs/cgroup")
+    quota = None if quota is None or quota >= logical else quota
+    logical = logical if quota is None else max(1, int(quota))
+    physical = psutil.cpu_count(logical=False) or everywhere
+    if len(cpus) < everywhere:
+        physical = min(physical, _count_cores(cpus, sysfs_root))
+    # The kernel lists a hybrid CPU's performance cores here, those of the whole machine.
+    fast = _cpu_list(sysfs_root / "devices/cpu_core/cpus") & cpus
+    performance = min(_count_cores(fast, sysfs_root), physical, logical) if fast else None
+    return _Cores(min(physical, logical), logical, performance, quota)
+
+
+def _count_cores(cpus: Iterable[int], sysfs_root: Path) -> int:
+    """The physical cores of these CPUs. A CPU without a known topology counts as a core."""
+
+    def core(cpu: int) -> tuple[str, ...]:
+        folder = sysfs_root / f"devices/system/cpu/cpu{cpu}/topology"
+        try:
+            package = folder / "physical_package_id"
+            return (package.read_text() if package.exists() else "", (folder / "core_id").read_text())
+        except OSError:
+            return (str(cpu),)
+
+    return len({core(cpu) for cpu in cpus})
+
+
+def _cpu_list(file: Path) -> frozenset[int]:
+    """The CPUs in a kernel list such as ``0-7,16``; none if the file is missing, empty or not such a list."""
+    found: set[int] = set()
     try:
-        text = (sysfs_root / "devices/cpu_core/cpus").read_text().strip()
-    except OSError:
-        return None
-    cores = set()
-    for part in text.split(","):  # a kernel CPU list such as 0-7,16
-        first_cpu, _, last_cpu = part.partition("-")
-        for cpu in range(int(first_cpu), int(last_cpu or first_cpu) + 1):
-            try:
-                cores.add((sysfs_root / f"devices/system/cpu/cpu{cpu}/topology/core_id").read_text().strip())
-            except OSError:
-                cores.add(str(cpu))
-    return len(cores)
+        for part in filter(None, file.read_text().strip().split(",")):
+            first_cpu, _, last_cpu = part.partition("-")
+            found.update(range(int(first_cpu), int(last_cpu or first_cpu) + 1))
+    except (OSError, ValueError):
+        return frozenset()
+    return frozenset(found)

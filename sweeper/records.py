@@ -278,6 +278,7 @@ class MachineRecord:
     gpus: tuple[GpuRecord, ...] = ()
     performance_cores: int | None = None  # on hybrid CPUs
     memory_bandwidth_gb_per_second: float | None = None  # measured, read
+    cpu_quota: float | None = None  # CPUs of processor time, where a control group allows less than the cores
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from sweeper.errors import EngineMissingError, SweeperError
 from sweeper.http import answers
+from sweeper.system import end_with_parent
 
 HOST = "127.0.0.1"
 _END_SECONDS = 10.0  # a server that does not end within this is killed
 _POLL_SECONDS = 0.1
 _LOG_LINES = 8
-_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
 def free_port(wished: int = 0) -> int:
@@ -62,7 +60,7 @@ def started(
                 stderr=subprocess.STDOUT,
                 env={**os.environ, **environment},
                 start_new_session=True,  # Ctrl-C reaches sweeper alone, which ends the server's whole group
-                preexec_fn=_die_with(os.getpid()) if sys.platform == "linux" else None,
+                preexec_fn=_die_with(os.getpid()),
             )
         except OSError as error:
             raise EngineMissingError(
@@ -114,14 +112,11 @@ def command_line_of_port(port: int, pid: int | None = None) -> list[str]:
 
 
 def _die_with(parent: int) -> Callable[[], None]:
-    """Asks the kernel to end the server where this process is killed and cannot end it itself.
-
-    The library is loaded here, before the fork: little is safe between fork and exec.
-    """
-    library = ctypes.CDLL(None, use_errno=True)
+    """Asks the kernel to end the server where this process is killed and cannot end it itself."""
+    ask_kernel = end_with_parent(signal.SIGTERM)
 
     def ask() -> None:
-        library.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+        ask_kernel()
         if os.getppid() != parent:  # it was killed before we asked
             os._exit(1)
 

@@ -6,7 +6,6 @@ as the log.
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
 import signal
@@ -14,9 +13,9 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import Any
 
-Handler = Callable[..., Mapping[str, Any]]
+from sweeper.system import end_with_parent
 
-_PR_SET_PDEATHSIG = 1
+Handler = Callable[..., Mapping[str, Any]]
 
 
 class Refused(Exception):
@@ -44,9 +43,9 @@ def serve(handlers: Mapping[str, Handler]) -> None:
 
 def _die_with_parent() -> None:
     """Ask the kernel to end this process with its parent, and to choose it first when memory runs out."""
+    end_with_parent(signal.SIGKILL)()
     if sys.platform != "linux":
         return
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     try:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")

@@ -31,7 +31,7 @@ HEAVY = {
 
 # The rooms in the order in which imports run: each may import what stands on earlier lines, and itself.
 ORDER = (
-    {"errors", "metrics"},
+    {"errors", "metrics", "system", "control_groups"},
     {"parameters"},
     {"records", "http", "overrides"},
     {"stats", "power_settings", "nvml", "files", "locks", "processes", "servers", "serving"},

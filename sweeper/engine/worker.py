@@ -14,7 +14,6 @@ import gc
 import os
 import random
 import re
-import resource
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
@@ -23,8 +22,8 @@ from typing import Any
 from sweeper.model.llama_library import LogCapture, gpus
 from sweeper.model.llama_params import context_params, model_params
 from sweeper.serving import Refused, serve
+from sweeper.system import peak_memory_mib
 
-_KIB_PER_MIB = 1024
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
 _NOT_LOCKED = re.compile(r"failed to (mlock|VirtualLock)")
 MOST_OF_FREE_DISK = 0.1  # a kept context takes no more than this share
@@ -147,8 +146,7 @@ class Worker:
     def memory(self) -> dict[str, Any]:
         """The peaks of this process's resident memory and of the devices' memory, in MiB."""
         self._note_vram()
-        peak_kib = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return {"memory_mib": peak_kib / _KIB_PER_MIB, "vram_mib": self.vram_peak}
+        return {"memory_mib": peak_memory_mib(), "vram_mib": self.vram_peak}
 
     # -- inside -----------------------------------------------------------------------------------------
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from sweeper.control_groups import CGROUPS, PROC, memory_left_mib
+
 _KIB_PER_MIB = 1024
-_BYTES_PER_MIB = 1 << 20
 _HELD = ("RssAnon", "RssShmem", "RssFile", "VmLck")  # of /proc/PID/status, in KiB
 
 
-def host_available_mib(proc: Path = Path("/proc"), cgroups: Path = Path("/sys/fs/cgroup")) -> float | None:
+def host_available_mib(proc: Path = PROC, cgroups: Path = CGROUPS) -> float | None:
     """MiB that a process can take without swapping, within the limits of this process's control groups.
 
     None if the system does not report it.
     """
-    known = [mib for mib in (_system(proc / "meminfo"), *_groups(proc, cgroups)) if mib is not None]
+    known = [mib for mib in (_system(proc / "meminfo"), memory_left_mib(proc, cgroups)) if mib is not None]
     return min(known, default=None)
 
 
@@ -44,33 +45,3 @@ def _system(meminfo: Path) -> float | None:
     except (OSError, ValueError, IndexError):
         return None
     return None
-
-
-def _groups(proc: Path, cgroups: Path) -> list[float | None]:
-    """The free memory of this process's group and of each group above it (control groups, version 2)."""
-    try:
-        lines = (proc / "self" / "cgroup").read_text().splitlines()
-    except OSError:
-        return []
-    path = next((line[3:].strip("/") for line in lines if line.startswith("0::")), None)
-    if path is None or ".." in path.split("/"):
-        return []
-    folder = cgroups / path
-    found = [_group(folder)]
-    while folder != cgroups and cgroups in folder.parents:
-        folder = folder.parent
-        found.append(_group(folder))
-    return found
-
-
-def _group(folder: Path) -> float | None:
-    try:
-        limit = int((folder / "memory.max").read_text())  # "max" is not a number and means no limit
-        used = int((folder / "memory.current").read_text())
-        # Cached file pages count as used, but the kernel frees them when memory is needed.
-        for line in (folder / "memory.stat").read_text().splitlines():
-            if line.startswith(("inactive_file ", "active_file ")):
-                used -= int(line.split()[1])
-    except (OSError, ValueError, IndexError):
-        return None
-    return max(0.0, (limit - used) / _BYTES_PER_MIB)

@@ -12,19 +12,18 @@ import contextlib
 import hashlib
 import importlib.metadata
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import IO, Any
 
-from sweeper import files
+from sweeper import files, machine
 from sweeper.errors import ConfigError, EngineRefused, ModelMissingError, StoreError
 from sweeper.model.digest import sha256_of_model
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.header import parts_of, read_header
 from sweeper.processes import WorkerProcess
+from sweeper.system import temporary_file
 
 BUNDLED_TEXT = Path(__file__).with_name("text.txt")
 CHUNK_TOKENS = 512  # that the worker reads; the last 256 count
@@ -63,13 +62,13 @@ class QualityMeter(WorkerProcess):
         make_room: Callable[[Path], None] = lambda _: None,
     ) -> None:
         super().__init__("sweeper.model.quality_worker")
-        self._predictions: IO[bytes] | None = None
+        self._predictions: tuple[IO[bytes], str] | None = None
         self._reference = reference
         self._make_room = make_room
         self._root = root
         self._folder = root / "quality"
         self._text = text or BUNDLED_TEXT
-        self._machine = {"threads": len(os.sched_getaffinity(0)), "n_gpu_layers": n_gpu_layers}
+        self._machine = {"threads": machine.usable_threads(), "n_gpu_layers": n_gpu_layers}
 
     def divergence(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> Divergence:
         """The divergence of ``candidate``, run with these cache types, from the reference.
@@ -115,7 +114,7 @@ class QualityMeter(WorkerProcess):
         """End the worker and delete the reference's predictions. May be called twice."""
         super().close()
         if self._predictions is not None:
-            self._predictions.close()
+            self._predictions[0].close()
             self._predictions = None
 
     def _ask(self, failed: str, what: str, **arguments: str) -> dict[str, Any]:
@@ -140,10 +139,9 @@ class QualityMeter(WorkerProcess):
     def _reference_file(self) -> str:
         """The path of a file with the reference's predictions and the text's tokens.
 
-        The file has no name. It is open in this process and disappears however this process ends.
+        The file is open in this process, and disappears when the process ends.
         """
-        file = self._predictions or tempfile.TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed by close
-        path = f"/proc/{os.getpid()}/fd/{file.fileno()}"
+        file, path = self._predictions or temporary_file(self._folder)
         if self._predictions is None:
             answer = self._ask(
                 f"cannot run {self._reference.name} over {self._text.name}",
@@ -157,7 +155,7 @@ class QualityMeter(WorkerProcess):
                 raise error(
                     f"model.text={self._text} has {answer['tokens']} of {CHUNK_TOKENS} tokens: give a longer text"
                 )
-            self._predictions = file
+            self._predictions = file, path
         return path
 
 

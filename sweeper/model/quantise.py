@@ -8,7 +8,7 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper import files
+from sweeper import files, machine
 from sweeper.errors import ConfigError, EngineRefused, StoreError, UsageError
 from sweeper.locks import held
 from sweeper.model.digest import demand_space, sha256_of, sha256_of_model
@@ -84,7 +84,7 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
     with held(target.with_suffix(".lock")):
         made = not (target.is_file() and notes.is_file())
         if made:
-            _make(source, target, level, threads or len(os.sched_getaffinity(0)))
+            _make(source, target, level, threads or machine.usable_threads())
         kept = json.loads(notes.read_text(encoding="utf-8"))
         result = read_header(target)
     file = ModelFile(level, str(target), sha256_of(target, root), result.size_bytes)

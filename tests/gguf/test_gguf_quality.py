@@ -134,7 +134,8 @@ def test_no_worker_holds_a_model_between_comparisons(nano, tmp_path):
 def test_the_references_predictions_disappear_with_the_meter(nano, level, tmp_path):
     with QualityMeter(nano, tmp_path) as meter:
         meter.divergence(level("Q8_0"))
-        file = meter._predictions
+        assert meter._predictions is not None
+        file, _ = meter._predictions
         assert os.fstat(file.fileno()).st_size > 256 * NANO.vocab_size * 4
     assert file.closed
     assert [path.suffix for path in (tmp_path / "quality").iterdir()] == [".json"]
