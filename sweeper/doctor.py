@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeper import machine
+from sweeper.control_groups import memory_limit_mib
 from sweeper.errors import (
     ConfigError,
     EngineMissingError,
@@ -20,14 +21,15 @@ from sweeper.errors import (
 )
 from sweeper.limits.base import LimitControl
 from sweeper.limits.rights import grant_steps
-from sweeper.meter.base import Sensor
+from sweeper.meter.base import ANOTHER, Sensor
 from sweeper.meter.choose import TRUST_CHECKED, make_sensor
 from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
 from sweeper.meter.sensors.nvml import NvmlSensor, visible_devices
 from sweeper.meter.sensors.rapl import RaplSensor, find_zones
-from sweeper.meter.trust import FULL_SECONDS, MOST_CONFLICT, Trust, known_or_examined
+from sweeper.meter.trust import FULL_SECONDS, MOST_CONFLICT, Trust, first_sample, known_or_examined
 from sweeper.power_settings import PowerSettings
 from sweeper.records import EngineRecord, to_plain
+from sweeper.system import lockable_memory_mib
 
 Status = Literal["ok", "missing", "no_right", "unusable"]
 
@@ -37,6 +39,9 @@ LOOK_SECONDS = 0.5
 GPU_BUILD = (
     'CMAKE_ARGS="-DGGML_CUDA=on" pip install --force-reinstall --no-deps --no-cache-dir '
     "--no-binary llama-cpp-python llama-cpp-python   (in a clone: make install CUDA=1)"
+)
+RAISE_LOCKED = (
+    "raise it with `ulimit -l unlimited`, LimitMEMLOCK=infinity (systemd) or --ulimit memlock=-1 (docker)"
 )
 GRANT = "an administrator grants this right once with these steps:"
 
@@ -121,16 +126,27 @@ def machine_findings() -> Iterator[Finding]:
     cores = f"{here.physical_cores} cores, {here.logical_cores} threads"
     if here.performance_cores:
         cores += f", {here.performance_cores} of the cores are performance cores"
+    if here.cpu_quota is not None:
+        cores += f"; a control group limits processor time to {here.cpu_quota:g} CPUs (quota)"
     yield Finding("machine", "cpu", "ok", f"{here.cpu}: {cores}")
     bandwidth = machine.measure_bandwidth_gb_per_second()
+    limit = memory_limit_mib()
+    limited = "" if limit is None else f", of which a control group allows {limit / 1024:.1f} GiB"
     memory = (
-        f"{here.memory_mib / 1024:.1f} GiB; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
+        f"{here.memory_mib / 1024:.1f} GiB{limited}; read bandwidth up to {bandwidth:.1f} GB/s (measured now): "
         "decode is no faster than reading the weights"
     )
     yield Finding("machine", "memory", "ok", memory)
+    lockable = lockable_memory_mib()
+    if lockable is not None:
+        locked = f"this user may lock {lockable:.0f} MiB in memory, so use_mlock cannot lock a larger model"
+        yield Finding("machine", "locked memory", "ok", locked, RAISE_LOCKED)
     for gpu in here.gpus:
         detail = f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}"
         yield Finding("machine", f"gpu {gpu.index}", "ok", detail)
+    for index, error in machine.faulty_gpus().items():
+        status: Status = "no_right" if isinstance(error, RightMissingError) else "unusable"
+        yield Finding("machine", f"gpu {index}", status, error.what, error.mend)
 
 
 def engine_finding(record: Callable[[], EngineRecord]) -> Finding:
@@ -186,9 +202,10 @@ def _of_sensor(
     except RightMissingError as error:
         return Finding("sensor", name, "no_right", error.what, error.mend)
     except (MissingError, ConfigError) as error:
-        return Finding("sensor", name, "missing", error.what, error.mend)
+        status: Status = "unusable" if isinstance(error.__cause__, ReadingFailed) else "missing"
+        return Finding("sensor", name, status, error.what, error.mend)
     try:
-        sensor.read()
+        first_sample(sensor)
         if sensor.source.name in TRUST_CHECKED:
             return _of_trust(name, sensor, known_or_examined(sensor, root, seconds))
         time.sleep(min(LOOK_SECONDS, seconds))
@@ -197,7 +214,7 @@ def _of_sensor(
         note = f"; {sensor.source.note}" if sensor.source.note else ""
         return Finding("sensor", name, "ok", f"{_described(sensor)}{shown}{note}")
     except ReadingFailed as error:
-        return Finding("sensor", name, "unusable", str(error))
+        return Finding("sensor", name, "unusable", str(error), ANOTHER)
     finally:
         sensor.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import platform
 import time
@@ -67,6 +68,17 @@ def nvidia_gpus() -> tuple[GpuRecord, ...]:
             return tuple(_gpu(card, nvml.handle(card.uuid), driver, card.uuid in visible) for card in cards)
     except MissingError:  # the doctor's sensors say why
         return ()
+
+
+def faulty_gpus() -> dict[int, MissingError]:
+    """The NVIDIA GPUs that the driver lists and that give no answer, by index, each with the reason."""
+    try:
+        with Nvml() as nvml:
+            with contextlib.suppress(MissingError):  # none of them answers
+                nvml.cards()
+            return nvml.faults
+    except MissingError:  # the doctor's sensors say why
+        return {}
 
 
 def measure_bandwidth_gb_per_second() -> float:

@@ -15,6 +15,7 @@ from typing import Any, Self
 
 from sweeper.errors import (
     LimitRefused,
+    MissingError,
     ReadingFailed,
     RightMissingError,
     SensorMissingError,
@@ -56,6 +57,7 @@ class Nvml:
         with as_missing("cannot start NVML"):
             pynvml.nvmlInit()
         self._handles: dict[str, Any] = {}
+        self.faults: dict[int, MissingError] = {}  # by index, the GPUs that `cards` left out
         return self
 
     def __exit__(
@@ -67,29 +69,38 @@ class Nvml:
             pynvml.nvmlShutdown()
 
     def cards(self) -> list[Card]:
-        """All GPUs of this machine except lost ones."""
+        """All GPUs of this machine that answer. Raises MissingError if there are GPUs, and none of them answers."""
         import pynvml
 
-        found = []
         with as_missing("cannot list GPUs"):
-            for index in range(pynvml.nvmlDeviceGetCount()):
-                with contextlib.suppress(pynvml.NVMLError_GpuIsLost):
-                    handle = pynvml.nvmlDeviceGetHandleByIndex(index)
-                    name = as_text(pynvml.nvmlDeviceGetName(handle))
-                    uuid = as_text(pynvml.nvmlDeviceGetUUID(handle))
-                    bus = as_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
-                    mode = first(
-                        partial(pynvml.nvmlDeviceGetMigMode, handle)
-                    )  # most cards do not support MIG
-                    found.append(Card(uuid, index, name, bus, mode is not None and bool(mode[0])))
-                    self._handles[uuid] = handle
+            count = pynvml.nvmlDeviceGetCount()
+        found = []
+        for index in range(count):  # a GPU that is lost or forbidden must not hide the others
+            try:
+                with as_missing(f"cannot use GPU {index}"):
+                    found.append(self._card(index))
+            except MissingError as error:
+                self.faults[index] = error
+        if self.faults and not found:
+            raise next(iter(self.faults.values()))
         return found
+
+    def _card(self, index: int) -> Card:
+        import pynvml
+
+        handle = pynvml.nvmlDeviceGetHandleByIndex(index)
+        name = as_text(pynvml.nvmlDeviceGetName(handle))
+        uuid = as_text(pynvml.nvmlDeviceGetUUID(handle))
+        bus = as_text(pynvml.nvmlDeviceGetPciInfo(handle).busId)
+        mode = first(partial(pynvml.nvmlDeviceGetMigMode, handle))  # most cards do not support MIG
+        self._handles[uuid] = handle
+        return Card(uuid, index, name, bus, mode is not None and bool(mode[0]))
 
     def driver(self) -> str:
         """The driver's version."""
         import pynvml
 
-        with said("read the driver's version"):
+        with as_missing("cannot read the driver's version"):
             return as_text(pynvml.nvmlSystemGetDriverVersion())
 
     def handle(self, uuid: str) -> Any:
@@ -150,7 +161,13 @@ def as_missing(what: str) -> Iterator[None]:
             raise SensorMissingError(
                 f"{what}: the NVIDIA driver was updated while loaded", "restart the machine"
             ) from error
-        raise SensorMissingError(f"{what}: NVML says {error}", "check with `nvidia-smi`") from error
+        is_lost = isinstance(error, pynvml.NVMLError_GpuIsLost)
+        mend = (
+            "restart the machine; `dmesg` says why it fell off the bus"
+            if is_lost
+            else "check with `nvidia-smi`"
+        )
+        raise SensorMissingError(f"{what}: NVML says {error}", mend) from error
 
 
 @contextlib.contextmanager
@@ -200,7 +217,8 @@ def visible_gpus(gpus: Sequence[tuple[str, str]], environ: Mapping[str, str] = o
             return VisibleGpus(
                 (),
                 "CUDA_VISIBLE_DEVICES numbers different models of GPUs in CUDA's own order",
-                "name them by UUID",
+                "set CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID: "
+                + ", ".join(f"{uuid} ({name})" for uuid, name in gpus),
             )
         found.append(matching[0])
     if not found:

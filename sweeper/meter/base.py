@@ -9,8 +9,11 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Protocol, Self
 
-from sweeper.errors import ReadingFailed
+from sweeper.errors import ReadingFailed, SensorMissingError
 from sweeper.records import Caveat, EnergyReading, PowerSource
+
+# The fix for a sensor that is there but gives no reading.
+ANOTHER = "choose another sensor, for example power=plug"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +62,14 @@ class Sensor:
         return self.source
 
     def open(self) -> None:
-        """Open the sensor. Raises SensorMissingError or RightMissingError; the message contains the fix."""
-        self._find()
+        """Open the sensor. Raises SensorMissingError or RightMissingError; the message contains the fix.
+
+        A device that is there but gives no reading is a SensorMissingError, caused by the ReadingFailed.
+        """
+        try:
+            self._find()
+        except ReadingFailed as error:
+            raise SensorMissingError(str(error), ANOTHER) from error
         self._is_open = True
 
     def read(self) -> Sample:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sweeper import stats
 from sweeper.errors import ConfigError, MissingError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import PowerMeter, Sensor
+from sweeper.meter.base import ANOTHER, PowerMeter, Sensor
 from sweeper.meter.composite import TrustedSensor
 from sweeper.meter.sampling import SampledMeter
 from sweeper.meter.sensors.battery import BatterySensor
@@ -24,7 +24,7 @@ from sweeper.meter.sensors.hwmon import RAIL_CHIP, HwmonSensor
 from sweeper.meter.sensors.nvml import gpu_sensor
 from sweeper.meter.sensors.plug import PlugSensor
 from sweeper.meter.sensors.rapl import RaplSensor
-from sweeper.meter.trust import SHORT_SECONDS, known_or_examined
+from sweeper.meter.trust import SHORT_SECONDS, first_sample, known_or_examined
 from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Caveat, Reading
 
@@ -141,16 +141,16 @@ def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
     """Open, read and close the sensor, and combine it with the result of its trust check."""
     sensor.open()
     try:
-        sample = sensor.read()
+        sample = first_sample(sensor)
         if sensor.source.name not in TRUST_CHECKED:
             return sensor
         trust = known_or_examined(sensor, root, seconds, clock)
-        if trust.counter_stands_still and sample.power_watts is None:
+        if trust.counter_stands_still and not sample.power_watts:
             raise SensorMissingError(
                 f"{sensor.source.interface} stands still, as in some virtual machines", "choose power=plug"
             )
         return TrustedSensor(sensor, trust)
     except ReadingFailed as error:
-        raise SensorMissingError(f"{sensor.source.name} gives no reading: {error}") from error
+        raise SensorMissingError(f"{sensor.source.name} gives no reading: {error}", ANOTHER) from error
     finally:
         sensor.close()

@@ -30,17 +30,27 @@ def read_int(path: Path) -> int | None:
 def must_read_int(path: Path) -> int:
     """The file's whole number. Raises ReadingFailed if it contains none."""
     try:
-        return int(path.read_text(encoding="utf-8"), 0)
-    except (OSError, ValueError) as error:
-        raise ReadingFailed(f"cannot read {path}: {error}") from error
+        text = path.read_text(encoding="utf-8", errors="replace").strip()
+    except OSError as error:
+        raise ReadingFailed(f"cannot read {path}: {error.strerror or error}") from error
+    try:
+        return int(text, 0)
+    except ValueError as error:
+        found = f"contains {text[:40]!r} instead of a number" if text else "is empty"
+        raise ReadingFailed(f"{path} {found}") from error
 
 
 def may_read(path: Path) -> bool:
-    """Whether this process can read the file's content now. Only trying shows it."""
+    """Whether this process has the right to read the file. Only trying shows it.
+
+    A driver or a container may fail in other ways, which reading the value reports.
+    """
     try:
         path.read_bytes()
-    except OSError:
+    except PermissionError:
         return False
+    except OSError:
+        return True
     return True
 
 

@@ -6,6 +6,7 @@ counter and power agree.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -30,6 +31,8 @@ POLL_SECONDS = 0.005
 FULL_SECONDS = 10.0
 # The time that a sweep spends on a new device.
 SHORT_SECONDS = 2.0
+# A sensor that shows 0 W gets this long to take its first value.
+FIRST_VALUE_SECONDS = 0.2
 # If counter and power differ by more than this, they disagree (docs/measuring.md).
 MOST_CONFLICT = 0.05
 # With fewer refreshes, the period would be a guess.
@@ -115,6 +118,20 @@ def examine_sensor(
     return judge(samples)
 
 
+def first_sample(sensor: Sensor, sleep: Callable[[float], None] = time.sleep) -> Sample:
+    """The first sample of an open sensor. Raises ReadingFailed if it gives none, or shows 0 W.
+
+    Nothing that is switched on draws 0 W. Some drivers show it for ever, for example amdgpu on some kernels.
+    """
+    for pause in (FIRST_VALUE_SECONDS, 0.0):
+        sample = sensor.read()
+        parts = sample.parts or (sample,)
+        if not any(part.power_watts == 0 and part.energy_joules is None for part in parts):
+            return sample
+        sleep(pause)
+    raise ReadingFailed(f"{sensor.source.interface} shows 0 W, which no running device draws")
+
+
 def known_or_examined(
     sensor: Sensor,
     root: Path,
@@ -133,7 +150,8 @@ def known_or_examined(
         trust = examine_sensor(sensor, seconds, clock, sleep)
     if not trust.counter_stands_still:  # a counter may start to move later, and this is quick to check again
         stored = {"valid_for": identity(sensor), "trust": to_plain(trust)}
-        replace(path, json.dumps(stored, indent=1) + "\n")
+        with contextlib.suppress(OSError):  # a folder that cannot be written only costs another check
+            replace(path, json.dumps(stored, indent=1) + "\n")
     return trust
 
 

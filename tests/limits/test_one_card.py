@@ -6,13 +6,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from fake_nvml import GPU_IS_LOST, H200, NO_PERMISSION, RTX_4090, FakeNvml
+from fake_nvml import GPU_IS_LOST, H200, NO_PERMISSION, RTX_4090, UNKNOWN, FakeNvml
 
 from sweeper import machine
+from sweeper.doctor import machine_findings
 from sweeper.errors import RightMissingError, SensorMissingError
 from sweeper.limits.control import find_limits
 from sweeper.limits.rights import MeansSettings
-from sweeper.meter.sensors.nvml import gpu_sensor
+from sweeper.meter.sensors.nvml import gpu_sensor, visible_devices
 from sweeper.nvml import cuda_variables
 from sweeper.power_settings import PowerSettings
 
@@ -53,7 +54,10 @@ def test_an_index_of_unlike_cards_gives_neither_watts_nor_limits(
     nvml = make_fake_nvml(RTX_4090, H200)
     monkeypatch.delenv("CUDA_DEVICE_ORDER", raising=False)
     with nvml.in_process(), cuda_variables({"CUDA_VISIBLE_DEVICES": "0"}):
-        with pytest.raises(SensorMissingError, match="name them by UUID"):
+        with pytest.raises(
+            SensorMissingError,
+            match=f"CUDA_DEVICE_ORDER=PCI_BUS_ID, or name them by UUID: {nvml.gpus[0].uuid}",
+        ):
             gpu_sensor(None)
         ranges, refusals = _limited(tmp_path)
         assert not ranges
@@ -80,3 +84,37 @@ def test_a_lost_gpu_hides_no_other(make_fake_nvml: MakeNvml) -> None:
     nvml.gpus[0].fail("nvmlDeviceGetUUID", code=GPU_IS_LOST)
     with nvml.in_process():
         assert [gpu.uuid for gpu in machine.nvidia_gpus()] == [nvml.gpus[1].uuid]
+
+
+@pytest.mark.parametrize("code", [GPU_IS_LOST, NO_PERMISSION, UNKNOWN])
+@pytest.mark.parametrize(
+    "call", ["nvmlDeviceGetHandleByIndex_v2", "nvmlDeviceGetName", "nvmlDeviceGetPciInfo_v3"]
+)
+def test_a_gpu_that_gives_no_answer_hides_no_other_and_the_doctor_says_so(
+    call: str, code: int, make_fake_nvml: MakeNvml
+) -> None:
+    nvml = make_fake_nvml(RTX_4090, H200)
+    nvml.gpus[1].fail(call, code=code)
+    with nvml.in_process():
+        assert [gpu.uuid for gpu in machine.nvidia_gpus()] == [nvml.gpus[0].uuid]
+        assert visible_devices() == (nvml.gpus[0].uuid,)
+        found = {finding.name: finding for finding in machine_findings()}
+    assert found["gpu 0"].status == "ok"
+    assert found["gpu 1"].status == ("no_right" if code == NO_PERMISSION else "unusable")
+    assert found["gpu 1"].mend
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"), [("0,-1,1", 1), ("1,9,0", 1), ("0,1", 2), ("-1,0", 0), ("1,1", 1), ("", 0)]
+)
+def test_cuda_stops_at_the_first_entry_that_names_no_gpu(
+    visible: str, count: int, make_fake_nvml: MakeNvml, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setenv("CUDA_DEVICE_ORDER", "PCI_BUS_ID")
+    with make_fake_nvml(RTX_4090, H200).in_process():
+        if count:
+            assert len(visible_devices()) == count
+        else:
+            with pytest.raises(SensorMissingError, match="hides every GPU"):
+                visible_devices()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -33,6 +35,18 @@ def plant(machine: str, root: Path) -> Path:
 def write(path: Path, value: object) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(f"{value}\n", encoding="utf-8")
+
+
+def as_plain_user(module: str, sensor: str, root: Path) -> str:
+    """The error of opening a sensor on ``root`` as a user without rights, since the tests may run as root."""
+    program = (
+        f"import os, sys; from pathlib import Path; from {module} import {sensor}\n"
+        "if os.getuid() == 0: os.setgroups([]); os.setgid(65534); os.setuid(65534)\n"
+        f"try: {sensor}(Path(sys.argv[1])).open()\n"
+        "except Exception as error: print(type(error).__name__, error)"
+    )
+    run = [sys.executable, "-B", "-c", program, str(root)]
+    return subprocess.run(run, capture_output=True, text=True, check=True).stdout
 
 
 class RunningCounters:

@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 from fake_plugs import PASSWORD, FakePlug, serving
-from sysfs_trees import plant, write
+from sysfs_trees import as_plain_user, plant, write
 
-from sweeper.errors import ConfigError, ReadingFailed, RightMissingError, SensorMissingError
+from sweeper.doctor import examine
+from sweeper.errors import ConfigError, ReadingFailed, SensorMissingError
+from sweeper.meter.choose import find_meter
 from sweeper.meter.sensors.battery import BatterySensor
 from sweeper.meter.sensors.command import CommandSensor
 from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
@@ -320,11 +322,55 @@ def test_a_command_that_is_no_program_names_the_key() -> None:
         CommandSensor(CommandSettings(["/nowhere/meter"])).open()
 
 
-def test_rights_on_hwmon_are_explained(tmp_path: Path) -> None:
-    """A directory in the file's place cannot be read by anybody, root included."""
+def test_rights_on_hwmon_are_explained(open_folder: Path) -> None:
+    _card(open_folder, 0, "0000:03:00.0", power1_average=1)
+    (open_folder / "class/hwmon/hwmon0/power1_average").chmod(0o000)
+    said = as_plain_user("sweeper.meter.sensors.hwmon", "HwmonSensor", open_folder)
+    assert said.startswith("RightMissingError")
+    assert "chmod a+r" in said
+
+
+def test_a_driver_that_fails_is_no_missing_right(tmp_path: Path) -> None:
     _card(tmp_path, 0, "0000:03:00.0", power1_average=1)
     file = tmp_path / "class/hwmon/hwmon0/power1_average"
     file.unlink()
-    file.mkdir()
-    with pytest.raises(RightMissingError, match=r"chmod a\+r"):
-        HwmonSensor(tmp_path).open()
+    file.symlink_to("/proc/self/mem")  # reading its start is an EIO
+    settings = PowerSettings(source="hwmon", sysfs_root=str(tmp_path))
+    with pytest.raises(SensorMissingError, match="Input/output error: choose another sensor"):
+        find_meter(settings, tmp_path / "runs", gpu_used=True)
+
+
+def test_a_sensor_at_0_watts_is_refused_with_the_reason(tmp_path: Path) -> None:
+    _card(tmp_path, 0, "0000:03:00.0", power1_average=0)
+    battery = tmp_path / "class/power_supply/BAT0"
+    for name, value in {"type": "Battery", "status": "Discharging", "power_now": 0, "voltage_now": 1}.items():
+        write(battery / name, value)
+    for source in ("hwmon", "battery"):
+        settings = PowerSettings(source=source, sysfs_root=str(tmp_path))
+        with pytest.raises(SensorMissingError, match="shows 0 W, which no running device draws"):
+            find_meter(settings, tmp_path / "runs", gpu_used=True)
+    settings = PowerSettings(sysfs_root=str(tmp_path))
+    meter, notes = find_meter(settings, tmp_path / "runs", gpu_used=True)
+    assert meter.source.name == "estimate"
+    assert any(note.startswith("hwmon: ") and "shows 0 W" in note for note in notes)
+    findings = {f.name: f for f in examine(tmp_path / "runs", settings, seconds=0.1)}
+    for name in ("hwmon 0000:03:00.0", "battery"):
+        assert findings[name].status == "unusable"
+        assert "0 W" in findings[name].detail
+
+
+def test_a_card_at_0_watts_in_one_file_is_read_from_the_other(tmp_path: Path) -> None:
+    _card(tmp_path, 0, "0000:03:00.0", power1_average=0, power1_input=77_000_000)
+    (device,) = find_devices(tmp_path)
+    assert device.files[0].name == "power1_input"
+
+
+def test_a_battery_without_power_is_read_from_its_current(tmp_path: Path) -> None:
+    battery = tmp_path / "class/power_supply/BAT0"
+    for name, value in {"type": "Battery", "status": "Discharging", "power_now": 0}.items():
+        write(battery / name, value)
+    write(battery / "current_now", -1_000_000)
+    write(battery / "voltage_now", 12_000_000)
+    sensor = BatterySensor(tmp_path)
+    sensor.open()
+    assert sensor.read().power_watts == 12

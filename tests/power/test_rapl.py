@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from sysfs_trees import plant, write
+from sysfs_trees import as_plain_user, plant, write
 
+from sweeper.doctor import examine
 from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.meter.choose import find_meter
 from sweeper.meter.integrate import integrate
 from sweeper.meter.sensors.rapl import RaplSensor, find_zones, packages, without_mirrors
+from sweeper.power_settings import PowerSettings
 
 POWERCAP = "class/powercap"
-NOBODY = 65534
 
 
 class Clock:
@@ -127,32 +125,36 @@ def test_names_the_missing_interface(tmp_path: Path) -> None:
         RaplSensor(tmp_path).open()
 
 
-@pytest.fixture
-def open_folder() -> Iterator[Path]:
-    """A folder that all users may enter; pytest shuts its own to others at each start of another session."""
-    with tempfile.TemporaryDirectory() as folder:
-        Path(folder).chmod(0o711)
-        yield Path(folder)
-
-
 def test_explains_the_right_to_a_plain_user(open_folder: Path) -> None:
     """Asked as a user without rights, since the tests may run as root."""
     root = plant("intel_desktop", open_folder / "sys")
     (root / POWERCAP / "intel-rapl:0" / "energy_uj").chmod(0o000)
-    program = (
-        "import os, sys; from pathlib import Path; from sweeper.meter.sensors.rapl import RaplSensor\n"
-        f"if os.getuid() == 0: os.setgroups([]); os.setgid({NOBODY}); os.setuid({NOBODY})\n"
-        "try: RaplSensor(Path(sys.argv[1])).open()\n"
-        "except Exception as error: print(type(error).__name__, error)"
-    )
-    done = subprocess.run(
-        [sys.executable, "-B", "-c", program, str(root)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.stdout.startswith("RightMissingError"), done.stderr
-    assert "CVE-2020-8694" in done.stdout
-    assert "/etc/udev/rules.d/70-sweeper-rapl.rules" in done.stdout
-    assert "usermod -aG power" in done.stdout
-    assert done.stdout.count("\n") == 1
+    said = as_plain_user("sweeper.meter.sensors.rapl", "RaplSensor", root)
+    assert said.startswith("RightMissingError")
+    assert "CVE-2020-8694" in said
+    assert "/etc/udev/rules.d/70-sweeper-rapl.rules" in said
+    assert "usermod -aG power" in said
+    assert said.count("\n") == 1
+
+
+@pytest.mark.parametrize("fault", ["empty", "EIO", "words"])
+def test_a_counter_that_cannot_be_read_ends_neither_doctor_nor_auto(fault: str, tmp_path: Path) -> None:
+    root = plant("intel_desktop", tmp_path / "sys")
+    counter = root / POWERCAP / "intel-rapl:0" / "energy_uj"
+    write(counter, "" if fault == "empty" else "no value")
+    if fault == "EIO":
+        counter.unlink()
+        counter.symlink_to("/proc/self/mem")  # reading its start is an EIO
+    settings = PowerSettings(sysfs_root=str(root))
+    meter, notes = find_meter(settings, tmp_path / "runs", gpu_used=False)
+    assert meter.source.name == "estimate"
+    reason = {"empty": "is empty", "EIO": "Input/output error", "words": "'no value' instead of a number"}[
+        fault
+    ]
+    assert reason in notes[0]
+    assert "CVE" not in notes[0]
+    (finding,) = (f for f in examine(tmp_path / "runs", settings, seconds=0.1) if f.name == "rapl")
+    assert (finding.status, finding.mend) == ("unusable", "choose another sensor, for example power=plug")
+    assert reason in finding.detail
+    with pytest.raises(SensorMissingError, match=reason):
+        find_meter(PowerSettings(source="rapl", sysfs_root=str(root)), tmp_path / "runs", gpu_used=False)

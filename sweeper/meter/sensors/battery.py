@@ -69,8 +69,11 @@ def _is_discharging(path: Path) -> bool:
 
 
 def _watts(path: Path) -> float:
-    """Power in W, from ``power_now`` (µW) or current (µA) times voltage (µV). Some drivers show a sign."""
+    """Power in W, from ``power_now`` (µW) or current (µA) times voltage (µV).
+
+    Some drivers show a sign, and some show a power of 0 beside a current.
+    """
     power = read_int(path / "power_now")
-    if power is not None:
+    if power or (power == 0 and read_int(path / "current_now") is None):
         return abs(power) / 1e6
     return abs(must_read_int(path / "current_now")) * must_read_int(path / "voltage_now") / 1e12

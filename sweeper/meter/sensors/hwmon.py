@@ -70,11 +70,11 @@ def _card(path: Path, chip: str) -> HwmonDevice | None:
         labels = {read_text(f.with_name(f.name.replace("_input", "_label"))): f for f in reversed(counters)}
         energy = labels.get("card") or labels.get("pkg") or counters[0]
         return HwmonDevice(path, chip, address, "energy", (energy,))
-    for name in ("power1_average", "power1_input"):
-        # Some kernels show both files, and only one of them has values.
-        if (path / name).exists() and read_int(path / name) not in _NO_VALUE:
-            return HwmonDevice(path, chip, address, "power", (path / name,))
-    return None
+    files = [path / name for name in ("power1_average", "power1_input") if (path / name).exists()]
+    files = [file for file in files if read_int(file) not in _NO_VALUE]
+    # Some kernels show both files, and only one of them has values.
+    file = next((file for file in files if read_int(file)), files[0] if files else None)
+    return HwmonDevice(path, chip, address, "power", (file,)) if file else None
 
 
 def _board(chips: list[Path]) -> HwmonDevice | None:

@@ -7,6 +7,7 @@ power only a quarter of the time (arXiv 2312.02741). The gain of all of them is 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -101,19 +102,6 @@ class NvmlSensor(Sensor):
             settling_seconds=power.settling,
         )
 
-    def open(self) -> None:
-        """Find the GPU and the interfaces that it supports."""
-        import pynvml
-
-        with as_missing("cannot start NVML"):
-            pynvml.nvmlInit()
-        self._is_open = True
-        try:
-            self._find()
-        except MissingError:
-            self.close()
-            raise
-
     def _take(self) -> Sample:
         """The counter in J, and the present power in W if available."""
         before = self._clock()
@@ -170,10 +158,23 @@ class NvmlSensor(Sensor):
         import pynvml
 
         self._is_open = False
-        with as_failed("cannot shut NVML down"):
+        with contextlib.suppress(pynvml.NVMLError):  # if the driver is gone, NVML is already closed
             pynvml.nvmlShutdown()
 
     def _find(self) -> None:
+        """Find the GPU and the interfaces that it supports."""
+        import pynvml
+
+        with as_missing("cannot start NVML"):
+            pynvml.nvmlInit()
+        self._is_open = True
+        try:
+            self._find_interfaces()
+        except MissingError:
+            self.close()
+            raise
+
+    def _find_interfaces(self) -> None:
         import pynvml
 
         with as_missing(f"no GPU {self._device} here"):
