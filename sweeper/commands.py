@@ -262,18 +262,18 @@ def _engine_record() -> EngineRecord:
 
 def doctor(options: argparse.Namespace) -> int:
     """`sweeper doctor`."""
-    from sweeper.doctor import Diagnosis, engine_finding, examine, machine_findings
+    from sweeper.doctor import Diagnosis, engine_finding, examine, folder_findings, machine_findings
     from sweeper.limits.control import find_limits
 
     note("checking each sensor; this takes a few seconds …")
     settings = _composed(options).settings
     root = Path(settings.root)
-    root.mkdir(parents=True, exist_ok=True)
+    folder = folder_findings(root)
     limits = find_limits(root, settings.power)  # not entered, because a sweep may hold the devices
     if options.try_limits:
         limits.try_out()
     sensors_and_limits = tuple(examine(root, settings.power, limits, options.try_limits))
-    diagnosis = Diagnosis((*machine_findings(), engine_finding(_engine_record), *sensors_and_limits))
+    diagnosis = Diagnosis((*machine_findings(), *folder, engine_finding(_engine_record), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -147,6 +148,18 @@ def machine_findings() -> Iterator[Finding]:
     for index, error in machine.faulty_gpus().items():
         status: Status = "no_right" if isinstance(error, RightMissingError) else "unusable"
         yield Finding("machine", f"gpu {index}", status, error.what, error.mend)
+
+
+def folder_findings(root: Path) -> tuple[Finding, ...]:
+    """The finding that sweeps cannot be written to ``root``, whose folder this makes; empty if they can."""
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=root):
+            return ()
+    except OSError as error:
+        words = f"cannot write in {root}: {error.strerror}"
+        mend = "choose another folder: doctor --root FOLDER, and sweep root=FOLDER"
+        return (Finding("machine", "folder", "no_right", words, mend),)
 
 
 def engine_finding(record: Callable[[], EngineRecord]) -> Finding:

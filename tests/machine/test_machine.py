@@ -7,14 +7,20 @@ import resource
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
 import psutil
 import pytest
 
-from sweeper import machine, system
+from sweeper import doctor, machine, system
 from sweeper.control_groups import cpu_quota, memory_left_mib, memory_limit_mib
+from sweeper.errors import SensorMissingError
+from sweeper.meter.sensors.command import CommandSensor
+from sweeper.meter.sensors.estimate import EstimateSensor
+from sweeper.meter.trust import known_or_examined
+from sweeper.power_settings import CommandSettings, EstimateSettings
 from sweeper.records import ModelFile, ModelRecord, Workload
 from sweeper.space.auto import Facts, default_configuration, fill_auto
 
@@ -231,3 +237,49 @@ def test_locked_memory_is_limited_unless_a_capability_lifts_it(
     write(tmp_path / "self/status", "CapEff:\t0000000000000000")
     monkeypatch.setattr(resource, "getrlimit", lambda _: (resource.RLIM_INFINITY,) * 2)
     assert system.lockable_memory_mib(tmp_path) is None
+
+
+def test_power_is_estimated_without_procfs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "platform", "darwin")
+    now, busy = [100.0], [50.0]
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 4)
+    monkeypatch.setattr(psutil, "cpu_times", lambda: SimpleNamespace(user=busy[0], nice=0.0, system=0.0))
+    sensor = EstimateSensor(EstimateSettings(10.0, 50.0), tmp_path, tmp_path, lambda: now[0])
+    sensor.open()
+    now[0], busy[0] = 110.0, 70.0  # 20 s of processor time in 10 s, on 4 CPUs
+    assert sensor.read().power_watts == pytest.approx(30)
+    assert "4 CPUs" in sensor.source.interface
+    monkeypatch.setattr(sys, "platform", "linux")
+    with pytest.raises(SensorMissingError):
+        EstimateSensor(procfs_root=tmp_path).open()
+
+
+# -- the doctor
+
+
+def test_the_doctor_names_quota_memory_limit_and_locked_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    here = replace(machine.examine(), cpu_quota=1.5)
+    monkeypatch.setattr(doctor.machine, "examine", lambda: here)
+    monkeypatch.setattr(doctor.machine, "measure_bandwidth_gb_per_second", lambda: 10.0)
+    monkeypatch.setattr(doctor, "memory_limit_mib", lambda: 512.0)
+    monkeypatch.setattr(doctor, "lockable_memory_mib", lambda: 8.0)
+    found = {finding.name: finding for finding in doctor.machine_findings()}
+    assert "limits processor time to 1.5 CPUs" in found["cpu"].detail
+    assert "a control group allows 0.5 GiB" in found["memory"].detail
+    assert "may lock 8 MiB" in found["locked memory"].detail
+    assert "ulimit -l" in (found["locked memory"].mend or "")
+
+
+def test_the_doctor_says_that_the_folder_cannot_be_written(tmp_path: Path) -> None:
+    assert doctor.folder_findings(tmp_path / "new") == ()
+    write(tmp_path / "file", "")
+    (finding,) = doctor.folder_findings(tmp_path / "file")
+    assert (finding.status, finding.name) == ("no_right", "folder")
+    assert "--root" in (finding.mend or "")
+
+
+def test_a_trust_check_that_cannot_be_stored_still_counts(tmp_path: Path) -> None:
+    write(tmp_path / "file", "")
+    sensor = CommandSensor(CommandSettings(["/bin/echo", "42.5"], "watts"))
+    sensor.open()
+    assert known_or_examined(sensor, tmp_path / "file", seconds=0.05).polls > 0

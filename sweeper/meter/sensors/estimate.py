@@ -1,16 +1,19 @@
 """Estimated watts, if there is no sensor: utilisation × rated power. Always labelled ``estimated``.
 
-The model is idle + (busy − idle) × u. Here u is the share of processor time in use, from ``/proc/stat``. The estimate
-is a cumulative energy, so windows need no alignment. The error comes from the two ratings, which may be far off, not
-from sampling.
+The model is idle + (busy − idle) × u. Here u is the share of processor time in use, from ``/proc/stat`` or, on macOS,
+from psutil. The estimate is a cumulative energy, so windows need no alignment. The error comes from the two ratings,
+which may be far off, not from sampling.
 """
 
 from __future__ import annotations
 
 import os
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import psutil
 
 from sweeper.errors import ReadingFailed, SensorMissingError
 from sweeper.meter.base import DeviceState, Sample, Sensor
@@ -52,12 +55,15 @@ class EstimateSensor(Sensor):
         self._ticks = ticks_per_second or os.sysconf("SC_CLK_TCK")
         lines = (read_text(self._stat) or "").splitlines()
         self._cpus = sum(1 for line in lines if line.startswith("cpu") and line[3:4].isdigit())
+        self._has_procfs = sys.platform == "linux" or self._cpus > 0
+        if not self._has_procfs:  # macOS: psutil asks the kernel
+            self._cpus = psutil.cpu_count() or 0
         self._idle_watts, self._busy_watts, note = _ratings(settings or EstimateSettings(), self._cpus)
         self._origin = self._last = (0.0, 0.0)
         self.caveats = (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if gpu_used else (Caveat.ESTIMATED,)
         self.source = PowerSource(
             name="estimate",
-            interface=f"/proc/stat of {self._cpus} CPUs",
+            interface=f"{'/proc/stat' if self._has_procfs else 'CPU times'} of {self._cpus} CPUs",
             scope="package",
             kind="estimated",
             update_period_seconds=1.0 / self._ticks,
@@ -92,6 +98,9 @@ class EstimateSensor(Sensor):
     def _now(self) -> tuple[float, float]:
         """The moment, and the busy seconds of all CPUs since boot."""
         moment = self._clock()
+        if not self._has_procfs:
+            times = psutil.cpu_times()
+            return moment, times.user + times.nice + times.system
         try:
             with self._stat.open(encoding="utf-8") as lines:
                 values = [int(word) for word in lines.readline().split()[1:]]
