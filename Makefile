@@ -21,6 +21,22 @@ BACKEND_FLAGS_metal := -DGGML_METAL=ON
 BACKEND_FLAGS_sycl := -DGGML_SYCL=ON -DCMAKE_C_COMPILER=icx -DCMAKE_CXX_COMPILER=icpx
 BACKEND_FLAGS_blas := -DGGML_BLAS=ON -DGGML_BLAS_VENDOR=OpenBLAS
 
+# What each backend needs beside a compiler: a command that fails where it is missing, and how to mend that. Without
+# the check, compiling would fail after minutes. ggml's Vulkan code uses types of version 1.4 of the headers.
+NEEDS_cpu := true
+NEEDS_blas := true
+NEEDS_cuda := command -v nvcc || test -x "$${CUDACXX:-/usr/local/cuda/bin/nvcc}" || test -x "$$CUDA_PATH/bin/nvcc"
+NEEDS_hip := command -v hipconfig || test -x "$${ROCM_PATH:-/opt/rocm}/bin/hipconfig"
+NEEDS_metal := test "$$(uname)" = Darwin
+NEEDS_sycl := command -v icpx
+NEEDS_vulkan := command -v glslc && printf '\#include <vulkan/vulkan_core.h>\n\#include <spirv/unified1/spirv.h>\n_Static_assert(VK_HEADER_VERSION_COMPLETE >= VK_MAKE_API_VERSION(0, 1, 4, 0), "");' | $(CC) $(CFLAGS) $(if $(VULKAN_SDK),-I$(VULKAN_SDK)/include) -fsyntax-only -x c -
+MEND_cuda := install NVIDIA's CUDA toolkit and put nvcc on the PATH
+MEND_hip := install AMD's ROCm and put hipconfig on the PATH
+MEND_metal := Metal needs macOS, so choose another BACKEND
+MEND_sycl := install Intel's oneAPI and run . /opt/intel/oneapi/setvars.sh
+MEND_vulkan := install glslc, SPIR-V headers, and Vulkan headers of version 1.4 or later (those of Debian 12 are older; the Vulkan SDK of vulkan.lunarg.com has all three, and its setup-env.sh sets VULKAN_SDK)
+MEND := choose one of cpu, cuda, hip, vulkan, metal, sycl and blas
+
 # llava and llama.cpp's "common" are not used by Python and take half of the time to compile.
 export CMAKE_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURDIR)/cmake/llama_without_common.cmake" $(BACKEND_FLAGS_$(BACKEND))
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
@@ -55,6 +71,7 @@ install: $(STAMP)
 $(STAMP): requirements.lock pyproject.toml
 	@command -v cc >/dev/null || command -v gcc >/dev/null || { echo "sweeper needs a C and C++ compiler: apt install build-essential"; exit 3; }
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))' || { echo "sweeper needs Python 3.11 to 3.13: make PYTHON=python3.12 $(MAKECMDGOALS)"; exit 3; }
+	@{ $(or $(NEEDS_$(BACKEND)),false); } >/dev/null 2>&1 || { echo "cannot build llama.cpp with BACKEND=$(BACKEND): $(or $(MEND_$(BACKEND)),$(MEND))"; exit 3; }
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	@echo "installing what sweeper needs; llama.cpp is compiled for this machine, which takes 2 to 5 minutes the first time"
 	$(BIN)/python -m pip install --quiet --require-hashes --no-deps -r requirements.lock

@@ -12,7 +12,7 @@ from sweeper.model.header import split_names
 from sweeper.records import EngineRecord, MachineRecord, ModelFile, SweepRecord, TrialRecord
 
 # The parts of a fingerprint that people recognise. Drivers of GPUs are compared separately.
-_MACHINE_WORDS = ("cpu", "physical_cores", "logical_cores", "memory_mib", "kernel")
+_MACHINE_WORDS = ("cpu", "physical_cores", "logical_cores", "cpu_quota", "memory_mib", "kernel")
 
 
 def model_file(record: SweepRecord, trial: TrialRecord) -> ModelFile:
