@@ -179,6 +179,8 @@ def _package_group(machine: MachineKnobs, zones: Sequence[str]) -> Group:
     knobs = tuple(rapl.PackageKnob(sysfs, *name, means) for name in names)
     found = {knob.id: knob.read() for knob in knobs}
     long_term = [raw for name, raw in found.items() if name.part == rapl.CONSTRAINTS[0] and raw is not None]
+    if not long_term:
+        raise LimitRefused(f"the kernel shows no long-term power limit of {zones[0]}")
     highest = min(long_term)
     low = -(-max(rapl.least(sysfs, zone, highest) for zone in zones) // per)
     if low >= highest // per:

@@ -91,6 +91,11 @@ def test_processors_without_limits_and_machines_without_rapl(tmp_path: Path, fin
         assert "no processor package with a power limit" in str(limits.refusals()["power_limit_watts"])
 
 
+def test_a_package_without_a_long_term_limit_is_refused(tmp_path: Path, find: Make) -> None:
+    zone(tmp_path / "sys", 0, "package-0", {"constraint_1": 44_000_000})
+    assert "no long-term power limit" in str(find().refusals()["power_limit_watts"])
+
+
 def test_limits_switched_off_are_said_to_be(tmp_path: Path, find: Make) -> None:
     zone(tmp_path / "sys", 0, "package-0", {"constraint_0": 44_000_000}, enabled="0")
     assert "switched off" in str(find().refusals()["power_limit_watts"])

@@ -181,6 +181,13 @@ def test_the_fingerprint_holds_a_quota_and_is_otherwise_as_before(plant: Plant) 
     assert (limited.cpu_quota, free.cpu_quota) == (2.5, None)
 
 
+def test_a_machine_without_sysfs_and_procfs_is_examined(tmp_path: Path) -> None:
+    here = machine.examine(tmp_path / "sys", tmp_path / "proc")
+    assert 1 <= here.physical_cores <= here.logical_cores
+    assert (here.performance_cores, here.cpu_quota) == (None, None)
+    assert here.cpu
+
+
 # -- calls that only Linux has
 
 
