@@ -140,7 +140,7 @@ def machine_findings() -> Iterator[Finding]:
     yield Finding("machine", "memory", "ok", memory)
     lockable = lockable_memory_mib()
     if lockable is not None:
-        locked = f"this user may lock {lockable:.0f} MiB in memory, so use_mlock cannot lock a larger model"
+        locked = f"this user may lock {lockable:.3g} MiB in memory, so use_mlock cannot lock a larger model"
         yield Finding("machine", "locked memory", "ok", locked, RAISE_LOCKED)
     for gpu in here.gpus:
         detail = f"{gpu.name}, {gpu.memory_mib} MiB, driver {gpu.driver}"

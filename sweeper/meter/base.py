@@ -12,8 +12,8 @@ from typing import Protocol, Self
 from sweeper.errors import ReadingFailed, SensorMissingError
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
-# The fix for a sensor that is there but gives no reading.
-ANOTHER = "choose another sensor, for example power=plug"
+# The fix for a sensor that is there but gives no reading, whatever its kind.
+ANOTHER = "choose another sensor (power=rapl, hwmon, plug or estimate)"
 
 
 @dataclass(frozen=True, slots=True)

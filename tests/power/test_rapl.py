@@ -9,6 +9,7 @@ from sysfs_trees import as_plain_user, plant, write
 
 from sweeper.doctor import examine
 from sweeper.errors import ReadingFailed, SensorMissingError
+from sweeper.meter.base import ANOTHER
 from sweeper.meter.choose import find_meter
 from sweeper.meter.integrate import integrate
 from sweeper.meter.sensors.rapl import RaplSensor, find_zones, packages, without_mirrors
@@ -154,7 +155,7 @@ def test_a_counter_that_cannot_be_read_ends_neither_doctor_nor_auto(fault: str, 
     assert reason in notes[0]
     assert "CVE" not in notes[0]
     (finding,) = (f for f in examine(tmp_path / "runs", settings, seconds=0.1) if f.name == "rapl")
-    assert (finding.status, finding.mend) == ("unusable", "choose another sensor, for example power=plug")
+    assert (finding.status, finding.mend) == ("unusable", ANOTHER)
     assert reason in finding.detail
     with pytest.raises(SensorMissingError, match=reason):
         find_meter(PowerSettings(source="rapl", sysfs_root=str(root)), tmp_path / "runs", gpu_used=False)
