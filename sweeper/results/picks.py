@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from sweeper.results.price import price_in_words
 # A trial that misses a threshold by less than this, and by less than noise, counts as reaching it. No repeat settles
 # so small a difference.
 LEAST_TOLD_APART = 0.01
-GRAMMAR = "fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
+GRAMMAR = "fastest, greenest, knee, within:N% (for example within:5%), at-least:Ntok/s or at-most:NW"
 DEFAULT_PICK = "within:5%"
 PROMPTS = "prompt_tokens_per_second"
 _PLAIN = ("fastest", "greenest", "knee")
@@ -50,15 +51,20 @@ class Recommendation:
 
 
 def parse_pick(text: str) -> Pick:
-    """Parse a pick. Raises ConfigError with the grammar if ``text`` is not a pick."""
+    """Parse a pick. Raises ConfigError with the grammar, or with the range of the amount, if ``text`` is not a pick."""
     word = text.strip().lower()
     if word in _PLAIN:
         return Pick(word)
     for kind, (_, unit) in _UNITS.items():
         match = re.fullmatch(rf"{kind}:\s*([0-9]+\.?[0-9]*|\.[0-9]+)\s*{unit}", word)
-        if match and (float(match[1]) < 100 if kind == "within" else float(match[1]) > 0):
-            return Pick(kind, float(match[1]))
-    raise ConfigError(f"pick={text!r} is not a pick: choose from {GRAMMAR}")
+        if match:
+            amount = float(match[1])
+            if kind == "within" and amount >= 100:
+                raise ConfigError(f"pick={text!r}: give less than 100 %, for example within:5%")
+            if kind != "within" and not amount:
+                raise ConfigError(f"pick={text!r}: give an amount above 0")
+            return Pick(kind, amount)
+    raise ConfigError(f"pick={text!r} is not a pick: choose {GRAMMAR}; --pick also takes a trial's number")
 
 
 def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
@@ -167,12 +173,14 @@ def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | No
 def _eligible(record: SweepRecord, metrics: Sequence[str], allow_screening: bool) -> list[TrialRecord]:
     feasible = [t for t in record.trials if t.feasible]
     if not feasible:
-        raise NoResultError(f"sweep {record.sweep!r} has no valid trial: `sweeper report` shows the reasons")
+        raise NoResultError(
+            f"sweep {record.sweep!r} has no valid trial: `sweeper report {shlex.quote(record.sweep)}` shows the reasons"
+        )
     twice = [t for t in feasible if t.remeasured or allow_screening]
     if not twice:
         raise NoResultError(
             f"sweep {record.sweep!r} has not measured any trial twice yet, so sweeper cannot recommend one: "
-            f"run `sweeper sweep` again to finish it"
+            f"run `sweeper sweep name={shlex.quote(record.sweep)}`, with the same settings, to finish it"
         )
     found = [t for t in twice if all(m in t.metrics for m in metrics)]
     if not found:
@@ -223,7 +231,7 @@ def _apply_rule(
         return cheapest(fitting) if rule.kind == "at-least" else best(fitting, fast, cheap), fitting, None
     bound = str(rule).partition(":")[2]
     said = f"the nearest is trial {nearest.number} with {amount_words(nearest, metric or '')}"
-    return nearest, (), f"no configuration that was measured {verb} {bound}: {said}"
+    return nearest, (), f"no trial that keeps the constraints and was measured twice {verb} {bound}; {said}"
 
 
 def _best_with_prompts(

@@ -87,14 +87,32 @@ def test_the_grammar(text, pick):
 
 
 @pytest.mark.parametrize(
-    "text", ["", "fast", "within", "within:", "within:x%", "within:100%", "within:-5%", "at-least:0tok/s",
-             "at-most:60kW", "at-most:.", "at-least:1.2.3tok/s", "within:5%;rm"]
+    "text", ["", "fast", "within", "within:", "within:x%", "within:-5%", "at-most:60kW",
+              "at-most:.", "at-least:1.2.3tok/s", "within:5%;rm"]
 )  # fmt: skip
 def test_what_is_outside_the_grammar_is_told_the_grammar(text):
     with pytest.raises(
-        ConfigError, match=r"fastest, greenest, knee, within:5%, at-least:20tok/s or at-most:60W"
+        ConfigError, match=r"fastest, greenest, knee, within:N% .*, at-least:Ntok/s or at-most:NW; .* number"
     ):
         parse_pick(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [("within:100%", "less than 100 %"), ("within:500%", "less than 100 %"),
+     ("at-least:0tok/s", "an amount above 0"), ("at-most:0W", "an amount above 0")],
+)  # fmt: skip
+def test_an_amount_out_of_range_is_told_the_range(text, why):
+    with pytest.raises(ConfigError, match=why):
+        parse_pick(text)
+
+
+def test_the_command_that_helps_names_the_sweep():
+    valid = dataclasses.replace(trial(0, 5, 50), remeasured=False)
+    with pytest.raises(NoResultError, match="`sweeper sweep name=s`, with the same settings"):
+        choose(dataclasses.replace(sweep(valid), sweep="s"))
+    with pytest.raises(NoResultError, match="`sweeper report s`"):
+        choose(dataclasses.replace(sweep(), sweep="s"))
 
 
 @given(st.text(max_size=20))
@@ -139,11 +157,12 @@ def test_the_nearest_is_given_and_said_where_no_point_fits():
     fast = choose(sweep(*FIVE), "at-least:25tok/s")
     assert fast.trial.number == 0
     assert fast.nearest == (
-        "no configuration that was measured reaches 25tok/s: the nearest is trial 0 with 20 tok/s"
+        "no trial that keeps the constraints and was measured twice reaches 25tok/s; "
+        "the nearest is trial 0 with 20 tok/s"
     )
     frugal = choose(sweep(*FIVE), "at-most:10W")
     assert frugal.trial.number == 4
-    assert "stays under 10W: the nearest is trial 4 with 18 W" in (frugal.nearest or "")
+    assert "stays under 10W; the nearest is trial 4 with 18 W" in (frugal.nearest or "")
 
 
 def test_the_knee_of_one_and_of_two_points_is_the_faster():
