@@ -10,6 +10,7 @@ import argparse
 import errno
 import io
 import os
+import re
 import signal
 import sys
 import tempfile
@@ -21,7 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 from sweeper import __version__, commands
 from sweeper.commands import console, discard, put, say_error
-from sweeper.errors import EXIT_DONE, EXIT_FAULT, EXIT_MISSING, EXIT_STOPPED, SweeperError
+from sweeper.errors import EXIT_DONE, EXIT_FAULT, EXIT_MISSING, EXIT_STOPPED, SweeperError, UsageError
 from sweeper.overrides import at_home
 
 if TYPE_CHECKING:
@@ -238,7 +239,7 @@ _EXIT_CODES = (
     "found the server slower than promised; inconclusive results exit 0 with a warning. 70: a fault in sweeper "
     "itself. 130: you stopped the command by hand."
 )
-_PICKS = "fastest, greenest, knee, within:5%%, at-least:20tok/s, at-most:60W, or a trial's number"
+_PICKS = "fastest, greenest, knee, within:N%% (for example within:5%%), at-least:Ntok/s, at-most:NW or a trial's number"
 
 
 class _Intermixed(argparse.ArgumentParser):
@@ -278,7 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_verify(add)
     words = "restore power and clock limits left behind by a killed run; normally this happens automatically"
     restore = _command(add, "restore", words)
-    _overrides(restore, "a setting of the configuration, for example power.limits.zeusd_socket=PATH")
+    _overrides(restore, "a setting of the configuration, for example power.limits.means=helper")
     restore.add_argument(
         "--settle",
         choices=("found", "present"),
@@ -292,7 +293,7 @@ def _parser() -> argparse.ArgumentParser:
     _add_compare(add)
     ui = _command(add, "ui", "serve the MLflow pages on 127.0.0.1", with_json=False)
     words = "the preferred port; if it is in use, another free port is chosen (default %(default)s)"
-    ui.add_argument("--port", type=int, default=5000, help=words)
+    ui.add_argument("--port", type=_port, default=5000, help=words)
     ui.add_argument("--uri", help="the MLflow tracking URI to use instead of --root")
     _add_record(add)
     return parser
@@ -311,12 +312,19 @@ def _command(add: Any, name: str, words: str, with_json: bool = True) -> argpars
     return parser
 
 
+def _port(text: str) -> int:
+    if not re.fullmatch("[0-9]{1,5}", text) or not 0 < int(text) < 65536:
+        raise UsageError(f"--port {text}: there is no such port; choose 1 to 65535")
+    return int(text)
+
+
 def _flag(parser: argparse.ArgumentParser, name: str, words: str) -> None:
     parser.add_argument(name, action="store_true", help=words)
 
 
 def _overrides(parser: argparse.ArgumentParser, words: str) -> None:
-    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help=words)
+    # Without a default, argparse would call them required if FILE is missing.
+    parser.add_argument("overrides", nargs="*", default=[], metavar="KEY=VALUE", help=words)
 
 
 def _format(parser: argparse.ArgumentParser) -> None:
@@ -330,7 +338,7 @@ def _sweep_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _pick(parser: argparse.ArgumentParser) -> None:
-    words = f"the rule that chooses a trial: {_PICKS} (default: the pick of the sweep)"
+    words = f"the pick, a rule that chooses a trial: {_PICKS} (default: the pick of the sweep)"
     parser.add_argument("--pick", metavar="P", help=words)
 
 
@@ -351,29 +359,43 @@ def _add_apply(add: Any) -> None:
     words = f"the target: {', '.join(TARGETS)} (default %(default)s)"
     apply.add_argument("--to", choices=TARGETS, default="llama-server", metavar="TARGET", help=words)
     _flag(apply, "--write", "write the files and keep a backup; without --write, only show a diff")
-    _flag(apply, "--power-limit", "also set this machine's power limit to the value of the pick")
+    _flag(
+        apply,
+        "--power-limit",
+        "with --write, also set this machine's power limit to that of the pick, until the next boot",
+    )
     _flag(apply, "--force", "apply even if machine, engine or model changed since the sweep")
-    apply.add_argument("--name", help="the name of the model on the server")
-    apply.add_argument("--port", type=int, help="the port of the server")
-    apply.add_argument("--file", type=_path, help="the path of the main configuration file")
-    apply.add_argument("--folder", type=_path, help="the folder for files whose names the target fixes")
+    words = (
+        "the model's name on the server (default: model, quantisation and a word for the pick: fast, green, knee, "
+        "eco for within, paced for at-least, capped for at-most, tuned for a trial's number)"
+    )
+    apply.add_argument("--name", help=words)
+    words = "the port of the server (default: its usual port, for example 8080 for llama-server)"
+    apply.add_argument("--port", type=_port, help=words)
+    words = "the server's main configuration file (default: its usual name in --folder, for example llama-server.ini)"
+    apply.add_argument("--file", type=_path, help=words)
+    words = (
+        "where to write files under their usual names, for example compose.yaml (default: the current folder; for "
+        "systemd, /etc/systemd/system)"
+    )
+    apply.add_argument("--folder", type=_path, help=words)
 
 
 def _add_verify(add: Any) -> None:
-    words = "measure a running server, and compare its speed with the promised speed"
+    words = "find or start a server, measure it, and compare its speed with the sweep's"
     verify = _command(add, "verify", words)
     _sweep_name(verify)
     _pick(verify)
     kinds = ("auto", "llama-server", "llama-cpp-python", "ollama")
     words = "the kind of server (default %(default)s)"
     verify.add_argument("--server", choices=kinds, default="auto", help=words)
-    words = (
-        "the address of a running server (default: its usual address; if none runs there, verify starts one)"
-    )
+    words = "measure this server; without it, verify uses a server at its usual address or starts one"
     verify.add_argument("--url", help=words)
-    verify.add_argument("--name", help="the name of the model on the server")
-    verify.add_argument("--program", type=_path, help="the llama-server program to start")
-    verify.add_argument("--repeats", type=int, default=5, help="number of repeats (default %(default)s)")
+    verify.add_argument("--name", help="the model's name on the server (default: as in apply)")
+    words = "the llama-server program to start (default: llama-server on PATH)"
+    verify.add_argument("--program", type=_path, help=words)
+    words = "how many times to measure each speed (default %(default)s)"
+    verify.add_argument("--repeats", type=int, default=5, help=words)
     _flag(verify, "--no-watts", "compare speed only, not watts")
 
 
@@ -402,7 +424,10 @@ def _add_compare(add: Any) -> None:
 
 
 def _add_record(add: Any) -> None:
-    words = "measure every combination of a space and store the results as a table for engine=replay"
+    words = (
+        "measure every combination of a search space; later sweeps can read the table instead of measuring "
+        "(engine=replay)"
+    )
     record = _command(add, "record", words, with_json=False)
     words = "the file to write; the same command continues an unfinished table"
     record.add_argument("file", type=_path, metavar="FILE.csv.gz", help=words)

@@ -294,7 +294,7 @@ def restore(options: argparse.Namespace) -> int:
         present = machine.in_force()
     guardians = list(read_log(root))
     lines = [*(f"earlier, a guardian: {line}" for line in guardians), *map(str, outcomes)]
-    lines += [] if outcomes else ["sweeper has no record of a limit that a run left"]
+    lines += [] if outcomes else ["nothing to restore: no record of a limit that a run left"]
     lines += ["in force now:", *(f"  {line}" for line in present)]
     plain = {
         "restored": [to_plain(outcome) for outcome in outcomes],

@@ -68,6 +68,7 @@ def _fetch(url: str, data: bytes | None, seconds: float) -> bytes:
         raise VerifyError(f"{url} answered {error.code}: {text}") from error
     except (urllib.error.URLError, ConnectionError) as error:
         reason = getattr(error, "reason", error)
+        reason = getattr(reason, "strerror", None) or reason  # without the number of the error
         raise EngineMissingError(f"no server answers at {url} ({reason}): start it first") from error
     except (http.client.InvalidURL, ValueError) as error:
         raise UsageError(f"{url} is no http address ({error}): write it as http://127.0.0.1:8080") from error

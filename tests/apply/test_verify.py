@@ -285,10 +285,14 @@ def test_a_llama_server_that_has_ollamas_page_as_well_is_a_llama_server() -> Non
 def test_nobody_there_and_something_else_there() -> None:
     sweep = sweep_of(Path("/models/x.gguf"))
     nobody = f"http://127.0.0.1:{free_port()}"
-    with pytest.raises(EngineMissingError, match="no server answers"):
+    with pytest.raises(
+        EngineMissingError, match=r"no server answers at http://.* \(Connection refused\): start"
+    ):
         verify(sweep, 3, VerifyOptions(url=nobody))
     with pytest.raises(UsageError, match="no http address"):
         verify(sweep, 3, VerifyOptions(url="file:///etc/passwd"))
+    with pytest.raises(UsageError, match="--repeats 1: give at least 2"):
+        verify(sweep, 3, VerifyOptions(url=nobody, repeats=1))
     with serving({}) as url, pytest.raises(EngineMissingError, match="none of llama-server"):
         verify(sweep, 3, VerifyOptions(url=url))
 

@@ -118,6 +118,10 @@ def verify(
     options = options or VerifyOptions()
     if record.engine.simulated:
         raise UsageError(f"sweep {record.sweep!r} is simulated: no server can be verified against it")
+    if options.repeats < 2:
+        raise UsageError(
+            f"--repeats {options.repeats}: give at least 2, because one measurement shows no spread"
+        )
     trial = resolve(record, pick)
     words = pick if isinstance(pick, str) else ""
     name = options.name or alias_for(record.model.name, trial.configuration.quant, words)

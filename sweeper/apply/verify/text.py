@@ -30,7 +30,7 @@ def render_verification(verification: Verification) -> str:
     lines += ["", *_table(settings), "", *_table(figures), ""]
     lines += [f"{f.metric}: {f.says}" for f in v.figures if f.says]
     lines += [f"note: {note}" for note in v.notes]
-    return "\n".join([*lines, _verdict(v)]) + "\n"
+    return "\n".join([*lines, _verdict(v)])
 
 
 def verification_to_plain(verification: Verification) -> dict[str, Any]:
