@@ -24,7 +24,7 @@ class Request:
 
     record: SweepRecord
     trial: TrialRecord
-    model_path: str  # absolute
+    model_path: str  # absolute; NO_MODEL of `run.py` for a simulated sweep
     name: str  # by which clients ask for the model
     port: int
     folder: Path  # where a target's files go when no file is named
@@ -161,7 +161,7 @@ def not_settable(configuration: Configuration, target: str, settable: Container[
     # Programs with one number of threads, or one size of batches, use it for both.
     untold = DEFAULTS | {"n_ubatch": configuration.n_batch, "n_threads_batch": configuration.n_threads}
     return tuple(
-        f"{target} has no setting for {t.name}; {t.name}={t.to_word(values[t.name])} was measured"
+        f"{target} has no setting for {t.name}, so the sweep's {t.to_word(values[t.name])} is not applied"
         for t in SERVER_TUNABLES
         if t.name not in settable and values[t.name] != untold[t.name]
     )

@@ -155,7 +155,7 @@ def rollback(root: Path, limit: StandingLimit | None = None, *, force: bool = Fa
     with _lock(root):
         entry = last_to_undo(root)
         if entry is None:
-            raise UsageError(f"nothing to roll back: {journal_folder(root)} holds no apply to undo")
+            raise UsageError("nothing to roll back: no apply was written, or all are undone")
         return _undo(root, entry, limit, force=force)
 
 

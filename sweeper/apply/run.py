@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,11 +13,15 @@ from sweeper.apply.fresh import model_file, require_fresh
 from sweeper.apply.journal import Entry, journal_folder, write_plan
 from sweeper.apply.names import alias_for, check_text
 from sweeper.apply.targets.registry import target as target_named
+from sweeper.apply.targets.systemd import limit_unit
 from sweeper.errors import UsageError
+from sweeper.limits.standing_limit import power_limits
 from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecord
 
 if TYPE_CHECKING:
     from sweeper.limits.standing_limit import StandingLimit
+
+NO_MODEL = "MODEL.gguf"  # shown where a simulated sweep has no model file
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,9 +55,8 @@ def resolve(record: SweepRecord, pick: str | int) -> TrialRecord:
 
         found = choose(record, pick)
         if found.nearest is not None:
-            raise UsageError(
-                f"--pick {pick}: {found.nearest}. Ask for less, or say --pick {found.trial.number}"
-            )
+            easier = "Allow more watts" if found.pick.startswith("at-most") else "Ask for less speed"
+            raise UsageError(f"--pick {pick}: {found.nearest}. {easier}, or use --pick {found.trial.number}")
         return found.trial
     try:
         trial = record.trial(pick)
@@ -84,14 +89,13 @@ def plan(
     words = pick if isinstance(pick, str) else ""
     place = target_named(target)
     port = options.port or place.default_port
-    if not 0 < port < 65536:
-        raise UsageError(f"port {port} does not exist: 1 to 65535")
-    path = Path(model_file(record, trial).path).expanduser().absolute()
+    path = model_file(record, trial).path  # empty if the sweep is simulated
+    model_path = str(Path(path).expanduser().absolute()) if path else NO_MODEL
     name = options.name or alias_for(record.model.name, trial.configuration.quant, words)
     request = Request(
         record=record,
         trial=trial,
-        model_path=check_text("the model's path", str(path)),
+        model_path=check_text("the model's path", model_path),
         name=check_text("the name", name),
         port=port,
         folder=options.folder if options.folder is not None else place.default_folder,
@@ -101,7 +105,8 @@ def plan(
     draft = place.draft(request)
     request = replace(request, port=draft.port or port)
     changed = tuple(f"changed since the sweep: {what}" for what in stale)
-    notes = (*_notes(request, limit, draft.sets_power_limit), *draft.notes, *changed)
+    unset = None if limit is not None or draft.sets_power_limit else _unset_limit(request, place.name)
+    notes = (*_notes(request), *([unset] if unset else []), *draft.notes, *changed)
     found = ApplyPlan(place.name, words, request, replace(draft, notes=notes))
     watts = trial.configuration.power_limit_watts
     if limit is None or watts is None:
@@ -143,27 +148,46 @@ def run(
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
 
 
-def _notes(request: Request, limit: StandingLimit | None, target_sets_it: bool) -> tuple[str, ...]:
+def _notes(request: Request) -> tuple[str, ...]:
     """The notes that do not depend on the target."""
-    c = request.configuration
+    record, trial = request.record, request.trial
     notes = []
-    if request.record.state == "running":
+    if record.state == "running":
         notes.append("this sweep is still running, or was cut off: what it recommends may change")
-    if request.record.engine.simulated:
-        notes.append("this sweep is simulated: none of its results were measured")
-    if not request.trial.remeasured and not request.record.engine.simulated:
+    if record.engine.simulated:
+        stands = f"; {NO_MODEL} stands for your model file" if request.model_path == NO_MODEL else ""
+        notes.append(f"this sweep is simulated: none of its results were measured{stands}")
+    broken = [bound for bound, beyond in trial.violations.items() if beyond > 0]
+    notes += [f"trial {trial.number} breaks your constraint {bound}" for bound in broken]
+    if not trial.remeasured:
+        notes.append(f"trial {trial.number} was measured only once")
+    mhz = trial.configuration.clock_limit_mhz
+    if mhz is not None:
         notes.append(
-            f"trial {request.trial.number} was measured only once: let the sweep end before you rely on it"
-        )
-    if c.power_limit_watts is not None and limit is None and not target_sets_it:
-        notes.append(
-            f"the configuration holds a power limit of {c.power_limit_watts} W, which this target "
-            "cannot set: add --power-limit, or apply --to systemd as well for every boot"
-        )
-    if c.clock_limit_mhz is not None:
-        notes.append(
-            f"the configuration holds a clock limit of {c.clock_limit_mhz} MHz, which sweeper does not make "
-            f"last: `nvidia-smi -i {request.record.gpu or 'GPU'} -lgc 0,{c.clock_limit_mhz}` sets it until "
-            "the next boot"
+            f"the configuration holds a clock limit of {mhz} MHz, which sweeper does not make "
+            f"last: `nvidia-smi -i {record.gpu or 'GPU'} -lgc 0,{mhz}` sets it until the next boot"
         )
     return tuple(notes)
+
+
+def _unset_limit(request: Request, target: str) -> str | None:
+    """A note on a power limit that this plan does not set, with the ways that set it on this machine."""
+    record, watts = request.record, request.configuration.power_limit_watts
+    if watts is None or watts >= _limit_found(record):
+        return None
+    says = f"the trial ran with a power limit of {watts} W, which nothing here sets"
+    if record.engine.simulated:
+        return says
+    ways = ["add --power-limit"] if len(power_limits(record.gpu or "package")) == 1 else []
+    if target != "systemd" and limit_unit(request) is not None:
+        ways.append("apply --to systemd as well, for every boot")
+    return f"{says}: {' or '.join(ways) or 'set it by hand'}"
+
+
+def _limit_found(record: SweepRecord) -> float:
+    """The power limit that the machine had before the sweep; infinite if the record does not tell."""
+    found = next((gpu.power_limit_watts for gpu in record.machine.gpus if gpu.uuid == record.gpu), None)
+    if found is None and record.config.get("space", {}).get("power_limit_watts") == "auto":
+        searched = record.space.get("power_limit_watts")  # `auto` ends at the limit found
+        found = searched.get("high") if isinstance(searched, Mapping) else None
+    return math.inf if found is None else math.floor(found)

@@ -41,11 +41,11 @@ def command_line(command: Command) -> str:
 def render_outcome(outcome: Outcome) -> str:
     """What apply did, or would do with ``--write``: the diffs, the commands to run next, the notes."""
     plan, request, draft = outcome.plan, outcome.plan.request, outcome.plan.draft
-    verb = "applied" if outcome.entry else "would apply"
     pick = f" ({plan.pick})" if plan.pick else ""
-    parts = [
-        f"{verb} trial {request.trial.number}{pick} of sweep {request.record.sweep} to {plan.target} as {request.name}"
-    ]
+    trial = f"trial {request.trial.number}{pick} of sweep {request.record.sweep}"
+    verb = "applied" if outcome.entry else "would apply"
+    head = f"{verb} {trial} to {plan.target} as {request.name}"
+    parts = [f"copy this to use {trial} in {plan.target}:" if draft.snippet else head]
     for change in draft.files:
         parts.append(f"{change.path}  ({change.says})" if change.says else str(change.path))
         parts.append(diff_of(change).rstrip("\n") or "  no change")
@@ -59,10 +59,13 @@ def render_outcome(outcome: Outcome) -> str:
     if outcome.entry is not None:
         parts.append(f"backup in {outcome.journal}; undo with `sweeper rollback`")
     elif not plan.changes_nothing:
-        parts.append("nothing was written: add --write to do it")
+        simulated = "this sweep is simulated, so there is nothing to write"
+        parts.append(
+            simulated if request.record.engine.simulated else "nothing was written: add --write to do it"
+        )
     elif draft.files:
         parts.append("nothing to write: everything is in place already")
-    return "\n".join(parts) + "\n"
+    return "\n".join(parts)
 
 
 def render_undone(undone: Undone) -> str:
@@ -78,7 +81,7 @@ def render_undone(undone: Undone) -> str:
     if undone.limit_watts is not None and entry.limit is not None:
         lines.append(f"  power limit of {entry.limit.device}: {undone.limit_watts:g} W again")
     lines += [f"note: {note}" for note in undone.notes]
-    return "\n".join(lines) + "\n"
+    return "\n".join(lines)
 
 
 def outcome_to_plain(outcome: Outcome) -> dict[str, Any]:

@@ -40,15 +40,23 @@ def standing_limit(machine: MachineKnobs, device: str, sysfs: Path = Path("/sys"
 
     Raises SensorMissingError if there is no such device, or if it has several limits.
     """
-    if device.startswith("GPU-"):
-        return StandingLimit(device, machine.knob(KnobId("nvml_power", device)))
-    zones = [zone for zone in packages(sysfs) if device in (zone, "package", "packages")]
-    constraints = limited_constraints(sysfs, zones[0]) if len(zones) == 1 else []
-    if len(constraints) != 1:
+    found = power_limits(device, sysfs)
+    if not found:
+        raise SensorMissingError("this machine has no power limit that sweeper can set")
+    if len(found) > 1:
         raise SensorMissingError(
-            f"{device}: it does not have exactly one power limit; set its limits with powercap-set"
+            f"{device} has {len(found)} power limits, and sweeper sets a lasting limit only if there is one: "
+            "set them with powercap-set"
         )
-    return StandingLimit(device, machine.knob(KnobId("rapl", zones[0], constraints[0])))
+    return StandingLimit(found[0].device, machine.knob(found[0]))
+
+
+def power_limits(device: str, sysfs: Path = Path("/sys")) -> list[KnobId]:
+    """The power limits of ``device``, named as in `standing_limit`. GPUs are not asked."""
+    if device.startswith("GPU-"):
+        return [KnobId("nvml_power", device)]
+    zones = [zone for zone in packages(sysfs) if device in (zone, "package", "packages")]
+    return [KnobId("rapl", zone, part) for zone in zones for part in limited_constraints(sysfs, zone)]
 
 
 def own_bench(settings: PowerSettings) -> MachineKnobs:

@@ -13,8 +13,11 @@ from apply_sweep import CONFIGURATION, ENGINE, GPU, MACHINE, FakeLimit, make_swe
 
 from sweeper.apply import journal
 from sweeper.apply import run as apply
+from sweeper.apply.targets.registry import target_names
 from sweeper.apply.text import render_outcome, render_undone, undone_to_plain
+from sweeper.cli import main
 from sweeper.errors import LimitRefused, ModelMissingError, StaleRecordError, UsageError
+from sweeper.limits.standing_limit import power_limits
 from sweeper.records import SweepRecord
 
 
@@ -169,6 +172,63 @@ def test_a_limit_that_is_not_set_is_said(folder: Path, model_path: Path) -> None
     assert "1500 MHz" in text
 
 
+@pytest.mark.parametrize(
+    ("target", "sensor", "gpus", "advice"),
+    [
+        ("env", "nvml", (GPU,), "sets: add --power-limit or apply --to systemd as well, for every boot"),
+        ("systemd", "plug", (), "sets: set it by hand"),
+        ("env", "plug", (), "sets: set it by hand"),
+    ],
+)
+def test_a_note_on_a_limit_advises_only_what_works(
+    folder: Path,
+    model_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    target: str,
+    sensor: str,
+    gpus,
+    advice: str,
+) -> None:
+    monkeypatch.setattr(
+        apply, "power_limits", lambda device: power_limits(device, folder)
+    )  # a /sys without RAPL
+    sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=120))
+    machine = replace(MACHINE, gpus=gpus)
+    device = gpus[0].uuid if gpus else None
+    sweep = replace(sweep, machine=machine, power=replace(sweep.power, name=sensor, device=device))
+    notes = run(sweep, folder, target, machine=machine, write=False).plan.draft.notes
+    (note,) = (note for note in notes if "power limit" in note)
+    assert note.endswith(advice)
+
+
+@pytest.mark.parametrize("by_gpu", [True, False])
+def test_a_limit_that_the_machine_has_by_itself_needs_no_note(
+    folder: Path, model_path: Path, by_gpu: bool
+) -> None:
+    def notes(watts: int) -> str:
+        sweep = make_sweep(model_path, CONFIGURATION.with_(power_limit_watts=watts))
+        if not by_gpu:
+            space = {"power_limit_watts": {"low": 40, "high": 170, "step": 10}}
+            config = {"space": {"power_limit_watts": "auto"}}
+            power = replace(sweep.power, device="intel-rapl:0")
+            sweep = replace(sweep, space=space, config=config, power=power)
+        return " ".join(run(sweep, folder, write=False).plan.draft.notes)
+
+    assert "power limit" not in notes(170)
+    assert "power limit of 160 W" in notes(160)
+
+
+def test_a_rejected_trial_and_a_single_measurement_are_noted(sweep: SweepRecord, folder: Path) -> None:
+    beyond = {"kl_divergence <= 0.1": 0.35, "watts <= 60": -10.0}
+    trial = replace(sweep.trials[0], remeasured=False, violations=beyond)
+    notes = run(replace(sweep, trials=(trial,)), folder, write=False).plan.draft.notes
+    assert notes[:2] == (
+        "trial 3 breaks your constraint kl_divergence <= 0.1",
+        "trial 3 was measured only once",
+    )
+    assert not any("trial 3" in note for note in run(sweep, folder, write=False).plan.draft.notes)
+
+
 def test_no_right_to_write_says_so_and_leaves_nothing(sweep: SweepRecord, folder: Path) -> None:
     if os.geteuid() == 0:
         pytest.skip("root may write anywhere")
@@ -237,7 +297,23 @@ def test_a_simulated_sweep_is_not_written_without_force(sweep: SweepRecord, fold
     simulated = replace(sweep, engine=engine)
     with pytest.raises(UsageError, match="simulated"):
         run(simulated, folder, engine=engine)
-    assert "simulated" in render_outcome(run(simulated, folder, engine=engine, write=False))
+    text = render_outcome(run(simulated, folder, engine=engine, write=False))
+    assert text.endswith("this sweep is simulated, so there is nothing to write")
+
+
+@pytest.mark.parametrize("target", [name for name in target_names() if name != "textgen"])
+def test_a_simulated_sweep_shows_no_path_that_is_not_a_model(
+    sweep: SweepRecord, folder: Path, monkeypatch: pytest.MonkeyPatch, target: str
+) -> None:
+    (folder / "here").mkdir()
+    monkeypatch.chdir(folder / "here")
+    engine = replace(ENGINE, name="simulated", simulated=True)
+    files = {"Q8_0": replace(sweep.model.files["Q8_0"], path="")}
+    sweep = replace(sweep, engine=engine, model=replace(sweep.model, files=files))
+    text = render_outcome(run(sweep, folder, target, engine=engine, write=False))
+    assert "MODEL.gguf stands for your model file" in text
+    assert str(Path.cwd()) not in text
+    assert text.count("MODEL.gguf") > 1
 
 
 def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder: Path) -> None:
@@ -245,6 +321,20 @@ def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder:
         apply.resolve(sweep, 9)
     with pytest.raises(UsageError, match="one of llama-server"):
         run(sweep, folder, "vllm")
+
+
+@pytest.mark.parametrize("command", ["apply", "ui"])
+@pytest.mark.parametrize("port", ["0", "65536", "99999999", "-1", "http"])
+def test_a_port_that_does_not_exist_is_one_line(
+    command: str, port: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main([command, f"--port={port}"]) == 2
+    assert capsys.readouterr().err == f"sweeper: --port {port}: there is no such port; choose 1 to 65535\n"
+
+
+def test_a_snippet_says_that_it_is_to_be_copied(sweep: SweepRecord, folder: Path) -> None:
+    text = render_outcome(run(sweep, folder, "python"))
+    assert text.startswith("copy this to use trial 3 of sweep tiny-1 in python:\nfrom llama_cpp")
 
 
 def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord, folder: Path) -> None:
@@ -257,7 +347,9 @@ def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord
 def test_a_pick_that_nothing_keeps_is_not_applied_and_the_nearest_is_named(
     sweep: SweepRecord, folder: Path, tmp_path: Path, pick: str
 ) -> None:
-    with pytest.raises(UsageError, match=r"the nearest is trial 3 .* Ask for less, or say --pick 3"):
+    with pytest.raises(
+        UsageError, match=r"the nearest is trial 3 .* (Ask for less speed|Allow more watts), or use --pick 3"
+    ):
         apply.run(
             sweep,
             pick,

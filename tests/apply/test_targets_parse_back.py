@@ -153,11 +153,11 @@ def test_ollama_says_everything_that_it_cannot_hold() -> None:
     notes = " ".join(made("ollama", "x.gguf", FOLDER).draft.notes)
     for word in (
         "n_ubatch",
-        "n_threads_batch=5 was measured",
-        "q8_0/q5_1",
-        "offload_kqv=off",
-        "use_mlock=on",
-        "split_mode=row",
+        "n_threads_batch, so the sweep's 5 is not applied",
+        "q8_0/q5_1 becomes q8_0",
+        "offload_kqv, so the sweep's off",
+        "use_mlock, so the sweep's on",
+        "split_mode, so the sweep's row",
     ):
         assert word in notes
     plain = Configuration(n_batch=512, n_ubatch=512)
@@ -451,7 +451,7 @@ MIXTURE = replace(C, n_cpu_moe=7)
 @pytest.mark.parametrize("target", ["python", "llama-cpp-python", "ollama", "lm-studio"])
 def test_a_target_that_cannot_keep_experts_on_the_host_says_so(target: str) -> None:
     notes = " ".join(made(target, "x.gguf", FOLDER, MIXTURE).draft.notes)
-    assert "has no setting for n_cpu_moe; n_cpu_moe=7 was measured" in notes
+    assert "has no setting for n_cpu_moe, so the sweep's 7 is not applied" in notes
     assert "n_cpu_moe" not in " ".join(made(target, "x.gguf", FOLDER).draft.notes)
 
 

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import pytest
 
-from sweeper.errors import LimitRefused
+from sweeper.errors import LimitRefused, SensorMissingError
 from sweeper.limits.base import Action, LimitControl
 from sweeper.limits.control import find_limits
 from sweeper.limits.rapl import packages
 from sweeper.limits.rights import MeansSettings
+from sweeper.limits.standing_limit import own_bench, standing_limit
 from sweeper.power_settings import PowerSettings
 
 
@@ -151,3 +152,18 @@ def test_without_the_right_the_reason_says_how_to_grant_it(
     assert "\n" not in reason
     with limits, pytest.raises(LimitRefused):
         limits.set("power_limit_watts", 20)
+
+
+def test_a_lasting_limit_needs_exactly_one_limit(tmp_path: Path) -> None:
+    settings = PowerSettings(sysfs_root=str(tmp_path))
+    with own_bench(settings) as machine:
+        with pytest.raises(
+            SensorMissingError, match=r"^this machine has no power limit that sweeper can set$"
+        ):
+            standing_limit(machine, "package", tmp_path)
+        folder = zone(tmp_path, 0, "package-0", {"constraint_0": 44_000_000})
+        limit = standing_limit(machine, "package", tmp_path)
+        assert (limit.device, limit.read()) == ("intel-rapl:0", 44)
+        (folder / "constraint_1_power_limit_uw").write_text("64000000\n")
+        with pytest.raises(SensorMissingError, match="package has 2 power limits"):
+            standing_limit(machine, "package", tmp_path)

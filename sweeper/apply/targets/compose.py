@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -60,7 +61,8 @@ def draft(request: Request) -> Draft:
         files=(entry_change(path, "services", name, ours, gone),),
         commands=(Command("start it", start),),
         notes=(
-            "the image has its own llama.cpp, not the one that the sweep measured: run `sweeper verify`",
+            "the image has its own llama.cpp, not the build that the sweep measured: "
+            f"check with `sweeper verify {shlex.quote(request.record.sweep)}`",
             *notes,
             *_parent_note(path),
             *_hidden_note(

@@ -69,7 +69,7 @@ def draft(request: Request) -> Draft:
         files=(change(path, text, says),),
         commands=(Command("start the server", argv, request.environment),),
         notes=(
-            "the server prefers HOST, PORT and CONFIG_FILE in its environment to this file",
+            "the environment variables HOST, PORT and CONFIG_FILE override this file; set none of them",
             *not_settable(request.configuration, "llama_cpp.server", SETTABLE),
             *kept_note(f"the model {request.name}", kept),
         ),

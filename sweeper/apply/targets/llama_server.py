@@ -35,8 +35,7 @@ def draft(request: Request) -> Draft:
             Command("or with this model alone", server_argv(request), request.environment),
         ),
         notes=(
-            "llama-server prefers its own command line and LLAMA_ARG_… environment to the preset, for every "
-            "model: start it with no more options than these",
+            "command-line options and LLAMA_ARG_… variables override the preset; add none",
             *kept_note(f"[{request.name}]", _keys(text, request.name)),
             *kept_note("[*], which applies to every model,", _keys(text, "*")),
         ),

@@ -6,10 +6,12 @@ dropped (``parser/parser.go`` of Ollama). A note names each parameter that Ollam
 
 from __future__ import annotations
 
+import shlex
+
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_settable
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces, slug
 from sweeper.apply.targets.systemd import quoted
-from sweeper.parameters import TUNABLES
+from sweeper.parameters import TUNABLES, Configuration
 
 _PARAMETERS = tuple(tunable for tunable in TUNABLES.values() if tunable.ollama)
 # Parameters that the Modelfile or a variable of the server sets; a note tells where a cache type is not set.
@@ -30,10 +32,12 @@ def draft(request: Request) -> Draft:
     ]
     if c.type_k != c.type_v or c.type_k not in _CACHE_TYPES:
         notes.append(
-            f"Ollama has one cache type of {', '.join(_CACHE_TYPES)}; {c.type_k}/{c.type_v} was measured"
+            f"Ollama has one cache type of {', '.join(_CACHE_TYPES)}, so the sweep's {c.type_k}/{c.type_v} "
+            f"becomes {_cache_type(c)}"
         )
     notes.append(
-        "Ollama has its own llama.cpp, not the build that the sweep measured: check with `sweeper verify`"
+        "Ollama has its own llama.cpp, not the build that the sweep measured: "
+        f"check with `sweeper verify {shlex.quote(request.record.sweep)}`"
     )
     return Draft(
         files=(
@@ -42,7 +46,7 @@ def draft(request: Request) -> Draft:
         ),
         commands=(
             Command(
-                "give the server its variables", ("sudo", "install", "-D", "-m", "0644", str(conf), place)
+                "install the environment variables", ("sudo", "install", "-D", "-m", "0644", str(conf), place)
             ),
             Command("make systemd read them", ("sudo", "systemctl", "daemon-reload")),
             Command("restart Ollama", ("sudo", "systemctl", "restart", "ollama")),
@@ -64,13 +68,18 @@ def _modelfile(request: Request) -> str:
     return "\n".join([f"FROM {path}", *lines]) + "\n"
 
 
+def _cache_type(configuration: Configuration) -> str:
+    """The type of the whole KV cache."""
+    return configuration.type_k if configuration.type_k in _CACHE_TYPES else "f16"
+
+
 def _drop_in(request: Request) -> str:
     """A drop-in for ``ollama.service``: its settings for all models; one request at a time, as was measured."""
     c = request.configuration
     variables = {
         **request.environment,
         "OLLAMA_FLASH_ATTENTION": "1" if c.flash_attn else "0",
-        "OLLAMA_KV_CACHE_TYPE": c.type_k if c.type_k in _CACHE_TYPES else "f16",
+        "OLLAMA_KV_CACHE_TYPE": _cache_type(c),
         "OLLAMA_NUM_PARALLEL": "1",
         "OLLAMA_HOST": f"{LOOPBACK}:{request.port}",
     }

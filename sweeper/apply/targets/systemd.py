@@ -18,7 +18,7 @@ _VENDOR_FOLDERS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"),
 SERVICE = "llama-server.service"
 LIMIT_SERVICE = "sweeper-power-limit.service"
 _WHOLE_SERVICE = f"""\
-# written by sweeper; what it runs stands in llama-server.service.d/sweeper.conf
+# written by sweeper; what it runs is set in llama-server.service.d/sweeper.conf
 [Unit]
 Description=llama.cpp server
 After=network.target {LIMIT_SERVICE}
@@ -36,7 +36,6 @@ WantedBy=multi-user.target
 def draft(request: Request) -> Draft:
     """Write the units to ``/etc/systemd/system``, or to the folder that the user named."""
     folder = (request.folder if request.file is None else request.file.parent).expanduser().absolute()
-    watts = request.configuration.power_limit_watts
     files = [
         change(request.target_file(f"{SERVICE}.d/sweeper.conf"), drop_in(request), "what the service runs")
     ]
@@ -46,16 +45,10 @@ def draft(request: Request) -> Draft:
     if ours or not any((place / SERVICE).exists() for place in (folder, *_VENDOR_FOLDERS)):
         files.insert(0, change(base, _WHOLE_SERVICE, "a whole service, since none of that name exists"))
         notes.append("the service runs as a user of its own: make the model readable for all users")
-    limit = None if watts is None else _limit_unit(request, watts)
+    limit = limit_unit(request)
     if limit is not None:
         files.append(change(folder / LIMIT_SERVICE, limit, "sets the power limit at every boot"))
         units.insert(0, LIMIT_SERVICE)
-    elif watts is not None:
-        notes.insert(
-            0,
-            f"the configuration holds a power limit of {watts} W, and the sweep's record names no device that "
-            "a unit could set it for: set it by hand",
-        )
     notes += [
         f"{other} comes later and has its own ExecStart=, which wins: rename or remove it"
         for other in sorted((folder / f"{SERVICE}.d").glob("*.conf"))
@@ -102,8 +95,11 @@ def drop_in(request: Request) -> str:
     return "\n".join([*lines, "ExecStart=", f"ExecStart={' '.join(command)}"]) + "\n"
 
 
-def _limit_unit(request: Request, watts: int) -> str | None:
-    """A unit that sets the limit of the sweep's GPU or processor; None if the record names neither."""
+def limit_unit(request: Request) -> str | None:
+    """A unit that sets the limit of the sweep's GPU or processor; None if there is none to set."""
+    watts = request.configuration.power_limit_watts
+    if watts is None:
+        return None
     device = request.record.gpu
     gpus = [gpu for gpu in request.record.machine.gpus if gpu.uuid.startswith("GPU-")]
     # The GPU whose watts the sweep measured, else the main one.
