@@ -250,9 +250,12 @@ class _Intermixed(argparse.ArgumentParser):
             return super().parse_known_args(args, namespace)
         self._inside = True
         try:
-            return self.parse_known_intermixed_args(args, namespace)
+            options, unknown = self.parse_known_intermixed_args(args, namespace)
         finally:
             self._inside = False
+        if unknown:  # said here, so that the usage is that of the command
+            self.error(f"unrecognized arguments: {' '.join(unknown)}")
+        return options, unknown
 
     _inside = False
 

@@ -265,8 +265,8 @@ def doctor(options: argparse.Namespace) -> int:
     from sweeper.doctor import Diagnosis, engine_finding, examine, folder_findings, machine_findings
     from sweeper.limits.control import find_limits
 
-    note("checking each sensor; this takes a few seconds …")
     settings = _composed(options).settings
+    note("checking each sensor; this takes a few seconds …")
     root = Path(settings.root)
     folder = folder_findings(root)
     limits = find_limits(root, settings.power)  # not entered, because a sweep may hold the devices

@@ -292,7 +292,7 @@ def check(tree: DictConfig) -> Composed:
     assert isinstance(plain, dict)
     named = {str(key): value for key, value in plain.items() if key != "hydra"}
     for key in _keys_without_value(named):
-        raise ConfigError(f"{key}: this key has no value; give it one with {key}=…")
+        raise ConfigError(f"{key}: this key has no value; {_VALUES.get(key, f'give it one with {key}=…')}")
     if not isinstance(named.get("space"), dict):
         raise ConfigError("space: this key must map parameters to values; see conf/space/auto.yaml")
     _demand_groups(named, Settings)
@@ -480,6 +480,10 @@ def _one_line_errors() -> Iterator[None]:
         raise ConfigError(f"Hydra cannot compose this configuration: {_key_error(error)}") from error
 
 
+_KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
+_VALUES = {"engine.table": "give a table that `sweeper record` wrote: engine.table=FILE.csv.gz"}
+
+
 def _key_error(error: BaseException) -> str:
     """One line that names the key, made from the longer messages of Hydra and OmegaConf."""
     from hydra.errors import OverrideParseException
@@ -487,10 +491,10 @@ def _key_error(error: BaseException) -> str:
     text = str(error)
     cause = str(error.__cause__ or "")
     if isinstance(error, OverrideParseException):
-        return (
-            f"{error.override.lstrip('+')}: this cannot be read; write KEY=VALUE, "
-            "with the value in quotes ('…') if it has signs such as = , ( ) { }"
-        )
+        word = error.override.lstrip("+")
+        if "=" not in word:
+            return f"{word}: this is not KEY=VALUE, such as search.trials=20"
+        return f"{word}: this cannot be read; put the value in quotes ('…') if it has signs such as = , ( ) {{ }}"
     match = re.match(
         r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^\n]*?)'(?: requires|$)", text, re.M
     )
@@ -505,14 +509,18 @@ def _key_error(error: BaseException) -> str:
     if match:
         available = re.search(r"Available options in '[^']+':\s*(.+?)(?:\n\S|\Z)", text, re.S)
         options = ", ".join(available.group(1).split()) if available else ""
-        return f"{match.group(1).replace('/', '=')}: there is no such file" + (
-            f"; the files are: {options}" if options else ""
+        return f"{match.group(1).replace('/', '=')}: there is no such choice" + (
+            f"; choose from {options}" if options else ""
         )
     key = getattr(error, "full_key", None)
     lines = [line.strip() for line in (cause or text).splitlines() if line.strip()]
     first = next(
         (line for line in lines if not line.startswith(("full_key", "object_type"))), type(error).__name__
     )
+    wrong = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first)
+    wrong = wrong or re.match(r"Value '(.*)' is not a valid (\w+)", first)
+    if wrong:
+        first = f"{wrong.group(1)!r} is not {_KINDS.get(wrong.group(2), wrong.group(2))}"
     if "not in 'Settings'" in first or re.match(r"Key '[^']*' not in", first):
         return f"{key}: no such key"
     return f"{key}: {first}" if key else first
@@ -525,8 +533,12 @@ def _near_key(key: str) -> str:
     near = [
         f"{group}.{word}".lstrip(".") for word in difflib.get_close_matches(name, known.get(group, ()), 1)
     ]
-    if not near and not group:
-        near = [f"{other}.{name}" for other, names in known.items() if other and name in names]
+    if not near:
+        every = {f"{other}.{word}": word for other, words in known.items() if other for word in words}
+        near = difflib.get_close_matches(key, every, 1, 0.8)
+        near = near or [
+            full for full, word in every.items() if difflib.get_close_matches(name, [word], 1, 0.8)
+        ]
     if near:
         return f"; did you mean {' or '.join(near)}?"
     if group not in known:

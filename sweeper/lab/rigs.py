@@ -47,6 +47,7 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
         notes=("every figure of this sweep is simulated, not measured",),
         quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
         forecast=lambda _: None,
+        quants=tuple(KL_DIVERGENCE),
         clock=clock,
         sleep=clock.advance,
     )

@@ -27,6 +27,9 @@ class Rig:
     notes: tuple[str, ...]
     quality: Callable[[Configuration], Reading | None]
     forecast: Callable[[Configuration], str | None]
+    quants: tuple[
+        str, ...
+    ] = ()  # the only quantisations that the engine knows; empty: sweeper checks when it makes them
     standing_caveats: tuple[Caveat, ...] = ()
     clock: Callable[[], float] = time.monotonic  # virtual time for simulated machines
     sleep: Callable[[float], None] = time.sleep

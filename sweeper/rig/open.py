@@ -47,6 +47,7 @@ def open_rig(
         rig.engine_record.gpu_offload,
         rig.limits.ranges(),
         {name: str(error) for name, error in rig.limits.refusals().items()},
+        rig.quants,
     )
     space, notes = space_of(composed, facts)
     rig, space = with_quantisations(rig, space, root, say)
@@ -62,6 +63,7 @@ def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, 
         prompt_tokens=facts.workload.prompt_tokens,
         n_ctx_needed=facts.workload.n_ctx_needed,
         n_ctx_train=facts.model.n_ctx_train,
+        quants=facts.quants,
         has_experts=facts.model.expert_count > 0,
     )
     return build_space(spec, default_configuration(facts), traits), notes

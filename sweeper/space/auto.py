@@ -32,6 +32,7 @@ class Facts:
     gpu_offload: bool
     limits: Mapping[str, LimitRange] = field(default_factory=dict)
     limit_reasons: Mapping[str, str] = field(default_factory=dict)
+    quants: tuple[str, ...] = ()  # the only ones that the engine knows; empty: any
 
     def words(self) -> dict[str, dict[str, Any]]:
         """The values of ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` in a space."""

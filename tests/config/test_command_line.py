@@ -184,3 +184,17 @@ def test_every_error_has_a_documented_exit_code(capsys: pytest.CaptureFixture[st
     for code in codes:
         assert f" {code}: " in told
         assert f"| {code} |" in readme
+
+
+def test_an_unknown_option_shows_the_usage_of_its_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["report", "--formt", "json"])
+    assert ended.value.code == 2
+    assert capsys.readouterr().err.startswith("usage: sweeper report")
+
+
+def test_a_quantisation_that_a_simulated_machine_does_not_know(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["sweep", "experiment=demo", "space.quant=Q9", f"root={tmp_path}"]) == 2
+    assert "space.quant: 'Q9' is not one of F16" in capsys.readouterr().err
