@@ -100,6 +100,11 @@ def too_noisy(reading: Reading) -> bool:
     return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
 
 
+def overlap(a: Reading, b: Reading) -> bool:
+    """Whether the two intervals overlap. A report never shows such a difference as a gain or a loss."""
+    return a.low <= b.high and b.low <= a.high
+
+
 def within_noise(a: Reading, b: Reading) -> bool:
     """Whether noise hides the difference between two readings."""
     more = Objective("", "maximize")

@@ -223,15 +223,15 @@ def _apply_rule(
         return cheapest(reaching), reaching, None
     if rule.kind == "at-least":
         fitting = [t for t in trials if fast(t) >= amount]
-        nearest, metric, verb = best(trials, fast, cheap), speed, "reaches"
+        nearest, metric, verb, unit = best(trials, fast, cheap), speed, "reaches", "tok/s"
     else:
         fitting = [t for t in trials if -cheap(t) <= amount]
-        nearest, metric, verb = best(trials, cheap, fast), cost, "stays under"
+        nearest, metric, verb, unit = best(trials, cheap, fast), cost, "stays under", "W"
     if fitting:
         return cheapest(fitting) if rule.kind == "at-least" else best(fitting, fast, cheap), fitting, None
-    bound = str(rule).partition(":")[2]
-    said = f"the nearest is trial {nearest.number} with {amount_words(nearest, metric or '')}"
-    return nearest, (), f"no trial that keeps the constraints and was measured twice {verb} {bound}; {said}"
+    said = f"the nearest is #{nearest.number} ({amount_words(nearest, metric or '')})"
+    which = "no trial that keeps the constraints and was measured twice"
+    return nearest, (), f"{which} {verb} {amount:g} {unit}; {said}"
 
 
 def _best_with_prompts(

@@ -5,24 +5,26 @@ from __future__ import annotations
 import math
 
 from sweeper.metrics import describe
-from sweeper.records import Prices, SweepRecord, TrialRecord
-from sweeper.results.front import too_noisy, within_noise
+from sweeper.records import Prices, Reading, SweepRecord, TrialRecord, Workload
+from sweeper.results.front import overlap, too_noisy
 from sweeper.results.objectives import amount_words, cost_metric, speed_metric
 
 JOULES_PER_KWH = 3.6e6
 DAYS_PER_YEAR = 365
+# A request that takes longer than this many times the baseline's is worth a warning, even if it saves energy.
+MUCH_LONGER = 1.2
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 
 
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """Describe the gains and costs of ``trial``, compared with the sweep's baseline, in words.
 
-    For example ``compared with the baseline: -3 % speed, -28 % watts, 31 kWh and €9 less a year at 4 h a day``.
+    For example ``compared with the baseline: -3 % speed, -28 % watts, 31 kWh and €9 less a year at 4 h a day, while
+    generating the same number of tokens``.
 
-    Both energy figures are for the same tokens: those that the baseline generates on 365 days, in the hours a day of
-    ``record.prices``. The baseline's energy is watts x hours. The trial's energy is that times the ratio of the two
-    J/token (watts / tok/s). The power of the waiting machine is not included. A difference within the noise of both is
-    called "same within noise". Estimated or simulated watts are labelled.
+    Both energy figures are those of :func:`yearly_kwh`. The power of the waiting machine is not included. If the
+    intervals of two figures overlap, they are called "same within noise". A whole request that takes more energy, or
+    much more time, is named as well. Estimated or simulated watts are labelled.
     """
     label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
@@ -31,35 +33,80 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     if base is None or base.state != "complete" or not all(m in base.metrics for m in shown):
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
-        return "this is the engine's default configuration, the baseline"
+        return "this is the baseline"
     if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
         return f"{absolute}; too noisy to compare with the baseline"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
-    if energy := _energy_words(base, trial, record.prices, prefix):
-        parts.append(energy + label)
-    return f"compared with the baseline: {', '.join(parts)}"
+    parts += [
+        _energy_words(base, trial, record.prices, prefix, label),
+        _request_words(record, base, trial, label),
+    ]
+    return f"compared with the baseline: {', '.join(filter(None, parts))}"
 
 
 def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
     name = describe(metric).short
-    if within_noise(base.metrics[metric], trial.metrics[metric]):
+    if overlap(base.metrics[metric], trial.metrics[metric]):
         return f"same {name} within noise"
     before, after = base.metrics[metric].median, trial.metrics[metric].median
     return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
 
 
-def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str) -> str:
+def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str, label: str) -> str:
     """The difference in energy and money a year to the baseline; empty if a figure is missing or noise hides it."""
     power, speed = f"{prefix}watts", f"{prefix}tokens_per_second"
     if not all(m in t.metrics and t.metrics[m].median > 0 for t in (base, trial) for m in (power, speed)):
         return ""
-    if all(within_noise(base.metrics[m], trial.metrics[m]) for m in (power, speed)):
+    if all(overlap(base.metrics[m], trial.metrics[m]) for m in (power, speed)):
         return ""
-    before, after = (t.metrics[power].median / t.metrics[speed].median for t in (base, trial))
-    kwh = kwh_per_year(base.metrics[power].median, prices.hours_per_day) * (after / before - 1)
-    direction = "more" if kwh > 0 else "less"
-    return f"{energy_words(abs(kwh), prices)} {direction} a year at {prices.hours_per_day:g} h a day"
+    kwh = yearly_kwh(trial, base, prices, prefix) - yearly_kwh(base, base, prices, prefix)
+    doing = "reading" if prefix else "generating"
+    return (
+        f"{energy_words(abs(kwh), prices)}{label} {'more' if kwh > 0 else 'less'} a year at "
+        f"{prices.hours_per_day:g} h a day, while {doing} the same number of tokens"
+    )
+
+
+def yearly_kwh(trial: TrialRecord, base: TrialRecord, prices: Prices, prefix: str = "") -> float:
+    """The energy of a year, for the tokens that ``base`` makes on 365 days in the user's hours a day.
+
+    A trial that is slower than ``base`` runs longer for them. Raises KeyError if speed or watts are missing.
+    """
+    power, speed = f"{prefix}watts", f"{prefix}tokens_per_second"
+    hours = prices.hours_per_day * base.metrics[speed].median / trial.metrics[speed].median
+    return kwh_per_year(trial.metrics[power].median, hours)
+
+
+def _request_words(record: SweepRecord, base: TrialRecord, trial: TrialRecord, label: str) -> str:
+    """A warning if one request of the workload takes more energy, or much more time, beyond noise; else empty."""
+    found = []
+    for kind, unit, factor in (
+        ("tokens_per_second", "s", MUCH_LONGER),
+        ("joules_per_token", f"J{label}", 1.0),
+    ):
+        here, there = (_request(record.workload, t, kind) for t in (trial, base))
+        if here and there and here.low > factor * there.high:
+            after, before = (
+                f"{r.median:.3g}" if r.median < 1000 else f"{r.median:.0f}" for r in (here, there)
+            )
+            found.append(f"{after} against {before} {unit}")
+    return f"but a whole request (prompt and answer) takes {' and '.join(found)}" if found else ""
+
+
+def _request(work: Workload, trial: TrialRecord, kind: str) -> Reading | None:
+    """The time or energy of one request, from the tok/s or J/token of both phases; None if one is missing."""
+    prompt, answer = trial.metrics.get(f"prompt_{kind}"), trial.metrics.get(kind)
+    if prompt is None or answer is None or min(prompt.low, answer.low) <= 0:
+        return None
+
+    def both(one: float, other: float) -> float:
+        if kind == "tokens_per_second":
+            return work.prompt_tokens / one + work.generated_tokens / other
+        return work.prompt_tokens * one + work.generated_tokens * other
+
+    low, high = sorted((both(prompt.low, answer.low), both(prompt.high, answer.high)))
+    return Reading(both(prompt.median, answer.median), low, high, min(prompt.n, answer.n))
 
 
 def energy_words(kwh: float, prices: Prices) -> str:

@@ -348,7 +348,7 @@ def test_a_pick_that_nothing_keeps_is_not_applied_and_the_nearest_is_named(
     sweep: SweepRecord, folder: Path, tmp_path: Path, pick: str
 ) -> None:
     with pytest.raises(
-        UsageError, match=r"the nearest is trial 3 .* (Ask for less speed|Allow more watts), or use --pick 3"
+        UsageError, match=r"the nearest is #3 .* (Ask for less speed|Allow more watts), or use --pick 3"
     ):
         apply.run(
             sweep,

@@ -157,12 +157,11 @@ def test_the_nearest_is_given_and_said_where_no_point_fits():
     fast = choose(sweep(*FIVE), "at-least:25tok/s")
     assert fast.trial.number == 0
     assert fast.nearest == (
-        "no trial that keeps the constraints and was measured twice reaches 25tok/s; "
-        "the nearest is trial 0 with 20 tok/s"
+        "no trial that keeps the constraints and was measured twice reaches 25 tok/s; the nearest is #0 (20 tok/s)"
     )
     frugal = choose(sweep(*FIVE), "at-most:10W")
     assert frugal.trial.number == 4
-    assert "stays under 10W; the nearest is trial 4 with 18 W" in (frugal.nearest or "")
+    assert "stays under 10 W; the nearest is #4 (18 W)" in (frugal.nearest or "")
 
 
 def test_the_knee_of_one_and_of_two_points_is_the_faster():
@@ -217,7 +216,8 @@ def test_a_metric_that_is_missing_everywhere_is_an_error_with_its_reason():
 def test_the_price_in_words():
     # 60 W x 4 h x 365 = 87.6 kWh, times 1 - 2.2268 / 3 = 22.6 kWh, times 0.30 = 6.77.
     assert choose(sweep(*FIVE), "within:5%").words == (
-        "compared with the baseline: -3 % speed, -28 % watts, 23 kWh and €6.80 less a year at 4 h a day"
+        "compared with the baseline: -3 % speed, -28 % watts, 23 kWh and €6.80 less a year at 4 h a day, "
+        "while generating the same number of tokens"
     )
 
 
@@ -225,7 +225,7 @@ def test_an_estimate_says_so_wherever_energy_is_named():
     words = choose(sweep(*FIVE, kind="estimated"), "within:5%").words
     assert words == (
         "compared with the baseline: -3 % speed, -28 % watts (estimated), "
-        "23 kWh and €6.80 less a year at 4 h a day (estimated)"
+        "23 kWh and €6.80 (estimated) less a year at 4 h a day, while generating the same number of tokens"
     )
     assert "(partly estimated)" in choose(sweep(*FIVE, kind="mixed")).words
     assert "(simulated)" in choose(sweep(*FIVE, kind="simulated")).words
@@ -234,10 +234,7 @@ def test_an_estimate_says_so_wherever_energy_is_named():
 def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
     prices = Prices(currency="CHF", per_kwh=0.1, hours_per_day=1)
     words = choose(sweep(trial(0, 20, 20), trial(1, 21, 23), prices=prices), "fastest").words
-    assert (
-        words
-        == "compared with the baseline: +5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF more a year at 1 h a day"
-    )
+    assert "+5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF more a year at 1 h a day, while" in words
 
 
 def test_a_difference_within_noise_is_no_difference():
@@ -249,7 +246,7 @@ def test_a_difference_within_noise_is_no_difference():
 
 
 def test_the_baseline_itself_and_no_baseline():
-    assert choose(sweep(*FIVE), "fastest").words == "this is the engine's default configuration, the baseline"
+    assert choose(sweep(*FIVE), "fastest").words == "this is the baseline"
     without = "19.4 tok/s, 43.2 W (estimated); no baseline to compare with"
     assert choose(sweep(*FIVE, baseline=None, kind="estimated")).words == without
     failed = TrialRecord(0, "failed", Configuration())
@@ -287,8 +284,31 @@ def test_prefill_objectives_are_priced_by_prefill():
     record = sweep(trial(0, 5, 5, metrics=slow), trial(1, 4, 9, metrics=fast), objectives=objectives)
     assert choose(record, "greenest").trial.number == 1
     assert choose(record, "greenest").words == (
-        "compared with the baseline: +100 % prompt speed, +10 % prompt watts, 66 kWh and €20 less a year at 4 h a day"
+        "compared with the baseline: +100 % prompt speed, +10 % prompt watts, 66 kWh and €20 less a year at 4 h a day, "
+        "while reading the same number of tokens"
     )
+
+
+def test_a_slower_or_dearer_request_is_named_beside_the_gain():
+    # 512 prompt and 128 generated tokens: 512 / 51.2 + 128 / 12.8 = 20 s, and 512 x 1 + 128 x 3 = 896 J.
+    def prompts(speed, joules):
+        return {"prompt_tokens_per_second": speed, "prompt_joules_per_token": joules}
+
+    base = trial(0, 12.8, 38.4, metrics=prompts(51.2, 1.0))
+    # 512 / 5.12 + 10 = 110 s, and 512 x 2 + 128 x 2 = 1280 J.
+    dear = trial(1, 12.8, 25.6, metrics=prompts(5.12, 2.0))
+    words = choose(sweep(base, dear, kind="estimated"), "within:5%").words
+    assert words.endswith(
+        "but a whole request (prompt and answer) takes 110 against 20 s and 1280 against 896 J (estimated)"
+    )
+    alike = trial(1, 12.8, 25.6, metrics=prompts(50, 1.0))
+    assert "request" not in choose(sweep(base, alike), "within:5%").words
+
+
+def test_intervals_that_overlap_are_no_gain():
+    # The half-widths 0.9 and 0.9 are less than the difference of 1.5 by the root of their squares, yet they overlap.
+    pair = sweep(trial(0, 20, 60, noise=0.045), trial(1, 21.5, 60, noise=0.045))
+    assert "same speed within noise" in choose(pair, "fastest").words
 
 
 def test_a_sweep_without_one_side_says_what_is_missing():
