@@ -77,7 +77,7 @@ METRICS = {
             "kl_divergence",
             "quality lost (KL divergence)",
             "nats/token",
-            "KLD",
+            "KL divergence",
             "kl divergence",
             "decode",
             exact=True,

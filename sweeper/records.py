@@ -102,8 +102,10 @@ class Caveat(Enum):
     ABOVE_CEILING = "the speed is above the limit of the memory bandwidth: this figure cannot be true"
     SYNTHETIC_QUALITY = "the model's weights are random: its quality figures say nothing about real models"
     SIMULATED = "the machine is simulated: no figure here was measured"
-    SPREAD_UNKNOWN = "it was measured only once"
-    STOPPED_EARLY = "after its first windows, another trial was better in every objective beyond noise"
+    SPREAD_UNKNOWN = "a figure was measured only once, so its spread is unknown"
+    STOPPED_EARLY = (
+        "stopped after a few measurements because another trial was clearly better in every objective"
+    )
     BEYOND_TRAINING = (
         "the context is longer than the model was trained for: answers get worse beyond that length, and "
         "llama-server cuts each slot to it"

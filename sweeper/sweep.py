@@ -30,6 +30,7 @@ from sweeper.records import (
     TrialRecord,
     Visit,
 )
+from sweeper.report.caveats import why_nothing
 from sweeper.report.progress import Progress
 from sweeper.results.assemble import assemble, baseline_of, choose_finalists, conclude, growth, violations_of
 from sweeper.search.early_stop import EarlyStop
@@ -123,7 +124,7 @@ class Sweep:
         reason = self._search()
         record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
         if not record.on_front():
-            raise NoResultError(_nothing_counts(record))
+            raise NoResultError(why_nothing(record))
         return record
 
     # -- the search ---------------------------------------------------------------------------------------
@@ -319,7 +320,7 @@ class Sweep:
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
-        self.progress.finalists(total - sum(visit < FINAL_VISITS for _, visit in done))
+        self.progress.finalists(len(finalists), total - sum(visit < FINAL_VISITS for _, visit in done))
         stage = visit_stage(record.workload)
         for visit, order in rounds(finalists, done, lambda: assemble(self.study), self.plan.seed):
             if visit >= FINAL_VISITS and order:
@@ -392,15 +393,3 @@ def _drift(baseline: TrialRecord, again: Measurement) -> float | None:
     change = now.median / before.median - 1
     apart = now.high < before.low or now.low > before.high
     return change if apart and abs(change) > DRIFT else None
-
-
-def _nothing_counts(record: SweepRecord) -> str:
-    """Explain in one line why a sweep has no front."""
-    reasons = [t.reason for t in record.trials if t.reason]
-    broken = [k for t in record.trials for k, v in t.violations.items() if v > 0]
-    if broken:
-        most = max(set(broken), key=broken.count)
-        return f"no trial keeps every constraint. Most often broken is {most}: loosen it in objectives.constraints"
-    if reasons:
-        return f"no trial succeeded; the reason of the last one: {reasons[-1]}"
-    return "no trial finished"

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections import Counter
 
+from sweeper.metrics import SPEEDS, describe
 from sweeper.records import Caveat, SweepRecord, TrialRecord
-from sweeper.report.words import STATES, outcome
+from sweeper.report.words import STATES, broken_constraints, outcome
+
+CAP_WITHOUT_EFFECT = "power limit without effect"
 
 
 def caveats_of(record: SweepRecord) -> dict[Caveat, str]:
@@ -30,18 +33,28 @@ def caveats_of(record: SweepRecord) -> dict[Caveat, str]:
 
 def caveat_name(caveat: Caveat) -> str:
     """``stopped early`` and the like."""
-    return caveat.name.lower().replace("_", " ")
+    return CAP_WITHOUT_EFFECT if caveat is Caveat.CAP_NOT_BINDING else caveat.name.lower().replace("_", " ")
 
 
 def advice_lines(record: SweepRecord) -> list[str]:
     """One line for each caveat: its name, its advice, and the trials it is about; then the sweep's notes."""
     lines = [
-        f"{caveat_name(caveat)}: {caveat.advice}" + (f" ({carriers})" if carriers else "")
-        for caveat, carriers in caveats_of(record).items()
-        # The head of every report names a simulated machine, and the sweep's own note repeats it.
-        if caveat is not Caveat.SIMULATED or not (record.engine.simulated and record.notes)
+        f"{caveat_name(caveat)}: {_advice(record, caveat, on)}" for caveat, on in caveats_of(record).items()
     ]
-    return [*lines, *record.notes]
+    # The head of every report says that a machine is simulated: neither the caveat nor the sweep's note repeats it.
+    return [line for line in (*lines, *record.notes) if not (record.engine.simulated and "simulated" in line)]
+
+
+def _advice(record: SweepRecord, caveat: Caveat, carriers: str) -> str:
+    """The advice of a caveat with the trials or the figures that it is about."""
+    own = [trial for trial in record.trials if caveat in trial.caveats]
+    if caveat is Caveat.STOPPED_EARLY and own:
+        return f"{len(own)} {'trial was' if len(own) == 1 else 'trials were'} {caveat.advice}"
+    if caveat is Caveat.SPREAD_UNKNOWN and own:
+        once = dict.fromkeys(m for t in own for m in SPEEDS if m in t.metrics and t.metrics[m].n == 1)
+        named = " and ".join(describe(metric).title for metric in once) or "a figure"
+        return f"{named} of {carriers or 'every trial'} was measured only once, so its spread is unknown"
+    return caveat.advice + (f" ({carriers})" if carriers else "")
 
 
 def failures(record: SweepRecord) -> list[tuple[str, int]]:
@@ -56,7 +69,22 @@ def lost_trials(record: SweepRecord) -> list[TrialRecord]:
 
 def reason(trial: TrialRecord) -> str:
     """Why a trial does not count."""
-    broken = [constraint for constraint, distance in trial.violations.items() if distance > 0]
+    broken = broken_constraints(trial)
     if trial.state == "complete" and broken:
-        return f"measured, but outside {', '.join(broken)}"
+        return f"rejected: breaks {', '.join(broken)}"
     return trial.reason or f"{STATES[trial.state]}, no reason recorded"
+
+
+def why_nothing(record: SweepRecord) -> str:
+    """Why a sweep recommends nothing, in words."""
+    if any(trial.feasible for trial in record.trials):
+        return "no trial that counts was measured twice"
+    broken = Counter(name for trial in record.trials for name in broken_constraints(trial)).most_common(1)
+    if broken:
+        return (
+            f"no trial keeps the constraints; most often broken: {broken[0][0]}. Loosen it and use a new name"
+        )
+    reasons = [trial.reason for trial in record.trials if trial.reason]
+    return (
+        f"no trial succeeded; the reason of the last one: {reasons[-1]}" if reasons else "no trial finished"
+    )

@@ -2,27 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
 from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
-from sweeper.report.picks import NOTHING, recommended
-from sweeper.report.words import clean, figure, machine_name, power_line
+from sweeper.report.caveats import why_nothing
+from sweeper.report.picks import recommended
+from sweeper.report.words import clean, figure, fixed_settings, machine_name, power_line
 from sweeper.results.price import (
     DAYS_PER_YEAR,
     JOULES_PER_KWH,
-    energy_words,
+    energy_and_price,
     money,
     per_hour,
     per_million_tokens,
 )
 
-UNRANKED = (
-    "Sweeps in different groups are not ranked against each other: their sensors see different parts of the "
-    "machine, are of different kinds, or the workload differs."
-)
+UNRANKED = "The tables are not comparable, because sensor or workload differs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,10 +85,15 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     """Set sweeps side by side, each by the trial that it recommends, at ``prices`` for all.
 
     Raises:
-        UsageError: there is no sweep, or the card's figures are not above 0.
+        UsageError: there is no sweep, a price is below 0, a day has more than 24 hours, or the card's figures are
+            not above 0.
     """
     if not records:
         raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
+    if not 0 <= prices.per_kwh < math.inf:
+        raise UsageError(f"--per-kwh {prices.per_kwh:g}: a price per kWh is 0 or more")
+    if not 0 <= prices.hours_per_day <= 24:
+        raise UsageError(f"--hours {prices.hours_per_day:g}: the hours of use a day are between 0 and 24")
     # Watts of another sensor, or at another workload, cannot be ranked.
     keys = [(r.power.scope, r.power.name, r.power.kind, r.engine.simulated, _workload(r)) for r in records]
     order = list(dict.fromkeys(keys))
@@ -98,7 +102,7 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     sentences = [*_between_models(records, rows, groups)]
     if card is not None:
         for name in ("price", "tokens_per_second", "watts"):
-            if not getattr(card, name) > 0:
+            if not 0 < getattr(card, name) < math.inf:
                 raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
         sentences += [
             card_in_words(record, row, card, prices) for record, row in zip(records, rows, strict=True)
@@ -128,26 +132,32 @@ def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -
     # The card waits in all hours of a year but those that it needs for the same tokens.
     busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
     saved_kwh -= card.idle_watts_more * (24.0 - busy) * DAYS_PER_YEAR / 1000
-    yearly = energy_words(abs(saved_kwh), prices)
-    times = f"×{card.tokens_per_second / speed:.2g} the speed"
+    energy, cost = energy_and_price(abs(saved_kwh), prices)
+    hours = prices.hours_per_day
+    finishes = f"it finishes your {hours:g} h of work in {_duration(hours * speed / card.tokens_per_second)}"
     doubtful = [kind for kind in dict.fromkeys((record.power.kind, card.kind)) if kind != "measured"]
-    kinds = f" ({' and '.join(doubtful)})" if doubtful else ""
-    if saved_kwh <= 0:
-        verdict = f"never pays in energy: {yearly} more a year"
-    else:
-        years = card.price / (saved_kwh * prices.per_kwh)
-        verdict = f"pays after {years:.1f} years: {yearly} less a year"
+    kinds = f"; watts are {' and '.join(doubtful)}" if doubtful else ""
+    saved = saved_kwh * prices.per_kwh
+    uses = f"and uses {energy} ({cost}) less" if saved_kwh > 0 else f"but uses {energy} ({cost}) more"
+    pays = f"pays for itself after {card.price / saved:.1f} years" if saved > 0 else "never pays for itself"
     return (
-        f"{clean(card.name)} for {money(card.price, prices)} against {here}: {times}, {verdict} "
-        f"at {prices.hours_per_day:g} h a day and {prices.per_kwh:g} "
-        f"{clean(prices.currency)} per kWh{kinds}."
+        f"{clean(card.name)} for {money(card.price, prices)} against {here}: {finishes} {uses} a year: it {pays} "
+        f"({prices.per_kwh:g} {clean(prices.currency)} per kWh{kinds})."
     )
+
+
+def _duration(hours: float) -> str:
+    return f"{60 * hours:.0f} min" if hours < 1 else f"{hours:.2g} h"
 
 
 def _workload(record: SweepRecord) -> str:
     w = record.workload
     depth = (
-        "as deep as fits" if w.depth is None else f"after {w.depth} others" if w.depth else "from the start"
+        "as deep as fits"
+        if w.depth is None
+        else f"after {w.depth} others"
+        if w.depth
+        else "with an empty context"
     )
     return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}"
 
@@ -157,7 +167,8 @@ def _entry(record: SweepRecord, group: int, prices: Prices) -> Entry:
     trial = best.trial if best else None
     metrics = trial.metrics if trial else {}
     joules, watts = metrics.get("joules_per_token"), metrics.get("watts")
-    reason = None if trial else f"it recommends nothing: {NOTHING}"
+    why = "" if any(t.feasible for t in record.trials) else f": {why_nothing(record)}"
+    reason = None if trial else f"no recommendation yet{why}"
     absent = next((m for m in ("tokens_per_second", "watts") if m not in metrics), None)
     if trial and absent:
         reason = f"{absent} is missing: {trial.missing.get(absent, 'not measured')}"
@@ -188,8 +199,7 @@ def _group(records: Sequence[SweepRecord], rows: Sequence[Entry], number: int) -
         reading = rows[index].joules_per_token
         return float("inf") if reading is None else reading.median
 
-    simulated = " · simulated machine" if first.engine.simulated else ""
-    title = f"{power_line(first.power)} · {_workload(first)}{simulated}"
+    title = f"{power_line(first.power)} · {_workload(first)}"
     return Group(title, first.power.kind, tuple(sorted(members, key=joules)))
 
 
@@ -207,6 +217,7 @@ _FACTS: dict[str, Callable[[SweepRecord], str]] = {
     "watts are": lambda r: r.power.kind,
     "workload": _workload,
     "pick": lambda r: r.pick,
+    "fixed settings": lambda r: fixed_settings(r) or "none",
 }
 
 

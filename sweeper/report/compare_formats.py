@@ -14,7 +14,7 @@ from sweeper.report.words import MISSING, clean, figure, spread
 from sweeper.results.price import money
 
 # How soon each column goes where there is no room, 0: never.
-GIVES_WAY = (0, 4, 3, 6, 0, 0, 2, 5, 1)
+GIVES_WAY = (0, 0, 3, 6, 0, 0, 2, 5, 1)
 
 
 def render_comparison(comparison: Comparison, form: str, width: int = WIDTH) -> str:
@@ -47,10 +47,12 @@ def _lines(comparison: Comparison, width: int) -> list[Text]:
     if comparison.differences:
         lines.append(Text("what differs:", style="bold"))
     for name, values in comparison.differences.items():
+        told = []
         for item in dict.fromkeys(values):
             sweeps = [clean(r.sweep) for r, own in zip(comparison.rows, values, strict=True) if own == item]
-            lines += wrapped(f"{name}: {item} ({', '.join(sweeps)})", width, indent="  ", hanging="    ")
-    return lines
+            told.append(f"{item} ({', '.join(sweeps)})")
+        lines += wrapped(f"{name}: {'; '.join(told)}", width, indent="  ", hanging="    ")
+    return lines if lines[-1].plain else lines[:-1]
 
 
 def _markdown(comparison: Comparison) -> str:
@@ -67,7 +69,17 @@ def _markdown(comparison: Comparison) -> str:
 
 def _table(comparison: Comparison, group: Group) -> Table:
     kind = "" if group.kind == "measured" else f" {group.kind}"
-    heads = ["model", "sweep", "machine", "date", "tok/s", f"W{kind}", "J/tok", "per Mtok", "per hour"]
+    heads = [
+        "model",
+        "sweep",
+        "machine",
+        "date",
+        "tok/s",
+        f"W{kind}",
+        "J/tok",
+        "per Mtok",
+        "electricity per hour",
+    ]
 
     def price(amount: float | None) -> str:
         return MISSING if amount is None else money(amount, comparison.prices)
@@ -85,14 +97,10 @@ def _table(comparison: Comparison, group: Group) -> Table:
             price(entry.price_per_million_tokens),
             price(entry.price_per_hour),
         ]
-        return Row(cells, below=clean(entry.reason or ""))
+        return Row(cells, below=clean(f"sweep {entry.sweep}: {entry.reason}" if entry.reason else ""))
 
     rows = [row(comparison.rows[index]) for index in group.rows]
-    models_tell = len({str(row.cells[0]) for row in rows}) == len(
-        rows
-    )  # else the sweeps' names tell rows apart
-    gives_way = GIVES_WAY if models_tell else (0, 0, *GIVES_WAY[2:])
-    return Table(heads, rows, words=4, gives_way=gives_way, below="no figures because")
+    return Table(heads, rows, words=4, gives_way=GIVES_WAY, below="remark")
 
 
 def _csv(comparison: Comparison) -> str:

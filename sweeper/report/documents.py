@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
-from sweeper.report.picks import NOTHING, Picked, marks, picks, recommended
+from sweeper.report.caveats import why_nothing
+from sweeper.report.picks import Picked, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
 
 
@@ -28,7 +29,7 @@ def recommendation_document(record: SweepRecord) -> dict[str, Any]:
     return {
         **_about(record, quant),
         "recommended": None if best is None else _picked(best),
-        "reason": None if best else f"{NOTHING}, so nothing is recommended",
+        "reason": None if best else f"{why_nothing(record)}; so nothing is recommended",
         "others": [_picked(picked) for picked in picks(record) if not picked.recommended],
     }
 

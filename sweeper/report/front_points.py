@@ -121,7 +121,7 @@ def plane_data(record: SweepRecord, plane: Plane, places: Mapping[int, int]) -> 
         "picks": [
             {
                 "kind": "pick" if picked.recommended else picked.pick,
-                "name": picked.pick,
+                "name": picked.label,
                 "at": at([picked.trial])[0],
             }
             for picked in picks(record)

@@ -18,7 +18,7 @@ from markupsafe import Markup
 
 from sweeper.records import SweepRecord, to_plain
 from sweeper.report import charts, picks, sections, words
-from sweeper.report.caveats import advice_lines, failures, lost_trials
+from sweeper.report.caveats import advice_lines, failures, lost_trials, why_nothing
 from sweeper.report.front_points import REST, front_chart, front_data, front_points, planes_of
 from sweeper.report.influence import LEAST_TRIALS, influences
 
@@ -55,7 +55,8 @@ def _template() -> Template:
     )
     environment.globals.update(
         advice_lines=advice_lines, charts=charts, failures=failures, least_trials=LEAST_TRIALS,
-        lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST, sections=sections, words=words,
+        lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST, sections=sections,
+        why_nothing=why_nothing, words=words,
     )  # fmt: skip
     environment.filters["sha256"] = _hash
     return environment.get_template("page.html.j2")

@@ -88,10 +88,17 @@ class PlainProgress(Progress):
         """Print the note."""
         self._print(clean(text), "yellow", whole=True)
 
-    def finalists(self, measurements: int) -> None:
-        """Print that the search is over."""
+    def finalists(self, trials: int, measurements: int) -> None:
+        """Print that the search is over, and what follows."""
         self._start_stage(measurements)
-        self._print(f"the search is over; {measurements} measurements of the finalists follow", "bold")
+        times, rest = divmod(measurements, max(trials, 1))
+        if not measurements:
+            line = "already complete: every finalist is measured"
+        elif rest:
+            line = f"the search is over; {measurements} measurements of the {trials} best trials are left"
+        else:
+            line = f"the search is over; the {trials} best trials are measured {times} more times"
+        self._print(line, "bold")
 
     def undecided(self, measurements: int) -> None:
         """Print that sweeper measures some finalists once more."""
@@ -106,7 +113,7 @@ class PlainProgress(Progress):
     def _start_stage(self, measurements: int) -> None:
         self._since = self._clock()
         self._left.finalists_started(measurements)
-        self._stage, self._number, self._total = "finalist", 0, measurements
+        self._stage, self._number, self._total = "finalist measurement", 0, measurements
 
     def _first(self, trial: TrialRecord) -> float:
         """The first objective, oriented so that more is better."""
@@ -122,7 +129,7 @@ class PlainProgress(Progress):
 
     def _line(self, trial: TrialRecord) -> str:
         """One finished trial: figures, or why there are none, and its settings."""
-        place = f"{self._stage} {self._number}/{self._total}  #{trial.number}"
+        place = f"{self._stage} {self._number}/{self._total}: #{trial.number}"
         own = settings(trial.configuration, self._base or Configuration())
         if trial.state == "complete" and trial.metrics:
             outside = "" if trial.feasible else f"  {clean(why_lost(trial))}"

@@ -6,8 +6,8 @@ import re
 from collections.abc import Iterable
 
 from sweeper.records import SweepRecord
-from sweeper.report.caveats import advice_lines, failures
-from sweeper.report.picks import NOTHING, meaning, meanings, next_commands, picks_by_trial, recommended, title
+from sweeper.report.caveats import advice_lines, failures, why_nothing
+from sweeper.report.picks import heading, meaning, meanings, next_commands, picks_by_trial, recommended, title
 from sweeper.report.sections import costs, front_table, legend, origin, phases, setting
 from sweeper.report.tables import Facts, Table, joined
 from sweeper.report.words import clean, machine_name, own_settings, warnings
@@ -28,7 +28,8 @@ def markdown_report(record: SweepRecord) -> str:
         _answer(record),
         _front(record),
         *(
-            f"**{escape(title(record, found))}**: {escape(found[0].words)} _({escape(meanings(record, found))})_"
+            f"**{escape(title(record, found))}**: {escape(found[0].words)}"
+            + (f" _({escape(said)})_" if (said := meanings(record, found)) else "")
             for found in picks_by_trial(record)
         ),
         *(markdown_table(table) for table in phases(record)),
@@ -99,9 +100,10 @@ def _answer(record: SweepRecord) -> str:
     best = recommended(record)
     commands = "\n".join(f"{command}  # {purpose}" for command, purpose in next_commands(record))
     if best is None:
-        return f"**Nothing can be recommended yet**: {NOTHING}.\n\n{fence(commands)}"
+        return f"**Nothing can be recommended yet**: {escape(why_nothing(record))}.\n\n{fence(commands)}"
     own = own_settings(record, best.trial)
-    return f"**Run this** ({escape(best.pick)}): {escape(best.words)}\n\n{code(own)}\n\n{fence(commands)}"
+    head = f"**{heading(record, best)}** ({escape(best.pick)}):"
+    return f"{head}\n\n{fence(commands)}\n\n{escape(best.words)}\n\n{code(own)}"
 
 
 # At 1,300 pixels with its assistant open, MLflow 3.17 puts a description without a line of some 65 signs of
@@ -113,11 +115,13 @@ def _command_first(record: SweepRecord) -> str:
     best = recommended(record)
     if best is None:
         return _answer(record)
-    (look, seen), (write, written), *others = next_commands(record)
+    commands = list(next_commands(record))
+    # The command that writes; of a simulated or disturbed sweep, the next sweep.
+    write, written = commands.pop(1 if commands[0][0] == best.apply_command else 0)
     first = write if len(write) >= _WIDE_ENOUGH else f"{write}  # {written}"
-    rest = "\n".join(f"- {code(command)} {purpose}" for command, purpose in ((look, seen), *others))
-    words = f"**Run this** ({escape(best.pick)}): {escape(best.words)}"
-    own = f"{escape(best.pick)} is {escape(meaning(record, best.pick))}: " + code(
+    rest = "\n".join(f"- {code(command)} {purpose}" for command, purpose in commands)
+    words = f"**{heading(record, best)}** ({escape(best.pick)}): {escape(best.words)}"
+    own = f"{escape(best.pick)} asks for {escape(meaning(record, best.pick))}: " + code(
         own_settings(record, best.trial)
     )
     return f"{fence(first)}\n{words}\n\n{own}\n\n{rest}"

@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
 from sweeper.records import SweepRecord, TrialRecord
-from sweeper.report.words import baseline_of, clean, figure
-from sweeper.results.front import tied
+from sweeper.report.words import baseline_of, clean, disturbed, figure
+from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
+from sweeper.results.price import request_in_words
 
 NAMED = ("fastest", "knee", "greenest")
-NOTHING = "no trial that counts was measured twice"  # why nothing can be recommended
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +27,11 @@ class Picked:
     recommended: bool
     apply_command: str
     nearest: bool = False  # no trial does what the pick asks, and this is the nearest
+
+    @property
+    def label(self) -> str:
+        """The pick's name beside its trial: a trial that does not do what the pick asks is only the nearest."""
+        return f"nearest to {self.pick}" if self.nearest else self.pick
 
 
 def picks(record: SweepRecord) -> tuple[Picked, ...]:
@@ -54,6 +59,13 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
 def recommended(record: SweepRecord) -> Picked | None:
     """The recommended pick, or None where sweeper may not recommend a trial yet."""
     return next(iter(picks(record)), None)
+
+
+def heading(record: SweepRecord, best: Picked) -> str:
+    """The heading above the recommendation: an order only where nothing speaks against the trial."""
+    if disturbed(record):
+        return "Best so far: repeat the sweep before you apply it"
+    return "No trial does what the pick asks; this is the nearest" if best.nearest else "Run this"
 
 
 def meaning(record: SweepRecord, pick: str) -> str:
@@ -85,8 +97,10 @@ def picks_by_trial(record: SweepRecord) -> list[list[Picked]]:
 
 def title(record: SweepRecord, found: list[Picked]) -> str:
     """The trial and the names of its picks: ``#6 (recommended): fastest, knee``."""
-    names, number = ", ".join(picked.pick for picked in found), found[0].trial.number
-    mark = " (recommended)" if found[0].recommended else ""
+    names, number = ", ".join(picked.label for picked in found), found[0].trial.number
+    if found[0].recommended and disturbed(record):
+        return f"best so far: #{number} ({names}); repeat the sweep before you apply it"
+    mark = " (recommended)" if found[0].recommended and not found[0].nearest else ""
     if 1 < len(found) == len(picks(record)):
         return f"#{number} is the best by every measure{mark}: {names}"
     return f"#{number}{mark}: {names}"
@@ -94,25 +108,36 @@ def title(record: SweepRecord, found: list[Picked]) -> str:
 
 def meanings(record: SweepRecord, found: list[Picked]) -> str:
     """The rule of each pick in ``found``, in words."""
-    return "; ".join(f"{picked.pick}: {meaning(record, picked.pick)}" for picked in found)
+    return "; ".join(f"{p.pick}: {meaning(record, p.pick)}" for p in found if not p.nearest)
 
 
 def marks(record: SweepRecord) -> dict[int, tuple[str, ...]]:
-    """For each trial that was picked, the names of its picks."""
+    """For each trial that was picked, the names of its picks, for programs."""
     return {found[0].trial.number: tuple(picked.pick for picked in found) for found in picks_by_trial(record)}
+
+
+def labels(record: SweepRecord) -> dict[int, tuple[str, ...]]:
+    """The same for people: a trial that does not do what a pick asks is called the nearest."""
+    return {
+        found[0].trial.number: tuple(picked.label for picked in found) for found in picks_by_trial(record)
+    }
 
 
 def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     """The next commands, each with its purpose."""
-    name = shlex.quote(clean(record.sweep))
+    name, other = (shlex.quote(clean(record.sweep) + suffix) for suffix in ("", "-2"))
     best = recommended(record)
     if best is None:
-        return (
-            (f"sweeper sweep name={name}", "with the same settings: resumes the sweep"),
-            ("sweeper doctor", "shows what is missing on this machine"),
-        )
+        again = (f"sweeper sweep name={name}", "with the same settings: resumes the sweep")
+        if record.state == "complete":
+            again = (f"sweeper sweep name={other}", "with other settings: measures everything again")
+        return (again, ("sweeper doctor", "shows what is missing on this machine"))
+    if record.engine.simulated:
+        return (("sweeper sweep model.path=FILE", "measures a real model: this sweep is simulated"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
+    repeat = (f"sweeper sweep name={other}", "with the same settings: repeats the sweep")
     return (
+        *((repeat,) if disturbed(record) else ()),
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
         (f"sweeper verify {name}{own}", "checks that the running server reaches these figures"),
@@ -135,7 +160,7 @@ def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
 
 
 def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """The pick's effect on prompts, on quality and on objectives that it does not weigh.
+    """The pick's effect on prompts, on quality, on objectives that it does not weigh and on whole requests.
 
     A pick weighs one speed against one cost; a third objective may pay for both.
     """
@@ -148,11 +173,15 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
         here, there = trial.metrics.get(name), base.metrics.get(name)
         if name in told or not here or not there or not there.median:
             continue
-        if here.high < there.low or here.low > there.high:
+        if not overlap(here, there):
             said.append(f"{100 * (here.median / there.median - 1):+.0f} % {describe(name).title}")
     loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
     if loss and before and trial.configuration.quant != base.configuration.quant:
         how = "more" if loss.median > before.median else "less"
-        figures = f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token"
+        limits = [f"; limit {c.bound:g}" for c in record.constraints if c.metric == "kl_divergence"]
+        figures = (
+            f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token{''.join(limits)}"
+        )
         said.append(f"{how} quality lost ({figures})")
-    return said
+    request = request_in_words(record, base, trial)
+    return [*said, request] if request else said

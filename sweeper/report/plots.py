@@ -77,7 +77,8 @@ def _draw(axes: Any, record: SweepRecord, data: dict[str, Any]) -> None:
     axes.plot([], [], "o-", color=BLUE, label="front, with 95 % intervals")
     for pick in data["picks"]:
         if pick["kind"] == "pick":
-            plot("pick", [pick["at"]], f"recommended ({pick['name']})")
+            nearest = pick["name"].startswith("nearest")
+            plot("pick", [pick["at"]], pick["name"] if nearest else f"recommended ({pick['name']})")
             _tell(axes, record, *pick["at"][:2])
         else:
             plot(pick["kind"], [pick["at"]], pick["name"])

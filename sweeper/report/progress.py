@@ -48,8 +48,8 @@ class Progress:
     def note(self, text: str) -> None:
         """One line that the user must see, now."""
 
-    def finalists(self, measurements: int) -> None:
-        """The search is over: the candidates are measured again, in so many measurements."""
+    def finalists(self, trials: int, measurements: int) -> None:
+        """The search is over: so many candidates are measured again, in so many measurements that are left."""
 
     def undecided(self, measurements: int) -> None:
         """The top finalists are a near-tie: so many more measurements of some of them follow."""

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sweeper.metrics import describe
-from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report import words
 from sweeper.report.caveats import lost_trials, reason
-from sweeper.report.picks import marks, recommended
+from sweeper.report.picks import labels, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
-from sweeper.results.price import energy_words, kwh_per_year, money, per_hour, per_million_tokens
+from sweeper.results.price import energy_words, kwh_per_year, money, per_hour, per_million_tokens, yearly_kwh
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
@@ -19,8 +19,11 @@ PHASES = (
 )
 # Metrics beside the objectives in the table of the front, and how soon a narrow terminal drops them.
 EXTRA = {"joules_per_token": 1, "prompt_tokens_per_second": 2, "kl_divergence": 3}
-LEGEND = "±: half of the 95 % interval; ± ?: measured only once."
-AGAINST = " Percentages compare with the baseline: the engine's own defaults on this machine."
+LEGEND = (
+    "±: half the width of the 95 % confidence interval; ± ?: measured only once. "
+    "Decode is generating text; prefill is reading the prompt."
+)
+AGAINST = " Percentages compare with the baseline; below a row are the settings that differ from it."
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
 
@@ -54,14 +57,17 @@ def front_table(record: SweepRecord) -> Table | None:
     trials = [trial for trial in front_trials(record) if trial.metrics]
     if not trials:
         return None
-    base, best, named = words.baseline_of(record), recommended(record), marks(record)
+    base, best, named = words.baseline_of(record), recommended(record), labels(record)
     objectives = [objective.metric for objective in record.objectives]
     wanted = dict.fromkeys([*objectives, *EXTRA])
     metrics = [m for m in wanted if any(m in trial.metrics for trial in trials)]
     rows = []
     for trial in trials:
-        is_base, is_best = trial is base, best is not None and trial is best.trial
-        names = (*(("baseline",) if is_base else ()), *named.get(trial.number, ()))
+        is_base = trial is base
+        is_best = best is not None and not best.nearest and trial is best.trial
+        off = bool(record.front) and trial.number not in record.front
+        place = "baseline, not on the Pareto front" if off else "baseline"
+        names = (*((place,) if is_base else ()), *named.get(trial.number, ()))
         against = {} if base is None or is_base else base.metrics
         cells = [
             (
@@ -70,12 +76,11 @@ def front_table(record: SweepRecord) -> Table | None:
             )
             for m in metrics
         ]
-        own = "the engine's default" if is_base else words.own_settings(record, trial)
         rows.append(
             Row(
                 [f"{'★' if is_best else ' '} #{trial.number}", *cells],
                 kind="pick" if is_best else "baseline" if is_base else "",
-                below=" · ".join(filter(None, (", ".join(names), own))),
+                below=" · ".join(filter(None, (", ".join(names), words.own_settings(record, trial)))),
             )
         )
     heads = ["  trial", *(words.head(m, record.power) for m in metrics)]
@@ -90,7 +95,7 @@ def legend(record: SweepRecord) -> str:
 def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:
     """The baseline and each trial that was picked, with their names."""
     named: dict[int, tuple[str, ...]] = {} if record.baseline is None else {record.baseline: ("baseline",)}
-    for number, names in marks(record).items():
+    for number, names in labels(record).items():
         named[number] = (*named.get(number, ()), *names)
     rows = [(", ".join(names), record.trial(number)) for number, names in named.items()]
     return [(names, trial) for names, trial in rows if trial.metrics]
@@ -115,34 +120,38 @@ def phases(record: SweepRecord) -> list[Table]:
     extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
     shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
     return [
-        Table(["", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
+        Table(["phase, trial", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
         Table(
-            ["", *(f"{describe(m).title} ({describe(m).unit})" for m in shown)],
+            ["trial", *(f"{describe(m).title} ({describe(m).unit})" for m in shown)],
             [Row([names, *(words.figures(t, m) for m in shown)]) for names, t in trials],
         ),
     ]
 
 
 def costs(record: SweepRecord) -> Facts:
-    """An hour and a year of each trial, and of a machine at rest, in energy and money."""
-    prices = record.prices
-    kind = f" ({record.power.kind})" if words.doubt(record.power) else ""
+    """An hour and a year of each trial, and of a machine at rest, in energy and money.
 
-    def yearly(watts: Reading, hours: float) -> str:
-        return energy_words(kwh_per_year(watts.median, hours), prices)
+    The year of a trial is for the tokens that the baseline generates, as in the words of a pick.
+    """
+    prices, base = record.prices, words.baseline_of(record)
+    kind = f" ({record.power.kind})" if words.doubt(record.power) else ""
 
     entries = []
     for names, trial in compared(record):
         if watts := trial.metrics.get("watts"):
-            hourly = money(per_hour(watts.median, prices), prices)
-            year = f"{yearly(watts, prices.hours_per_day)} a year at {prices.hours_per_day:g} h a day"
-            entries.append((f"{names}, generating{kind}", f"{hourly} an hour; {year}"))
+            told = [f"{money(per_hour(watts.median, prices), prices)} an hour"]
+            if base and {"watts", "tokens_per_second"} <= trial.metrics.keys() & base.metrics.keys():
+                year = energy_words(yearly_kwh(trial, base, prices), prices)
+                told.append(
+                    f"{year} a year for the tokens of the baseline's {prices.hours_per_day:g} h a day"
+                )
+            entries.append((f"{names}, generating{kind}", "; ".join(told)))
     waiting = [(f"machine at rest{kind}", record.idle_watts)]
     if best := recommended(record):
-        waiting.append((f"{best.pick}, loaded and idle{kind}", best.trial.metrics.get("resident_watts")))
+        waiting.append((f"{best.label}, model loaded, idle{kind}", best.trial.metrics.get("resident_watts")))
     for name, reading in waiting:
         if reading is not None:
-            year = f"around the clock {yearly(reading, 24)} a year"
+            year = f"around the clock {energy_words(kwh_per_year(reading.median, 24), prices)} a year"
             entries.append((name, f"{words.spread(reading)} W; {year}"))
     return entries
 
@@ -187,7 +196,7 @@ def setting(record: SweepRecord) -> Facts:
         ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
         ("watts", words.power_line(power)),
         ("how far to trust it", words.TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
-        ("new reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),
+        ("sensor reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),
         ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
         ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),

@@ -7,8 +7,8 @@ from rich.console import Console
 from rich.text import Text
 
 from sweeper.records import SweepRecord
-from sweeper.report.caveats import advice_lines, failures
-from sweeper.report.picks import NOTHING, meanings, next_commands, picks_by_trial, title
+from sweeper.report.caveats import advice_lines, failures, why_nothing
+from sweeper.report.picks import meanings, next_commands, picks_by_trial, recommended, title
 from sweeper.report.sections import front_table, legend
 from sweeper.report.tables import NARROWEST, WIDTH, as_text, show, table_lines, wrapped
 from sweeper.report.words import clean, machine_name, power_line, tally, warnings
@@ -36,13 +36,13 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
     lines.append(Text())
     if table := front_table(record):
         lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim")]
-    if not record.front:
-        lines += wrapped(f"There is no front yet: {NOTHING}.", width, "bold")
+    if recommended(record) is None:
+        lines += wrapped(f"No recommendation: {clean(why_nothing(record))}.", width, "bold")
         for reason, count in failures(record)[:5]:
             lines += wrapped(f"{count} × {clean(reason)}", width, indent="  ")
     lines.append(Text())
     for found in picks_by_trial(record):
-        is_best = found[0].recommended
+        is_best = found[0].recommended and not found[0].nearest
         words = f"{'★ ' if is_best else ''}{title(record, found)}"
         lines += wrapped(words, width, "bold green" if is_best else "bold")
         lines += wrapped(clean(found[0].words), width, "green" if is_best else "", indent="  ")

@@ -11,6 +11,7 @@ from typing import Any
 from sweeper.metrics import describe
 from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
 from sweeper.results import front
+from sweeper.space.auto import Facts, default_configuration
 
 TOO_NOISY = "too noisy"  # for a change that noise hides
 MISSING = "–"  # for a missing figure; never a 0
@@ -37,7 +38,7 @@ def figure(value: float | None, like: float | None = None) -> str:
 
 
 def half_width(reading: Reading) -> float | None:
-    """Half of the 95 % interval in the metric's unit, or None where one repeat knows no spread."""
+    """Half the width of the 95 % interval in the metric's unit, or None where one repeat knows no spread."""
     if reading.n < 2:
         return None
     return max(reading.high - reading.median, reading.median - reading.low)
@@ -76,12 +77,12 @@ def figures(trial: TrialRecord, metric: str) -> str:
 
 
 def change(reading: Reading | None, base: Reading | None) -> str:
-    """The difference to the baseline as ``+12 %`` or ``−28 %``; ``too noisy`` where noise hides it."""
+    """The difference to the baseline as ``+12 %`` or ``−28 %``; ``too noisy`` where the intervals overlap."""
     if reading is None or base is None or base.median == 0:
         return ""
-    if front.too_noisy(reading) or front.too_noisy(base):
-        return TOO_NOISY
     percent = round(100 * (reading.median / base.median - 1))
+    if front.too_noisy(reading) or front.too_noisy(base) or (percent and front.overlap(reading, base)):
+        return TOO_NOISY
     sign = "+" if percent > 0 else "−" if percent < 0 else ""  # no ±: that is an interval's
     return f"{sign}{abs(percent)} %"
 
@@ -101,7 +102,7 @@ def settings(configuration: Configuration, base: Configuration | None) -> str:
     changed = [
         (key, item) for key, item in configuration.to_dict().items() if (key, item) not in there.items()
     ]
-    return " ".join(f"{key}={value(item)}" for key, item in changed) or "as the baseline"
+    return " ".join(f"{key}={value(item)}" for key, item in changed) or "baseline"
 
 
 def baseline_of(record: SweepRecord) -> TrialRecord | None:
@@ -110,9 +111,30 @@ def baseline_of(record: SweepRecord) -> TrialRecord | None:
 
 
 def own_settings(record: SweepRecord, trial: TrialRecord) -> str:
-    """The settings of ``trial`` that differ from the baseline."""
+    """The settings of ``trial`` that differ from the baseline; for the baseline, what it is."""
     base = baseline_of(record)
+    if base is not None and base.number == trial.number:
+        return baseline_name(record)
     return settings(trial.configuration, base.configuration if base else record.baseline_configuration)
+
+
+def baseline_name(record: SweepRecord) -> str:
+    """``the engine's defaults``, and the settings that the user fixed at other values."""
+    fixed = fixed_settings(record)
+    return "the engine's defaults" + (f" with your fixed settings ({fixed})" if fixed else "")
+
+
+def fixed_settings(record: SweepRecord) -> str:
+    """The parameters that the user fixed at another value than the engine's default: ``n_threads=99``."""
+    given = record.config.get("space") or {}
+    facts = Facts(record.machine, record.model, record.workload, record.engine.gpu_offload)
+    default = default_configuration(facts).to_dict()
+    fixed = (
+        (name, item)
+        for name, item in given.items()
+        if name in default and isinstance(item, (bool, int, str)) and item not in ("auto", default[name])
+    )
+    return " ".join(f"{name}={value(item)}" for name, item in fixed)
 
 
 def machine_name(record: SweepRecord) -> str:
@@ -121,14 +143,14 @@ def machine_name(record: SweepRecord) -> str:
 
 
 SCOPES = {
-    "gpu": "the GPU alone: no CPU, memory or fans",
+    "gpu": "the GPU only (no CPU, memory or fans)",
     "module": "the GPU's module with its memory",
-    "package": "the processor's package: no board, memory or power supply",
+    "package": "the processor only",
     "psys": "the platform as the processor counts it",
     "battery": "the whole machine, at the battery",
     "wall": "the whole machine, at the wall",
     "custom": "what the user's own command reads",
-    "simulated": "nothing real: the machine is simulated",
+    "simulated": "a simulated machine",
 }
 
 TRUST = {
@@ -140,9 +162,13 @@ TRUST = {
 
 
 def power_line(power: PowerSource) -> str:
-    """One line on where watts come from: ``measured · nvml (…) · covers the GPU alone: … (scope gpu)``."""
-    scope = f"covers {SCOPES[power.scope]} (scope {power.scope})"
-    return f"{power.kind} · {clean(power.name)} ({clean(power.interface)}) · {scope}"
+    """One line on where watts come from: ``measured by nvml (…); covers the GPU only (…)``."""
+    if power.kind == "simulated":
+        return "from a formula, because the machine is simulated"
+    means = (
+        "from CPU load" if power.name == "estimate" else f"by {clean(power.name)} ({clean(power.interface)})"
+    )
+    return f"{power.kind} {means}; covers {SCOPES[power.scope]}"
 
 
 def doubt(power: PowerSource, metric: str = "watts") -> str:
@@ -190,10 +216,17 @@ def outcome(trial: TrialRecord) -> str:
     return "infeasible" if trial.state == "complete" and not trial.feasible else trial.state
 
 
+def broken_constraints(trial: TrialRecord) -> list[str]:
+    """The constraints that a trial breaks: ``kl_divergence <= 0.1``."""
+    return [constraint for constraint, distance in trial.violations.items() if distance > 0]
+
+
 def tally(record: SweepRecord) -> str:
     """How the trials ended: ``42 trials: 36 complete, 4 out of memory, 2 failed``."""
     counts = {state: sum(outcome(t) == state for t in record.trials) for state in STATES}
-    parts = ", ".join(f"{n} {STATES[state]}" for state, n in counts.items() if n)
+    broken = ", ".join(dict.fromkeys(name for t in record.trials for name in broken_constraints(t)))
+    names = {"infeasible": f" ({broken})" if broken else ""}
+    parts = ", ".join(f"{n} {STATES[state]}{names.get(state, '')}" for state, n in counts.items() if n)
     plural = "trial" if len(record.trials) == 1 else "trials"
     return f"{len(record.trials)} {plural}" + (f": {parts}" if parts else "")
 
@@ -214,7 +247,7 @@ def warnings(record: SweepRecord) -> Iterator[str]:
     elif record.power.kind != "measured":
         yield f"Watts are {TRUST[record.power.kind]}."
     if record.state == "running":
-        yield "This sweep is still running, or was cut off: these figures are not its result yet."
+        yield "This sweep is unfinished: these figures may change."
     if record.state == "stopped":
         yield f"This sweep was stopped before its end: {clean(record.stopped_because or 'by hand')}."
     if doubt := disturbed(record):
@@ -235,7 +268,7 @@ def disturbed(record: SweepRecord) -> str:
     return (
         "These results are not reliable yet: something disturbed the machine during the measurement "
         f"({', '.join(wide)}). "
-        "Close other programs and run the sweep again under another name (name=NAME)."
+        "Close other programs, then repeat the sweep under another name (name=NAME)."
     )
 
 

@@ -18,7 +18,8 @@ from sweeper.stats import VisitNoise
 # The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
 NEAR_THE_LINE = 0.03
 MOST_CONTENDERS = 3
-# A visit has only a few windows, so one visit in twenty has one of these caveats by chance.
+# A visit has only a few windows, so one visit in twenty has one of these caveats by chance. SPREAD_UNKNOWN of a visit
+# never counts: all visits together know the spread.
 OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
 
 
@@ -142,7 +143,8 @@ def _with_final(
 def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
     """The caveats of all visits. A caveat about spread counts only if at least half of the visits have it."""
     said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
-    return {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
+    kept = {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
+    return kept - {Caveat.SPREAD_UNKNOWN}
 
 
 def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:

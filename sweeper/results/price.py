@@ -23,10 +23,9 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     generating the same number of tokens``.
 
     Both energy figures are those of :func:`yearly_kwh`. The power of the waiting machine is not included. If the
-    intervals of two figures overlap, they are called "same within noise". A whole request that takes more energy, or
-    much more time, is named as well. Estimated or simulated watts are labelled.
+    intervals of two figures overlap, they are called "same within noise". Estimated or simulated watts are labelled.
     """
-    label = {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
+    label = _label(record)
     shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
     base = None if record.baseline is None else record.trial(record.baseline)
     absolute = ", ".join(f"{amount_words(trial, m)}{label if describe(m).power else ''}" for m in shown)
@@ -38,11 +37,14 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
         return f"{absolute}; too noisy to compare with the baseline"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
-    parts += [
-        _energy_words(base, trial, record.prices, prefix, label),
-        _request_words(record, base, trial, label),
-    ]
-    return f"compared with the baseline: {', '.join(filter(None, parts))}"
+    if energy := _energy_words(base, trial, record.prices, prefix, label):
+        parts.append(energy)
+    return f"compared with the baseline: {', '.join(parts)}"
+
+
+def _label(record: SweepRecord) -> str:
+    """The label of watts and energy that were not measured."""
+    return {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
 
 
 def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
@@ -78,9 +80,9 @@ def yearly_kwh(trial: TrialRecord, base: TrialRecord, prices: Prices, prefix: st
     return kwh_per_year(trial.metrics[power].median, hours)
 
 
-def _request_words(record: SweepRecord, base: TrialRecord, trial: TrialRecord, label: str) -> str:
+def request_in_words(record: SweepRecord, base: TrialRecord, trial: TrialRecord) -> str:
     """A warning if one request of the workload takes more energy, or much more time, beyond noise; else empty."""
-    found = []
+    found, label = [], _label(record)
     for kind, unit, factor in (
         ("tokens_per_second", "s", MUCH_LONGER),
         ("joules_per_token", f"J{label}", 1.0),
@@ -110,9 +112,14 @@ def _request(work: Workload, trial: TrialRecord, kind: str) -> Reading | None:
 
 
 def energy_words(kwh: float, prices: Prices) -> str:
-    """Energy and its price, for example ``31 kWh and €9.30``: two digits each, for no sensor supports more."""
+    """Energy and its price, for example ``31 kWh and €9.30``."""
+    return " and ".join(energy_and_price(kwh, prices))
+
+
+def energy_and_price(kwh: float, prices: Prices) -> tuple[str, str]:
+    """Energy and its price in words, with two digits each, for no sensor supports more."""
     energy, cost = (float(f"{amount:.2g}") for amount in (kwh, kwh * prices.per_kwh))
-    return f"{energy:g} kWh and {money(cost, prices)}"
+    return f"{energy:g} kWh", money(cost, prices)
 
 
 def per_million_tokens(joules_per_token: float, prices: Prices) -> float:

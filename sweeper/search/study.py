@@ -47,11 +47,11 @@ DUPLICATE = "duplicate_of"
 
 # The fields of the header that must be unchanged to resume a sweep, with the user's key for each.
 _SAME = {
-    "space": "space",
+    "workload": "workload",
     "objectives": "objectives.targets",
     "constraints": "objectives.constraints",
-    "workload": "workload",
 }
+OTHER_NAME = "give this sweep another name=…"
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,23 +137,24 @@ class SweepStudy:
             ) from error
 
     def _demand_same(self, header: SweepRecord) -> None:
-        had, new = to_plain(self.header()), to_plain(header)
+        had, new = (_jsonlike(to_plain(record)) for record in (self.header(), header))
         for field, key in _SAME.items():
-            if _jsonlike(had[field]) != _jsonlike(new[field]):
-                raise ConfigError(
-                    f"{key}: the sweep {header.sweep!r} was started with another value; "
-                    "give this sweep another name=…"
-                )
+            if had[field] != new[field]:
+                raise ConfigError(f"{_difference(key, header.sweep, had[field], new[field])}; {OTHER_NAME}")
         # The comparison uses the content of the files, so that a sweep resumes after its folder was moved.
         if _contents(had) != _contents(new):
             raise ConfigError(
-                f"model: the sweep {header.sweep!r} was started with another model; "
-                "give this sweep another name=…"
+                f"model: the sweep {header.sweep!r} was started with another model; {OTHER_NAME}"
             )
         if had["machine"]["fingerprint"] != new["machine"]["fingerprint"]:
             raise ConfigError(
                 f"name: the sweep {header.sweep!r} was measured on another machine "
-                f"({had['machine']['cpu']}); give this sweep another name=…"
+                f"({had['machine']['cpu']}); {OTHER_NAME}"
+            )
+        # Last, because the workload, the model and the machine change what `auto` means in a space.
+        if had["space"] != new["space"]:
+            raise ConfigError(
+                f"{_difference('space', header.sweep, had['space'], new['space'])}; {OTHER_NAME}"
             )
 
     # -- the header ---------------------------------------------------------------------------------------
@@ -403,6 +404,21 @@ def _jsonlike(value: Any) -> Any:
     import json
 
     return json.loads(json.dumps(value, default=list))
+
+
+def _difference(key: str, sweep: str, had: Any, new: Any) -> str:
+    """What differs from the first start, with both values: of a mapping the first key, of a list the whole list."""
+    if isinstance(had, dict):
+        name = next(name for name in {**had, **new} if had.get(name) != new.get(name))
+        key, had, new = f"{key}.{name}", had.get(name, "not searched"), new.get(name, "not searched")
+    else:
+        had, new = (_listed(values) for values in (had, new))
+    return f"{key}: the sweep {sweep!r} was started with {had}, and now it is {new}"
+
+
+def _listed(values: Sequence[Mapping[str, Any]]) -> str:
+    """Objectives or constraints in words: ``watts minimize`` or ``kl_divergence <= 0.1``."""
+    return ", ".join(" ".join(str(item) for item in value.values()) for value in values) or "none"
 
 
 def _contents(header: Mapping[str, Any]) -> dict[str, str]:

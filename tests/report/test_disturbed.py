@@ -41,4 +41,13 @@ def test_it_stands_above_the_answer(show) -> None:
 
 def test_ordinary_noise_is_no_disturbance() -> None:
     assert disturbed(with_speed_of_baseline(0.2)) == ""
-    assert "too noisy" not in markdown_report(with_speed_of_baseline(0.2))
+    assert "**Run this**" in markdown_report(with_speed_of_baseline(0.2))
+    assert "too noisy to compare" not in markdown_report(with_speed_of_baseline(0.2))
+
+
+@pytest.mark.parametrize("show", [markdown_report, html_report, front_text, describe])
+def test_the_repeat_comes_before_the_commands_that_apply(show) -> None:
+    said = " ".join(show(with_speed_of_baseline(0.77)).split())
+    assert "(recommended):" not in said
+    assert "epeat the sweep before you apply it" in said
+    assert said.index("sweeper sweep name=llama-110m-2026-11-23-2") < said.index("sweeper apply")

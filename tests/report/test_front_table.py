@@ -49,7 +49,7 @@ def test_eighty_columns_show_intervals_changes_and_joules() -> None:
     assert "±" in row
     assert "%" in row
     assert "J/tok" in table
-    assert "baseline · the engine's default" in table
+    assert "baseline, not on the Pareto front · the engine's defaults" in " ".join(table.split())
 
 
 @pytest.mark.parametrize("kind", ["estimated", "simulated"])
@@ -68,6 +68,29 @@ def test_nothing_is_recommended_without_a_second_measurement() -> None:
     assert "no trial that counts was measured twice" in text
     assert "★" not in text
     assert "sweeper apply" not in text
+
+
+def test_a_complete_sweep_that_keeps_no_constraint_is_not_resumed() -> None:
+    made = SWEEPS["no front"]
+    broken = tuple(replace(t, violations={"kl_divergence <= 0.02": 0.1}) for t in made.trials)
+    text = " ".join(front_text(replace(made, state="complete", trials=broken)).split())
+    assert "no trial keeps the constraints; most often broken: kl_divergence <= 0.02. Loosen it" in text
+    assert "sweeper sweep name=llama-110m-2026-11-23-2" in text
+    assert "resumes" not in text
+
+
+def test_a_simulated_sweep_leads_to_a_real_one() -> None:
+    text = front_text(SWEEPS["simulated"])
+    assert "sweeper sweep model.path=FILE" in text
+    assert "sweeper apply" not in text
+
+
+def test_the_baseline_names_the_settings_that_the_user_fixed() -> None:
+    space = {"n_threads_batch": 99, "use_mmap": True, "n_batch": "auto", "quant": ["Q8_0"]}
+    fixed = replace(SWEEPS["one point"], config={"space": space})
+    assert "the engine's defaults with your fixed settings (n_threads_batch=99)" in " ".join(
+        front_text(fixed).split()
+    )
 
 
 def test_a_sweep_of_failures_says_why_they_failed() -> None:

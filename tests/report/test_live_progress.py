@@ -30,7 +30,7 @@ def play(record: SweepRecord, display: PlainProgress, clock: Clock, trials: int 
             clock.now += 12
             progress.trial_finished(trial)
         progress.note("no right to set the power limit")
-        progress.finalists(2)
+        progress.finalists(2, 2)
         for number in (1, 2):
             progress.trial_started(number, 2, record.trials[0].configuration)
             clock.now += 20
@@ -48,11 +48,11 @@ def played(record: SweepRecord, **settings: object) -> str:
 
 def test_a_pipe_gets_one_plain_line_for_each_trial() -> None:
     lines = played(sweep(), width=60).splitlines()
-    assert [line.split("  ")[0] for line in lines[:3]] == ["trial 1/9", "trial 2/9", "trial 3/9"]
+    assert [line.split(": ")[0] for line in lines[:3]] == ["trial 1/9", "trial 2/9", "trial 3/9"]
     assert "\x1b" not in "".join(lines)
     assert "decode" not in "".join(lines)
     assert lines[-1].endswith("complete: 40 trials done")
-    assert sum(line.startswith("finalist") for line in lines) == 2
+    assert sum(line.startswith("finalist measurement ") for line in lines) == 2
 
 
 def test_figures_come_with_their_spread_and_label() -> None:
@@ -65,14 +65,16 @@ def test_the_time_left_counts_down_to_the_end() -> None:
     lines = played(sweep()).splitlines()
     # Eight trials of 12 s and two finalists of twice that are left after the first.
     assert "(about 2 min left)" in lines[0]
-    assert "(about 20 s left)" in next(line for line in lines if line.startswith("finalist 1/2"))
+    assert "(about 20 s left)" in next(
+        line for line in lines if line.startswith("finalist measurement 1/2: #0")
+    )
 
 
 def test_a_failed_trial_says_why() -> None:
     record = sweep()
     lost = next(t for t in record.trials if t.state == "out_of_memory")
     moved = replace(record, trials=(record.trials[0], lost, *record.trials[1:]))
-    assert f"trial 2/9  #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(
+    assert f"trial 2/9: #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(
         moved
     )
 
@@ -83,7 +85,7 @@ def test_a_trial_outside_a_constraint_says_so() -> None:
     measured = replace(lost, state="complete", reason=None)
     moved = replace(record, trials=(record.trials[0], measured, *record.trials[1:]))
     line = played(moved).splitlines()[1]
-    assert "measured, but outside kl_divergence <= 0.02" in line
+    assert "rejected: breaks kl_divergence <= 0.02" in line
     assert "tok/s" in line
 
 
@@ -155,11 +157,25 @@ def interrupted(display: PlainProgress, record: SweepRecord) -> None:
         raise KeyboardInterrupt
 
 
+@pytest.mark.parametrize(
+    ("left", "words"),
+    [
+        (18, "the 6 best trials are measured 3 more times"),
+        (5, "5 measurements of the 6 best trials are left"),
+        (0, "already complete"),
+    ],
+)
+def test_what_follows_the_search_is_told(left: int, words: str) -> None:
+    out, record = io.StringIO(), sweep()
+    open_progress(Console(file=out), record.objectives, record.power).finalists(6, left)
+    assert words in out.getvalue()
+
+
 def test_silence_is_a_progress_too() -> None:
     record, progress = sweep(), Progress()
     progress.trial_started(1, 1, record.trials[0].configuration)
     progress.phase("decode", 1.0, 2.0)
     progress.trial_finished(record.trials[0])
     progress.note("")
-    progress.finalists(0)
+    progress.finalists(0, 0)
     progress.finished(record)

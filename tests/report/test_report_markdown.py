@@ -5,12 +5,28 @@ from made_sweeps import failed_only, no_front, sweep
 
 from sweeper.report.markdown import code, escape, markdown_report, picks_markdown
 from sweeper.report.picks import meaning, picks
+from sweeper.results.price import energy_words, yearly_kwh
 
 
 def test_the_report_answers_before_it_explains() -> None:
     text = markdown_report(sweep())
     assert text.index("**Run this**") < text.index("| trial |") < text.index("## How it was measured")
     assert "sweeper apply llama-110m-2026-11-23 --pick within:5% --to llama-server" in text
+
+
+def test_what_to_run_follows_its_heading() -> None:
+    lines = markdown_report(sweep()).splitlines()
+    assert lines[lines.index("**Run this** (within:5%):") + 3].startswith("sweeper apply ")
+
+
+def test_the_yearly_figures_rest_on_the_same_tokens() -> None:
+    record = sweep()
+    best, base = record.trial(record.recommended or 0), record.trial(0)
+    before, after = (yearly_kwh(t, base, record.prices) for t in (base, best))
+    text = markdown_report(record)
+    for kwh in (before, after):
+        assert f"{energy_words(kwh, record.prices)} a year for the tokens of the baseline's 4 h a day" in text
+    assert energy_words(before - after, record.prices).split(" and ")[0] in text.split("## Energy costs")[0]
 
 
 def test_every_pick_is_told_in_words() -> None:
@@ -40,7 +56,7 @@ def test_nothing_to_recommend_is_said_first() -> None:
 def test_the_baseline_stands_first_and_without_a_change() -> None:
     rows = [line for line in markdown_report(sweep()).splitlines() if "| \\#" in line or "| ★ \\#" in line]
     assert rows[0].startswith("| \\#0 |")
-    assert rows[0].endswith("| baseline · the engine's default |")
+    assert rows[0].endswith("| baseline, not on the Pareto front · the engine's defaults |")
     assert "%" not in rows[0]
     assert all("%" in row for row in rows[1:])
 

@@ -110,7 +110,7 @@ def test_without_an_answer_the_page_says_so() -> None:
     for name in ("no front", "all failed"):
         text = Page(html_report(SWEEPS[name])).text
         assert "No answer yet" in text
-        assert "measured twice" in text
+        assert ("no trial succeeded" if name == "all failed" else "measured twice") in text
         assert "Run this" not in text
         assert "Pareto front" not in text
 
@@ -242,7 +242,7 @@ def test_a_trial_outside_a_constraint_is_counted_and_told() -> None:
     record = replace(made, trials=broken)
     assert tally(record) == tally(made)
     text = Page(html_report(record)).text
-    assert "measured, but outside kl_divergence <= 0.02" in text
+    assert "rejected: breaks kl_divergence <= 0.02" in text
 
 
 def three_objectives() -> SweepRecord:
@@ -299,11 +299,23 @@ def test_a_caveat_of_some_trials_names_them_and_not_the_sweep() -> None:
     assert f"(#{first} and 1 trial not on the Pareto front)" in next(
         x for x in advice_lines(noisy) if x.startswith("noisy")
     )
+    once = {"prompt_tokens_per_second": reading(30.0, 0.0, 1)}
+    prompts = replace(
+        made,
+        trials=tuple(
+            replace(t, caveats=(Caveat.SPREAD_UNKNOWN,), metrics={**t.metrics, **once})
+            if t.number == first
+            else t
+            for t in made.trials
+        ),
+    )
+    said = f"prefill speed of #{first} was measured only once, so its spread is unknown"
+    assert f"spread unknown: {said}" in advice_lines(prompts)
     whole = replace(made, caveats=(Caveat.DRIFT,))
     assert [x for x in advice_lines(whole) if x.startswith("drift")] == [f"drift: {Caveat.DRIFT.advice}"]
 
 
-@pytest.mark.parametrize(("state", "words"), [("running", "still running"), ("stopped", "was stopped")])
+@pytest.mark.parametrize(("state", "words"), [("running", "unfinished"), ("stopped", "was stopped")])
 def test_a_sweep_that_has_not_ended_says_so_before_its_answer(state: str, words: str) -> None:
     record = replace(SWEEPS["gpu"], state=state)
     for text in (Page(html_report(record)).text, markdown_report(record)):

@@ -10,6 +10,7 @@ from made_sweeps import sweep
 from sweeper.records import Caveat, Configuration, Prices, Reading
 from sweeper.report.words import (
     MISSING,
+    TOO_NOISY,
     change,
     clean,
     decimals,
@@ -50,6 +51,11 @@ def test_a_change_is_told_against_the_baseline(value: float, base: float, words:
     assert change(Reading(value, value, value, 3), Reading(base, base, base, 3)) == words
 
 
+def test_a_change_within_overlapping_intervals_is_no_change() -> None:
+    assert change(Reading(1816, 1418, 2214, 3), Reading(1688, 1574, 1802, 3)) == TOO_NOISY
+    assert change(Reading(13.44, 13.2, 13.6, 3), Reading(13.5, 13.4, 13.6, 3)) == "0 %"
+
+
 @given(st.text())
 def test_clean_text_cannot_steer_a_terminal(text: str) -> None:
     assert not {"Cc", "Cf", "Cs"} & {unicodedata.category(c) for c in clean(text)}
@@ -63,7 +69,7 @@ def test_decimals_are_few_for_any_number(value: float) -> None:
 def test_settings_name_only_what_differs() -> None:
     base = Configuration()
     assert settings(base.with_(n_threads=4, flash_attn=False), base) == "n_threads=4 flash_attn=off"
-    assert settings(base, base) == "as the baseline"
+    assert settings(base, base) == "baseline"
     assert "n_batch=2048" in settings(base, None)
 
 

@@ -6,6 +6,7 @@ from made_sweeps import sweep
 
 from sweeper.records import Reading, SweepRecord
 from sweeper.report.picks import next_commands, recommended
+from sweeper.report.terminal import front_text
 
 
 def with_twin(
@@ -67,7 +68,12 @@ def test_a_pick_that_nothing_keeps_is_applied_and_verified_by_the_nearest_trials
     assert best is not None
     assert best.nearest
     assert best.words.startswith(
-        "no trial that keeps the constraints and was measured twice reaches 99999tok/s"
+        "no trial that keeps the constraints and was measured twice reaches 99999 tok/s; the nearest"
     )
+    text = front_text(record)
+    assert f"#{best.trial.number}: nearest to at-least:99999tok/s" in text
+    assert "recommended" not in text
+    assert "★" not in text
+    assert "the least power" not in text
     lines = [line for line, _ in next_commands(record)]
     assert all(f"--pick {best.trial.number}" in line for line in lines)

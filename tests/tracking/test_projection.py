@@ -139,7 +139,7 @@ def test_a_trial_outside_a_constraint_says_so_in_its_name_and_its_description() 
     image = trial_image(record(), trial(1, violations={"kl_divergence <= 0.1": 0.05}))
     assert image.status == "FINISHED"
     assert image.name.endswith("outside the constraints")
-    assert "measured, but outside kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
+    assert "rejected: breaks kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
 
 
 def test_a_stopped_sweep_still_answers_first() -> None:
