@@ -42,7 +42,8 @@ def advice_lines(record: SweepRecord) -> list[str]:
         f"{caveat_name(caveat)}: {_advice(record, caveat, on)}" for caveat, on in caveats_of(record).items()
     ]
     # The head of every report says that a machine is simulated: neither the caveat nor the sweep's note repeats it.
-    return [line for line in (*lines, *record.notes) if not (record.engine.simulated and "simulated" in line)]
+    lines += record.notes
+    return [x for x in lines if not (record.engine.simulated and "simulated" in x and "figure" in x)]
 
 
 def _advice(record: SweepRecord, caveat: Caveat, carriers: str) -> str:

@@ -91,13 +91,15 @@ class PlainProgress(Progress):
     def finalists(self, trials: int, measurements: int) -> None:
         """Print that the search is over, and what follows."""
         self._start_stage(measurements)
-        times, rest = divmod(measurements, max(trials, 1))
+        if not trials:
+            return
+        times, rest = divmod(measurements, trials)
+        best = "the best trial is" if trials == 1 else f"the {trials} best trials are"
+        line = f"the search is over; {best} measured {times} more times"
         if not measurements:
             line = "already complete: every finalist is measured"
         elif rest:
             line = f"the search is over; {measurements} measurements of the {trials} best trials are left"
-        else:
-            line = f"the search is over; the {trials} best trials are measured {times} more times"
         self._print(line, "bold")
 
     def undecided(self, measurements: int) -> None:

@@ -65,7 +65,9 @@ def heading(record: SweepRecord, best: Picked) -> str:
     """The heading above the recommendation: an order only where nothing speaks against the trial."""
     if disturbed(record):
         return "Best so far: repeat the sweep before you apply it"
-    return "No trial does what the pick asks; this is the nearest" if best.nearest else "Run this"
+    if best.nearest:
+        return "No trial does what the pick asks; this is the nearest"
+    return "Best on the simulated machine" if record.engine.simulated else "Run this"
 
 
 def meaning(record: SweepRecord, pick: str) -> str:
@@ -128,14 +130,21 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     name, other = (shlex.quote(clean(record.sweep) + suffix) for suffix in ("", "-2"))
     best = recommended(record)
     if best is None:
-        again = (f"sweeper sweep name={name}", "with the same settings: resumes the sweep")
+        again = (
+            f"sweeper sweep name={name}",
+            "with the same settings (report.html lists them): resumes the sweep",
+        )
         if record.state == "complete":
             again = (f"sweeper sweep name={other}", "with other settings: measures everything again")
-        return (again, ("sweeper doctor", "shows what is missing on this machine"))
+        doctor = ("sweeper doctor", "shows what is missing on this machine")
+        return (again,) if any(trial.metrics for trial in record.trials) else (again, doctor)
     if record.engine.simulated:
         return (("sweeper sweep model.path=FILE", "measures a real model: this sweep is simulated"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
-    repeat = (f"sweeper sweep name={other}", "with the same settings: repeats the sweep")
+    repeat = (
+        f"sweeper sweep name={other}",
+        "with the same settings (report.html lists them): repeats the sweep",
+    )
     return (
         *((repeat,) if disturbed(record) else ()),
         (best.apply_command, "shows what would change"),

@@ -35,12 +35,12 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
         lines += wrapped(warning, width, "bold yellow")
     lines.append(Text())
     if table := front_table(record):
-        lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim")]
+        lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim"), Text()]
     if recommended(record) is None:
         lines += wrapped(f"No recommendation: {clean(why_nothing(record))}.", width, "bold")
         for reason, count in failures(record)[:5]:
             lines += wrapped(f"{count} × {clean(reason)}", width, indent="  ")
-    lines.append(Text())
+        lines.append(Text())
     for found in picks_by_trial(record):
         is_best = found[0].recommended and not found[0].nearest
         words = f"{'★ ' if is_best else ''}{title(record, found)}"

@@ -41,7 +41,7 @@ def half_width(reading: Reading) -> float | None:
     """Half the width of the 95 % interval in the metric's unit, or None where one repeat knows no spread."""
     if reading.n < 2:
         return None
-    return max(reading.high - reading.median, reading.median - reading.low)
+    return front.wider_half(reading)
 
 
 def spread(reading: Reading | None) -> str:

@@ -97,12 +97,20 @@ def dominates(a: Sequence[Side], b: Sequence[Side], *, beyond_noise: bool = Fals
 
 def too_noisy(reading: Reading) -> bool:
     """Whether noise hides everything but the order of magnitude, so that a percentage would be meaningless."""
-    return max(reading.high - reading.median, reading.median - reading.low) > TOO_NOISY * abs(reading.median)
+    return wider_half(reading) > TOO_NOISY * abs(reading.median)
 
 
 def overlap(a: Reading, b: Reading) -> bool:
-    """Whether the two intervals overlap. A report never shows such a difference as a gain or a loss."""
-    return a.low <= b.high and b.low <= a.high
+    """Whether the two intervals overlap, as a report shows them: with the wider half on both sides.
+
+    A report never shows such a difference as a gain or a loss.
+    """
+    return abs(a.median - b.median) <= wider_half(a) + wider_half(b)
+
+
+def wider_half(reading: Reading) -> float:
+    """The wider half of a reading's interval, in the metric's unit."""
+    return max(reading.high - reading.median, reading.median - reading.low)
 
 
 def within_noise(a: Reading, b: Reading) -> bool:

@@ -8,6 +8,7 @@ from rich.cells import cell_len
 from rich.console import Console
 
 from sweeper.records import SweepRecord
+from sweeper.report.markdown import markdown_report
 from sweeper.report.tables import Column, fitting, total, wrapped
 from sweeper.report.terminal import front_text, show_front
 
@@ -83,6 +84,7 @@ def test_a_simulated_sweep_leads_to_a_real_one() -> None:
     text = front_text(SWEEPS["simulated"])
     assert "sweeper sweep model.path=FILE" in text
     assert "sweeper apply" not in text
+    assert "**Run this**" not in markdown_report(SWEEPS["simulated"])
 
 
 def test_the_baseline_names_the_settings_that_the_user_fixed() -> None:

@@ -171,6 +171,12 @@ def test_what_follows_the_search_is_told(left: int, words: str) -> None:
     assert words in out.getvalue()
 
 
+def test_nothing_is_said_of_finalists_where_there_are_none() -> None:
+    out, record = io.StringIO(), sweep()
+    open_progress(Console(file=out), record.objectives, record.power).finalists(0, 0)
+    assert out.getvalue() == ""
+
+
 def test_silence_is_a_progress_too() -> None:
     record, progress = sweep(), Progress()
     progress.trial_started(1, 1, record.trials[0].configuration)
