@@ -124,7 +124,7 @@ def _command_first(record: SweepRecord) -> str:
     own = f"{escape(best.pick)} asks for {escape(meaning(record, best.pick))}: " + code(
         own_settings(record, best.trial)
     )
-    return f"{fence(first)}\n{words}\n\n{own}\n\n{rest}"
+    return f"{fence(first)}\n{words}\n\n{own}\n\n{rest}".rstrip()
 
 
 def _front(record: SweepRecord) -> str:
