@@ -74,12 +74,9 @@ def run(helper: tuple[str, ...], nvml: FakeNvml, *words: str) -> subprocess.Comp
 
 
 def test_a_sweep_without_the_right_sets_through_the_helper(
-    unprivileged: FakeNvml, helper: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unprivileged: FakeNvml, helper: tuple[str, ...], tmp_path: Path
 ) -> None:
     gpu = unprivileged.gpus[0]
-    # The helper is a program of its own: it finds the fake driver through the loader, as this process cannot.
-    for name, value in unprivileged.environment().items():
-        monkeypatch.setenv(name, value)
     with find(tmp_path, MeansSettings(means="helper", helper=helper)) as limits:
         assert limits.set("power_limit_watts", 220).enforced == 220
         limits.set("clock_limit_mhz", 1500)
@@ -385,7 +382,7 @@ def test_steps_name_the_files_that_there_are() -> None:
 
 
 def test_restore_takes_its_means_from_its_user_and_never_from_the_journal(
-    unprivileged: FakeNvml, helper: tuple[str, ...], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    unprivileged: FakeNvml, helper: tuple[str, ...], tmp_path: Path
 ) -> None:
     from sweeper.limits.journal import Journal
     from sweeper.limits.knob import KnobId
@@ -399,8 +396,6 @@ def test_restore_takes_its_means_from_its_user_and_never_from_the_journal(
     (tmp_path / "locks").mkdir()
     words = (tmp_path / "mlruns", MeansSettings(means="direct"), tmp_path / "sys", tmp_path / "locks")
     assert [outcome.action for outcome in restore(*words)] == [Action.FAILED]
-    for name, value in unprivileged.environment().items():
-        monkeypatch.setenv(name, value)
     words = (tmp_path / "mlruns", MeansSettings("helper", helper), tmp_path / "sys", tmp_path / "locks")
     assert [outcome.action for outcome in restore(*words)] == [Action.RESTORED]
     assert gpu.power_limit_watts == 450

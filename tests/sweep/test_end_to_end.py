@@ -62,7 +62,7 @@ def test_every_trial_stands_once_in_optuna_and_in_mlflow(swept: Path) -> None:
 
     record = assemble(SweepStudy.load(swept / "mlruns", "first"))
     assert record.state == "complete"
-    assert [t.state for t in record.trials] == ["complete"] * 4
+    assert [t.state for t in record.trials] == ["complete"] * 4, [t.reason for t in record.trials]
     assert sum(t.remeasured for t in record.trials) >= 2
     assert record.trial(record.recommended).remeasured
     children = _children(swept / "mlruns", "first")
