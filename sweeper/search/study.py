@@ -156,6 +156,9 @@ class SweepStudy:
             raise ConfigError(
                 f"{_difference('space', header.sweep, had['space'], new['space'])}; {OTHER_NAME}"
             )
+        fixed = [_fixed(record) for record in (self.header(), header)]
+        if fixed[0] and fixed[0] != fixed[1]:
+            raise ConfigError(f"{_difference('space', header.sweep, *fixed)}; {OTHER_NAME}")
 
     # -- the header ---------------------------------------------------------------------------------------
 
@@ -419,6 +422,12 @@ def _difference(key: str, sweep: str, had: Any, new: Any) -> str:
 def _listed(values: Sequence[Mapping[str, Any]]) -> str:
     """Objectives or constraints in words: ``watts minimize`` or ``kl_divergence <= 0.1``."""
     return ", ".join(" ".join(str(item) for item in value.values()) for value in values) or "none"
+
+
+def _fixed(header: SweepRecord) -> dict[str, Any]:
+    """The values of the parameters that the sweep does not search; empty if an early version did not record them."""
+    baseline = header.baseline_configuration
+    return {k: v for k, v in baseline.to_dict().items() if k not in header.space} if baseline else {}
 
 
 def _contents(header: Mapping[str, Any]) -> dict[str, str]:

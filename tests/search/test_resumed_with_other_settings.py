@@ -9,7 +9,15 @@ import pytest
 
 from sweeper.errors import ConfigError
 from sweeper.lab.simulator import MACHINES, machine_record, model_record
-from sweeper.records import Constraint, EngineRecord, Objective, PowerSource, SweepRecord, Workload
+from sweeper.records import (
+    Configuration,
+    Constraint,
+    EngineRecord,
+    Objective,
+    PowerSource,
+    SweepRecord,
+    Workload,
+)
 from sweeper.search.study import SweepStudy
 
 FIRST = SweepRecord(
@@ -54,6 +62,16 @@ def test_the_changed_key_is_named(tmp_path: Path, changed: dict[str, object], wo
     with pytest.raises(ConfigError) as caught:
         SweepStudy.create(tmp_path, replace(FIRST, **changed))  # type: ignore[arg-type]
     assert str(caught.value).startswith(words)
+
+
+def test_a_changed_fixed_parameter_is_named(tmp_path: Path) -> None:
+    first = replace(FIRST, baseline_configuration=Configuration(n_batch=32, n_threads=1, n_threads_batch=4))
+    SweepStudy.create(tmp_path, first)
+    again = replace(first, baseline_configuration=Configuration(n_batch=64, n_threads=1, n_threads_batch=4))
+    SweepStudy.create(tmp_path, again)  # the baseline's value of a searched parameter may change
+    other = replace(first, baseline_configuration=Configuration(n_batch=32, n_threads=1, n_threads_batch=8))
+    with pytest.raises(ConfigError, match=r"space\.n_threads_batch: .* started with 4, and now it is 8"):
+        SweepStudy.create(tmp_path, other)
 
 
 def test_the_same_settings_resume(tmp_path: Path) -> None:
