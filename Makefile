@@ -1,6 +1,8 @@
 # make sweep   a front in a few minutes on the built-in synthetic model, after installing all it needs
 # make test    the tests
 # make check   lint and types
+# make server  llama-server, built from the source of the installed llama.cpp (4 minutes on 2 cores), for the tests that
+#              need a real one; it comes to .venv/bin
 #
 # llama.cpp is compiled once, for this machine, and kept in pip's cache (2 to 5 minutes on 2 cores).
 # BACKEND=cuda, hip, vulkan, metal, sycl or blas builds it for a GPU; CUDA=1 is short for BACKEND=cuda.
@@ -42,7 +44,7 @@ export CMAKE_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURD
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
-.PHONY: sweep test check format ui install clean
+.PHONY: sweep test check format ui install server clean
 
 sweep: install
 	$(BIN)/sweeper sweep experiment=quick $(ARGS)
@@ -82,6 +84,29 @@ endif
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	rm -f $(VENV)/.installed-*
 	touch $@
+
+# The programs link to the libraries of the installed llama-cpp-python by a relative path, so every clone can use a copy
+# that was built once.
+LLAMA := $(shell grep '^llama-cpp-python==' requirements.lock | cut -d' ' -f1 | sed 's/==/-/')
+SERVER_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sweeper/$(LLAMA)-$(BACKEND)-server
+SERVER_PROGRAMS := llama-server llama-fit-params llama-bench llama-perplexity
+
+server: $(BIN)/llama-server
+
+$(BIN)/llama-server: $(STAMP) cmake/server/CMakeLists.txt
+	@command -v cmake >/dev/null || { echo "llama-server needs CMake: apt install cmake"; exit 3; }
+	@echo "building llama-server from the source of $(LLAMA), which takes 4 minutes the first time"
+	mkdir -p $(SERVER_CACHE)/source
+	grep -A 2 '^llama-cpp-python==' requirements.lock > $(SERVER_CACHE)/llama.lock
+	test -d $(SERVER_CACHE)/source/vendor || { $(BIN)/python -m pip download --quiet --no-deps --no-binary :all: \
+	  --require-hashes -r $(SERVER_CACHE)/llama.lock -d $(SERVER_CACHE) && \
+	  tar -xzf $(SERVER_CACHE)/llama_cpp_python-*.tar.gz -C $(SERVER_CACHE)/source --strip-components 1; }
+	lib=$$($(BIN)/python -c 'import llama_cpp, os; print(os.path.join(os.path.dirname(llama_cpp.__file__), "lib"))') && \
+	{ cmake -S cmake/server -B $(SERVER_CACHE)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_VERSION=$(LLAMA) -DLLAMA_LIB="$$lib" \
+	  -DLLAMA_RPATH='$$ORIGIN'"/../$${lib#*/$(VENV)/}" -DLLAMA_SOURCE=$(SERVER_CACHE)/source/vendor/llama.cpp && \
+	cmake --build $(SERVER_CACHE)/build --parallel $(JOBS); } >$(SERVER_CACHE)/log 2>&1 || { tail -20 $(SERVER_CACHE)/log; exit 3; }
+	cp $(addprefix $(SERVER_CACHE)/build/bin/,$(SERVER_PROGRAMS)) $(BIN)/
+	$(BIN)/llama-server --version
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache dist build

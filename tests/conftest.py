@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -42,6 +43,17 @@ def smallest_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def smallest_f16(smallest_model: Path) -> Path:
     """The same model, by the name that says its precision."""
     return smallest_model
+
+
+@pytest.fixture(scope="session")
+def llama_server() -> str:
+    """The path of a real llama-server: of SWEEPER_LLAMA_SERVER, or what `make server` built, or on the PATH."""
+    built = Path(sys.executable).parent / "llama-server"
+    named = os.environ.get("SWEEPER_LLAMA_SERVER")
+    program = named or (str(built) if built.is_file() else shutil.which("llama-server"))
+    if not program or not Path(program).is_file():
+        pytest.skip("no llama-server: `make server` builds one")
+    return program
 
 
 @pytest.fixture

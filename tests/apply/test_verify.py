@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import shutil
 import signal
 import subprocess
 import sys
@@ -304,14 +302,6 @@ def test_a_simulated_sweep_has_nothing_to_verify(model: Path) -> None:
 
 
 # --- llama-server, where there is one
-
-
-@pytest.fixture(scope="module")
-def llama_server() -> str:
-    program = os.environ.get("SWEEPER_LLAMA_SERVER") or shutil.which("llama-server")
-    if not program or not Path(program).is_file():
-        pytest.skip("no llama-server: put one on PATH or set SWEEPER_LLAMA_SERVER")
-    return program
 
 
 def test_a_llama_server_of_our_own(model: Path, llama_server: str) -> None:
