@@ -85,6 +85,7 @@ class SearchConfig:
     transfer: bool = True
     finalists: int = 5
     control_every: int = 10
+    full_depth: bool = True
     pick: str = "within:5%"
 
 

@@ -76,6 +76,8 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
         plan = _plan(settings, space, first, stopping_of(sampler))
+        if rig.workload is not None:  # a recorded table knows no other depth
+            plan = replace(plan, full_depth=False)
         yield Sweep(
             study=study,
             space=space,
@@ -223,6 +225,7 @@ def _plan(
         seed=search.seed,
         stop_reason=stop_reason,
         early_stop=search.early_stop,
+        full_depth=search.full_depth,
     )
 
 

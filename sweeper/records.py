@@ -56,6 +56,11 @@ class Workload:
             return self.depth
         return max(0, n_ctx - self.prompt_tokens - self.generated_tokens)
 
+    def full_depth(self, n_ctx: int) -> int | None:
+        """The depth, in tokens, at which one request still fits a context of ``n_ctx``; None if windows run there."""
+        full = n_ctx - self.prompt_tokens - self.generated_tokens
+        return full if full > self.depth_at(n_ctx) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Objective:

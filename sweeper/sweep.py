@@ -63,6 +63,7 @@ class SearchPlan:
     seed: int = 0
     stop_reason: Callable[[], str | None] | None = None  # the sampler's stopping rule
     early_stop: bool = False  # end trials that another trial beats in every objective beyond noise
+    full_depth: bool = True  # measure finalists also as deep as their context allows
 
 
 @dataclass(slots=True)
@@ -331,7 +332,8 @@ class Sweep:
                     return
                 trial = record.trial(number)
                 self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
-                self._visit(trial, visit, stage)
+                deep = self.plan.full_depth and visit < FINAL_VISITS
+                self._visit(trial, visit, replace(stage, full_depth=deep))
 
     def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
         began = self.clock()

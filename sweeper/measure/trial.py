@@ -50,6 +50,9 @@ CAPPED_SHARE = 0.05
 RESIDENT_SECONDS = 1.0
 RESIDENT_UPDATE_PERIODS = 10
 
+# A visit does not measure at the full depth if filling the context takes longer than this.
+MOST_FILL_SECONDS = 60.0
+
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
 NO_PREFILL = (
     "a prompt takes longer here than the rest of a trial, and no objective or constraint depends on it: only "
@@ -71,6 +74,7 @@ class Stage:
     resident_seconds: float = 0.0  # length of a window with the model loaded and idle; 0: no such window
     prefill_repeats: int | None = None  # None: as many as for decode
     least_prefill: int | None = None  # prefill windows that run however long they take; None: all
+    full_depth: bool = False  # one more window of each phase, as deep as the context allows
 
     @classmethod
     def screening(cls, workload: Workload, decides: Iterable[str] | None = None) -> Stage:
@@ -156,6 +160,9 @@ def measure(
         # The first prompt after a load reads the weights from disk, so a second one shows how long prompts take.
         _, prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0)
     windows, stopped_early = _windows(engine, meter, workload, depth, stage, prompts, tell, hopeless)
+    full = workload.full_depth(int(n_ctx)) if stage.full_depth else None
+    if full is not None and _fill_seconds(windows, full) <= MOST_FILL_SECONDS:
+        windows += [_window(phase, 0, engine, meter, workload, full, stage) for phase in PHASES]
     metrics, missing = metrics_of(windows, workload)
     metrics.update(known or {})
     if resident is not None:
@@ -244,19 +251,38 @@ def _windows(
             if phase == "prefill" and not prompts.allowed(repeat):
                 continue
             tell(phase, speeds.get(phase), meter.watts_now())
-            seconds = stage.window_seconds(phase, meter.update_period_seconds)
-            with meter.window() as window:
-                run = _run(phase, engine, workload, depth, seconds)
-            energy = window.reading(run.started, run.ended)
-            utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-            windows.append(Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc))
-            speeds[phase] = run.tokens_per_second
+            window = _window(phase, repeat, engine, meter, workload, depth, stage)
+            windows.append(window)
+            speeds[phase] = window.tokens / window.seconds
             if phase == "prefill":
-                prompts.took(energy.seconds)
+                prompts.took(window.energy.seconds)
         more = repeat + 1 < stage.repeats
         if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
             return windows, True
     return windows, False
+
+
+def _window(
+    phase: Phase,
+    repeat: int,
+    engine: Engine,
+    meter: PowerMeter,
+    workload: Workload,
+    depth: int,
+    stage: Stage,
+) -> Window:
+    seconds = stage.window_seconds(phase, meter.update_period_seconds)
+    with meter.window() as window:
+        run = _run(phase, engine, workload, depth, seconds)
+    energy = window.reading(run.started, run.ended)
+    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+    return Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc)
+
+
+def _fill_seconds(windows: Sequence[Window], depth: int) -> float:
+    """The expected time to fill a context to ``depth`` by the speed of these windows' prompts; 0 without prompts."""
+    prompts = [w for w in windows if w.phase == "prefill"]
+    return (depth - prompts[0].depth) * min(w.seconds / w.tokens for w in prompts) if prompts else 0.0
 
 
 def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
@@ -332,7 +358,8 @@ def wait_for_temperature(
 
 def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str, Reading], dict[str, str]]:
     """Compute the metrics of raw windows: readings by metric, and a reason for each missing metric."""
-    metrics: dict[str, Reading] = {}
+    windows, full = _by_depth(windows)
+    metrics = _at_full_depth(full)
     missing: dict[str, str] = {}
     seconds_per_token: dict[Phase, list[float]] = {}
     for phase in reversed(PHASES):
@@ -362,6 +389,26 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
     return metrics, missing
 
 
+def _by_depth(windows: Sequence[Window]) -> tuple[list[Window], list[Window]]:
+    """The windows at the workload's depth, and those at the full depth."""
+    least = min((w.depth for w in windows), default=0)
+    return [w for w in windows if w.depth == least], [w for w in windows if w.depth > least]
+
+
+def _at_full_depth(windows: Sequence[Window]) -> dict[str, Reading]:
+    metrics = {}
+    for phase in PHASES:
+        of_phase = [w for w in windows if w.phase == phase]
+        if of_phase:
+            prefix = "" if phase == "decode" else "prompt_"
+            speeds = [w.tokens / w.seconds for w in of_phase]
+            metrics[f"{prefix}tokens_per_second_at_full_depth"] = stats.reading(speeds)
+            watts = [w.energy.watts for w in of_phase if w.energy.watts is not None]
+            if phase == "decode" and len(watts) == len(of_phase):
+                metrics["watts_at_full_depth"] = stats.reading(watts)
+    return metrics
+
+
 def exactly(value: float) -> Reading:
     """A reading of a value without spread, such as a peak or a size."""
     return Reading(value, value, value, 1)
@@ -369,6 +416,7 @@ def exactly(value: float) -> Reading:
 
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:
     """The caveats of these windows. Together they should last ``update_periods`` update periods of the sensor."""
+    windows, _ = _by_depth(windows)
     found: set[Caveat] = set()
     for phase in PHASES:
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]

@@ -12,6 +12,7 @@ from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord,
 from sweeper.results import front as fronts
 from sweeper.results import picks
 from sweeper.results.ceiling import with_ceiling_caveats
+from sweeper.results.depth import full_context_notes
 from sweeper.results.plateau import with_cap_caveats
 from sweeper.stats import VisitNoise
 
@@ -58,9 +59,10 @@ def conclude(record: SweepRecord) -> SweepRecord:
     shares = hypervolumes(record.trials, record.objectives, front)
     concluded = replace(record, front=front, hypervolume=shares)
     caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
-    notes = tuple(dict.fromkeys((*record.notes, *_not_judged(record))))
     picked = _picked(concluded, record.pick, allow_screening=False)
-    return replace(concluded, recommended=picked[0] if picked else None, caveats=caveats, notes=notes)
+    concluded = replace(concluded, recommended=picked[0] if picked else None, caveats=caveats)
+    notes = (*record.notes, *_not_judged(record), *full_context_notes(concluded))
+    return replace(concluded, notes=tuple(dict.fromkeys(notes)))
 
 
 def _not_judged(record: SweepRecord) -> Iterator[str]:
