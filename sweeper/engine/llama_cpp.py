@@ -64,8 +64,8 @@ class LlamaCppEngine:
                 why = failure.log_tail[-1] if failure.log_tail else str(failure)
                 raise EngineMissingError(
                     f"llama-cpp-python cannot be loaded ({why})",
-                    "install it with `pip install llama-cpp-python`, which needs a compiler, or tune a llama-server that "
-                    "you have: engine=llama_server",
+                    "install it with `pip install llama-cpp-python`, which needs a compiler, or tune a "
+                    "llama-server that you have: engine=llama_server",
                 ) from failure
         return EngineRecord(
             name="llama_cpp",
