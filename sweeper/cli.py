@@ -184,12 +184,16 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
 
     screen = console(stderr=True)
 
+    said: set[str] = set()
+
     def say(text: str) -> None:
+        said.add(text)
         screen.print(text, style="dim", highlight=False, markup=False)
 
     def display(header: SweepRecord, plan: Any) -> Any:
         for note in header.notes:
-            say(note)
+            if note not in said:
+                say(note)
         expected = Plan(prepare.finalist_measurements(plan), FINALIST_COST, plan.minutes)
         return open_progress(screen, header.objectives, header.power, expected, plan.first[0])
 

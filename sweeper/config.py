@@ -8,6 +8,7 @@ No code changes them afterwards.
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
@@ -33,6 +34,8 @@ T = TypeVar("T")
 
 # With more objectives, nearly every trial is on the Pareto front, and no plot can show the front.
 MOST_OBJECTIVES = 3
+# A compiler or an update is often done after a minute. What lasts longer may last for hours.
+QUIET_SECONDS = 60.0
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
 
@@ -87,6 +90,18 @@ class SearchConfig:
     control_every: int = 10
     full_depth: bool = True
     pick: str = "within:5%"
+    wait_for_quiet: Any = True  # true, false, or seconds
+
+    def quiet_seconds(self) -> float:
+        """The longest wait for a quiet machine in s; 0: never wait. Raises ConfigError."""
+        value = self.wait_for_quiet
+        if isinstance(value, bool):
+            return QUIET_SECONDS if value else 0.0
+        if not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise ConfigError(
+                f"search.wait_for_quiet: {value!r} is not true, false or a number of seconds, for example 60"
+            )
+        return float(value)
 
 
 @dataclass
@@ -382,6 +397,7 @@ def _check_values(settings: Settings) -> None:
             raise ConfigError(f"{key}: {value:g} is below the lowest allowed value, {least:g}")
     if not 0 <= settings.prices.hours_per_day <= 24:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
+    settings.search.quiet_seconds()
     _one_of("search.sampler", settings.search.sampler, SAMPLERS)
     _one_of("engine.name", settings.engine.name, ("llama_cpp", "simulated", "replay"))
     if settings.name is not None and not re.fullmatch(

@@ -14,6 +14,7 @@ from pathlib import Path
 from sweeper import __version__, locks
 from sweeper.config import Composed, Settings
 from sweeper.errors import SweepBusyError
+from sweeper.measure.disturbance import Watch
 from sweeper.records import Configuration, SweepRecord, Workload, to_plain
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
@@ -78,6 +79,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         plan = _plan(settings, space, first, stopping_of(sampler))
         if rig.workload is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)
+        stop = StopFlag()
         yield Sweep(
             study=study,
             space=space,
@@ -92,10 +94,28 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             quality=rig.quality,
             forecast=rig.forecast,
             standing_caveats=rig.standing_caveats,
-            stop=StopFlag(),
+            stop=stop,
             clock=rig.clock,
             sleep=rig.sleep,
+            watch=_watch(rig, settings, stop),
         )
+
+
+def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
+    """Looks at the load of this machine; None on simulated and replayed machines, which nothing can disturb."""
+    if rig.load is None:
+        return None
+    search = settings.search
+    return Watch(
+        rig.load,
+        rig.machine.physical_cores,
+        search.quiet_seconds(),
+        search.minutes,
+        rig.clock,
+        rig.sleep,
+        lambda: stop.set_by_hand,
+        rig.load.elsewhere,
+    )
 
 
 def _design(

@@ -180,6 +180,27 @@ class EnergyReading:
 
 
 @dataclass(frozen=True, slots=True)
+class Disturbance:
+    """What others took of the processors during one window. Shares are 0 to 1; None if the system does not say."""
+
+    cores: int  # CPUs that the sweep may use
+    others_share: float | None = None  # of the time of these CPUs, used by other processes
+    steal_share: float | None = None  # of the time of these CPUs, taken by other virtual machines
+    pressure_share: float | None = None  # of the window, in which some task waited for a CPU
+    limit_share: float = 0.0  # what others may take beside this number of threads before figures are in doubt
+
+    @property
+    def share(self) -> float:
+        """The share of the processors' time that others took, as far as known."""
+        return (self.others_share or 0.0) + (self.steal_share or 0.0)
+
+    @property
+    def disturbs(self) -> bool:
+        """Whether the figures of the window are in doubt."""
+        return self.share > self.limit_share
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """One timed window of one phase, raw."""
 
@@ -190,6 +211,7 @@ class Window:
     energy: EnergyReading
     depth: int = 0
     utc: str | None = None
+    disturbance: Disturbance | None = None  # None: not looked at
 
 
 @dataclass(frozen=True, slots=True)
@@ -318,6 +340,7 @@ class TrialRecord:
     measured_seconds: float = 0.0  # of these, load, warm-up and windows
     load_seconds: float | None = None  # of loading the model; None if it was still loaded
     log_tail: tuple[str, ...] = ()
+    disturbance: Disturbance | None = None  # of the window that others disturbed most; None: not looked at
 
     @property
     def feasible(self) -> bool:

@@ -18,6 +18,7 @@ from typing import Any
 from sweeper.engine.base import Engine
 from sweeper.errors import NoResultError, StoreError, TrialFailed
 from sweeper.limits.base import LimitControl
+from sweeper.measure.disturbance import Watch, worst
 from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
 from sweeper.meter.base import PowerMeter
 from sweeper.parameters import LIMIT_KEYS
@@ -93,6 +94,7 @@ class Sweep:
     stop: StopFlag = field(default_factory=StopFlag)
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
+    watch: Watch | None = None  # None: nothing can disturb this machine
     _began: float = 0.0
     _reference_celsius: float | None = None
     _tracking_failed: str | None = None
@@ -122,11 +124,18 @@ class Sweep:
             self._early_stop = EarlyStop(header.objectives, header.constraints)
             for trial in self.study.trials():
                 self._early_stop.learn(trial)
+        self._wait_for_quiet()
         reason = self._search()
         record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
         if not record.on_front():
             raise NoResultError(why_nothing(record))
         return record
+
+    def _wait_for_quiet(self) -> None:
+        """Wait before the first trial while other programs use the processors; the wait is bounded."""
+        busy = self.watch.wait(self.progress.phase) if self.watch else None
+        if busy and not self.stop.set_by_hand:
+            self.progress.note(f"the machine did not become quiet ({busy}); the sweep goes on")
 
     # -- the search ---------------------------------------------------------------------------------------
 
@@ -155,6 +164,8 @@ class Sweep:
             duplicates, count = 0, len(known) + 1
             self._trial(proposal, configuration)
             self._control(count)
+        if self.watch:
+            self.watch.finals_begin()
         if not self.stop.set_by_hand:
             self._final_stage()
         return reason
@@ -253,6 +264,7 @@ class Sweep:
             self.clock,
             self.sleep,
             hopeless,
+            self.watch,
         )
 
     def _record_of(
@@ -271,6 +283,7 @@ class Sweep:
             seconds=seconds,
             measured_seconds=measured_seconds(measurement),
             load_seconds=measurement.load_seconds if measurement.reloaded else None,
+            disturbance=worst(measurement.windows),
         )
 
     def _screening(self, header: SweepRecord) -> Stage:
@@ -300,7 +313,9 @@ class Sweep:
             self.progress.note(f"the control measurement failed: {failure}")
             return
         self.study.save_control(count, visit_of(baseline.number, count, again, self.clock() - began))
-        drift = _drift(baseline, again)
+        # A figure that another program disturbed says nothing about the machine.
+        busy = Caveat.BUSY_MACHINE in (*baseline.caveats, *again.caveats)
+        drift = None if busy else _drift(baseline, again)
         if drift is not None and Caveat.DRIFT not in self.study.header().caveats:
             self.progress.note(
                 f"the machine drifts: the speed of the default configuration changed by {drift:+.0%}"
@@ -350,7 +365,7 @@ class Sweep:
     def _conclude(self, reason: str, state: Any) -> SweepRecord:
         header = self.study.header()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        notes = header.notes
+        notes = (*header.notes, *self._disturbances())
         if self._tracking_failed:
             self.progress.note("writing the missing trials to MLflow")
         self.study.save_header(
@@ -366,6 +381,17 @@ class Sweep:
             )
         self.progress.finished(record)
         return record
+
+    def _disturbances(self) -> tuple[str, ...]:
+        """A note about the time that other programs cost; none if they cost none."""
+        watch = self.watch
+        if watch is None or not (watch.measured_again or watch.waited_seconds >= 1):
+            return ()
+        windows = "1 window" if watch.measured_again == 1 else f"{watch.measured_again} windows"
+        return (
+            f"other programs used the processors: sweeper measured {windows} again and waited "
+            f"{watch.waited_seconds:.0f} s for quiet",
+        )
 
     def _track(self, write: Callable[[], object]) -> None:
         """Write to MLflow. If that fails, the sweep continues, reports it once, and writes everything at the end."""

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sweeper import stats
 from sweeper.engine.base import Engine, Run
+from sweeper.measure.disturbance import Watch, is_disturbed, mostly_disturbed
 from sweeper.meter.base import PowerMeter
 from sweeper.metrics import NEED_PREFILL
 from sweeper.records import (
@@ -54,6 +55,8 @@ RESIDENT_UPDATE_PERIODS = 10
 MOST_FILL_SECONDS = 60.0
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+# The parameter with the number of threads of each phase.
+THREADS: dict[Phase, str] = {"prefill": "n_threads_batch", "decode": "n_threads"}
 NO_PREFILL = (
     "a prompt takes longer here than the rest of a trial, and no objective or constraint depends on it: only "
     "finalists measure prompts (objectives=speed_prompt_watts makes prompt speed an objective)"
@@ -137,12 +140,14 @@ def measure(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     hopeless: Hopeless | None = None,
+    watch: Watch | None = None,
 ) -> Measurement:
     """Measure one configuration.
 
     ``meter`` must be open. ``known`` has metrics that are known in advance, such as ``kl_divergence`` of the
     quantisation. ``clock`` stamps the meter's samples, and ``sleep`` waits on it while the loaded model is idle. If
-    ``hopeless`` returns True after a round of windows, the trial ends there.
+    ``hopeless`` returns True after a round of windows, the trial ends there. With a ``watch``, windows that other
+    processes disturb are measured again.
 
     Raises:
         TrialFailed: the engine failed; the engine can be used again.
@@ -159,10 +164,12 @@ def measure(
     if load.reloaded and not prompts.allowed(0):
         # The first prompt after a load reads the weights from disk, so a second one shows how long prompts take.
         _, prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0)
-    windows, stopped_early = _windows(engine, meter, workload, depth, stage, prompts, tell, hopeless)
+    threads = {phase: int(load.in_force.get(name, 0)) or None for phase, name in THREADS.items()}
+    rounds = _Rounds(engine, meter, workload, depth, stage, prompts, tell, watch, threads)
+    windows, stopped_early = rounds.run(hopeless)
     full = workload.full_depth(int(n_ctx)) if stage.full_depth else None
     if full is not None and _fill_seconds(windows, full) <= MOST_FILL_SECONDS:
-        windows += [_window(phase, 0, engine, meter, workload, full, stage) for phase in PHASES]
+        windows += rounds.at(full)
     metrics, missing = metrics_of(windows, workload)
     metrics.update(known or {})
     if resident is not None:
@@ -233,56 +240,106 @@ def _at_rest(
     return None if watts is None else exactly(watts)
 
 
-def _windows(
-    engine: Engine,
-    meter: PowerMeter,
-    workload: Workload,
-    depth: int,
-    stage: Stage,
-    prompts: _Prompts,
-    tell: PhaseListener,
-    hopeless: Hopeless | None,
-) -> tuple[list[Window], bool]:
-    """The windows of all rounds, and whether the trial ended early because it cannot win."""
-    windows: list[Window] = []
-    speeds: dict[Phase, float] = {}
-    for repeat in range(stage.repeats):
-        for phase in PHASES:
-            if phase == "prefill" and not prompts.allowed(repeat):
-                continue
-            tell(phase, speeds.get(phase), meter.watts_now())
-            window = _window(phase, repeat, engine, meter, workload, depth, stage)
-            windows.append(window)
-            speeds[phase] = window.tokens / window.seconds
-            if phase == "prefill":
-                prompts.took(window.energy.seconds)
-        more = repeat + 1 < stage.repeats
-        if more and hopeless is not None and hopeless(metrics_of(windows, workload)[0]):
-            return windows, True
-    return windows, False
+@dataclass(slots=True)
+class _Rounds:
+    """Measures the windows of a trial, round after round, and disturbed windows again."""
 
+    engine: Engine
+    meter: PowerMeter
+    workload: Workload
+    depth: int
+    stage: Stage
+    prompts: _Prompts
+    tell: PhaseListener
+    watch: Watch | None
+    threads: Mapping[Phase, int | None]
+    speeds: dict[Phase, float] = field(default_factory=dict)
 
-def _window(
-    phase: Phase,
-    repeat: int,
-    engine: Engine,
-    meter: PowerMeter,
-    workload: Workload,
-    depth: int,
-    stage: Stage,
-) -> Window:
-    seconds = stage.window_seconds(phase, meter.update_period_seconds)
-    with meter.window() as window:
-        run = _run(phase, engine, workload, depth, seconds)
-    energy = window.reading(run.started, run.ended)
-    utc = datetime.now(UTC).isoformat(timespec="milliseconds")
-    return Window(phase, repeat, run.tokens, run.seconds, energy, depth, utc)
+    def run(self, hopeless: Hopeless | None) -> tuple[list[Window], bool]:
+        """The windows that count, in order, and whether the trial ended early because it cannot win."""
+        taken: list[Window] = []
+        counts: dict[Phase, int] = dict.fromkeys(PHASES, 0)
+        spare = {phase: self.stage.repeats_of(phase) for phase in PHASES}
+        if self.watch is not None:
+            self.watch.follow()
+        for repeat in range(self.stage.repeats):
+            for phase in PHASES:
+                if phase == "prefill" and not self.prompts.allowed(repeat):
+                    continue
+                counts[phase] += 1
+                taken.append(self._window(phase, repeat))
+                while is_disturbed(taken[-1]) and spare[phase] and self._may_repeat(phase):
+                    spare[phase] -= 1
+                    self._wait(taken[-1])
+                    taken.append(self._window(phase, repeat))
+            windows = _least_disturbed(taken, counts)
+            more = repeat + 1 < self.stage.repeats
+            # A disturbed window would make a good configuration look hopeless.
+            calm = not any(map(is_disturbed, windows))
+            if more and calm and hopeless is not None and hopeless(metrics_of(windows, self.workload)[0]):
+                return windows, True
+        return _least_disturbed(taken, counts), False
+
+    def at(self, depth: int) -> list[Window]:
+        """One window of each phase at another depth."""
+        self.depth = depth
+        return [self._window(phase, 0) for phase in PHASES]
+
+    def _window(self, phase: Phase, repeat: int) -> Window:
+        self.tell(phase, self.speeds.get(phase), self.meter.watts_now())
+        seconds = self.stage.window_seconds(phase, self.meter.update_period_seconds)
+        disturbance = None
+        with self.meter.window() as window:
+            before = self.watch.load() if self.watch else None
+            run = _run(phase, self.engine, self.workload, self.depth, seconds)
+            if self.watch and before:
+                disturbance = self.watch.judge(before, self.watch.load(), self.threads[phase])
+        energy = window.reading(run.started, run.ended)
+        utc = datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.speeds[phase] = run.tokens_per_second
+        if phase == "prefill":
+            self.prompts.took(energy.seconds)
+        return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance)
+
+    def _may_repeat(self, phase: Phase) -> bool:
+        return phase == "decode" or self.prompts.in_time()
+
+    def _wait(self, disturbed: Window) -> None:
+        """Wait for quiet before a window is measured again."""
+        assert self.watch is not None
+        assert disturbed.disturbance is not None
+        self.watch.measured_again += 1
+        self.watch.wait(lambda line: self.tell(line, None, None), disturbed.disturbance.limit_share)
 
 
 def _fill_seconds(windows: Sequence[Window], depth: int) -> float:
     """The expected time to fill a context to ``depth`` by the speed of these windows' prompts; 0 without prompts."""
     prompts = [w for w in windows if w.phase == "prefill"]
     return (depth - prompts[0].depth) * min(w.seconds / w.tokens for w in prompts) if prompts else 0.0
+
+
+def _least_disturbed(taken: Sequence[Window], counts: Mapping[Phase, int]) -> list[Window]:
+    """For each phase, the ``counts`` windows that others disturbed least, in the order in which they were measured.
+
+    Disturbance decides and never speed, so the choice does not favour lucky windows.
+    """
+    chosen: list[int] = []
+    for phase in PHASES:
+        of_phase = [index for index, window in enumerate(taken) if window.phase == phase]
+        of_phase.sort(key=lambda index: _excess(taken[index]))
+        chosen += of_phase[: counts[phase]]
+    seen: dict[Phase, int] = dict.fromkeys(PHASES, 0)
+    kept = []
+    for window in (taken[index] for index in sorted(chosen)):
+        kept.append(replace(window, repeat=seen[window.phase]))
+        seen[window.phase] += 1
+    return kept
+
+
+def _excess(window: Window) -> float:
+    """How much more others took than the window tolerates, as a share of the cores; 0 where they do not disturb."""
+    found = window.disturbance
+    return found.share if found is not None and found.disturbs else 0.0
 
 
 def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
@@ -322,11 +379,14 @@ class _Prompts:
 
     def allowed(self, repeat: int) -> bool:
         """Whether to measure window ``repeat``, counted from 0."""
-        stage, period = self.stage, self.update_period_seconds
+        stage = self.stage
         if repeat >= stage.repeats_of("prefill"):
             return False
-        if stage.least_prefill is None or repeat < stage.least_prefill:
-            return True
+        return stage.least_prefill is None or repeat < stage.least_prefill or self.in_time()
+
+    def in_time(self) -> bool:
+        """Whether another prompt fits into the time that a trial has for prompts."""
+        stage, period = self.stage, self.update_period_seconds
         next_seconds = max(self.expected_seconds, stage.window_seconds("prefill", period))
         most = MOST_OVERRUN * stage.repeats * stage.window_seconds("decode", period)
         return self.spent_seconds + next_seconds <= most
@@ -422,6 +482,8 @@ def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, 
         speeds = [w.tokens / w.seconds for w in windows if w.phase == phase]
         # A single prefill window, or none, is intended; its interval already shows that the spread is unknown.
         found |= set() if phase == "prefill" and len(speeds) <= 1 else _caveats_of_speeds(speeds)
+        if mostly_disturbed(windows, phase):
+            found.add(Caveat.BUSY_MACHINE)
     for energy in (window.energy for window in windows):
         found |= set(energy.caveats)
         if energy.source.kind in ("estimated", "mixed"):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from typing import Protocol
 
 from sweeper.errors import ConfigError, NoResultError
+from sweeper.measure.disturbance import is_disturbed, worst
 from sweeper.measure.trial import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
@@ -22,6 +23,8 @@ MOST_CONTENDERS = 3
 # A visit has only a few windows, so one visit in twenty has one of these caveats by chance. SPREAD_UNKNOWN of a visit
 # never counts: all visits together know the spread.
 OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
+# With this many undisturbed visits, a finalist's other windows do not count. Fewer do not show the scatter of visits.
+LEAST_QUIET_VISITS = 2
 
 
 class Kept(Protocol):
@@ -86,6 +89,7 @@ def with_finals(
     by_trial: dict[int, list[Visit]] = {}
     for visit in visits:
         by_trial.setdefault(visit.trial, []).append(visit)
+    by_trial = {number: undisturbed(of) for number, of in by_trial.items()}
     medians = {number: _medians_of_visits(of, header) for number, of in by_trial.items()}
     # The usual scatter of visits to one finalist, by metric, is estimated from all finalists.
     metrics = {metric for found in medians.values() for metric in found}
@@ -95,6 +99,28 @@ def with_finals(
         if trial.number in by_trial
         else trial
         for trial in trials
+    )
+
+
+def undisturbed(visits: Sequence[Visit]) -> list[Visit]:
+    """The visits without the windows that other processes disturbed; all of them if too few visits would be left.
+
+    Disturbance decides and never speed, so the choice does not favour lucky windows.
+    """
+    quiet = [_quiet_part(visit) for visit in visits]
+    left = [visit for visit in quiet if any(window.phase == "decode" for window in visit.windows)]
+    return left if len(left) >= LEAST_QUIET_VISITS else list(visits)
+
+
+def _quiet_part(visit: Visit) -> Visit:
+    """A visit without its disturbed windows. The caveats about its spread are those of the windows that are left."""
+    windows = tuple(window for window in visit.windows if not is_disturbed(window))
+    if not windows or len(windows) == len(visit.windows):
+        return replace(visit, windows=windows)
+    spread = {c.name.lower() for c in OF_SPREAD}
+    caveats = {c.name.lower() for c in caveats_of(windows, 0)} & spread
+    return replace(
+        visit, windows=windows, caveats=tuple(c for c in visit.caveats if c not in spread or c in caveats)
     )
 
 
@@ -138,6 +164,7 @@ def _with_final(
         missing={k: v for k, v in trial.missing.items() if k not in metrics} | missing,
         violations=violations_of(metrics, header.constraints),
         caveats=tuple(c for c in Caveat if c in caveats),
+        disturbance=worst(windows),
         remeasured=True,
     )
 
@@ -146,7 +173,8 @@ def _of_visits(visits: Sequence[Visit]) -> set[Caveat]:
     """The caveats of all visits. A caveat about spread counts only if at least half of the visits have it."""
     said = [Caveat[name.upper()] for visit in visits for name in set(visit.caveats)]
     kept = {c for c in said if c not in OF_SPREAD or said.count(c) >= len(visits) / 2}
-    return kept - {Caveat.SPREAD_UNKNOWN}
+    # The windows that count say themselves whether others disturbed them.
+    return kept - {Caveat.SPREAD_UNKNOWN, Caveat.BUSY_MACHINE}
 
 
 def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]) -> dict[str, float]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from sweeper.engine.base import Engine
 from sweeper.limits.base import LimitControl
+from sweeper.measure.disturbance import MachineLoad
 from sweeper.meter.base import PowerMeter
 from sweeper.records import Caveat, Configuration, EngineRecord, MachineRecord, ModelRecord, Reading, Workload
 from sweeper.space.space import SearchSpace
@@ -39,3 +40,4 @@ class Rig:
     make_room: Callable[[Path, int], None] = lambda path, n_gpu_layers: None
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None
+    load: MachineLoad | None = None  # None on machines with virtual time: nothing can disturb them

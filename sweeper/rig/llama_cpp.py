@@ -21,15 +21,23 @@ if TYPE_CHECKING:
     from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.model.forecast import Forecaster
 
+NOT_QUIET = "the machine is not quiet: {}"
+
 
 def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
     """llama.cpp in a worker process, with this machine's meter and limits."""
     from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.limits.control import find_limits
+    from sweeper.measure.disturbance import MachineLoad, Watch
     from sweeper.meter.choose import find_meter
     from sweeper.model.forecast import Forecaster
 
     held.enter_context(cuda_variables(settings.engine.environment))
+    # First of all, because a download or a quality check may take minutes.
+    load = MachineLoad()
+    busy = Watch(load, elsewhere=load.elsewhere).look()
+    if busy:
+        say(busy := NOT_QUIET.format(busy))
     if settings.model.repo and not settings.model.path:
         say(f"downloading {settings.model.file} of {settings.model.repo}")
     model = obtain(settings.model, root)
@@ -67,12 +75,13 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
         model=model,
         meter=meter,
         limits=limits,
-        notes=notes,
+        notes=(busy, *notes) if busy else notes,
         quality=lambda _: None,
         forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,
         make_room=lambda path, n_gpu_layers: make_room(forecaster, engine, path, n_gpu_layers),
+        load=load,
     )
 
 

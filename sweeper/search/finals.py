@@ -1,7 +1,7 @@
 """The final stage: which trials are visited again, how often, and when further visits decide something.
 
 sweeper visits every finalist in turn, in random order, so that a drift of the machine affects all equally. Further
-visits go to trials that only noise keeps from being recommended.
+visits go to trials that only noise keeps from being recommended, and to those that other processes disturbed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 
 from sweeper.measure.trial import Stage
-from sweeper.records import Caveat, Measurement, SweepRecord, Visit, Workload
+from sweeper.records import Caveat, Measurement, SweepRecord, TrialRecord, Visit, Workload
 from sweeper.results import picks
 
 FINAL_VISITS = 3  # of each finalist
@@ -42,11 +42,31 @@ def rounds(
     function calls it before each round beyond `FINAL_VISITS`.
     """
     for visit in range(FINAL_VISITS + DECIDING_VISITS):
-        order = list(finalists) if visit < FINAL_VISITS else list(picks.undecided(so_far()))
+        order = list(finalists) if visit < FINAL_VISITS else list(_open(so_far()))
         if not order:
             return
         random.Random(f"{seed}/{visit}").shuffle(order)
         yield visit, [number for number in order if (number, visit) not in done]
+
+
+def _open(record: SweepRecord) -> tuple[int, ...]:
+    """The trials whose further visits pay: those that noise keeps from being the pick, and those in doubt."""
+    return tuple(dict.fromkeys((*picks.undecided(record), *in_doubt(record))))
+
+
+def in_doubt(record: SweepRecord) -> tuple[int, ...]:
+    """The baseline, the pick and the best in the first objective, where other processes disturbed their figures.
+
+    Every report compares these trials, and the last one sets the threshold of a pick such as ``within:5%``.
+    """
+    fastest = record.front[0] if record.front else None
+    named = (n for n in dict.fromkeys((record.baseline, record.recommended, fastest)) if n is not None)
+    return tuple(number for number in named if _is_doubtful(record.trial(number)))
+
+
+def _is_doubtful(trial: TrialRecord) -> bool:
+    disturbed = trial.disturbance is not None and trial.disturbance.disturbs
+    return trial.remeasured and disturbed and Caveat.BUSY_MACHINE in trial.caveats
 
 
 def visit_of(number: int, visit: int, measurement: Measurement, seconds: float) -> Visit:
