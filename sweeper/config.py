@@ -118,6 +118,7 @@ class Settings:
 
     name: str | None = None
     root: str = "mlruns"
+    minutes: float | None = None
     prices: PricesConfig = field(default_factory=PricesConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
@@ -369,6 +370,7 @@ def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[s
 
 # The lowest allowed value of each number. None stands for no value.
 LEAST = {
+    "minutes": 0.01,
     "workload.prompt_tokens": 1,
     "workload.generated_tokens": 1,
     "workload.screening_repeats": 1,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
@@ -25,6 +26,7 @@ from sweeper.rig.quantisations import with_quality
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
+from sweeper.search.time_budget import TimeBudget
 from sweeper.search.transfer import Earlier, from_earlier
 from sweeper.search.warm_start import initial_design
 from sweeper.space.space import SearchSpace
@@ -52,6 +54,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
     """
     settings = composed.settings
     root = Path(settings.root)
+    began = time.monotonic()
     parse_pick(settings.search.pick)  # reports an invalid pick now, not after the last trial
     with ExitStack() as held:
         rig, space, notes = open_rig(composed, held, say)
@@ -80,6 +83,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         if rig.workload is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)
         stop = StopFlag()
+        budget = None
+        if settings.minutes is not None:  # virtual time starts with the sweep
+            start = began if rig.clock is time.monotonic else rig.clock()
+            budget = TimeBudget(60 * settings.minutes, rig.clock, start)
         yield Sweep(
             study=study,
             space=space,
@@ -98,6 +105,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             clock=rig.clock,
             sleep=rig.sleep,
             watch=_watch(rig, settings, stop),
+            budget=budget,
         )
 
 
@@ -110,7 +118,7 @@ def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
         rig.load,
         rig.machine.physical_cores,
         search.quiet_seconds(),
-        search.minutes,
+        min((m for m in (search.minutes, settings.minutes) if m is not None), default=None),
         rig.clock,
         rig.sleep,
         lambda: stop.set_by_hand,

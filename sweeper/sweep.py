@@ -38,6 +38,7 @@ from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
 from sweeper.search.smoothing import smoothed
 from sweeper.search.study import Proposal, SweepStudy
+from sweeper.search.time_budget import TimeBudget, visit_seconds
 from sweeper.space.space import SearchSpace
 from sweeper.tracking import Tracker
 
@@ -95,6 +96,7 @@ class Sweep:
     clock: Callable[[], float] = time.monotonic
     sleep: Callable[[float], None] = time.sleep
     watch: Watch | None = None  # None: nothing can disturb this machine
+    budget: TimeBudget | None = None  # the limit of the whole job
     _began: float = 0.0
     _reference_celsius: float | None = None
     _tracking_failed: str | None = None
@@ -179,12 +181,30 @@ class Sweep:
         if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
             return f"the limit of {plan.minutes:g} minutes is reached"
         if (
+            self.budget is not None
+            and trials
+            and self.budget.search_is_over(plan.finalists, self._visit_seconds())
+        ):
+            return (
+                f"the rest of the {self.budget.seconds / 60:g} minutes is for measuring the best trials again"
+            )
+        if (
             plan.patience is not None
             and len(trials) > plan.patience
             and growth(trials, self.study.header().objectives, plan.patience) < GROWTH
         ):
             return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
         return plan.stop_reason() if plan.stop_reason else None
+
+    def _visit_seconds(self) -> float:
+        workload = self.study.header().workload
+        screening = self._screening(self.study.header())
+        final = visit_stage(workload)
+        return visit_seconds(self.study.trials(), screening, final, self.meter.update_period_seconds)
+
+    def _last_visit_seconds(self, number: int) -> float:
+        """The time of a trial's latest visit; 0 without one, since every finalist gets a first visit."""
+        return next((v.seconds for v in reversed(self.study.visits()) if v.trial == number), 0.0)
 
     def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
         """The next unmeasured point of the grid, or any unmeasured point."""
@@ -332,7 +352,10 @@ class Sweep:
         # The figures of the screening: trials that ran after an earlier run's final stage count as well.
         screened = replace(record, trials=self.study.trials())
         expected = conclude(smoothed(screened, self.space))
-        chosen = choose_finalists(expected, self.plan.finalists, conclude(screened))
+        most = self.plan.finalists
+        if self.budget is not None:
+            most = self.budget.finalists(most, self._visit_seconds())
+        chosen = choose_finalists(expected, most, conclude(screened))
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
@@ -344,6 +367,11 @@ class Sweep:
                 self.progress.undecided(len(order))
             for number in order:
                 if self.stop.set_by_hand:
+                    return
+                if self.budget is not None and self.budget.left() < self._last_visit_seconds(number):
+                    self.progress.note(
+                        "the time is over; some finalists were measured fewer times than usual"
+                    )
                     return
                 trial = record.trial(number)
                 self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
