@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
@@ -23,7 +24,13 @@ CONTEXT_PADDING = 256
 QUANTISED_CACHE_TYPES = ("q8_0", "q5_1", "q5_0", "q4_1", "q4_0", "iq4_nl")
 CACHE_TYPES = ("f32", "f16", "bf16", *QUANTISED_CACHE_TYPES)
 SPLIT_MODES = {"none": 0, "layer": 1, "row": 2}  # enum llama_split_mode
+# The kinds of speculative decoding of llama-server (common_speculative_type_names of llama.cpp).
+SPECULATION = (
+    *("none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark"),
+    *("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"),
+)
 _TRUE = ("on", "true", "1", "enabled")
+_PROPORTIONS = re.compile(r"\d+(\.\d+)?([,/]\d+(\.\d+)?)*")
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +56,14 @@ class Configuration:
     split_mode: str = "layer"
     main_gpu: int = 0
     n_cpu_moe: int = 0
+    n_cpu_ffn: int = 0
+    tensor_split: str | None = None  # proportions such as "3,1"; None: llama.cpp splits by free memory
+    op_offload: bool = True
+    repack: bool = True
+    n_parallel: int = 1  # slots of llama-server; each has a context of n_ctx
+    spec_type: str = "none"
+    spec_draft_n_max: int = 3
+    fit: bool = False  # llama-server chooses the placement itself
     quant: str | None = None  # None: the model file without requantisation
     power_limit_watts: int | None = None  # None: as found
     clock_limit_mhz: int | None = None  # None: as found
@@ -95,6 +110,10 @@ class Tunable:
     memory: Literal["more", "less", "device", "host"] | None = None
     gpu_only: bool = False  # it has no effect without a GPU
     experts_only: bool = False  # it has no effect on a model without experts
+    dense_only: bool = False  # it has no effect on a model with experts
+    least_gpus: int = 0  # it has no effect with fewer GPUs
+    engines: tuple[str, ...] = ()  # the only engines that can set it; empty: every engine
+    baseline_only: bool = False  # only the baseline of a sweep sets it, so it cannot be searched
     up_to: Literal["n_layer", "offloadable_layers"] | None = None  # the property of the model that bounds it
     tried: tuple[Any, ...] = ()  # the values of `auto`, if they do not depend on the machine or the model
     clamped_to: str | None = None  # llama.cpp cuts it to the value of this other parameter
@@ -105,6 +124,7 @@ class Tunable:
     spellings: tuple[str, ...] = ()  # other names of that option
     environment: str | None = None  # the variable that llama-server reads for it
     is_switch: bool = False  # `--option` or `--no-option`, without a value
+    option_is_new: bool = False  # older builds lack the option, so it is written only for a changed value
     in_llama_cpp_python: bool = True  # its server has a key of the same name
     ollama: str | None = None  # the PARAMETER of a Modelfile
     lm_studio: str | None = None  # the label in LM Studio's window
@@ -112,6 +132,8 @@ class Tunable:
 
     def to_word(self, value: Any) -> str:
         """A value in the spelling of llama-server's command line."""
+        if value is None:
+            return "default"
         if self.kind == "flag":
             return "on" if value else "off"
         return "all" if self.kind == "number" and value < 0 else str(value)
@@ -134,10 +156,48 @@ def _layers_with_experts_moved(configuration: Configuration, n_layer: int) -> in
 
     llama.cpp offloads the last layers and counts ``n_cpu_moe`` from the first.
     """
+    return _moved_beyond(configuration.n_cpu_moe, configuration, n_layer)
+
+
+def _layers_with_ffn_moved(configuration: Configuration, n_layer: int) -> int:
+    """The ``n_cpu_ffn`` in effect, by the same rule as `_layers_with_experts_moved`."""
+    return _moved_beyond(configuration.n_cpu_ffn, configuration, n_layer)
+
+
+def _moved_beyond(first: int, configuration: Configuration, n_layer: int) -> int:
     layers = configuration.n_gpu_layers
     on_cpu = max(0, n_layer + 1 - layers) if layers >= 0 else 0
-    moved = min(configuration.n_cpu_moe, n_layer)
+    moved = min(first, n_layer)
     return moved if moved > on_cpu else 0
+
+
+def weights_on_cpu(configuration: Configuration, n_layer: int) -> bool:
+    """Whether weights of a layer stay on the CPU; true if the model's layers are unknown (0)."""
+    layers = configuration.n_gpu_layers
+    if 0 <= layers <= n_layer or (n_layer == 0 and layers >= 0):
+        return True
+    return configuration.n_cpu_moe > 0 or configuration.n_cpu_ffn > 0
+
+
+def _op_offload_in_effect(configuration: Configuration, n_layer: int) -> bool:
+    """``op_offload`` concerns only weights on the CPU, in batches of the prompt."""
+    return configuration.op_offload or not weights_on_cpu(configuration, n_layer)
+
+
+def _repack_in_effect(configuration: Configuration, n_layer: int) -> bool:
+    """``repack`` concerns only weights on the CPU."""
+    return configuration.repack or not weights_on_cpu(configuration, n_layer)
+
+
+def _draft_length_in_effect(configuration: Configuration, n_layer: int) -> int:
+    """``spec_draft_n_max`` concerns only drafts of a model; the n-gram kinds have sizes of their own."""
+    return configuration.spec_draft_n_max if configuration.spec_type.startswith("draft") else 0
+
+
+def _split_in_effect(configuration: Configuration, n_layer: int) -> str | None:
+    """``tensor_split`` concerns only layers on more than one GPU."""
+    alone = configuration.n_gpu_layers == 0 or configuration.split_mode == "none"
+    return None if alone else configuration.tensor_split
 
 
 TUNABLES = {
@@ -303,6 +363,120 @@ TUNABLES = {
             in_llama_cpp_python=False,
             added_later=True,
         ),
+        Tunable(
+            "n_cpu_ffn",
+            "number",
+            "model",
+            least=0,
+            memory="host",
+            gpu_only=True,
+            dense_only=True,
+            engines=("llama_server",),
+            up_to="n_layer",
+            equal=_layers_with_ffn_moved,
+            option="n-cpu-ffn",
+            spellings=("ncffn",),
+            environment="LLAMA_ARG_N_CPU_FFN",
+            option_is_new=True,
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        Tunable(
+            "tensor_split",
+            "word",
+            "model",
+            optional=True,
+            gpu_only=True,
+            least_gpus=2,
+            equal=_split_in_effect,
+            option="tensor-split",
+            spellings=("ts",),
+            environment="LLAMA_ARG_TENSOR_SPLIT",
+            option_is_new=True,
+            added_later=True,
+        ),
+        Tunable(
+            "op_offload",
+            "flag",
+            "context",
+            idle_in="decode",
+            memory="more",
+            gpu_only=True,
+            equal=_op_offload_in_effect,
+            option="op-offload",
+            is_switch=True,
+            option_is_new=True,
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        Tunable(
+            "repack",
+            "flag",
+            "model",
+            memory="more",
+            engines=("llama_cpp", "llama_server"),
+            equal=_repack_in_effect,
+            option="repack",
+            spellings=("nr",),
+            environment="LLAMA_ARG_REPACK",
+            is_switch=True,
+            option_is_new=True,
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        # llama-server divides its context among its slots, so it gets n_ctx × n_parallel (`server_context`).
+        Tunable(
+            "n_parallel",
+            "number",
+            "context",
+            least=1,
+            memory="more",
+            engines=("llama_server", "simulated"),
+            option="parallel",
+            spellings=("np",),
+            environment="LLAMA_ARG_N_PARALLEL",
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        Tunable(
+            "spec_type",
+            "word",
+            "model",
+            words=SPECULATION,
+            engines=("llama_server",),
+            idle_in="prefill",
+            option="spec-type",
+            environment="LLAMA_ARG_SPEC_TYPE",
+            option_is_new=True,
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        Tunable(
+            "spec_draft_n_max",
+            "number",
+            "context",
+            least=1,
+            engines=("llama_server",),
+            idle_in="prefill",
+            equal=_draft_length_in_effect,
+            option="spec-draft-n-max",
+            environment="LLAMA_ARG_SPEC_DRAFT_N_MAX",
+            option_is_new=True,
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
+        Tunable(
+            "fit",
+            "flag",
+            "model",
+            engines=("llama_server",),
+            baseline_only=True,
+            option="fit",
+            spellings=(),
+            environment="LLAMA_ARG_FIT",
+            in_llama_cpp_python=False,
+            added_later=True,
+        ),
         Tunable("quant", "word", "model", optional=True, memory="more", in_llama_cpp_python=False),
         Tunable("power_limit_watts", "number", "limit", least=1, optional=True, in_llama_cpp_python=False),
         Tunable("clock_limit_mhz", "number", "limit", least=1, optional=True, in_llama_cpp_python=False),
@@ -317,10 +491,69 @@ LIMIT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "limit")
 SERVER_TUNABLES = tuple(t for t in TUNABLES.values() if t.change != "limit" and t.name != "quant")
 
 
-def changes_nothing(name: str, gpu_offload: bool, has_experts: bool) -> bool:
-    """Whether this parameter has no effect with such a build and model."""
+NO_OFFLOAD = "this build of llama.cpp cannot offload layers, so they stay on the CPU"
+NO_EXPERTS = "this model has no experts"
+HAS_EXPERTS = "this model has experts, for which n_cpu_moe does the same"
+_ENGINES_IN_WORDS = {"llama_server": "llama-server"}
+
+
+def why_it_changes_nothing(
+    name: str,
+    gpu_offload: bool,
+    has_experts: bool,
+    gpus: int | None = None,
+    engine: str | None = None,
+) -> str | None:
+    """Why this parameter has no effect here, in words; None if it has one.
+
+    Args:
+        name: the parameter.
+        gpu_offload: the build can offload layers, and there is a device for them.
+        has_experts: the model is a mixture of experts.
+        gpus: the number of GPUs that llama.cpp uses; None: unknown.
+        engine: the engine's name, for example ``llama_server``; None: unknown.
+    """
     tunable = TUNABLES[name]
-    return (tunable.gpu_only and not gpu_offload) or (tunable.experts_only and not has_experts)
+    if tunable.engines and engine is not None and engine not in tunable.engines:
+        first = tunable.engines[0]
+        return f"only {_ENGINES_IN_WORDS.get(first, first)} can set it (engine={first})"
+    if tunable.gpu_only and not gpu_offload:
+        return NO_OFFLOAD
+    if tunable.experts_only and not has_experts:
+        return NO_EXPERTS
+    if tunable.dense_only and has_experts:
+        return HAS_EXPERTS
+    if gpus is not None and gpus < tunable.least_gpus:
+        return f"it needs {tunable.least_gpus} GPUs, and this machine has {gpus}"
+    return None
+
+
+def changes_nothing(
+    name: str,
+    gpu_offload: bool,
+    has_experts: bool,
+    gpus: int | None = None,
+    engine: str | None = None,
+) -> bool:
+    """Whether this parameter has no effect here; see `why_it_changes_nothing`."""
+    return why_it_changes_nothing(name, gpu_offload, has_experts, gpus, engine) is not None
+
+
+def proportions(split: str) -> tuple[float, ...]:
+    """The share of each GPU in a ``tensor_split`` such as "3,1".
+
+    Raises:
+        ValueError: the text is not a list of numbers, or all of them are 0.
+    """
+    shares = tuple(float(word) for word in re.split("[,/]", split)) if _PROPORTIONS.fullmatch(split) else ()
+    if not any(shares):
+        raise ValueError(f"{split!r} is not a list of proportions such as 3,1")
+    return shares
+
+
+def server_context(configuration: Configuration) -> int:
+    """The context in tokens that llama-server gets: its slots share it, and each must have ``n_ctx``."""
+    return configuration.n_ctx * configuration.n_parallel
 
 
 def padded(n_ctx: int) -> int:

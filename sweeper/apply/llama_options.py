@@ -10,7 +10,14 @@ from dataclasses import dataclass
 
 from sweeper.apply.base import LOOPBACK, Request
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
-from sweeper.parameters import SERVER_TUNABLES
+from sweeper.parameters import (
+    DEFAULTS,
+    SERVER_TUNABLES,
+    TUNABLES,
+    Configuration,
+    Tunable,
+    server_context,
+)
 
 _VARIABLE = "LLAMA_ARG_"
 # What `--load-mode` replaced in 2026: a build knows these options, or `--load-mode`, or both.
@@ -20,19 +27,27 @@ _LOAD_VARIABLES = tuple(_VARIABLE + word for word in ("MMAP", "NO_MMAP", "MLOCK"
 _SOURCES = ("hf-repo", "hf", "hfr", "hf-file", "hff", "model-url", "mu", "docker-repo", "dr")
 _SOURCE_VARIABLES = tuple(_VARIABLE + word for word in ("HF_REPO", "HF_FILE", "MODEL_URL", "DOCKER_REPO"))
 
+# The options that a file shows first.
+_FIRST = (TUNABLES["fit"], TUNABLES["n_parallel"])
+
 
 @dataclass(frozen=True, slots=True)
 class Option:
-    """One option: its long name without dashes, its value, and the spellings that a file may hold instead."""
+    """One option: its long name without dashes, its value, and the spellings that a file may hold instead.
+
+    Without a value, llama-server's default applies: the option is not written, and a file may not hold it either.
+    """
 
     key: str
-    value: str
+    value: str | None
     spellings: tuple[str, ...] = ()
     environment: str | None = None
     switch: bool = False  # `--key` or `--no-key` on the command line, without a value
 
     def argv(self) -> tuple[str, ...]:
-        """The option's words on a command line."""
+        """The option's words on a command line; none without a value."""
+        if self.value is None:
+            return ()
         if self.switch:
             return (f"--{self.key}" if self.value == "on" else f"--no-{self.key}",)
         return (f"--{self.key}", self.value)
@@ -54,21 +69,23 @@ def check_alias(name: str) -> None:
 
 
 def model_options(request: Request) -> tuple[Option, ...]:
-    """Every option that the configuration decides, in a fixed order.
+    """Every option that the configuration decides, in a fixed order. Those that it leaves out have no value.
 
-    ``fit`` is off because llama-server would change layers and context to what it thinks fits; ``parallel``
-    is 1 because the sweep measured one request at a time and the default splits the cache between four.
+    ``fit`` is off because llama-server would change layers and context to what it thinks fits, unless the
+    configuration itself leaves the placement to llama-server.
     """
     c, has_experts = request.configuration, request.record.model.expert_count > 0
     load_mode = [word for word, on in (("mmap", c.use_mmap), ("mlock", c.use_mlock)) if on] or ["none"]
     return (
         Option("model", request.model_path, ("m", *_SOURCES, *_SOURCE_VARIABLES), "LLAMA_ARG_MODEL"),
-        Option("fit", "off", (), "LLAMA_ARG_FIT"),
-        Option("parallel", "1", ("np",), "LLAMA_ARG_N_PARALLEL"),
+        *(_option(t, c) for t in _FIRST),
         *(
-            Option(t.option, t.to_word(getattr(c, t.name)), t.spellings, t.environment, t.is_switch)
+            _option(t, c)
             for t in SERVER_TUNABLES
-            if t.option and (has_experts or not t.experts_only)
+            if t.option and t not in _FIRST and (has_experts or not t.experts_only)
+        ),
+        Option(
+            "kv-unified", "on" if c.n_parallel > 1 else None, ("kvu", "no-kvu"), "LLAMA_ARG_KV_UNIFIED", True
         ),
         Option(
             "load-mode",
@@ -77,6 +94,19 @@ def model_options(request: Request) -> tuple[Option, ...]:
             "LLAMA_ARG_LOAD_MODE",
         ),
     )
+
+
+def _option(tunable: Tunable, configuration: Configuration) -> Option:
+    value = getattr(configuration, tunable.name)
+    word: str | None = tunable.to_word(value)
+    if tunable.name == "n_ctx":
+        word = str(server_context(configuration))
+    elif configuration.fit and tunable.name == "n_gpu_layers":
+        word = "auto"  # llama-server places only what the user leaves to it
+    if value is None or (tunable.option_is_new and value == DEFAULTS[tunable.name]):
+        word = None
+    assert tunable.option is not None
+    return Option(tunable.option, word, tunable.spellings, tunable.environment, tunable.is_switch)
 
 
 def server_argv(

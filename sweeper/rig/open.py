@@ -48,6 +48,7 @@ def open_rig(
         rig.limits.ranges(),
         {name: str(error) for name, error in rig.limits.refusals().items()},
         rig.quants,
+        rig.engine_record.name,
     )
     space, notes = space_of(composed, facts)
     rig, space = with_quantisations(rig, space, root, say)
@@ -65,6 +66,8 @@ def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, 
         n_ctx_train=facts.model.n_ctx_train,
         quants=facts.quants,
         has_experts=facts.model.expert_count > 0,
+        gpus=facts.gpus,
+        engine=facts.engine,
     )
     return build_space(spec, default_configuration(facts), traits), notes
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.limits.base import LimitRange
-from sweeper.parameters import LIMIT_KEYS, TUNABLES, Configuration, changes_nothing, padded
+from sweeper.parameters import LIMIT_KEYS, TUNABLES, Configuration, padded, why_it_changes_nothing
 from sweeper.records import MachineRecord, ModelRecord, Workload
 
 # llama.cpp's own defaults (common_params).
@@ -17,8 +17,6 @@ DEFAULT_UBATCH = 512
 MOST_THREADS_ONE_BY_ONE = 8
 # Common levels, from the best to the smallest one that keeps the default quality bound on real models.
 AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
-NO_OFFLOAD = "this build of llama.cpp cannot offload layers, so they stay on the CPU"
-NO_EXPERTS = "this model has no experts"
 HIGH_PRECISION = ("F32", "F16", "BF16")
 
 
@@ -33,6 +31,13 @@ class Facts:
     limits: Mapping[str, LimitRange] = field(default_factory=dict)
     limit_reasons: Mapping[str, str] = field(default_factory=dict)
     quants: tuple[str, ...] = ()  # the only ones that the engine knows; empty: any
+    engine: str = "llama_cpp"
+    options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
+
+    @property
+    def gpus(self) -> int:
+        """The number of GPUs that llama.cpp uses."""
+        return sum(gpu.visible for gpu in self.machine.gpus) if self.gpu_offload else 0
 
     def words(self) -> dict[str, dict[str, Any]]:
         """The values of ``${model:…}``, ``${machine:…}``, ``${device:…}`` and ``${workload:…}`` in a space."""
@@ -82,8 +87,12 @@ def unsettable(facts: Facts) -> dict[str, str]:
     found: dict[str, str] = {}
     has_experts = facts.model.expert_count > 0
     for name in TUNABLES:
-        if changes_nothing(name, facts.gpu_offload, has_experts):
-            found[name] = NO_OFFLOAD if not facts.gpu_offload else NO_EXPERTS
+        why = why_it_changes_nothing(name, facts.gpu_offload, has_experts, facts.gpus, facts.engine)
+        option = TUNABLES[name].option
+        if why is None and option and facts.options is not None and option not in facts.options:
+            why = f"this llama-server has no option --{option}"
+        if why is not None:
+            found[name] = why
     for name in LIMIT_KEYS:
         if name not in facts.limits:
             found[name] = facts.limit_reasons.get(name, "this machine has no such limit")

@@ -24,6 +24,7 @@ from sweeper.parameters import (
     changes_nothing,
     clamped,
     padded,
+    proportions,
 )
 
 if TYPE_CHECKING:
@@ -53,6 +54,8 @@ class Traits:
     n_ctx_needed: int = 1
     n_ctx_train: int = 0  # 0: unknown
     has_experts: bool = False
+    gpus: int | None = None  # None: unknown
+    engine: str | None = None  # the engine's name; None: unknown
     quants: tuple[str, ...] = ()
 
 
@@ -81,7 +84,8 @@ class SearchSpace:
         so the result is always a point of this space.
         """
         traits = self.traits
-        inert = [n for n in DEFAULTS if changes_nothing(n, traits.gpu_offload, traits.has_experts)]
+        facts = (traits.gpu_offload, traits.has_experts, traits.gpus, traits.engine)
+        inert = [n for n in DEFAULTS if changes_nothing(n, *facts)]
         asked = self.base.with_(**{**params, **{name: DEFAULTS[name] for name in inert}})
         n_ctx, n_batch, n_ubatch, n_gpu_layers = effective(asked, traits)
         tokens = traits.prompt_tokens or n_ctx
@@ -106,10 +110,10 @@ class SearchSpace:
             name, getattr(asked, name), lambda v: rule(asked.with_(**{name: v}), n_layer) == in_effect
         )
 
-    def _first(self, name: str, asked: int, same: Callable[[int], bool]) -> int:
+    def _first(self, name: str, asked: Any, same: Callable[[Any], bool]) -> Any:
         if name not in self.parameters:
             return asked
-        return next((int(v) for v in self.parameters[name].values if same(v)), asked)
+        return next((v for v in self.parameters[name].values if same(v)), asked)
 
     def violations(self, configuration: Configuration) -> tuple[str, ...]:
         """The known constraints of llama.cpp that this configuration breaks, in words; empty if it may run."""
@@ -194,6 +198,8 @@ def build_space(spec: Mapping[str, Any], base: Configuration, traits: Traits) ->
     for name, value in spec.items():
         if name not in PARAMETER_NAMES:
             raise SpaceError(f"space.{name}: no such parameter; choose from {', '.join(PARAMETER_NAMES)}")
+        if TUNABLES[name].baseline_only:
+            raise SpaceError(f"space.{name}: sweeper sets it only for the baseline; leave it out")
         parameter = _parameter(name, value)
         for one in parameter.values:
             _check_value(name, one, traits)
@@ -263,7 +269,18 @@ def _check_value(name: str, value: Any, traits: Traits) -> None:
     elif tunable.kind == "word":
         if words and value not in words:
             raise SpaceError(f"space.{name}: {value!r} is not one of {', '.join(words)}")
+        if name == "tensor_split":
+            _check_split(value, traits.gpus)
     elif not isinstance(value, int) or isinstance(value, bool):
         raise SpaceError(f"space.{name}: {value!r} is not a whole number")
     elif tunable.least is not None and value < tunable.least:
         raise SpaceError(f"space.{name}: {value} is below the minimum, {tunable.least}")
+
+
+def _check_split(value: Any, gpus: int | None) -> None:
+    try:
+        shares = proportions(str(value))
+    except ValueError as error:
+        raise SpaceError(f"space.tensor_split: {error}") from None
+    if gpus is not None and len(shares) > gpus:
+        raise SpaceError(f"space.tensor_split: {value!r} is for {len(shares)} GPUs, and here are {gpus}")

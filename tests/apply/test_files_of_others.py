@@ -258,7 +258,7 @@ SOURCES = [
 ]
 
 
-@pytest.mark.parametrize("key", [*LOAD_WORDS, *SOURCES])
+@pytest.mark.parametrize("key", [*LOAD_WORDS, *SOURCES, "ts", "no-repack", "kvu", "spec-type"])
 def test_preset_drops_every_spelling_of_what_it_sets(key: str, tmp_path: Path) -> None:
     (tmp_path / "llama-server.ini").write_text(f"[nano]\n{key} = on\ntemp = 1.0\n")
     text = text_of(planned("llama-server", tmp_path))
@@ -274,15 +274,15 @@ def test_preset_drops_every_spelling_of_what_it_sets(key: str, tmp_path: Path) -
         "ot",
         "device",
         "dev",
-        "ts",
+        "rpc",
         "LLAMA_ARG_CPU_MOE",
-        "no-repack",
+        "no-host",
         "numa",
         "md",
     ],
 )
 def test_preset_names_a_kept_key_that_decides_where_weights_lie(key: str, tmp_path: Path) -> None:
-    (tmp_path / "llama-server.ini").write_text(f"[nano]\n{key} = x\n[other]\nrpc = x\n")
+    (tmp_path / "llama-server.ini").write_text(f"[nano]\n{key} = x\n[other]\nlora = x\n")
     plan = planned("llama-server", tmp_path)
     assert f"{key} = x" in text_of(plan)
     assert f"[nano] keeps {key}: the sweep measured without" in notes_of(plan)
@@ -399,13 +399,13 @@ def test_preset_of_a_mixture_drops_cpu_moe(tmp_path: Path) -> None:
 
 
 def test_llama_cpp_python_drops_a_repository_and_names_what_it_keeps(tmp_path: Path) -> None:
-    mine = {"model_alias": "nano", "hf_model_repo_id": "a/b", "tensor_split": [1], "draft_model": None}
+    mine = {"model_alias": "nano", "hf_model_repo_id": "a/b", "rpc_servers": "b", "draft_model": None}
     (tmp_path / "llama-cpp-python.json").write_text(json.dumps({"models": [mine], "x": "\ud800"}))
     plan = planned("llama-cpp-python", tmp_path)
     data = json.loads(text_of(plan))
     assert "hf_model_repo_id" not in data["models"][0]
     assert data["x"] == "\ud800"
-    assert "the model nano keeps tensor_split: the sweep measured without" in notes_of(plan)
+    assert "the model nano keeps rpc_servers: the sweep measured without" in notes_of(plan)
 
 
 @pytest.mark.parametrize("text", ["[" * 100_000, '{"models": ' + "9" * 5000 + "}"])

@@ -23,6 +23,7 @@ from hypothesis import strategies as st
 from sweeper.apply import run as apply
 from sweeper.apply.verify.in_force import from_llama_server_argv
 from sweeper.errors import MissingError, UsageError
+from sweeper.parameters import TUNABLES
 from sweeper.records import Configuration
 
 C = CONFIGURATION
@@ -411,7 +412,7 @@ def test_python_snippet(name: str) -> None:
     assert arguments.pop("model_path") == f"/models/{name}"
     assert set(arguments) <= set(inspect.signature(llama_cpp.Llama).parameters)
     for key, value in C.to_dict().items():
-        if key in ("quant", "power_limit_watts", "clock_limit_mhz", "n_cpu_moe"):
+        if not TUNABLES[key].in_llama_cpp_python:
             continue
         expected = {"type_k": 8, "type_v": 7, "split_mode": 2}.get(key, value)
         assert arguments[key] == expected, key

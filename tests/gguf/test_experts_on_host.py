@@ -65,7 +65,7 @@ def test_the_forecast_moves_the_same_tensors_to_the_host(nano_moe: Path) -> None
     ],
 )
 def test_only_experts_of_the_first_layers_stay(tensor: str, stays: bool) -> None:
-    assert stays_on_host(tensor, {"n_cpu_moe": 2}) == stays
+    assert stays_on_host(tensor, {"n_cpu_moe": 2, "n_cpu_ffn": 0}) == stays
 
 
 def test_without_experts_or_without_a_gpu_every_value_is_the_same() -> None:

@@ -18,7 +18,7 @@ def draft(request: Request) -> Draft:
     options = model_options(request)
     variables = {
         **request.environment,
-        **{option.environment: option.value for option in options if option.environment},
+        **{option.environment: option.value for option in options if option.environment and option.value},
         "LLAMA_ARG_ALIAS": request.name,
         "LLAMA_ARG_HOST": LOOPBACK,
         "LLAMA_ARG_PORT": str(request.port),

@@ -16,15 +16,17 @@ from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, not_se
 from sweeper.apply.kept import kept_note
 from sweeper.errors import UsageError
 from sweeper.model.ggml_types import CACHE_TYPE_NUMBERS
-from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, Configuration, Tunable
+from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, Configuration, Tunable, proportions
 
 SETTINGS = tuple(t for t in SERVER_TUNABLES if t.in_llama_cpp_python)
 SETTABLE = {tunable.name for tunable in SETTINGS}
 
 
 def _setting(tunable: Tunable, value: Any) -> Any:
-    """A value as ``ModelSettings`` takes it: llama.cpp's integers for split modes and cache types."""
-    if tunable.kind != "word":
+    """A value as ``ModelSettings`` takes it: integers for split modes and cache types, a list for a split."""
+    if tunable.name == "tensor_split" and value is not None:
+        return list(proportions(value))
+    if tunable.kind != "word" or value is None:
         return value
     return (SPLIT_MODES if tunable.name == "split_mode" else CACHE_TYPE_NUMBERS)[value]
 

@@ -57,7 +57,7 @@ def _check(request: Request) -> None:
 
 
 def _lines(options: tuple[Option, ...], end: str) -> str:
-    return "".join(f"{option.key} = {option.value}{end}" for option in options)
+    return "".join(f"{option.key} = {option.value}{end}" for option in options if option.value is not None)
 
 
 def _keys(text: str, section: str) -> list[str]:

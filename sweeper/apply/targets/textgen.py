@@ -18,7 +18,7 @@ from sweeper.apply.kept import kept_note
 from sweeper.apply.llama_options import model_options
 from sweeper.apply.yaml_text import as_read, entry_change, mapping_of
 from sweeper.errors import MissingError, UsageError
-from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration
+from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration, server_context
 
 # Parameters that `settings` writes by name; all others go into `extra_flags`.
 _OWN_KEYS = {
@@ -76,15 +76,18 @@ def settings(configuration: Configuration) -> dict[str, Any]:
         flags |= {"cache-type-k": c.type_k, "cache-type-v": c.type_v}
     if c.split_mode not in ("layer", "row"):
         flags["split-mode"] = c.split_mode
-    flags |= {
-        t.option: t.to_word(getattr(c, t.name))
+    changed = [
+        t
         for t in SERVER_TUNABLES
         if t.option and t.name not in _OWN_KEYS and getattr(c, t.name) != DEFAULTS[t.name]
-    }
+    ]
+    flags |= {t.option: t.to_word(getattr(c, t.name)) for t in changed if t.option and not t.is_switch}
+    switches = [f"{'' if getattr(c, t.name) else 'no-'}{t.option}" for t in changed if t.is_switch]
+    switches += ["kv-unified"] if c.n_parallel > 1 else []
     return {
         "loader": "llama.cpp",
         "gpu_layers": c.n_gpu_layers,
-        "ctx_size": c.n_ctx,
+        "ctx_size": server_context(c),
         "cache_type": cache or "fp16",
         "threads": c.n_threads,
         "threads_batch": c.n_threads_batch,
@@ -94,7 +97,7 @@ def settings(configuration: Configuration) -> dict[str, Any]:
         "no_mmap": not c.use_mmap,
         "mlock": c.use_mlock,
         "row_split": c.split_mode == "row",
-        "extra_flags": ",".join(f"{flag}={value}" for flag, value in flags.items()),
+        "extra_flags": ",".join([*(f"{flag}={value}" for flag, value in flags.items()), *switches]),
     }
 
 

@@ -18,11 +18,13 @@ from sweeper.apply.verify.servers import InForce
 from sweeper.errors import TrialFailed, UsageError, VerifyError
 from sweeper.measure.trial import speeds_now as engine_speeds
 from sweeper.meter.base import PowerMeter
-from sweeper.parameters import SERVER_TUNABLES, as_engine_has_it, changes_nothing
+from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, as_engine_has_it, changes_nothing
 from sweeper.records import Reading, SweepRecord, TrialRecord
 
 Verdict = Literal["kept", "missed", "unclear", "drifted", "unknown"]
 
+# Settings that servers seldom report, and that sweeper does not write at their defaults either.
+_UNREPORTED_AT_DEFAULT = {"fit", "n_parallel", *(t.name for t in TUNABLES.values() if t.option_is_new)}
 TOLERANCE = 0.05  # a promise is kept if speed is at most this fraction below it, or power above it
 SURPRISE = 0.3  # a server that beats its promise by more than this shows that the promise was wrong
 TOO_WIDE = 0.25  # half an interval, as a share of its median: with more, medians that agree prove nothing
@@ -235,6 +237,8 @@ def _settings(
             continue  # servers report anything here
         wanted = getattr(trial.configuration, key)
         said = in_force.get(key)
+        if said is None and key in _UNREPORTED_AT_DEFAULT and wanted == DEFAULTS[key]:
+            continue  # `apply` leaves it to the server's default, too
         if said is None:
             checks.append(SettingCheck(key, wanted, None, "the server does not report it", "unknown"))
         elif key == "n_gpu_layers":

@@ -11,18 +11,19 @@ from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, TUNABLES
 
 _TYPE_NAMES = {number: name for name, number in CACHE_TYPE_NUMBERS.items()}
 _SPLIT_NAMES = {number: name for name, number in SPLIT_MODES.items()}
-# llama-server's options that take a value.
+# llama-server's options that take a value. It has some short names with one dash, and some with two.
 _OPTIONS = {"-m": "model", "--model": "model", "-lm": "load_mode", "--load-mode": "load_mode"} | {
-    f"{'--' if len(key) > 3 else '-'}{key}": tunable.name
+    f"{dashes}{key}": tunable.name
     for tunable in SERVER_TUNABLES
     if tunable.option and not tunable.is_switch
     for key in (tunable.option, *tunable.spellings)
+    for dashes in ("-", "--")
 }
-_SWITCHES = {
-    "-kvo": ("offload_kqv", True),
-    "--kv-offload": ("offload_kqv", True),
-    "-nkvo": ("offload_kqv", False),
-    "--no-kv-offload": ("offload_kqv", False),
+_SWITCHES = {"-kvo": ("offload_kqv", True), "-nkvo": ("offload_kqv", False), "-nr": ("repack", False)} | {
+    f"--{prefix}{tunable.option}": (tunable.name, not prefix)
+    for tunable in SERVER_TUNABLES
+    if tunable.is_switch
+    for prefix in ("", "no-")
 }
 _LOG = {
     "n_ctx": r"^llama_context: n_ctx +?= (\d+)",
@@ -52,6 +53,12 @@ def from_llama_server_argv(argv: list[str]) -> dict[str, Any]:
             found[name] = on
         elif word in _OPTIONS and following is not None:
             found[_OPTIONS[word]] = _value(_OPTIONS[word], following)
+    if (
+        isinstance(found.get("n_ctx"), int)
+        and isinstance(slots := found.get("n_parallel"), int)
+        and slots > 1
+    ):
+        found["n_ctx"] //= slots  # the slots share it
     mode = found.pop("load_mode", None)
     if mode in ("none", "mmap", "mlock", "mmap+mlock"):
         found |= {"use_mmap": "mmap" in mode, "use_mlock": "mlock" in mode}
@@ -62,7 +69,9 @@ def from_llama_cpp_python(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's entry in the configuration of llama_cpp.server sets."""
     found: dict[str, Any] = {"model": settings["model"]}
     for name, tunable in ((t.name, t) for t in SERVER_TUNABLES if settings.get(t.name) is not None):
-        if tunable.kind == "word":
+        if name == "tensor_split":
+            found[name] = ",".join(f"{share:g}" for share in settings[name])
+        elif tunable.kind == "word":
             names = _SPLIT_NAMES if name == "split_mode" else _TYPE_NAMES
             found[name] = names.get(int(settings[name]), str(settings[name]))
         else:
