@@ -402,6 +402,7 @@ TUNABLES = {
             idle_in="decode",
             memory="more",
             gpu_only=True,
+            tried=(True, False),
             equal=_op_offload_in_effect,
             option="op-offload",
             is_switch=True,

@@ -269,6 +269,7 @@ class ModelRecord:
     base_quant: str  # the quantisation of the original file
     files: Mapping[str, ModelFile]
     expert_count: int = 0
+    expert_size_bytes: int = 0  # of the original file's experts; 0 in older records
     repo: str | None = None
     revision: str | None = None
 

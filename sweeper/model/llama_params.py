@@ -61,6 +61,11 @@ def stays_on_host(tensor: str, wanted: Mapping[str, Any]) -> bool:
     return False
 
 
+def is_expert(tensor: str) -> bool:
+    """Whether a tensor holds experts."""
+    return _EXPERTS.match(tensor) is not None
+
+
 class _Override(ctypes.Structure):
     """``llama_model_tensor_buft_override``: a regular expression for tensor names, and their buffer type."""
 

@@ -12,6 +12,7 @@ from typing import Any, Literal
 from sweeper.errors import ConfigError
 from sweeper.model.digest import sha256_of_model
 from sweeper.model.header import GgufHeader, read_header
+from sweeper.model.llama_params import is_expert
 from sweeper.model.shapes import ModelShape
 from sweeper.records import ModelFile, ModelRecord
 
@@ -80,6 +81,7 @@ def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
         base_quant=header.file_type,
         files=files,
         expert_count=header.expert_count,
+        expert_size_bytes=sum(tensor.bytes for tensor in header.tensors if is_expert(tensor.name)),
         repo=repo,
         revision=revision,
     )

@@ -7,8 +7,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sweeper.limits.base import LimitRange
-from sweeper.parameters import LIMIT_KEYS, TUNABLES, Configuration, padded, why_it_changes_nothing
+from sweeper.parameters import DEFAULTS, LIMIT_KEYS, TUNABLES, Configuration, padded, why_it_changes_nothing
 from sweeper.records import MachineRecord, ModelRecord, Workload
+from sweeper.space.splits import USABLE_SHARE, splits_to_try
 
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
@@ -17,7 +18,10 @@ DEFAULT_UBATCH = 512
 MOST_THREADS_ONE_BY_ONE = 8
 # Common levels, from the best to the smallest one that keeps the default quality bound on real models.
 AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
+_BYTES_PER_MIB = 1 << 20
 HIGH_PRECISION = ("F32", "F16", "BF16")
+# If the whole model fits on the GPUs, `auto` leaves these at their defaults.
+_ONLY_WITH_WEIGHTS_ON_CPU = ("n_cpu_ffn", "op_offload")
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +37,20 @@ class Facts:
     quants: tuple[str, ...] = ()  # the only ones that the engine knows; empty: any
     engine: str = "llama_cpp"
     options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
+
+    @property
+    def gpu_memory_mib(self) -> tuple[int | None, ...]:
+        """The memory of each GPU that llama.cpp uses; None if it is not reported."""
+        return tuple(gpu.memory_mib for gpu in self.machine.gpus if gpu.visible) if self.gpu_offload else ()
+
+    @property
+    def may_exceed_gpus(self) -> bool:
+        """Whether the original file may need weights on the CPU; true if a size is unknown."""
+        sizes = [memory for memory in self.gpu_memory_mib if memory is not None]
+        file = self.model.files.get(self.model.base_quant)
+        if file is None or not file.size_bytes or len(sizes) < max(1, len(self.gpu_memory_mib)):
+            return True
+        return file.size_bytes / _BYTES_PER_MIB > USABLE_SHARE * sum(sizes)
 
     @property
     def gpus(self) -> int:
@@ -133,6 +151,10 @@ def _auto(name: str, facts: Facts) -> Any:
         limit = facts.limits[name]
         return {"low": limit.low, "high": limit.high, "step": _step(limit)}
     tunable = TUNABLES[name]
+    if name == "tensor_split":
+        return _splits(facts)
+    if name in _ONLY_WITH_WEIGHTS_ON_CPU and not facts.may_exceed_gpus:
+        return DEFAULTS[name]
     if tunable.up_to:
         return {"low": 0, "high": facts.words()["model"][tunable.up_to]}
     if tunable.tried:
@@ -146,6 +168,20 @@ def _threads(machine: MachineRecord, most: int) -> list[int]:
     powers = [2**e for e in range(most.bit_length()) if 2**e < most]
     corners = [machine.performance_cores or most, machine.physical_cores, most * 3 // 4, most]
     return sorted({n for n in (*powers, *corners) if 1 <= n <= most})
+
+
+def _splits(facts: Facts) -> list[str | None]:
+    """The splits to try; only llama.cpp's own and the even one if the size of a GPU or of the model is unknown."""
+    memory = facts.gpu_memory_mib
+    file = facts.model.files.get(facts.model.base_quant)
+    if file is None or any(size is None for size in memory):
+        return [None, ",".join(["1"] * len(memory))]
+    return splits_to_try(
+        [float(size) for size in memory if size is not None],
+        facts.model.n_layer,
+        file.size_bytes / _BYTES_PER_MIB,
+        facts.model.expert_size_bytes / _BYTES_PER_MIB,
+    )
 
 
 def _quants(model: ModelRecord) -> list[str]:
