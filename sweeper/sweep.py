@@ -35,7 +35,14 @@ from sweeper.report.caveats import why_nothing
 from sweeper.report.progress import Progress
 from sweeper.results.assemble import assemble, baseline_of, choose_finalists, conclude, growth, violations_of
 from sweeper.search.early_stop import EarlyStop
-from sweeper.search.finals import FINAL_VISITS, measured_seconds, rounds, visit_of, visit_stage
+from sweeper.search.finals import (
+    FINAL_VISITS,
+    in_doubt,
+    measured_seconds,
+    rounds,
+    visit_of,
+    visit_stage,
+)
 from sweeper.search.smoothing import smoothed
 from sweeper.search.study import Proposal, SweepStudy
 from sweeper.search.time_budget import TimeBudget, visit_seconds
@@ -364,7 +371,7 @@ class Sweep:
         for visit, order in rounds(finalists, done, lambda: assemble(self.study), self.plan.seed):
             if visit >= FINAL_VISITS and order:
                 total += len(order)
-                self.progress.undecided(len(order))
+                self.progress.undecided(len(order), disturbed=bool(in_doubt(assemble(self.study))))
             for number in order:
                 if self.stop.set_by_hand:
                     return

@@ -383,7 +383,8 @@ class Watch:
         began, words = self._clock(), None
         while True:
             # The list names who disturbs. The first look needs none: it often finds that a burst is over.
-            found, named = self._seen(POLL_SECONDS) if words else (self._quick(), ())
+            listed = words is not None
+            found, named = self._seen(LOOK_SECONDS) if listed else (self._quick(), ())
             waited = self._clock() - began
             if found.share <= max(limit_share, found.limit_share):
                 words = None
@@ -391,7 +392,8 @@ class Watch:
             words = in_words(found, named, self._elsewhere)
             if waited >= most or self.stopped():
                 break
-            tell(f"waiting for quiet: {words}, {waited:.0f} s of at most {most:.0f} s")
+            if listed:
+                tell(f"waiting for quiet: {words}, {waited:.0f} s of at most {most:.0f} s")
         self.waited_seconds += self._clock() - began
         return words
 

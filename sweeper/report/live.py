@@ -102,10 +102,11 @@ class PlainProgress(Progress):
             line = f"the search is over; {measurements} measurements of the {trials} best trials are left"
         self._print(line, "bold")
 
-    def undecided(self, measurements: int) -> None:
+    def undecided(self, measurements: int, disturbed: bool = False) -> None:
         """Print that sweeper measures some finalists once more."""
         self._start_stage(measurements)
-        self._print(f"the top finalists are within noise; {measurements} more measurements follow", "bold")
+        why = "other programs disturbed some finalists" if disturbed else "the top finalists are within noise"
+        self._print(f"{why}; {measurements} more measurements follow", "bold")
 
     def finished(self, record: SweepRecord) -> None:
         """Print why the sweep ended."""

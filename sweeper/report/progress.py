@@ -51,8 +51,8 @@ class Progress:
     def finalists(self, trials: int, measurements: int) -> None:
         """The search is over: so many candidates are measured again, in so many measurements that are left."""
 
-    def undecided(self, measurements: int) -> None:
-        """The top finalists are a near-tie: so many more measurements of some of them follow."""
+    def undecided(self, measurements: int, disturbed: bool = False) -> None:
+        """So many more measurements of some finalists follow: they are a near-tie, or others disturbed them."""
 
     def finished(self, record: SweepRecord) -> None:
         """The sweep is over and recorded."""

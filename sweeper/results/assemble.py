@@ -114,8 +114,12 @@ def undisturbed(visits: Sequence[Visit]) -> list[Visit]:
 
 def _quiet_part(visit: Visit) -> Visit:
     """A visit without its disturbed windows. The caveats about its spread are those of the windows that are left."""
-    windows = tuple(window for window in visit.windows if not is_disturbed(window))
-    if not windows or len(windows) == len(visit.windows):
+    calm = {window.phase for window in visit.windows if not is_disturbed(window)}
+    # Without one calm prompt, all prompts stay, with their caveat: prompts decide less, and a visit has few of them.
+    windows = tuple(
+        w for w in visit.windows if not is_disturbed(w) or (w.phase == "prefill" and w.phase not in calm)
+    )
+    if "decode" not in calm or len(windows) == len(visit.windows):
         return replace(visit, windows=windows)
     spread = {c.name.lower() for c in OF_SPREAD}
     caveats = {c.name.lower() for c in caveats_of(windows, 0)} & spread
