@@ -423,10 +423,9 @@ class Sweep:
         if watch is None or not (watch.measured_again or watch.waited_seconds >= 1):
             return ()
         windows = "1 window" if watch.measured_again == 1 else f"{watch.measured_again} windows"
-        return (
-            f"other programs used the processors: sweeper measured {windows} again and waited "
-            f"{watch.waited_seconds:.0f} s for quiet",
-        )
+        again = f"measured {windows} again and " if watch.measured_again else ""
+        waited = f"waited {watch.waited_seconds:.0f} s for quiet"
+        return (f"other programs used the processors: sweeper {again}{waited}",)
 
     def _track(self, write: Callable[[], object]) -> None:
         """Write to MLflow. If that fails, the sweep continues, reports it once, and writes everything at the end."""

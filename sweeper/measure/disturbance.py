@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -25,8 +26,13 @@ from sweeper.system import usable_cpus
 LEAST_CORES = 0.05
 # Where cores are idle, a process takes memory bandwidth and shared cache only. It may use this share of all cores.
 FITTING_SHARE = 0.2
-# The kernel counts processor time in ticks of 10 ms, so a short window cannot show less than a few of them.
+# The kernel counts processor time in ticks of up to 10 ms, so a short window cannot show less than a few of them. Two
+# cores err by about 0.01 s; the errors of more cores add up as random ones do.
 LEAST_SECONDS = 0.03
+# What a busy machine always takes, and this much more, does not tell one trial from another.
+MORE_THAN_USUAL = 1.25
+# A wait must last this long to show what is usual: bursts of a compiler may fill a shorter one.
+USUAL_SECONDS = 10.0
 # One thread keeps a core busy up to this rounding.
 ROUNDING_CORES = 0.05
 # Long enough to see a share of 0.06 cores, and short compared with the pauses of a compiler or a browser.
@@ -96,10 +102,12 @@ class LoadSource(Protocol):
 
 def parse_stat(text: str, cpus: Iterable[int], ticks_per_second: int) -> tuple[float | None, float | None]:
     """Busy and stolen seconds of these CPUs since boot, from the text of ``/proc/stat``; None where it has none."""
-    wanted = {f"cpu{cpu}" for cpu in cpus}
-    lines = [words[1:] for line in text.splitlines() if (words := line.split()) and words[0] in wanted]
+    lines = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
+    there, wanted = {name for name in lines if re.fullmatch(r"cpu\d+", name)}, {f"cpu{cpu}" for cpu in cpus}
+    # The kernel rounds each line down, so one line for all CPUs is more exact than their sum.
+    names = {"cpu"} if there and there <= wanted else there & wanted
     try:
-        rows = [[int(word) for word in words] for words in lines]
+        rows = [[int(word) for word in lines.get(name, ())] for name in names]
     except ValueError:
         return None, None
     if not rows or any(len(row) < 7 for row in rows):
@@ -154,7 +162,7 @@ def between(
 
 def tolerated_cores(cores: int, physical_cores: int, threads: int, seconds: float) -> float:
     """The cores that others may use beside ``threads`` threads in a window of ``seconds`` without disturbing it."""
-    least = max(LEAST_CORES, LEAST_SECONDS / seconds)
+    least = max(LEAST_CORES, LEAST_SECONDS * math.sqrt(max(1.0, cores / 2)) / seconds)
     idle = max(0, min(cores, physical_cores) - threads)
     return max(least, min(idle + least, FITTING_SHARE * cores)) if idle else least
 
@@ -342,9 +350,11 @@ class Watch:
         self._source, self._physical = source, physical_cores or source.cores
         self._limit = limit_seconds
         total = TOTAL_WAITS * limit_seconds if minutes is None else 60 * minutes * TOTAL_SHARE
-        self._total, self._budget = total, total * SEARCH_SHARE
+        self._total = max(total, USUAL_SECONDS / SEARCH_SHARE)  # enough for a wait that shows what is usual
+        self._budget = self._total * SEARCH_SHARE
         self._clock, self._sleep, self.stopped = clock, sleep, stopped
         self._elsewhere = elsewhere
+        self._usual_share = 0.0  # what others took at least in a wait that found no quiet
         self.waited_seconds = 0.0
         self.measured_again = 0  # windows
 
@@ -360,6 +370,11 @@ class Watch:
         """The disturbance of a window between two snapshots, for an engine with so many threads."""
         return between(before, after, self._source.cores, self._physical, threads)
 
+    def is_worth_repeating(self, window: Window) -> bool:
+        """Whether others disturbed a window, and took more than they always take on this machine."""
+        found = window.disturbance
+        return found is not None and found.disturbs and found.share > MORE_THAN_USUAL * self._usual_share
+
     def finals_begin(self) -> None:
         """From now on, waits may use all that is left."""
         self._budget = self._total
@@ -374,23 +389,29 @@ class Watch:
     def wait(self, tell: Callable[[str], None], limit_share: float = 0.0) -> str | None:
         """Wait until others take at most ``limit_share`` of the cores, or until the limit or the budget is used up.
 
-        ``tell`` gets a line for the display about every second. Returns who disturbs at the end, in words, or None if
-        the machine is quiet or its load is unknown.
+        ``tell`` gets a line for the display about every second. After a long wait in vain, what others took at least
+        counts as usual, so that a machine that is never quiet waits only once. Returns who disturbs at the end, in
+        words, or None if the machine is quiet or its load is unknown.
         """
         most = min(self._limit, self._budget - self.waited_seconds)
         if most <= 0:
             return None
-        began, words = self._clock(), None
+        began, words, least = self._clock(), None, math.inf
         while True:
             # The list names who disturbs. The first look needs none: it often finds that a burst is over.
             listed = words is not None
             found, named = self._seen(LOOK_SECONDS) if listed else (self._quick(), ())
             waited = self._clock() - began
-            if found.share <= max(limit_share, found.limit_share):
+            if found.share <= max(limit_share, found.limit_share, MORE_THAN_USUAL * self._usual_share):
                 words = None
                 break
+            least = min(least, found.share)
             words = in_words(found, named, self._elsewhere)
-            if waited >= most or self.stopped():
+            if self.stopped():
+                break
+            if waited >= most:
+                if waited >= USUAL_SECONDS:
+                    self._usual_share = max(self._usual_share, least)
                 break
             if listed:
                 tell(f"waiting for quiet: {words}, {waited:.0f} s of at most {most:.0f} s")

@@ -268,7 +268,7 @@ class _Rounds:
                     continue
                 counts[phase] += 1
                 taken.append(self._window(phase, repeat))
-                while is_disturbed(taken[-1]) and spare[phase] and self._may_repeat(phase):
+                while spare[phase] and self._may_repeat(taken[-1]):
                     spare[phase] -= 1
                     self._wait(taken[-1])
                     taken.append(self._window(phase, repeat))
@@ -301,8 +301,9 @@ class _Rounds:
             self.prompts.took(energy.seconds)
         return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance)
 
-    def _may_repeat(self, phase: Phase) -> bool:
-        return phase == "decode" or self.prompts.in_time()
+    def _may_repeat(self, window: Window) -> bool:
+        worth = self.watch is not None and self.watch.is_worth_repeating(window)
+        return worth and (window.phase == "decode" or self.prompts.in_time())
 
     def _wait(self, disturbed: Window) -> None:
         """Wait for quiet before a window is measured again."""
