@@ -32,23 +32,25 @@ LEAST_SECONDS = 0.03
 # What a busy machine always takes, and this much more, does not tell one trial from another.
 MORE_THAN_USUAL = 1.25
 # A wait must last this long to show what is usual: bursts of a compiler may fill a shorter one.
-USUAL_SECONDS = 10.0
+USUAL_SECONDS = 20.0
 # One thread keeps a core busy up to this rounding.
 ROUNDING_CORES = 0.05
 # Long enough to see a share of 0.06 cores, and short compared with the pauses of a compiler or a browser.
 POLL_SECONDS = 0.5
 LOOK_SECONDS = 1.0
-# Waiting takes at most this share of search.minutes, or this many times the limit of one wait without search.minutes.
-TOTAL_SHARE, TOTAL_WAITS = 1 / 6, 5
-# The search may spend this share of it. The rest belongs to the final stage, whose figures decide.
-SEARCH_SHARE = 0.5
+# All waits together take at most this share of search.minutes, and never less than this many times the limit of one
+# wait: beside bursts of a few seconds, even a short sweep needs a minute or two. Without search.minutes, five times.
+TOTAL_SHARE, LEAST_WAITS, TOTAL_WAITS = 1 / 6, 2, 5
+# The search may spend this share of the waits, and this share of its minutes. The rest belongs to the final stage,
+# whose figures decide.
+SEARCH_SHARE, MOST_OF_SEARCH = 0.5, 1 / 3
 # Other virtual machines or waiting tasks below these shares are no news.
 LEAST_STEAL_SHARE, LEAST_PRESSURE_SHARE = 0.01, 0.05
 # A caveat needs this share of a phase's windows: the median of many windows does not follow a few.
 DISTURBED_SHARE = 1 / 3
 MOST_NAMED = 3
 # Named if they take this many cores.
-LEAST_NAMED_CORES = 0.02
+LEAST_NAMED_CORES = 0.05
 # The kernel gives the first PID namespace this inode (PROC_PID_INIT_INO); a container has another one.
 _FIRST_NAMESPACE = "pid:[4026531836]"
 _CPUCLOCK_SCHED = 2  # linux/posix-timers.h: the run time of a process, to the nanosecond
@@ -349,9 +351,10 @@ class Watch:
     ) -> None:
         self._source, self._physical = source, physical_cores or source.cores
         self._limit = limit_seconds
-        total = TOTAL_WAITS * limit_seconds if minutes is None else 60 * minutes * TOTAL_SHARE
-        self._total = max(total, USUAL_SECONDS / SEARCH_SHARE)  # enough for a wait that shows what is usual
-        self._budget = self._total * SEARCH_SHARE
+        self._total = TOTAL_WAITS * limit_seconds
+        if minutes is not None:
+            self._total = max(60 * minutes * TOTAL_SHARE, LEAST_WAITS * limit_seconds)
+        self._budget = min(self._total * SEARCH_SHARE, 60 * MOST_OF_SEARCH * (minutes or math.inf))
         self._clock, self._sleep, self.stopped = clock, sleep, stopped
         self._elsewhere = elsewhere
         self._usual_share = 0.0  # what others took at least in a wait that found no quiet
@@ -425,8 +428,10 @@ class Watch:
 
     def _seen(self, seconds: float) -> tuple[Disturbance, tuple[Busy, ...]]:
         """The load over ``seconds``, with the engine at rest, and the programs behind it."""
-        listed, before = self._source.processes(), self._source.load()
+        listed, began, before = self._source.processes(), self._clock(), self._source.load()
         self._sleep(seconds)
         after = self._source.load()
-        named = busiest(listed, self._source.processes(), seconds)
+        # A list takes long where many processes wait for a CPU.
+        listed_again = self._source.processes()
+        named = busiest(listed, listed_again, max(seconds, self._clock() - began))
         return between(before, after, self._source.cores), named

@@ -275,8 +275,15 @@ def test_all_waits_together_are_bounded_and_half_is_kept_for_the_final_stage() -
     assert 40 <= clock() <= 44
 
 
+def test_waits_leave_most_of_a_short_search_to_its_trials() -> None:
+    waiting, clock, _ = watch(then=1.5, limit_seconds=60, minutes=0.5)
+    for _ in range(20):
+        waiting.wait(lambda line: None)
+    assert 10 <= clock() <= 12
+
+
 def test_what_a_machine_always_takes_is_waited_for_once() -> None:
-    waiting, clock, _ = watch(then=0.5, limit_seconds=10)
+    waiting, clock, _ = watch(then=0.5, limit_seconds=20)
     assert waiting.wait(lambda line: None)
     first = clock()
     assert waiting.wait(lambda line: None) is None
