@@ -7,6 +7,7 @@ and pauses have random lengths, so that no window can be in step with them. ``--
 from __future__ import annotations
 
 import argparse
+import os
 import random
 import time
 
@@ -26,8 +27,8 @@ def main() -> None:
     def length(mean: float) -> float:
         return mean if arguments.even else lengths.expovariate(1 / mean) if mean else 0.0
 
-    end = time.monotonic() + arguments.seconds
-    while time.monotonic() < end:
+    end, parent = time.monotonic() + arguments.seconds, os.getppid()
+    while time.monotonic() < end and os.getppid() == parent:
         until = time.monotonic() + length(arguments.share * arguments.period)
         while time.monotonic() < until:
             pass
