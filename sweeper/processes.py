@@ -43,10 +43,14 @@ class WorkerProcess:
     Args:
         module: the module that is run as the worker, for example ``sweeper.model.forecast_worker``.
         environment: variables set for the worker only.
+        name: what the messages call the worker.
     """
 
-    def __init__(self, module: str, environment: Mapping[str, str] | None = None) -> None:
+    def __init__(
+        self, module: str, environment: Mapping[str, str] | None = None, name: str = "llama.cpp"
+    ) -> None:
         self._module = module
+        self._name = name
         self._environment = dict(environment or {})
         self._process: subprocess.Popen[bytes] | None = None
         self._log: IO[bytes] | None = None
@@ -140,7 +144,7 @@ class WorkerProcess:
             ready, _, _ = select.select([descriptor], [], [], max(0.0, deadline - time.monotonic()))
             if not ready:
                 raise EngineTimeout(
-                    f"llama.cpp did not answer «{what}» within {timeout_seconds:.0f} s", self._log_tail()
+                    f"{self._name} did not answer «{what}» within {timeout_seconds:.0f} s", self._log_tail()
                 )
             piece = os.read(descriptor, 65_536)
             if not piece:
@@ -156,12 +160,12 @@ class WorkerProcess:
         self.kill()
         code = process.returncode
         if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
-            return OutOfMemory(f"the kernel ended llama.cpp for want of memory during «{what}»", tail)
+            return OutOfMemory(f"the kernel ended {self._name} for want of memory during «{what}»", tail)
         name = signal.Signals(-code).name if code < 0 else None
         how = f"died of {name}" if name else f"ended with exit code {code}"
         reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
         words = next(reasons, tail[-1] if tail else "it said nothing").strip()
-        text = f"llama.cpp {how} during «{what}»: {words}"
+        text = f"{self._name} {how} during «{what}»: {words}"
         return OutOfMemory(text, tail) if _speaks_of_memory(tail) else EngineCrashed(text, tail, name)
 
     def _log_tail(self) -> tuple[str, ...]:

@@ -44,6 +44,7 @@ class Workload:
     final_seconds: float = 20.0
     final_repeats: int = 10
     n_ctx: int = 0  # the context that the user wants, in tokens, even if a window fills less
+    users: int = 1  # how many clients send requests at the same time
 
     @property
     def n_ctx_needed(self) -> int:
@@ -201,6 +202,16 @@ class Disturbance:
 
 
 @dataclass(frozen=True, slots=True)
+class Served:
+    """The requests of several users in one window, timed at the client. Times are in s, one for each request."""
+
+    users: int
+    requests: int  # answers that were complete inside the window
+    first_token_seconds: tuple[float, ...] = ()  # of the requests that were sent inside the window
+    request_seconds: tuple[float, ...] = ()  # of the requests that were sent and answered inside the window
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """One timed window of one phase, raw."""
 
@@ -212,6 +223,7 @@ class Window:
     depth: int = 0
     utc: str | None = None
     disturbance: Disturbance | None = None  # None: not looked at
+    served: Served | None = None  # of a decode window with several users
 
 
 @dataclass(frozen=True, slots=True)

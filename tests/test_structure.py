@@ -27,6 +27,7 @@ HEAVY = {
     "scipy",
     "optuna",
     "gguf",
+    "aiohttp",
 }
 
 # The rooms in the order in which imports run: each may import what stands on earlier lines, and itself.
@@ -37,6 +38,7 @@ ORDER = (
     {"stats", "power_settings", "nvml", "files", "locks", "processes", "servers", "serving"},
     {"machine"},
     {"model"},
+    {"client"},
     {"engine", "meter", "limits"},
     {"measure", "space"},
     {"results"},

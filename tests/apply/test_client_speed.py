@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from sweeper.apply.verify.check import judge
 from sweeper.apply.verify.client_speed import measure_speed
-from sweeper.apply.verify.servers import Generation
+from sweeper.client.servers import Generation
 from sweeper.errors import VerifyError
 from sweeper.records import EnergyReading, PowerSource, Reading, Workload
 

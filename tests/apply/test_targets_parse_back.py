@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sweeper.apply import run as apply
-from sweeper.apply.verify.in_force import from_llama_server_argv
+from sweeper.client.in_force import from_llama_server_argv
 from sweeper.errors import MissingError, UsageError
 from sweeper.parameters import TUNABLES
 from sweeper.records import Configuration

@@ -22,9 +22,9 @@ from hostile import NAMES
 from sweeper.apply import run as apply
 from sweeper.apply.verify.check import FigureCheck, _beside_now, _settings, judge, speeds_of_engine, verify
 from sweeper.apply.verify.find import VerifyOptions
-from sweeper.apply.verify.in_force import from_llama_server_argv, from_ollama_parameters
-from sweeper.apply.verify.servers import InForce, detect
 from sweeper.apply.verify.text import render_verification, verification_to_plain
+from sweeper.client.in_force import from_llama_server_argv, from_ollama_parameters
+from sweeper.client.servers import InForce, detect
 from sweeper.errors import (
     EngineMissingError,
     ModelMissingError,

@@ -14,7 +14,7 @@ from sweeper.apply.names import alias_for
 from sweeper.apply.run import resolve
 from sweeper.apply.verify.client_speed import ClientSpeed, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
-from sweeper.apply.verify.servers import InForce
+from sweeper.client.servers import InForce
 from sweeper.errors import TrialFailed, UsageError, VerifyError
 from sweeper.measure.trial import speeds_now as engine_speeds
 from sweeper.meter.base import PowerMeter

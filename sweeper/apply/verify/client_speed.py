@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from sweeper.apply.verify.servers import Generation, Server
+from sweeper.client.servers import Generation, Server
 from sweeper.errors import VerifyError
 from sweeper.meter.base import PowerMeter
 from sweeper.records import Reading, Workload

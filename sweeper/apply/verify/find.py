@@ -17,7 +17,7 @@ from sweeper.apply.fresh import model_file
 from sweeper.apply.llama_options import server_argv
 from sweeper.apply.targets.llama_cpp_python import model_settings
 from sweeper.apply.verify.client_speed import REPEAT_SECONDS
-from sweeper.apply.verify.servers import LlamaCppPythonServer, LlamaServer, Server, detect
+from sweeper.client.servers import LlamaCppPythonServer, LlamaServer, Server, detect
 from sweeper.errors import EngineMissingError, ModelMissingError, SweeperError, UsageError, VerifyError
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.servers import HOST, free_port, started

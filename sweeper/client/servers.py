@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote, urlsplit
 
-from sweeper.apply.verify.in_force import (
+from sweeper.client.in_force import (
     from_llama_cpp_python,
     from_llama_server_argv,
     from_log,

@@ -1,0 +1,165 @@
+"""What a load test sends: the server's address and interface, and the prompts. Each crosses to the worker as JSON."""
+
+from __future__ import annotations
+
+import random
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+Api = Literal["llama-server", "openai", "ollama"]
+Prompt = str | list[int] | list[dict[str, Any]]
+"""A text, a list of token ids, or a list of chat messages."""
+
+KEY_VARIABLE = "SWEEPER_API_KEY"
+_WORDS = ("time", "water", "light", "stone", "river", "music", "paper", "green", "seven", "north", "cloud")
+
+
+def new_seed() -> int:
+    """A seed that no earlier test had: a server that goes on running may keep the prompts of earlier tests."""
+    return secrets.randbits(48)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A server: its address without a slash at the end, its interface, and the model's name there.
+
+    ``extra`` has further fields of each request, for example a sampler chain. The key of a server is never part of
+    this record: the client reads it from the environment variable ``SWEEPER_API_KEY`` if ``use_key`` is set.
+    """
+
+    url: str
+    api: Api
+    model: str | None = None
+    use_key: bool = False
+    extra: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """Random token ids from ``low`` to ``high`` inclusive: ``tokens`` new ones on top of ``depth`` kept ones.
+
+    The first ``depth`` ids belong to the user and stay the same, so a server may keep them in its prefix cache, as it
+    keeps a conversation. The rest is new in every request. ``repeat`` sends the same ids in every request instead.
+    """
+
+    tokens: int
+    low: int
+    high: int
+    depth: int = 0
+    seed: int = field(default_factory=new_seed)
+    repeat: bool = False
+
+    def prompt(self, user: int, number: int) -> Prompt:
+        """The prompt of request ``number`` of a user."""
+        own = random.Random(f"{self.seed}/{user}")
+        fresh = own if self.repeat else random.Random(f"{self.seed}/{user}/{number}")
+        every = range(self.low, self.high + 1)
+        return own.choices(every, k=self.depth) + fresh.choices(every, k=self.tokens)
+
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether the server should keep what it has of the prompt."""
+        return self.depth > 0 or self.repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Words:
+    """Texts of ``words`` words on top of ``depth`` kept ones, for servers that take no token ids; see `Ids`."""
+
+    words: int
+    depth: int = 0
+    seed: int = field(default_factory=new_seed)
+    repeat: bool = False
+
+    def prompt(self, user: int, number: int) -> Prompt:
+        """The prompt of request ``number`` of a user."""
+        own = random.Random(f"{self.seed}/{user}")
+        kept = text(self.depth, salt(own)) + " " if self.depth else ""
+        return kept + text(
+            self.words, salt(own if self.repeat else random.Random(f"{self.seed}/{user}/{number}"))
+        )
+
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether the server should keep what it has of the prompt."""
+        return self.depth > 0 or self.repeat
+
+
+@dataclass(frozen=True, slots=True)
+class Given:
+    """The user's own prompts, in turn. Each user begins at another place in the list."""
+
+    prompts: Sequence[Prompt]
+    seed: int = field(default_factory=new_seed)
+
+    def prompt(self, user: int, number: int) -> Prompt:
+        """The prompt of request ``number`` of a user.
+
+        A salt precedes a text, so that no server answers a second use of it from its prefix cache. Token ids go to
+        llama-server, which is asked to evaluate them again.
+        """
+        mark = random.Random(f"{self.seed}/{user}/{number}")
+        chosen = self.prompts[(user * 7919 + number) % len(self.prompts)]
+        if isinstance(chosen, str):
+            return f"{salt(mark)} {chosen}"
+        first = chosen[0] if chosen else None
+        if isinstance(first, dict) and isinstance(first.get("content"), str):
+            return [{**first, "content": f"{salt(mark)} {first['content']}"}, *chosen[1:]]
+        return chosen
+
+    @property
+    def may_be_cached(self) -> bool:
+        """Whether the server should keep what it has of the prompt."""
+        return False
+
+
+Prompts = Ids | Words | Given
+_KINDS: dict[str, type[Prompts]] = {"Ids": Ids, "Words": Words, "Given": Given}
+
+
+def to_json(prompts: Prompts) -> dict[str, Any]:
+    """The prompts as plain data."""
+    return {"kind": type(prompts).__name__, **asdict(prompts)}
+
+
+def from_json(data: Mapping[str, Any]) -> Prompts:
+    """The prompts that `to_json` made plain."""
+    return _KINDS[data["kind"]](**{key: value for key, value in data.items() if key != "kind"})
+
+
+def salt(source: random.Random) -> str:
+    """Nine digits that begin a text, so that the server's prefix cache holds none of it."""
+    return f"{source.randrange(10**9):09d}"
+
+
+def text(words: int, first: str) -> str:
+    """A text of ``words`` words after the word ``first``."""
+    return " ".join([first, *(_WORDS[i % len(_WORDS)] for i in range(words))])
+
+
+def request_of(
+    target: Target, prompt: Prompt, tokens: int, may_be_cached: bool
+) -> tuple[str, dict[str, Any]]:
+    """The address and body of one streamed request for ``tokens`` generated tokens.
+
+    Temperature 0 costs least to sample. Only llama-server and some others obey ``ignore_eos``; sweeper counts the
+    tokens that arrive.
+    """
+    is_chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
+    body: dict[str, Any] = {} if target.model is None else {"model": target.model}
+    if target.api == "llama-server":
+        body |= {"prompt": prompt, "n_predict": tokens, "ignore_eos": True, "cache_prompt": may_be_cached}
+        path = "/completion"
+    elif target.api == "openai":
+        path = "/v1/chat/completions" if is_chat else "/v1/completions"
+        body |= {("messages" if is_chat else "prompt"): prompt, "max_tokens": tokens}
+        body |= {"stream_options": {"include_usage": True}}
+    else:
+        path = "/api/chat" if is_chat else "/api/generate"
+        body |= {"messages": prompt} if is_chat else {"prompt": prompt, "raw": True}
+        body |= {"options": {"num_predict": tokens, "temperature": 0}}
+    if target.api != "ollama":
+        body["temperature"] = 0
+    return target.url + path, body | {"stream": True} | dict(target.extra)
