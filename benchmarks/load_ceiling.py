@@ -15,7 +15,6 @@ import os
 import socket
 import tempfile
 import threading
-import time
 from pathlib import Path
 
 from sweeper.client.load_client import LoadClient
@@ -91,7 +90,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=4.0)
     parser.add_argument("--users", type=int, nargs="+", default=[1, 4, 16])
     options = parser.parse_args()
-    ceiling = 0.0
+    found: dict[bool, list[float]] = {False: [], True: []}
     for one_by_one in (False, True):
         with socket.create_server((HOST, 0), backlog=128) as listener:
             stubs = [
@@ -104,10 +103,7 @@ def main() -> None:
             name = "stub, one system call a token" if one_by_one else "stub, an answer in one piece"
             try:
                 for users in options.users:
-                    speed = _show(name, url, users, options.seconds)
-                    ceiling = (
-                        speed if one_by_one and ceiling == 0 else min(ceiling, speed) if one_by_one else 0.0
-                    )
+                    found[one_by_one].append(_show(name, url, users, options.seconds))
             finally:
                 for stub in stubs:
                     stub.kill()
@@ -125,10 +121,10 @@ def main() -> None:
             fastest = max(
                 _show("real server, tiny model", url, users, options.seconds) for users in options.users
             )
+    ceiling = min(found[True])
     print(
         f"the ceiling (slowest stub with one call a token) is {ceiling / fastest:.1f} times the fastest real server"
     )
-    time.sleep(0)
 
 
 if __name__ == "__main__":
