@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
 from sweeper.errors import ConfigError
-from sweeper.metrics import OBJECTIVES, Direction
+from sweeper.metrics import OBJECTIVES, ONLY_WITH_USERS, Direction
 from sweeper.model.obtain import ModelConfig
 from sweeper.overrides import PATHS, at_home, for_hydra, split_flags
 from sweeper.parameters import PARAMETER_NAMES
@@ -36,6 +36,8 @@ T = TypeVar("T")
 MOST_OBJECTIVES = 3
 # A compiler or an update is often done after a minute. What lasts longer may last for hours.
 QUIET_SECONDS = 60.0
+ENGINES = ("llama_cpp", "endpoint", "simulated", "replay")
+SERVES_USERS = ("llama_server", "endpoint")
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
 
@@ -378,6 +380,7 @@ LEAST = {
     "workload.screening_seconds": 0.01,
     "workload.final_seconds": 0.01,
     "workload.n_ctx": 0,
+    "workload.users": 1,
     "workload.depth": 0,
     "workload.warmup_seconds": 0,
     "search.trials": 1,
@@ -400,14 +403,33 @@ def _check_values(settings: Settings) -> None:
     if not 0 <= settings.prices.hours_per_day <= 24:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
     settings.search.quiet_seconds()
+    _check_users(settings)
     _one_of("search.sampler", settings.search.sampler, SAMPLERS)
-    _one_of("engine.name", settings.engine.name, ("llama_cpp", "simulated", "replay"))
+    _one_of("engine.name", settings.engine.name, ENGINES)
     if settings.name is not None and not re.fullmatch(
         r"[^\s/\\\x00-\x1f][^/\\\x00-\x1f]{0,99}", settings.name
     ):
         raise ConfigError(
             f"name: {settings.name!r} is not a valid name for a sweep; use up to 100 letters, digits, . _ -"
         )
+
+
+def _check_users(settings: Settings) -> None:
+    """Refuse several users of an engine that serves one, and metrics of several users without them."""
+    if settings.workload.users > 1:
+        if settings.engine.name not in SERVES_USERS:
+            raise ConfigError(
+                "workload.users: more than one needs "
+                + " or ".join(f"engine={name}" for name in SERVES_USERS)
+                + f", and not engine={settings.engine.name}"
+            )
+        return
+    for group in ("targets", "constraints"):
+        for metric, value in getattr(settings.objectives, group).items():
+            if metric in ONLY_WITH_USERS and value is not None:
+                raise ConfigError(
+                    f"objectives.{group}.{metric}: only several users have this metric; set workload.users=4, say"
+                )
 
 
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:

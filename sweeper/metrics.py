@@ -38,6 +38,15 @@ METRICS = {
     for metric in (
         Metric("tokens_per_second", "decode speed", "tok/s", "tok/s", "speed", "decode", "maximize"),
         Metric(
+            "tokens_per_second_per_user",
+            "speed of each user",
+            "tok/s",
+            "tok/s a user",
+            "speed of each user",
+            "decode",
+            "maximize",
+        ),
+        Metric(
             "prompt_tokens_per_second",
             "prefill speed",
             "tok/s",
@@ -96,6 +105,13 @@ METRICS = {
         Metric(
             "time_to_first_token_seconds", "time to first token", "s", "first token s", "time to first token"
         ),
+        Metric(
+            "time_to_first_token_p95_seconds",
+            "time to first token, 95th percentile",
+            "s",
+            "first token p95 s",
+            "95th percentile of the time to first token",
+        ),
         Metric("request_seconds", "time of one request", "s", "request s", "time of a request"),
         Metric("memory_mib", "peak memory", "MiB", "MiB", "memory", exact=True),
         Metric("vram_mib", "peak device memory", "MiB", "VRAM MiB", "GPU memory", exact=True),
@@ -120,6 +136,9 @@ NEED_PREFILL = (
     *(m.name for m in METRICS.values() if m.phase == "prefill"),
     *("time_to_first_token_seconds", "request_seconds"),
 )
+# Measured at the client while all users are busy, if the workload has several.
+ONLY_WITH_USERS = ("tokens_per_second_per_user", "time_to_first_token_p95_seconds")
+OF_USERS = (*ONLY_WITH_USERS, "time_to_first_token_seconds", "request_seconds")
 
 
 def describe(name: str) -> Metric:

@@ -190,6 +190,39 @@ def reading(values: Sequence[float]) -> Reading:
     return Reading(median=median(values), low=low, high=high, n=len(values))
 
 
+def percentile(values: Sequence[float], share: float) -> Reading:
+    """The value below which ``share`` of all values lie (nearest rank), with its 95 % interval, in their unit.
+
+    The interval comes from ranks alone (the binomial distribution), so it needs no shape of the distribution. With few
+    values it reaches the largest one, and the true percentile may lie above. ``n`` is the number of values.
+
+    Raises:
+        ValueError: there is no value, or ``share`` is not between 0 and 1.
+    """
+    _demand_numbers(values)
+    if not 0 < share < 1:
+        raise ValueError(f"a share of {share} is not between 0 and 1")
+    ordered, count = sorted(values), len(values)
+    tail = (1 - CONFIDENCE) / 2
+    below, low, high = 0.0, 1, count
+    for rank in range(count + 1):  # the chance that exactly `rank` values lie below the true percentile
+        below += _binomial(count, rank, share)
+        if below <= tail:
+            low = min(rank + 1, count)
+        if below >= 1 - tail:
+            high = min(rank + 1, count)
+            break
+    middle = min(max(math.ceil(share * count), 1), count)
+    low, high = min(low, middle), max(high, middle)
+    return Reading(ordered[middle - 1], ordered[low - 1], ordered[high - 1], count)
+
+
+def _binomial(count: int, successes: int, share: float) -> float:
+    """The chance of so many successes, from logarithms, since the factors overflow beyond 1,000 values."""
+    ways = math.lgamma(count + 1) - math.lgamma(successes + 1) - math.lgamma(count - successes + 1)
+    return math.exp(ways + successes * math.log(share) + (count - successes) * math.log1p(-share))
+
+
 def _demand_numbers(values: Sequence[float]) -> None:
     if not values:
         raise ValueError("no value to describe")

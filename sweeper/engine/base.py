@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, runtime_checkable
 
+from sweeper.client.steady import UsersRun
 from sweeper.records import Caveat, Configuration, EngineRecord
 
 
@@ -86,3 +87,28 @@ class Engine(Protocol):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None: ...
+
+
+@runtime_checkable
+class ServesUsers(Protocol):
+    """An engine that can serve several users at the same time, as servers do. `measure` uses it for such workloads."""
+
+    def serve(
+        self,
+        users: int,
+        prompt_tokens: int,
+        generated_tokens: int,
+        depth: int,
+        min_seconds: float,
+        max_seconds: float,
+    ) -> UsersRun:
+        """Let ``users`` clients send requests, one after another each, and measure while all of them are busy.
+
+        Each request has ``prompt_tokens`` new tokens on top of its user's own ``depth``, and generates
+        ``generated_tokens``. The steady part lasts ``min_seconds``, and longer until each user has received a token of
+        a request that it sent in it, but at most ``max_seconds``. `sweeper.client.load_client.LoadClient` does this.
+
+        Raises:
+            TrialFailed: the engine failed, or there was no steady part.
+        """
+        ...

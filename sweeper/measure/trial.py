@@ -12,10 +12,12 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from sweeper import stats
+from sweeper.client.steady import UsersRun
 from sweeper.engine.base import Engine, Run
 from sweeper.measure.disturbance import Watch, is_disturbed, mostly_disturbed
+from sweeper.measure.users import serve_window, served_metrics
 from sweeper.meter.base import PowerMeter
-from sweeper.metrics import NEED_PREFILL
+from sweeper.metrics import NEED_PREFILL, OF_USERS
 from sweeper.records import (
     Caveat,
     Configuration,
@@ -87,7 +89,8 @@ class Stage:
         windows suffice where prompts take longer than the rest of a trial, as on a slow machine. If none does, one
         window is enough, and none is needed there. With None, every window is measured, however long it takes.
         """
-        needed = decides is None or any(metric in NEED_PREFILL for metric in decides)
+        prefill = set(NEED_PREFILL) - (set(OF_USERS) if workload.users > 1 else set())
+        needed = decides is None or any(metric in prefill for metric in decides)
         least = LEAST_DECIDING_PREFILL if needed else 0
         return cls(
             workload.screening_seconds,
@@ -299,7 +302,8 @@ class _Rounds:
         self.speeds[phase] = run.tokens_per_second
         if phase == "prefill":
             self.prompts.took(energy.seconds)
-        return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance)
+        served = run.served if isinstance(run, UsersRun) else None
+        return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance, served)
 
     def _may_repeat(self, window: Window) -> bool:
         worth = self.watch is not None and self.watch.is_worth_repeating(window)
@@ -343,9 +347,11 @@ def _excess(window: Window) -> float:
     return found.share if found is not None and found.disturbs else 0.0
 
 
-def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run:
+def _run(phase: Phase, engine: Engine, workload: Workload, depth: int, seconds: float) -> Run | UsersRun:
     if phase == "prefill":
         return engine.prefill(workload.prompt_tokens, depth, seconds, seconds * MOST_OVERRUN)
+    if workload.users > 1:
+        return serve_window(engine, workload, depth, seconds)
     return engine.decode(workload.generated_tokens, depth, seconds, seconds * MOST_OVERRUN)
 
 
@@ -447,6 +453,12 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
             first = [stats.median(first)] * len(per_token)
         request = [f + workload.generated_tokens * s for f, s in zip(first, per_token, strict=True)]
         metrics["request_seconds"] = stats.reading(request)
+    if (
+        workload.users > 1
+    ):  # measured with all users, so nothing computed from one user's prompts may stand there
+        found, reasons = served_metrics(windows)
+        metrics = {name: value for name, value in metrics.items() if name not in OF_USERS} | found
+        missing = {name: why for name, why in missing.items() if name not in found} | reasons
     return metrics, missing
 
 

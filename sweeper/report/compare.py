@@ -159,7 +159,8 @@ def _workload(record: SweepRecord) -> str:
         if w.depth
         else "with an empty context"
     )
-    return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}"
+    users = f", {w.users} users" if w.users > 1 else ""
+    return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}{users}"
 
 
 def _entry(record: SweepRecord, group: int, prices: Prices) -> Entry:

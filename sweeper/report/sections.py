@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from sweeper.metrics import describe
+from sweeper.metrics import METRICS, OF_USERS, describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report import words
 from sweeper.report.caveats import lost_trials, reason
@@ -117,7 +117,7 @@ def phases(record: SweepRecord) -> list[Table]:
                 else words.MISSING
             )
             rows.append(Row([f"{phase}, {names}", *(words.figures(trial, m) for m in metrics), price]))
-    extra = ("time_to_first_token_seconds", "request_seconds", "memory_mib", "vram_mib")
+    extra = (*sorted(OF_USERS, key=list(METRICS).index), "memory_mib", "vram_mib")
     shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
     return [
         Table(["phase, trial", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
@@ -197,7 +197,11 @@ def setting(record: SweepRecord) -> Facts:
         ("watts", words.power_line(power)),
         ("how far to trust it", words.TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
         ("sensor reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),
-        ("workload", f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"),
+        (
+            "workload",
+            f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"
+            + (f", {w.users} users at the same time" if w.users > 1 else ""),
+        ),
         ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
         ("trials", words.tally(record)),

@@ -50,7 +50,8 @@ def ceiling(record: SweepRecord, trial: TrialRecord) -> Ceiling | str:
         return "this machine's memory bandwidth was not measured"
     if speed is None or file is None or file.size_bytes <= 0:
         return "the speed or the size of the model file is not known"
-    limit = bandwidth * 1e9 / file.size_bytes
+    # A server reads the weights once for the next token of every user whose request it decodes at the same time.
+    limit = bandwidth * 1e9 / file.size_bytes * record.workload.users
     return Ceiling(limit, speed.median / limit, speed.low / limit, file.size_bytes < MOST_CACHED_BYTES)
 
 

@@ -141,3 +141,22 @@ def test_a_parameter_that_does_not_exist_in_a_users_space(tmp_path: Path) -> Non
     spec = compose(["space=mine"], tmp_path).space(facts().words())
     with pytest.raises(SpaceError, match=r"space.n_thread: no such parameter"):
         build_space(spec, default_configuration(facts()), Traits())
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["workload.users=4"],
+            r"workload\.users: more than one needs engine=llama_server or engine=endpoint",
+        ),
+        (["workload.users=0"], r"workload\.users: 0 is below the lowest allowed value, 1"),
+        (
+            ["+objectives.constraints.time_to_first_token_p95_seconds='<=1'"],
+            r"time_to_first_token_p95_seconds: only several users have this metric; set workload\.users=4",
+        ),
+    ],
+)
+def test_several_users_need_an_engine_that_serves_them(words: list[str], said: str) -> None:
+    with pytest.raises(ConfigError, match=said):
+        compose(words)
