@@ -19,6 +19,7 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
+from sweeper.client.prompt_file import read_prompts
 from sweeper.errors import ConfigError
 from sweeper.metrics import OBJECTIVES, ONLY_WITH_USERS, Direction
 from sweeper.model.obtain import ModelConfig
@@ -58,11 +59,15 @@ if TYPE_CHECKING:
     from sweeper.records import Prices as PricesConfig
     from sweeper.records import Workload as WorkloadConfig
 else:
+    _FILES = {"prompts": str | None}  # the configuration names a file, and the record describes it
     # The records define fields, types and defaults; OmegaConf would make a frozen schema read-only.
     PricesConfig, WorkloadConfig = (
         make_dataclass(
             f"{record.__name__}Config",
-            [(f.name, get_type_hints(record)[f.name], field(default=f.default)) for f in fields(record)],
+            [
+                (f.name, _FILES.get(f.name, get_type_hints(record)[f.name]), field(default=f.default))
+                for f in fields(record)
+            ],
         )
         for record in (Prices, Workload)
     )
@@ -131,8 +136,10 @@ class Settings:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 
     def workload_record(self) -> Workload:
-        """The workload as a record."""
-        return Workload(**vars(self.workload))
+        """The workload as a record. Raises as `read_prompts` does, if the user named a file of prompts."""
+        path: Any = self.workload.prompts
+        prompts = None if path is None else read_prompts(Path(path)).record
+        return Workload(**{**vars(self.workload), "prompts": prompts})
 
     def prices_record(self) -> Prices:
         """The prices as a record."""
@@ -404,6 +411,7 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
     settings.search.quiet_seconds()
     _check_users(settings)
+    settings.workload_record()  # a broken file of prompts ends the command before a sweep begins
     _one_of("search.sampler", settings.search.sampler, SAMPLERS)
     _one_of("engine.name", settings.engine.name, ENGINES)
     if settings.name is not None and not re.fullmatch(
@@ -416,6 +424,12 @@ def _check_values(settings: Settings) -> None:
 
 def _check_users(settings: Settings) -> None:
     """Refuse several users of an engine that serves one, and metrics of several users without them."""
+    if settings.workload.prompts is not None and settings.engine.name not in SERVES_USERS:
+        raise ConfigError(
+            "workload.prompts: your own prompts need "
+            + " or ".join(f"engine={name}" for name in SERVES_USERS)
+            + f", and not engine={settings.engine.name}"
+        )
     if settings.workload.users > 1:
         if settings.engine.name not in SERVES_USERS:
             raise ConfigError(

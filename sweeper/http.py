@@ -8,7 +8,13 @@ import urllib.error
 import urllib.request
 from typing import Any
 
-from sweeper.errors import EngineMissingError, SweeperError, UsageError, VerifyError
+from sweeper.errors import (
+    EngineMissingError,
+    RightMissingError,
+    SweeperError,
+    UsageError,
+    VerifyError,
+)
 
 
 def direct_opener(*handlers: urllib.request.BaseHandler) -> urllib.request.OpenerDirector:
@@ -17,6 +23,7 @@ def direct_opener(*handlers: urllib.request.BaseHandler) -> urllib.request.Opene
 
 
 _DIRECT = direct_opener()
+KEY_VARIABLE = "SWEEPER_API_KEY"
 _MOST_BYTES = 64 * 1024 * 1024  # a longer answer cannot be the one that sweeper asked for
 
 
@@ -24,20 +31,21 @@ class NoSuchPageError(VerifyError):
     """The server answers, but has no such page: it is another kind of server."""
 
 
-def get(url: str, seconds: float = 10.0) -> Any:
+def get(url: str, seconds: float = 10.0, key: str | None = None) -> Any:
     """The JSON at ``url``. Raises as `post` does."""
-    return post(url, None, seconds)
+    return post(url, None, seconds, key)
 
 
-def post(url: str, body: dict[str, Any] | None, seconds: float = 3600.0) -> Any:
-    """The JSON that answers ``body``.
+def post(url: str, body: dict[str, Any] | None, seconds: float = 3600.0, key: str | None = None) -> Any:
+    """The JSON that answers ``body``. ``key`` is sent to this server alone, as a bearer token.
 
     Raises:
         EngineMissingError: nothing listens there.
+        RightMissingError: the server needs a key, or another one.
         NoSuchPageError: the server has no such page.
         VerifyError: the server refuses, breaks off, takes too long, or answers with something else.
     """
-    answer = _fetch(url, None if body is None else json.dumps(body).encode("utf-8"), seconds)
+    answer = _fetch(url, None if body is None else json.dumps(body).encode("utf-8"), seconds, key)
     try:
         return json.loads(answer)
     except (ValueError, RecursionError) as error:
@@ -53,16 +61,23 @@ def answers(url: str, seconds: float = 5.0) -> bool:
     return True
 
 
-def _fetch(url: str, data: bytes | None, seconds: float) -> bytes:
+def _fetch(url: str, data: bytes | None, seconds: float, key: str | None = None) -> bytes:
     if not url.startswith(("http://", "https://")):
         raise UsageError(f"{url} is no http address: write it as http://127.0.0.1:8080")
     try:
         request = urllib.request.Request(url, data, {"Content-Type": "application/json"})  # noqa: S310 - checked
+        if key:
+            request.add_unredirected_header("Authorization", f"Bearer {key}")  # never to another server
         with _DIRECT.open(request, timeout=seconds) as answer:
             return bytes(answer.read(_MOST_BYTES))
     except urllib.error.HTTPError as error:
         with error:
             text = _reason(error)
+        if error.code in (401, 403):
+            verb = "refuses the key in" if key else "needs a key: set"
+            raise RightMissingError(
+                f"{url} {verb} the environment variable {KEY_VARIABLE} ({error.code})"
+            ) from error
         if error.code in (404, 405, 501):
             raise NoSuchPageError(f"{url} is not there ({error.code})") from error
         raise VerifyError(f"{url} answered {error.code}: {text}") from error

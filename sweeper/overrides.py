@@ -19,7 +19,15 @@ import yaml
 from sweeper.errors import ConfigError
 
 # The keys whose values are files or folders, in which ``~`` stands for the home folder.
-PATHS = ("root", "model.path", "model.text", "model.files", "engine.table", "power.limits.zeusd_socket")
+PATHS = (
+    "root",
+    "model.path",
+    "model.text",
+    "model.files",
+    "engine.table",
+    "workload.prompts",
+    "power.limits.zeusd_socket",
+)
 
 # Hydra's flags that take the next word as their value.
 _VALUED = {

@@ -11,6 +11,7 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 from sweeper import __version__, locks
 from sweeper.config import Composed, Settings
@@ -215,7 +216,7 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: 
         "fixed": space.fixed,
         "objectives": [to_plain(o) for o in settings.objective_records()],
         "constraints": [to_plain(c) for c in settings.constraint_records()],
-        "workload": to_plain(workload),
+        "workload": _as_first_released(workload),
         "engine": [rig.engine_record.name, settings.engine.environment],
         "model": model.files[model.base_quant].sha256,
         "sampler": settings.search.sampler,
@@ -231,6 +232,12 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: 
             return name
         number += 1
     return name
+
+
+def _as_first_released(workload: Workload) -> dict[str, Any]:
+    """The workload without later fields at their defaults, so that the same command still resumes an old sweep."""
+    later = {"users": 1, "prompts": None}
+    return {k: v for k, v in to_plain(workload).items() if k not in later or v != later[k]}
 
 
 def _plan(

@@ -27,6 +27,17 @@ TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "domin
 
 
 @dataclass(frozen=True, slots=True)
+class PromptFile:
+    """A file of the user's own prompts. The record never holds a prompt's text."""
+
+    name: str  # without its folder
+    sha256: str
+    prompts: int  # usable lines
+    chats: int  # of these, lines with messages
+    skipped: int = 0  # lines without text to send: empty prompts, or images alone
+
+
+@dataclass(frozen=True, slots=True)
 class Workload:
     """The work of a trial, in llama.cpp's own terms: ``pp`` (prefill) and ``tg`` (decode) at a context depth.
 
@@ -45,6 +56,7 @@ class Workload:
     final_repeats: int = 10
     n_ctx: int = 0  # the context that the user wants, in tokens, even if a window fills less
     users: int = 1  # how many clients send requests at the same time
+    prompts: PromptFile | None = None  # the user's own prompts, which have lengths of their own
 
     @property
     def n_ctx_needed(self) -> int:

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sweeper.client.counting import BrokenAnswer, Counter, counter_for
-from sweeper.client.requests import KEY_VARIABLE, Prompts, Target, request_of
+from sweeper.client.requests import Prompts, Target, request_of
 from sweeper.client.steady import Answer, steady_from
+from sweeper.http import KEY_VARIABLE
 
 if TYPE_CHECKING:
     from aiohttp import ClientResponse, ClientSession

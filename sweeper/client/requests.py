@@ -12,7 +12,6 @@ Api = Literal["llama-server", "openai", "ollama"]
 Prompt = str | list[int] | list[dict[str, Any]]
 """A text, a list of token ids, or a list of chat messages."""
 
-KEY_VARIABLE = "SWEEPER_API_KEY"
 _WORDS = ("time", "water", "light", "stone", "river", "music", "paper", "green", "seven", "north", "cloud")
 
 
