@@ -53,6 +53,8 @@ class EngineConfig:
     machine: str = "minipc"
     noise: float = 0.02
     table: str | None = None
+    url: str | None = None
+    model: str | None = None
 
 
 if TYPE_CHECKING:
@@ -536,7 +538,10 @@ def _one_line_errors() -> Iterator[None]:
 
 
 _KINDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
-_VALUES = {"engine.table": "give a table that `sweeper record` wrote: engine.table=FILE.csv.gz"}
+_VALUES = {
+    "engine.url": "give the server's address: engine.url=http://127.0.0.1:8080",
+    "engine.table": "give a table that `sweeper record` wrote: engine.table=FILE.csv.gz",
+}
 
 
 def _key_error(error: BaseException) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import http.client
+import ipaddress
 import json
 import urllib.error
 import urllib.request
 from typing import Any
+from urllib.parse import urlsplit
 
 from sweeper.errors import (
     EngineMissingError,
@@ -25,6 +27,17 @@ def direct_opener(*handlers: urllib.request.BaseHandler) -> urllib.request.Opene
 _DIRECT = direct_opener()
 KEY_VARIABLE = "SWEEPER_API_KEY"
 _MOST_BYTES = 64 * 1024 * 1024  # a longer answer cannot be the one that sweeper asked for
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the host of ``url`` is this machine by its loopback address."""
+    host = (urlsplit(url).hostname or "").rstrip(".")
+    if host == "localhost" or host.endswith(".localhost"):
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False  # a name, which may be of any machine
 
 
 class NoSuchPageError(VerifyError):

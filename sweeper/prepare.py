@@ -15,12 +15,13 @@ from typing import Any
 
 from sweeper import __version__, locks
 from sweeper.config import Composed, Settings
-from sweeper.errors import SweepBusyError
+from sweeper.errors import ConfigError, SweepBusyError
 from sweeper.measure.disturbance import Watch
-from sweeper.records import Configuration, SweepRecord, Workload, to_plain
+from sweeper.metrics import describe
+from sweeper.records import Configuration, Objective, SweepRecord, Workload, to_plain
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
-from sweeper.results.picks import line_of, parse_pick
+from sweeper.results.picks import DEFAULT_PICK, line_of, parse_pick
 from sweeper.rig.base import Rig
 from sweeper.rig.open import idle_power, open_rig
 from sweeper.rig.quantisations import with_quality
@@ -65,9 +66,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
         rig = with_quality(rig, space, settings, root, held, say)
-        first, earlier, learned = _design(name, settings, rig, space, root)
-        said = (*rig.notes, *notes, *learned)
-        header = _header(name, settings, workload, composed, rig, space, said, first[0])
+        objectives, lost = measurable(settings, rig)
+        first, earlier, learned = _design(name, settings, rig, space, root, objectives)
+        said = (*rig.notes, *notes, *lost, *learned)
+        header = _header(name, settings, workload, composed, rig, space, said, first[0], objectives)
         sampler = make_sampler(
             settings.search.sampler,
             space,
@@ -128,14 +130,19 @@ def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
 
 
 def _design(
-    name: str, settings: Settings, rig: Rig, space: SearchSpace, root: Path
+    name: str,
+    settings: Settings,
+    rig: Rig,
+    space: SearchSpace,
+    root: Path,
+    objectives: tuple[Objective, ...],
 ) -> tuple[tuple[Configuration, ...], Earlier | None, tuple[str, ...]]:
     """The first configurations, the earlier sweep that warm-starts this one, and a note about it."""
     corners = CORNERS if settings.search.corners else 1
     first = initial_design(space, space.base, corners, settings.search.seed)
     earlier = None
     if settings.search.transfer:
-        simulated, objectives = rig.engine_record.simulated, settings.objective_records()
+        simulated = rig.engine_record.simulated
         earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
     if earlier is None:
         return first, None, ()
@@ -144,6 +151,28 @@ def _design(
         "set search.transfer=false to start without them"
     )
     return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), earlier, (note,)
+
+
+def measurable(settings: Settings, rig: Rig) -> tuple[tuple[Objective, ...], tuple[str, ...]]:
+    """The objectives without those that need a sensor, where the rig has none; and a note on those.
+
+    Raises:
+        ConfigError: no objective is left.
+    """
+    wanted = settings.objective_records()
+    if rig.meter.source.kind != "none":
+        return wanted, ()
+    kept = tuple(o for o in wanted if not describe(o.metric).power)
+    lost = ", ".join(o.metric for o in wanted if o not in kept)
+    if not kept:
+        raise ConfigError(f"objectives.targets: {lost} cannot be measured: {rig.meter.source.note}")
+    return kept, (f"without watts, {lost} is no objective",) if lost else ()
+
+
+def _pick(settings: Settings, rig: Rig, objectives: tuple[Objective, ...]) -> str:
+    """The user's pick, or the fastest trial in place of the default rule, if that rule's watts have no sensor."""
+    without = rig.meter.source.kind == "none" and len(objectives) == 1
+    return "fastest" if without and settings.search.pick == DEFAULT_PICK else settings.search.pick
 
 
 def _header(
@@ -155,6 +184,7 @@ def _header(
     space: SearchSpace,
     notes: tuple[str, ...],
     baseline: Configuration,
+    objectives: tuple[Objective, ...],
 ) -> SweepRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return SweepRecord(
@@ -164,7 +194,7 @@ def _header(
         engine=rig.engine_record,
         model=rig.model,
         workload=workload,
-        objectives=settings.objective_records(),
+        objectives=objectives,
         constraints=settings.constraint_records(),
         power=rig.meter.source,
         space=space.describe(),
@@ -172,7 +202,7 @@ def _header(
         front=(),
         baseline=None,
         recommended=None,
-        pick=settings.search.pick,
+        pick=_pick(settings, rig, objectives),
         prices=settings.prices_record(),
         notes=notes,
         caveats=rig.standing_caveats,
@@ -217,7 +247,7 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: 
         "objectives": [to_plain(o) for o in settings.objective_records()],
         "constraints": [to_plain(c) for c in settings.constraint_records()],
         "workload": _as_first_released(workload),
-        "engine": [rig.engine_record.name, settings.engine.environment],
+        "engine": [rig.engine_record.name, settings.engine.environment, *_address(settings)],
         "model": model.files[model.base_quant].sha256,
         "sampler": settings.search.sampler,
         "power": settings.power.source,
@@ -232,6 +262,11 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: 
             return name
         number += 1
     return name
+
+
+def _address(settings: Settings) -> tuple[str, ...]:
+    """The address of a running server; nothing for other engines, so that their sweeps keep their names."""
+    return (settings.engine.url,) if settings.engine.url else ()
 
 
 def _as_first_released(workload: Workload) -> dict[str, Any]:

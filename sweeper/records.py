@@ -22,7 +22,7 @@ T = TypeVar("T")
 SCHEMA = 1
 
 Scope = Literal["gpu", "module", "package", "psys", "battery", "wall", "custom", "simulated"]
-Kind = Literal["measured", "estimated", "mixed", "simulated"]
+Kind = Literal["measured", "estimated", "mixed", "simulated", "none"]
 TrialState = Literal["complete", "failed", "out_of_memory", "infeasible", "dominated", "interrupted"]
 
 
@@ -289,7 +289,7 @@ class ModelRecord:
     parameters: int
     n_layer: int
     n_ctx_train: int
-    source: Literal["synthetic", "file", "hub", "simulated"]
+    source: Literal["synthetic", "file", "hub", "simulated", "endpoint"]
     base_quant: str  # the quantisation of the original file
     files: Mapping[str, ModelFile]
     expert_count: int = 0
@@ -337,7 +337,7 @@ class MachineRecord:
 
 @dataclass(frozen=True, slots=True)
 class EngineRecord:
-    """The engine: ``llama_cpp``, ``simulated`` or ``replay``, with its build."""
+    """The engine: ``llama_cpp``, ``endpoint``, ``simulated`` or ``replay``, with its build."""
 
     name: str
     version: str

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any, Protocol
 
 from sweeper.client.requests import Api
 
 _COUNT = b'"tokens_predicted":'
 _COUNT_AND_DIGITS = len(_COUNT) + 20
+_EVALUATED = re.compile(rb'"prompt_n":(\d+)[,}]')  # only the last event of an answer has it
 
 
 class BrokenAnswer(Exception):
@@ -21,6 +23,7 @@ class Counter(Protocol):
     pieces: float  # so far: tokens, or the pieces of text that stand for them
     total: int | None  # tokens, as the server counts them at the end
     finished: bool  # the server said that the answer is complete
+    prompt_tokens: int | None  # evaluated for this request, so without those from a prefix cache
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes. Raises BrokenAnswer."""
@@ -42,6 +45,7 @@ class LlamaServerCounter:
         self.pieces = 0.0
         self.total: int | None = None
         self.finished = False
+        self.prompt_tokens: int | None = None
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
@@ -55,6 +59,8 @@ class LlamaServerCounter:
                 self.pieces = max(self.pieces, float(digits[:end]))
         if b'"stop":true' in text:
             self.finished, self.total = True, int(self.pieces)
+        if evaluated := _EVALUATED.search(text):
+            self.prompt_tokens = int(evaluated[1])
         if b"error" in text and (text.startswith(b"error:") or b'"error":{' in text):
             raise BrokenAnswer(_message(text))
         self._tail = text[-_COUNT_AND_DIGITS:]
@@ -67,6 +73,7 @@ class LineCounter:
         self.pieces = 0.0
         self.total: int | None = None
         self.finished = False
+        self.prompt_tokens: int | None = None
         self._is_ollama = is_ollama
         self._rest = b""
 
@@ -88,6 +95,9 @@ class LineCounter:
         usage = event.get("usage")
         if isinstance(usage, dict) and isinstance(usage.get("completion_tokens"), int):
             self.total = usage["completion_tokens"]
+            details = usage.get("prompt_tokens_details")
+            cached = details.get("cached_tokens") if isinstance(details, dict) else 0
+            self.prompt_tokens = int(usage.get("prompt_tokens") or 0) - int(cached or 0)
         for choice in event.get("choices") or ():
             delta = choice.get("delta")
             if isinstance(delta, dict):  # a chat; its first event may have a role and no text
@@ -101,6 +111,8 @@ class LineCounter:
             self.finished = True
             count = event.get("eval_count")
             self.total = count if isinstance(count, int) else None
+            evaluated = event.get("prompt_eval_count")
+            self.prompt_tokens = evaluated if isinstance(evaluated, int) else None
         else:
             self.pieces += 1
 

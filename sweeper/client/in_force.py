@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -47,7 +48,7 @@ def _value(name: str, word: str) -> Any:
 def from_llama_server_argv(argv: list[str]) -> dict[str, Any]:
     """What a llama-server's command line sets; the last of two options wins, as in llama-server."""
     found: dict[str, Any] = {}
-    for word, following in zip(argv, [*argv[1:], None], strict=True):
+    for word, following in itertools.zip_longest(argv, argv[1:]):
         if word in _SWITCHES:
             name, on = _SWITCHES[word]
             found[name] = on

@@ -154,7 +154,7 @@ class LoadTest:
             ratio = counter.total / counter.pieces
             arrivals = [(moment, count * ratio) for moment, count in arrivals]
         self._ratios.append((counter.total or int(counter.pieces), counter.pieces))
-        self.answers.append(Answer(user, opened.sent, arrivals, self.clock(), True))
+        self.answers.append(Answer(user, opened.sent, arrivals, self.clock(), True, counter.prompt_tokens))
         del self._open[user]
 
     async def _receive(self, session: ClientSession, url: str, body: object, opened: _Open) -> None:

@@ -77,6 +77,7 @@ class LoadClient:
                 [(moment, count) for moment, count in a["arrivals"]],
                 a["ended"],
                 a["complete"],
+                a["prompt_tokens"],
             )
             for a in found["answers"]
         )

@@ -32,6 +32,7 @@ class Target:
     api: Api
     model: str | None = None
     use_key: bool = False
+    hold: bool = False  # ask a server of OpenAI's interface not to end an answer early
     extra: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -39,8 +40,8 @@ class Target:
 class Ids:
     """Random token ids from ``low`` to ``high`` inclusive: ``tokens`` new ones on top of ``depth`` kept ones.
 
-    The first ``depth`` ids belong to the user and stay the same, so a server may keep them in its prefix cache, as it
-    keeps a conversation. The rest is new in every request. ``repeat`` sends the same ids in every request instead.
+    The first ``depth`` ids belong to the user and are the same in every test, so a server may keep them in its prefix
+    cache, as it keeps a conversation. The rest is new in every request; with ``repeat``, it is the same in every one.
     """
 
     tokens: int
@@ -52,8 +53,8 @@ class Ids:
 
     def prompt(self, user: int, number: int) -> Prompt:
         """The prompt of request ``number`` of a user."""
-        own = random.Random(f"{self.seed}/{user}")
-        fresh = own if self.repeat else random.Random(f"{self.seed}/{user}/{number}")
+        own = random.Random(f"depth/{user}")
+        fresh = random.Random(f"{self.seed}/{user}/{0 if self.repeat else number}")
         every = range(self.low, self.high + 1)
         return own.choices(every, k=self.depth) + fresh.choices(every, k=self.tokens)
 
@@ -74,11 +75,9 @@ class Words:
 
     def prompt(self, user: int, number: int) -> Prompt:
         """The prompt of request ``number`` of a user."""
-        own = random.Random(f"{self.seed}/{user}")
-        kept = text(self.depth, salt(own)) + " " if self.depth else ""
-        return kept + text(
-            self.words, salt(own if self.repeat else random.Random(f"{self.seed}/{user}/{number}"))
-        )
+        kept = text(self.depth, salt(random.Random(f"depth/{user}"))) + " " if self.depth else ""
+        fresh = random.Random(f"{self.seed}/{user}/{0 if self.repeat else number}")
+        return kept + text(self.words, salt(fresh))
 
     @property
     def may_be_cached(self) -> bool:
@@ -155,6 +154,8 @@ def request_of(
         path = "/v1/chat/completions" if is_chat else "/v1/completions"
         body |= {("messages" if is_chat else "prompt"): prompt, "max_tokens": tokens}
         body |= {"stream_options": {"include_usage": True}}
+        if target.hold:  # not part of OpenAI's own interface: some servers refuse unknown fields
+            body |= {"min_tokens": tokens, "ignore_eos": True}
     else:
         path = "/api/chat" if is_chat else "/api/generate"
         body |= {"messages": prompt} if is_chat else {"prompt": prompt, "raw": True}

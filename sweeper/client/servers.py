@@ -1,10 +1,11 @@
-"""The servers that `verify` can measure: their models, their settings in force, and one timed answer.
+"""The kinds of servers: their models, their settings in force, and one timed answer.
 
 No server reports every setting. One that it does not report is left out, never guessed.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import time
@@ -21,7 +22,7 @@ from sweeper.client.in_force import (
     from_ollama_parameters,
 )
 from sweeper.errors import EngineMissingError, VerifyError
-from sweeper.http import NoSuchPageError, get, post
+from sweeper.http import NoSuchPageError, get, is_loopback, post
 from sweeper.servers import command_line_of_port
 
 
@@ -70,21 +71,22 @@ class LlamaServer:
     url: str
     kind: str = "llama-server"
     pid: int | None = None  # if sweeper started it
+    key: str | None = field(default=None, repr=False)
 
     def offered(self) -> Mapping[str, str | None]:
         """A router offers every preset; a server of one model offers its alias."""
         found = {name: from_llama_server_argv(argv).get("model") for name, argv in self._models().items()}
         if len(found) == 1 and None in found.values():
-            found = dict.fromkeys(found, get(f"{self.url}/props").get("model_path"))
+            found = dict.fromkeys(found, get(f"{self.url}/props", key=self.key).get("model_path"))
         return found
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
         """The router's list of arguments, else the process's command line; the context from ``/props``."""
         argv, source = self._models().get(name), "/models"
         if not argv:
-            argv, source = command_line_of_port(_port(self.url), self.pid), "its command line"
+            argv, source = _command_line(self.url, self.pid), "its command line"
         settings = _all_from(source, from_llama_server_argv(argv))
-        props = get(f"{self.url}/props?model={quote(name, safe='')}")
+        props = get(f"{self.url}/props?model={quote(name, safe='')}", key=self.key)
         context = (props.get("default_generation_settings") or {}).get("n_ctx")
         if context:
             settings["n_ctx"] = InForce(int(context), "/props")
@@ -94,13 +96,13 @@ class LlamaServer:
 
     def _models(self) -> dict[str, list[str]]:
         """The arguments of each model's own process; empty where it has none."""
-        models = get(f"{self.url}/models")["data"]
+        models = get(f"{self.url}/models", key=self.key)["data"]
         return {model["id"]: (model.get("status") or {}).get("args") or [] for model in models}
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         """``ignore_eos`` keeps a model from ending early; greedy, so that sampling costs least."""
         body = {"model": name, "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
-        answer, seconds = _timed_post(f"{self.url}/completion", body)
+        answer, seconds = _timed_post(f"{self.url}/completion", body, self.key)
         timings = answer.get("timings") or {}
         return Generation(
             prompt_tokens=int(answer["tokens_evaluated"]),
@@ -119,6 +121,7 @@ class LlamaCppPythonServer:
     kind: str = "llama-cpp-python"
     pid: int | None = None
     log: Path | None = None  # if sweeper started it, verbose
+    key: str | None = field(default=None, repr=False)
     _hold: bool = field(default=False, init=False)  # whether to send ``min_tokens``
 
     def offered(self) -> Mapping[str, str | None]:
@@ -126,7 +129,7 @@ class LlamaCppPythonServer:
         models = self._models()
         return {
             model["id"]: models.get(model["id"], {}).get("model")
-            for model in get(f"{self.url}/v1/models")["data"]
+            for model in get(f"{self.url}/v1/models", key=self.key)["data"]
         }
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
@@ -140,8 +143,8 @@ class LlamaCppPythonServer:
     def _models(self) -> dict[str, dict[str, Any]]:
         """The settings of each model by its alias, from the process's command line or the file named there."""
         options: dict[str, Any] = {}
-        argv = command_line_of_port(_port(self.url), self.pid)
-        for word, following in zip(argv, [*argv[1:], ""], strict=True):
+        argv = _command_line(self.url, self.pid)
+        for word, following in itertools.zip_longest(argv, argv[1:], fillvalue=""):
             if word.startswith("--"):
                 key, equals, value = word[2:].partition("=")
                 options[key] = value if equals else following
@@ -162,7 +165,7 @@ class LlamaCppPythonServer:
         while True:
             if self._hold:
                 body["min_tokens"] = tokens
-            answer, seconds = _timed_post(f"{self.url}/v1/completions", body)
+            answer, seconds = _timed_post(f"{self.url}/v1/completions", body, self.key)
             made = int(answer["usage"]["completion_tokens"])
             if made >= tokens:
                 return Generation(int(answer["usage"]["prompt_tokens"]), made, seconds)
@@ -180,20 +183,21 @@ class OllamaServer:
 
     url: str
     kind: str = "ollama"
+    key: str | None = field(default=None, repr=False)
 
     def offered(self) -> Mapping[str, str | None]:
         """Every installed model, with and without the tag ``latest``."""
-        names = [model["name"] for model in get(f"{self.url}/api/tags")["models"]]
+        names = [model["name"] for model in get(f"{self.url}/api/tags", key=self.key)["models"]]
         return dict.fromkeys([*names, *(n.removesuffix(":latest") for n in names)])
 
     def in_force(self, name: str) -> Mapping[str, InForce]:
         """Parameters from ``/api/show``; context and layers from ``/api/ps``, if the model is loaded."""
-        shown = post(f"{self.url}/api/show", {"model": name}, 30.0)
+        shown = post(f"{self.url}/api/show", {"model": name}, 30.0, self.key)
         settings = _all_from("/api/show", from_ollama_parameters(shown.get("parameters") or ""))
         blob = re.search(r"^FROM\s+\S*sha256[-:]([0-9a-f]{64})", shown.get("modelfile") or "", re.MULTILINE)
         if blob:
             settings["sha256"] = InForce(blob.group(1), "/api/show")
-        for model in get(f"{self.url}/api/ps").get("models", []):
+        for model in get(f"{self.url}/api/ps", key=self.key).get("models", []):
             if model.get("name", "").removesuffix(":latest") == name.removesuffix(":latest"):
                 if model.get("context_length"):
                     settings["n_ctx"] = InForce(int(model["context_length"]), "/api/ps")
@@ -205,7 +209,7 @@ class OllamaServer:
         """Sent raw, so that no template lengthens the prompt."""
         options = {"num_predict": tokens, "temperature": 0}
         body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
-        answer, seconds = _timed_post(f"{self.url}/api/generate", body)
+        answer, seconds = _timed_post(f"{self.url}/api/generate", body, self.key)
 
         def per_second(what: str) -> float | None:
             count, nanoseconds = answer.get(f"{what}_count"), answer.get(f"{what}_duration")
@@ -220,7 +224,7 @@ class OllamaServer:
         )
 
 
-def detect(url: str) -> Server:
+def detect(url: str, key: str | None = None) -> Server:
     """The server at ``url``, recognised by a page that only its kind has.
 
     Some builds of llama-server have Ollama's page as well, so its own page comes first.
@@ -229,18 +233,18 @@ def detect(url: str) -> Server:
         EngineMissingError: nothing listens there, or something else than these three servers.
     """
     url = url.rstrip("/")
-    pages: dict[str, Callable[[str], Server]] = {
+    pages: dict[str, Callable[..., Server]] = {
         "/props": LlamaServer,
         "/api/tags": OllamaServer,
         "/v1/models": LlamaCppPythonServer,
     }
     for page, server in pages.items():
         try:
-            answer = get(url + page)
+            answer = get(url + page, key=key)
         except NoSuchPageError:
             continue
         if page != "/api/tags" or "models" in answer:
-            return server(url)
+            return server(url, key=key)
     raise EngineMissingError(
         f"what answers at {url} is none of llama-server, llama-cpp-python, ollama: "
         "give the address of one with --url"
@@ -251,12 +255,15 @@ def _all_from(source: str, values: Mapping[str, Any]) -> dict[str, InForce]:
     return {key: InForce(value, source) for key, value in values.items()}
 
 
-def _timed_post(url: str, body: dict[str, Any]) -> tuple[Any, float]:
+def _timed_post(url: str, body: dict[str, Any], key: str | None) -> tuple[Any, float]:
     started = time.perf_counter()
-    answer = post(url, body)
+    answer = post(url, body, key=key)
     return answer, time.perf_counter() - started
 
 
-def _port(url: str) -> int:
+def _command_line(url: str, pid: int | None) -> list[str]:
+    """The command line of a server on this machine; empty if it runs elsewhere, or may not be seen."""
+    if not is_loopback(url):
+        return []
     parts = urlsplit(url)
-    return parts.port or (443 if parts.scheme == "https" else 80)
+    return command_line_of_port(parts.port or (443 if parts.scheme == "https" else 80), pid)

@@ -27,6 +27,7 @@ class Answer:
     arrivals: Sequence[tuple[float, float]]
     ended: float
     complete: bool  # False: the client cut it off at the end of the test
+    prompt_tokens: int | None = None  # evaluated for this request, if the server reports it
 
     def tokens_until(self, moment: float) -> float:
         """The tokens that had arrived at ``moment``."""

@@ -158,8 +158,8 @@ def measure(
     tell = listener or (lambda phase, tokens_per_second, watts: None)
     tell("load", None, None)
     load = engine.load(configuration)
-    n_ctx = float(load.in_force.get("n_ctx", configuration.n_ctx))
-    depth = workload.depth_at(int(n_ctx))
+    n_ctx = load.in_force.get("n_ctx", configuration.n_ctx)  # None: a server that does not report it
+    depth = workload.depth_at(int(n_ctx or configuration.n_ctx))
     resident = _at_rest(meter, stage, clock, sleep)
     tell("warm-up", None, None)
     warmup_seconds, prompt_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
@@ -177,7 +177,10 @@ def measure(
     metrics.update(known or {})
     if resident is not None:
         metrics["resident_watts"] = resident
-    metrics["n_ctx"] = exactly(n_ctx)
+    if n_ctx:
+        metrics["n_ctx"] = exactly(float(n_ctx))
+    else:
+        missing["n_ctx"] = "the server does not report its context"
     for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
         if value is None:
             missing[name] = "the engine cannot read it on this machine"

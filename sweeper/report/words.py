@@ -120,13 +120,15 @@ def own_settings(record: SweepRecord, trial: TrialRecord) -> str:
 
 def baseline_name(record: SweepRecord) -> str:
     """``the engine's defaults``, and the settings that the user fixed at other values."""
+    if record.engine.name == "endpoint":
+        return "the server as it runs"
     fixed = fixed_settings(record)
     return "the engine's defaults" + (f" with your fixed settings ({fixed})" if fixed else "")
 
 
 def fixed_settings(record: SweepRecord) -> str:
     """The parameters that the user fixed at another value than the engine's default: ``n_threads=99``."""
-    given = record.config.get("space") or {}
+    given = {} if record.engine.name == "endpoint" else record.config.get("space") or {}
     facts = Facts(record.machine, record.model, record.workload, record.engine.gpu_offload)
     default = default_configuration(facts).to_dict()
     fixed = (
@@ -157,6 +159,7 @@ TRUST = {
     "measured": "read from a sensor",
     "estimated": "estimated, not measured: good for orders of magnitude, not for a decision about money",
     "mixed": "partly measured, partly estimated",
+    "none": "not measured",
     "simulated": "simulated, not measured: says nothing about a real machine",
 }
 
@@ -165,6 +168,8 @@ def power_line(power: PowerSource) -> str:
     """One line on where watts come from: ``measured by nvml (…); covers the GPU only (…)``."""
     if power.kind == "simulated":
         return "from a formula, because the machine is simulated"
+    if power.kind == "none":
+        return f"not measured: {clean(power.note or 'there is no sensor')}"
     means = (
         "from CPU load" if power.name == "estimate" else f"by {clean(power.name)} ({clean(power.interface)})"
     )

@@ -41,3 +41,6 @@ class Rig:
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None
     load: MachineLoad | None = None  # None on machines with virtual time: nothing can disturb them
+    running: Configuration | None = (
+        None  # the settings of a running server, which keeps them; only limits vary
+    )

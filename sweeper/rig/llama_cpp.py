@@ -16,6 +16,7 @@ from sweeper.model.quality import CHUNK_TOKENS
 from sweeper.nvml import cuda_variables
 from sweeper.records import Caveat, Configuration
 from sweeper.rig.base import Rig
+from sweeper.rig.limits import enter_limits
 
 if TYPE_CHECKING:
     from sweeper.engine.llama_cpp import LlamaCppEngine
@@ -27,7 +28,6 @@ NOT_QUIET = "the machine is not quiet: {}"
 def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
     """llama.cpp in a worker process, with this machine's meter and limits."""
     from sweeper.engine.llama_cpp import LlamaCppEngine
-    from sweeper.limits.control import find_limits
     from sweeper.measure.disturbance import MachineLoad, Watch
     from sweeper.meter.choose import find_meter
     from sweeper.model.forecast import Forecaster
@@ -57,16 +57,7 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     engine_record = engine.record
     meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
     held.enter_context(meter)
-    limits = find_limits(root, settings.power)
-    for outcome in limits.replayed:
-        say(f"from an earlier run: {outcome}")
-
-    @held.callback  # after the limits were restored
-    def say_outcomes() -> None:
-        for outcome in limits.outcomes:
-            say(str(outcome))
-
-    held.enter_context(limits)
+    limits = enter_limits(settings, root, held, say)
     bandwidth = machine.measure_bandwidth_gb_per_second()
     return Rig(
         engine=engine,

@@ -19,6 +19,7 @@ from sweeper.space.space import SearchSpace, Traits, build_space
 # engines of the lab are strings and not imports, so that the product does not depend on the lab.
 RIGS = {
     "llama_cpp": "sweeper.rig.llama_cpp:llama_rig",
+    "endpoint": "sweeper.rig.endpoint:endpoint_rig",
     "simulated": "sweeper.lab.rigs:simulated_rig",
     "replay": "sweeper.lab.rigs:replay_rig",
 }
@@ -49,6 +50,7 @@ def open_rig(
         {name: str(error) for name, error in rig.limits.refusals().items()},
         rig.quants,
         rig.engine_record.name,
+        running=rig.running,
     )
     space, notes = space_of(composed, facts)
     rig, space = with_quantisations(rig, space, root, say)
@@ -62,7 +64,8 @@ def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, 
         n_layer=facts.model.n_layer,
         gpu_offload=facts.gpu_offload,
         prompt_tokens=facts.workload.prompt_tokens,
-        n_ctx_needed=facts.workload.n_ctx_needed,
+        # A running server has the context that it has; its rig checked whether the workload fits.
+        n_ctx_needed=0 if facts.running else facts.workload.n_ctx_needed,
         n_ctx_train=facts.model.n_ctx_train,
         quants=facts.quants,
         has_experts=facts.model.expert_count > 0,

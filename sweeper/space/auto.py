@@ -19,6 +19,10 @@ MOST_THREADS_ONE_BY_ONE = 8
 # Common levels, from the best to the smallest one that keeps the default quality bound on real models.
 AUTO_QUANTS = ("Q8_0", "Q6_K", "Q4_K_M")
 _BYTES_PER_MIB = 1 << 20
+SERVER_KEEPS = (
+    "a running server keeps its own settings, so only power and clock limits are searched, and no other parameter of "
+    "the space has an effect"
+)
 HIGH_PRECISION = ("F32", "F16", "BF16")
 # If the whole model fits on the GPUs, `auto` leaves these at their defaults.
 _ONLY_WITH_WEIGHTS_ON_CPU = ("n_cpu_ffn", "op_offload")
@@ -37,6 +41,8 @@ class Facts:
     quants: tuple[str, ...] = ()  # the only ones that the engine knows; empty: any
     engine: str = "llama_cpp"
     options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
+
+    running: Configuration | None = None  # the settings of a running server, which sweeper cannot change
 
     @property
     def gpu_memory_mib(self) -> tuple[int | None, ...]:
@@ -87,7 +93,12 @@ class Facts:
 
 
 def default_configuration(facts: Facts) -> Configuration:
-    """llama.cpp's own defaults here: all layers on the GPU, one thread for each physical core, f16 cache."""
+    """llama.cpp's own defaults: all layers on the GPU, one thread for each physical core, f16 cache.
+
+    A running server keeps its own settings instead.
+    """
+    if facts.running is not None:
+        return facts.running
     threads = facts.machine.performance_cores or facts.machine.physical_cores
     return Configuration(
         n_gpu_layers=facts.model.n_layer + 1 if facts.gpu_offload else 0,
@@ -107,7 +118,9 @@ def unsettable(facts: Facts) -> dict[str, str]:
     for name in TUNABLES:
         why = why_it_changes_nothing(name, facts.gpu_offload, has_experts, facts.gpus, facts.engine)
         option = TUNABLES[name].option
-        if why is None and option and facts.options is not None and option not in facts.options:
+        if facts.running is not None and name not in LIMIT_KEYS:
+            why = SERVER_KEEPS
+        elif why is None and option and facts.options is not None and option not in facts.options:
             why = f"this llama-server has no option --{option}"
         if why is not None:
             found[name] = why
@@ -126,6 +139,9 @@ def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tu
     blocked = unsettable(facts)
     notes, filled = [], {}
     for name, value in spec.items():
+        if blocked.get(name) == SERVER_KEEPS:
+            notes.append(SERVER_KEEPS)
+            continue
         if name in blocked:
             if isinstance(value, (list, Mapping)) or (name in LIMIT_KEYS and value == "auto"):
                 notes.append(f"{name} is not searched: {blocked[name]}")

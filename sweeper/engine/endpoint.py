@@ -1,0 +1,167 @@
+"""A running server as an engine. sweeper sends requests and times them at the client; it changes nothing there."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from sweeper.client.load_client import LoadClient
+from sweeper.client.requests import Given, Ids, Prompt, Prompts, Target, Words
+from sweeper.client.steady import Answer, UsersRun
+from sweeper.engine.base import LoadReport, Run
+from sweeper.errors import EngineRefused
+from sweeper.records import Configuration, EngineRecord
+
+TIMED_AT_CLIENT = "timed at the client"
+# An answer of this many tokens proves that the server streams, and is short on the slowest machine.
+PROBE_TOKENS = 4
+# One answer, cut off by the limits of a window, may first evaluate a long prompt.
+PROMPT_SECONDS = 3600.0
+# A context also holds what a server adds to a prompt: a token at its beginning, and a template's.
+SPARE_TOKENS = 16
+_WORDS_PROBED = (8, 40)
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """What the rig found out about the server and its model."""
+
+    target: Target
+    record: EngineRecord
+    in_force: Mapping[str, Any]  # settings as far as the server reports them
+    n_ctx: int | None = None  # tokens that one request can use; None: the server does not report it
+    ids: tuple[int, int] | None = None  # the range of token ids; None: the server takes only texts
+    prompts: Sequence[Prompt] = field(default=())  # the user's own; empty: random ones
+
+
+class EndpointEngine:
+    """A running server. Implements the `Engine` Protocol and `ServesUsers`.
+
+    A configuration's parameters, except limits, have no effect: the server keeps its own settings.
+    """
+
+    def __init__(self, endpoint: Endpoint, client: LoadClient | None = None) -> None:
+        self._endpoint = endpoint
+        self._client = client or LoadClient(endpoint.target)
+        self._loaded = False
+        self._filled: set[tuple[int, int]] = set()  # (user count, depth) that the server has seen
+        self._words: tuple[float, float] | None = None  # tokens of a text: base, and per word
+
+    @property
+    def record(self) -> EngineRecord:
+        """Kind and build of the server."""
+        return self._endpoint.record
+
+    def load(self, configuration: Configuration) -> LoadReport:
+        """Load nothing, but make sure that the server streams tokens. Raises EngineRefused if it does not."""
+        first = not self._loaded
+        answers = self._client.rounds(self._prompts(PROBE_TOKENS, 0), PROBE_TOKENS, 0.0, PROMPT_SECONDS)
+        self._loaded = True
+        seconds = answers[-1].ended - answers[0].sent
+        return LoadReport({**self._endpoint.in_force, "n_ctx": self._endpoint.n_ctx}, seconds, reloaded=first)
+
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """Time to the first token of new prompts, as the client sees it.
+
+        ``tokens`` of the result are those that the server evaluated, by its own count where it reports one.
+        """
+        self._demand_load()
+        self._fill(depth)
+        prompts = self._prompts(self._cut(tokens, depth), depth)
+        answers = self._client.rounds(prompts, 1, min_seconds, max_seconds + PROMPT_SECONDS)
+        evaluated = sum(a.prompt_tokens or 0 for a in answers)
+        if not evaluated:
+            raise EngineRefused(f"{self._endpoint.target.url} does not report how many tokens a prompt has")
+        seconds = [a.arrivals[0][0] - a.sent for a in answers]
+        return Run(evaluated, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), tuple(seconds))
+
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """Time from the first to the last token of each answer. The time of prompts does not count."""
+        self._demand_load()
+        self._fill(depth)
+        prompts = self._prompts(1, depth, repeat=True)
+        answers = self._client.rounds(prompts, self._cut(tokens, depth), min_seconds, max_seconds)
+        made = [(a.arrivals[-1][1] - a.arrivals[0][1], _generating(a)) for a in answers if a.arrivals]
+        count, seconds = round(sum(n for n, _ in made)), [took for _, took in made]
+        if count < 1 or sum(seconds) <= 0:
+            raise EngineRefused(
+                f"{self._endpoint.target.url} sent no two tokens apart in {max_seconds:.3g} s, so its speed cannot be "
+                "timed: check that nothing between buffers its stream"
+            )
+        return Run(count, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), tuple(seconds))
+
+    def serve(
+        self,
+        users: int,
+        prompt_tokens: int,
+        generated_tokens: int,
+        depth: int,
+        min_seconds: float,
+        max_seconds: float,
+    ) -> UsersRun:
+        """See `ServesUsers`."""
+        self._demand_load()
+        tokens = self._cut(prompt_tokens, depth)
+        return self._client.users(
+            self._prompts(tokens, depth), users, generated_tokens, min_seconds, max_seconds
+        )
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """Nothing, because no server reports its memory."""
+        return None, None
+
+    def close(self) -> None:
+        """End the load generator. The server goes on. May be called twice."""
+        self._client.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _demand_load(self) -> None:
+        if not self._loaded:
+            raise EngineRefused("nothing is loaded")
+
+    def _cut(self, tokens: int, depth: int) -> int:
+        """``tokens``, or as many as the context leaves after ``depth``."""
+        if self._endpoint.n_ctx is None:
+            return tokens
+        return max(1, min(tokens, self._endpoint.n_ctx - depth - SPARE_TOKENS))
+
+    def _fill(self, depth: int) -> None:
+        """Send the tokens of ``depth`` once, so that no window evaluates them."""
+        if depth and (1, depth) not in self._filled and not self._endpoint.prompts:
+            self._client.rounds(self._prompts(1, depth), 1, 0.0, PROMPT_SECONDS)
+            self._filled.add((1, depth))
+
+    def _prompts(self, tokens: int, depth: int, repeat: bool = False) -> Prompts:
+        if self._endpoint.prompts:
+            return Given(self._endpoint.prompts)
+        if self._endpoint.ids is not None:
+            low, high = self._endpoint.ids
+            return Ids(tokens, low, high, depth=depth, repeat=repeat)
+        return Words(self._words_for(tokens), depth=self._words_for(depth) if depth else 0, repeat=repeat)
+
+    def _words_for(self, tokens: int) -> int:
+        """How many words make a text of about ``tokens``: two short texts tell, because the words repeat."""
+        if self._words is None:
+            few, more = (self._tokens_of(words) for words in _WORDS_PROBED)
+            per_word = (more - few) / (_WORDS_PROBED[1] - _WORDS_PROBED[0])
+            if per_word <= 0:
+                raise EngineRefused(
+                    f"{self._endpoint.target.url} does not report how many tokens a prompt has"
+                )
+            self._words = few - per_word * _WORDS_PROBED[0], per_word
+        base, per_word = self._words
+        return max(1, round((tokens - base) / per_word))
+
+    def _tokens_of(self, words: int) -> int:
+        answers = self._client.rounds(Words(words), 1, 0.0, PROMPT_SECONDS)
+        return answers[0].prompt_tokens or 0
+
+
+def _generating(answer: Answer) -> float:
+    return answer.arrivals[-1][0] - answer.arrivals[0][0]
