@@ -7,6 +7,7 @@ import importlib
 import json
 import os
 import sys
+from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -153,7 +154,7 @@ def apply(options: argparse.Namespace) -> int:
     record = load_record(options.root, options.sweep, real=True)
     # A simulated sweep is applied as if its machine were this one.
     now_machine = record.machine if record.engine.simulated else machine.examine()
-    now_engine = record.engine if record.engine.simulated else _engine_record()
+    now_engine = record.engine if record.engine.simulated else _engine_record(record.config)
     with ExitStack() as held:
         limit: StandingLimit | None = None
         if options.power_limit:
@@ -250,10 +251,11 @@ def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
     return held.enter_context(meter)
 
 
-def _engine_record() -> EngineRecord:
-    from sweeper.engine.llama_cpp import LlamaCppEngine
+def _engine_record(config: Mapping[str, Any]) -> EngineRecord:
+    """The engine that the configuration of a sweep names, as it is now."""
+    from sweeper.engine.of_record import engine_of
 
-    with LlamaCppEngine({}) as engine:
+    with engine_of(config.get("engine") or {}, {}, {}) as engine:
         return engine.record
 
 
@@ -265,7 +267,8 @@ def doctor(options: argparse.Namespace) -> int:
     from sweeper.doctor import Diagnosis, engine_finding, examine, folder_findings, machine_findings
     from sweeper.limits.control import find_limits
 
-    settings = _composed(options).settings
+    composed = _composed(options)
+    settings = composed.settings
     note("checking each sensor; this takes a few seconds …")
     root = Path(settings.root)
     folder = folder_findings(root)
@@ -273,7 +276,8 @@ def doctor(options: argparse.Namespace) -> int:
     if options.try_limits:
         limits.try_out()
     sensors_and_limits = tuple(examine(root, settings.power, limits, options.try_limits))
-    diagnosis = Diagnosis((*machine_findings(), *folder, engine_finding(_engine_record), *sensors_and_limits))
+    engine = engine_finding(lambda: _engine_record(composed.plain))
+    diagnosis = Diagnosis((*machine_findings(), *folder, engine, *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
 

@@ -37,7 +37,7 @@ T = TypeVar("T")
 MOST_OBJECTIVES = 3
 # A compiler or an update is often done after a minute. What lasts longer may last for hours.
 QUIET_SECONDS = 60.0
-ENGINES = ("llama_cpp", "endpoint", "simulated", "replay")
+ENGINES = ("llama_cpp", "llama_server", "endpoint", "simulated", "replay")
 SERVES_USERS = ("llama_server", "endpoint")
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
 
@@ -47,6 +47,8 @@ class EngineConfig:
     """The engine that runs the trials."""
 
     name: str = "llama_cpp"
+    binary: Any = None  # of llama_server: a path or name, or the list of words that start it
+    arguments: list[str] = field(default_factory=list)
     environment: dict[str, str] = field(default_factory=dict)
     load_timeout_seconds: float = 1800.0
     window_grace_seconds: float = 600.0

@@ -323,7 +323,7 @@ TUNABLES = {
             is_switch=True,
             lm_studio="Offload KV Cache to GPU Memory",
         ),
-        # llama-server has one option, `load-mode`, for the next two (`sweeper.apply.llama_options`).
+        # llama-server has one option, `load-mode`, for the next two (`sweeper.client.llama_options`).
         Tunable("use_mmap", "flag", "model", ollama="use_mmap", lm_studio="Try mmap()"),
         Tunable("use_mlock", "flag", "model", lm_studio="Keep Model in Memory"),
         Tunable(

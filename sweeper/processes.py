@@ -84,7 +84,7 @@ class WorkerProcess:
             raise
         if "refused" in answer:
             tail = self._log_tail()
-            raise (OutOfMemory if _speaks_of_memory(tail) else EngineRefused)(str(answer["refused"]), tail)
+            raise (OutOfMemory if speaks_of_memory(tail) else EngineRefused)(str(answer["refused"]), tail)
         ok: dict[str, Any] = answer["ok"]
         return ok
 
@@ -123,7 +123,7 @@ class WorkerProcess:
         self.kill()
         self._log = tempfile.TemporaryFile(prefix="sweeper-worker-")  # noqa: SIM115 - closed by kill
         self._unread = b""
-        self._oom_kills = _oom_kills()
+        self._oom_kills = oom_kills()
         self._process = subprocess.Popen(
             [sys.executable, "-m", self._module],
             stdin=subprocess.PIPE,
@@ -158,31 +158,54 @@ class WorkerProcess:
             process.wait(_END_SECONDS)
         tail = self._log_tail()
         self.kill()
-        code = process.returncode
-        if code == -signal.SIGKILL and _oom_kills() > self._oom_kills:
-            return OutOfMemory(f"the kernel ended {self._name} for want of memory during «{what}»", tail)
-        name = signal.Signals(-code).name if code < 0 else None
-        how = f"died of {name}" if name else f"ended with exit code {code}"
-        reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
-        words = next(reasons, tail[-1] if tail else "it said nothing").strip()
-        text = f"{self._name} {how} during «{what}»: {words}"
-        return OutOfMemory(text, tail) if _speaks_of_memory(tail) else EngineCrashed(text, tail, name)
+        return death_of(self._name, process.returncode, what, tail, self._oom_kills)
 
     def _log_tail(self) -> tuple[str, ...]:
         if self._log is None:
             return ()
         size = os.fstat(self._log.fileno()).st_size
-        text = os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES))
-        lines = text.decode("utf-8", "replace").splitlines()
-        return tuple(line for line in lines if line.strip())[-_LOG_TAIL_LINES:]
+        return last_of(os.pread(self._log.fileno(), _LOG_TAIL_BYTES, max(0, size - _LOG_TAIL_BYTES)))
 
 
-def _speaks_of_memory(lines: tuple[str, ...]) -> bool:
+def last_of(output: bytes) -> tuple[str, ...]:
+    """The last lines of what a process printed, oldest first, without empty ones."""
+    lines = output.decode("utf-8", "replace").splitlines()
+    return tuple(line for line in lines if line.strip())[-_LOG_TAIL_LINES:]
+
+
+def death_of(
+    program: str, code: int, what: str, tail: tuple[str, ...], oom_kills_before: int
+) -> EngineCrashed | OutOfMemory:
+    """The failure that the death of a process is.
+
+    Args:
+        program: what the message calls it.
+        code: its exit code; below 0 the number of its signal.
+        what: what it was doing.
+        tail: the last lines that it printed.
+        oom_kills_before: `oom_kills` when it started.
+    """
+    if code == -signal.SIGKILL and oom_kills() > oom_kills_before:
+        return OutOfMemory(f"the kernel ended {program} for want of memory during «{what}»", tail)
+    name = signal.Signals(-code).name if code < 0 else None
+    how = f"died of {name}" if name else f"ended with exit code {code}"
+    text = f"{program} {how} during «{what}»: {reason_in(tail)}"
+    return OutOfMemory(text, tail) if speaks_of_memory(tail) else EngineCrashed(text, tail, name)
+
+
+def reason_in(tail: tuple[str, ...]) -> str:
+    """The last line that gives a reason, else the last line."""
+    reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
+    return next(reasons, tail[-1] if tail else "it said nothing").strip()
+
+
+def speaks_of_memory(lines: tuple[str, ...]) -> bool:
+    """Whether a process printed that memory was short."""
     text = "\n".join(lines).lower()
     return any(words in text for words in _MEMORY_WORDS)
 
 
-def _oom_kills() -> int:
+def oom_kills() -> int:
     """Processes that the kernel has ended for want of memory since boot; 0 where it does not say."""
     try:
         with open("/proc/vmstat") as file:

@@ -18,7 +18,20 @@ from sweeper.system import end_with_parent
 HOST = "127.0.0.1"
 _END_SECONDS = 10.0  # a server that does not end within this is killed
 _POLL_SECONDS = 0.1
+_FIRST_POLL_SECONDS = 0.005  # small models load in a few milliseconds
 _LOG_LINES = 8
+# Waits until this process ends, even if it is killed, and then ends the server's whole group. A word before that means
+# that the group has ended. The kernel ends only the server itself (`_die_with`), and not what a wrapper started.
+_WATCH = """
+read -r word
+[ -n "$word" ] && exit
+kill -s TERM -- "-$1"
+for _ in 1 2 3 4 5 6 7 8 9 10; do
+    sleep 0.5
+    kill -s 0 -- "-$1" || exit
+done
+kill -s KILL -- "-$1"
+"""
 
 
 def free_port(wished: int = 0) -> int:
@@ -30,6 +43,55 @@ def free_port(wished: int = 0) -> int:
         except OSError:
             probe.bind((HOST, 0))
         return int(probe.getsockname()[1])
+
+
+class ServerProcess:
+    """A server in a process group of its own, which ends with this process, however this process ends.
+
+    Its output goes to ``log``. ``environment`` holds variables besides those of this process; None removes one.
+
+    Raises:
+        EngineMissingError: the program cannot be started.
+    """
+
+    def __init__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str | None]) -> None:
+        with log.open("wb") as output:
+            try:
+                self.process = subprocess.Popen(
+                    argv,
+                    stdin=subprocess.DEVNULL,
+                    stdout=output,
+                    stderr=subprocess.STDOUT,
+                    env={k: v for k, v in (os.environ | dict(environment)).items() if v is not None},
+                    start_new_session=True,  # Ctrl-C reaches sweeper alone, which ends the server's whole group
+                    preexec_fn=_die_with(os.getpid()),
+                )
+            except OSError as error:
+                raise EngineMissingError(
+                    f"cannot start {argv[0]} ({error.strerror}): install it, or name it"
+                ) from error
+        try:
+            self._watch = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCH, "sweeper-watch", str(self.process.pid)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+        except BaseException:
+            _end_group(self.process, 0.0)
+            raise
+
+    def end(self, seconds: float = _END_SECONDS) -> None:
+        """End the server and its children; those that are left after ``seconds`` are killed. May be called twice."""
+        try:
+            _end_group(self.process, seconds)
+        finally:
+            assert self._watch.stdin is not None
+            if not self._watch.stdin.closed:
+                with contextlib.suppress(BrokenPipeError), self._watch.stdin as words:
+                    words.write(b"ended\n")
+                self._watch.wait()
 
 
 @contextlib.contextmanager
@@ -51,41 +113,28 @@ def started(
         SweeperError: of the type ``failure``, with the last lines of the log, if the server ends or does not
             answer in time.
     """
-    with log.open("wb") as output:
-        try:
-            process = subprocess.Popen(
-                argv,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **environment},
-                start_new_session=True,  # Ctrl-C reaches sweeper alone, which ends the server's whole group
-                preexec_fn=_die_with(os.getpid()),
-            )
-        except OSError as error:
-            raise EngineMissingError(
-                f"cannot start {argv[0]} ({error.strerror}): install it, or name it"
-            ) from error
+    server = ServerProcess(argv, log, environment)
     program = " ".join(argv[:3]) if list(argv[1:2]) == ["-m"] else argv[0]
-    deadline = time.monotonic() + timeout_seconds
     try:
-        while not answers(page):
-            if process.poll() is not None:
-                raise failure(
-                    f"{program} ended with {process.returncode} before it answered: {last_lines(log)}"
-                )
-            if time.monotonic() > deadline:
+        if not until_answers(server.process, page, timeout_seconds):
+            code = server.process.poll()
+            if code is None:
                 raise failure(f"{program} did not answer within {timeout_seconds:g} s: {last_lines(log)}")
-            time.sleep(_POLL_SECONDS)
-        yield process
+            raise failure(f"{program} ended with {code} before it answered: {last_lines(log)}")
+        yield server.process
     finally:
-        _signal_group(process, signal.SIGTERM)
-        try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                process.wait(_END_SECONDS)
-        finally:
-            _signal_group(process, signal.SIGKILL)  # whatever of the group is left
-            process.wait()
+        server.end()
+
+
+def until_answers(process: subprocess.Popen[bytes], page: str, timeout_seconds: float) -> bool:
+    """Wait until ``page`` answers; False if the server ended or did not answer in time."""
+    deadline, pause = time.monotonic() + timeout_seconds, _FIRST_POLL_SECONDS
+    while not answers(page):
+        if process.poll() is not None or time.monotonic() > deadline:
+            return False
+        time.sleep(pause)
+        pause = min(_POLL_SECONDS, 1.5 * pause)
+    return process.poll() is None
 
 
 def last_lines(log: Path) -> str:
@@ -121,6 +170,16 @@ def _die_with(parent: int) -> Callable[[], None]:
             os._exit(1)
 
     return ask
+
+
+def _end_group(process: subprocess.Popen[bytes], seconds: float) -> None:
+    _signal_group(process, signal.SIGTERM)
+    try:
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(seconds)
+    finally:
+        _signal_group(process, signal.SIGKILL)  # whatever of the group is left
+        process.wait()
 
 
 def _signal_group(process: subprocess.Popen[bytes], number: signal.Signals) -> None:

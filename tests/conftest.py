@@ -46,14 +46,14 @@ def smallest_f16(smallest_model: Path) -> Path:
 
 
 @pytest.fixture(scope="session")
-def llama_server() -> Path:
-    """A real llama-server: SWEEPER_LLAMA_SERVER, else beside Python, else on the PATH."""
+def llama_server() -> str:
+    """The path of a real llama-server: of SWEEPER_LLAMA_SERVER, or what `make server` built, or on the PATH."""
+    built = Path(sys.executable).parent / "llama-server"
     named = os.environ.get("SWEEPER_LLAMA_SERVER")
-    beside = Path(sys.executable).parent / "llama-server"
-    found = named or (str(beside) if beside.exists() else shutil.which("llama-server"))
-    if found is None:
-        pytest.skip("there is no llama-server: name one in SWEEPER_LLAMA_SERVER")
-    return Path(found)
+    program = named or (str(built) if built.is_file() else shutil.which("llama-server"))
+    if not program or not Path(program).is_file():
+        pytest.skip("no llama-server: `make server` builds one")
+    return program
 
 
 @pytest.fixture

@@ -100,7 +100,10 @@ def settings(configuration: Configuration, base: Configuration | None) -> str:
     """The differences of ``configuration`` from ``base``: ``n_threads=4 quant=Q4_K_M``."""
     there = {} if base is None else base.to_dict()
     changed = [
-        (key, item) for key, item in configuration.to_dict().items() if (key, item) not in there.items()
+        (key, item)
+        for key, item in configuration.to_dict().items()
+        # Only the baseline leaves its placement to the server; the layers of the others say where they are.
+        if (key, item) not in {**there, "fit": False}.items()
     ]
     return " ".join(f"{key}={value(item)}" for key, item in changed) or "baseline"
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from sweeper.engine.base import Engine
 from sweeper.limits.base import LimitControl
@@ -40,6 +41,10 @@ class Rig:
     make_room: Callable[[Path, int], None] = lambda path, n_gpu_layers: None
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None
+    options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
+    # The placement that the engine chooses itself, with which the baseline runs; None: the engine chooses none.
+    own_placement: Callable[[Configuration], Mapping[str, Any]] | None = None
+    measures_quality: bool = True  # False: nothing here can measure the loss of a quantisation
     load: MachineLoad | None = None  # None on machines with virtual time: nothing can disturb them
     running: Configuration | None = (
         None  # the settings of a running server, which keeps them; only limits vary

@@ -295,6 +295,6 @@ def _meter(
 def _limits(
     settings: Settings, root: Path, here: bool, held: ExitStack, say: Callable[[str], None]
 ) -> LimitControl:
-    from sweeper.rig.limits import enter_limits
+    from sweeper.rig.here import enter_limits
 
     return enter_limits(settings, root, held, say) if here else NoLimits(_ELSEWHERE)

@@ -4,43 +4,29 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeper import machine
 from sweeper.config import Settings
 from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
-from sweeper.model.obtain import obtain
 from sweeper.model.quality import CHUNK_TOKENS
-from sweeper.nvml import cuda_variables
 from sweeper.records import Caveat, Configuration
 from sweeper.rig.base import Rig
-from sweeper.rig.limits import enter_limits
+from sweeper.rig.here import look_around, meter_and_limits, obtained, this_machine
 
 if TYPE_CHECKING:
     from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.engine.llama_server import LlamaServerEngine
     from sweeper.model.forecast import Forecaster
-
-NOT_QUIET = "the machine is not quiet: {}"
 
 
 def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
     """llama.cpp in a worker process, with this machine's meter and limits."""
     from sweeper.engine.llama_cpp import LlamaCppEngine
-    from sweeper.measure.disturbance import MachineLoad, Watch
-    from sweeper.meter.choose import find_meter
     from sweeper.model.forecast import Forecaster
 
-    held.enter_context(cuda_variables(settings.engine.environment))
-    # First of all, because a download or a quality check may take minutes.
-    load = MachineLoad()
-    busy = Watch(load, elsewhere=load.elsewhere).look()
-    if busy:
-        say(busy := NOT_QUIET.format(busy))
-    if settings.model.repo and not settings.model.path:
-        say(f"downloading {settings.model.file} of {settings.model.repo}")
-    model = obtain(settings.model, root)
+    load, busy = look_around(settings, held, say)
+    model = obtained(settings, root, say)
     forecaster = held.enter_context(Forecaster())
     for file in model.files.values():
         forecaster.demand_generator(Path(file.path))
@@ -55,20 +41,17 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
         )
     )
     engine_record = engine.record
-    meter, notes = find_meter(settings.power, root, engine_record.gpu_offload)
-    held.enter_context(meter)
-    limits = enter_limits(settings, root, held, say)
-    bandwidth = machine.measure_bandwidth_gb_per_second()
+    meter, notes, limits = meter_and_limits(settings, root, held, say, engine_record.gpu_offload)
     return Rig(
         engine=engine,
         engine_record=engine_record,
-        machine=replace(machine.examine(), memory_bandwidth_gb_per_second=bandwidth),
+        machine=this_machine(),
         model=model,
         meter=meter,
         limits=limits,
         notes=(busy, *notes) if busy else notes,
         quality=lambda _: None,
-        forecast=lambda c: _why_it_does_not_fit(forecaster, engine, c),
+        forecast=lambda c: why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,
         make_room=lambda path, n_gpu_layers: make_room(forecaster, engine, path, n_gpu_layers),
@@ -76,7 +59,9 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
     )
 
 
-def make_room(forecaster: Forecaster, engine: LlamaCppEngine, path: Path, n_gpu_layers: int) -> None:
+def make_room(
+    forecaster: Forecaster, engine: LlamaCppEngine | LlamaServerEngine, path: Path, n_gpu_layers: int
+) -> None:
     """Unload the engine if the model at ``path`` does not fit beside it, as the quality check loads it.
 
     Raises:
@@ -90,8 +75,8 @@ def make_room(forecaster: Forecaster, engine: LlamaCppEngine, path: Path, n_gpu_
             raise OutOfMemory(why)
 
 
-def _why_it_does_not_fit(
-    forecaster: Forecaster, engine: LlamaCppEngine, configuration: Configuration
+def why_it_does_not_fit(
+    forecaster: Forecaster, engine: LlamaCppEngine | LlamaServerEngine, configuration: Configuration
 ) -> str | None:
     """The reason why a configuration cannot run here by llama.cpp's own memory plan, or None.
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from sweeper.config import Composed
 from sweeper.errors import StoreError
 from sweeper.records import Reading
 from sweeper.rig.base import Rig
 from sweeper.rig.quantisations import with_quantisations
+from sweeper.search.warm_start import nearest
 from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
 
@@ -19,6 +22,7 @@ from sweeper.space.space import SearchSpace, Traits, build_space
 # engines of the lab are strings and not imports, so that the product does not depend on the lab.
 RIGS = {
     "llama_cpp": "sweeper.rig.llama_cpp:llama_rig",
+    "llama_server": "sweeper.rig.llama_server:server_rig",
     "endpoint": "sweeper.rig.endpoint:endpoint_rig",
     "simulated": "sweeper.lab.rigs:simulated_rig",
     "replay": "sweeper.lab.rigs:replay_rig",
@@ -50,10 +54,14 @@ def open_rig(
         {name: str(error) for name, error in rig.limits.refusals().items()},
         rig.quants,
         rig.engine_record.name,
-        running=rig.running,
+        rig.options,
+        rig.measures_quality,
+        rig.running,
     )
     space, notes = space_of(composed, facts)
     rig, space = with_quantisations(rig, space, root, say)
+    if rig.own_placement is not None:
+        space = with_own_placement(space, rig.own_placement(space.base))
     return rig, space, notes
 
 
@@ -73,6 +81,16 @@ def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, 
         engine=facts.engine,
     )
     return build_space(spec, default_configuration(facts), traits), notes
+
+
+def with_own_placement(space: SearchSpace, placement: Mapping[str, Any]) -> SearchSpace:
+    """The space with the engine's own placement as its base. The point of the base runs with `fit`.
+
+    So the baseline is what the user has without sweeper, and the search knows where it lies.
+    """
+    space = replace(space, base=space.base.with_(**placement))
+    point = {p.name: nearest(p.values, getattr(space.base, p.name)) for p in space.parameters.values()}
+    return replace(space, own_placement=space.configuration(point))
 
 
 def idle_power(rig: Rig) -> Reading | None:

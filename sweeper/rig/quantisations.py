@@ -8,10 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeper.config import Settings
-from sweeper.errors import MissingError, ModelFileError, SweeperError, TrialFailed
+from sweeper.errors import EngineMissingError, MissingError, ModelFileError, SweeperError, TrialFailed
 from sweeper.records import Configuration, Reading
 from sweeper.rig.base import Rig
 from sweeper.space.space import SearchSpace
+
+NO_QUANTISER = (
+    "llama-cpp-python, which makes quantisations, is not installed; name files of your own with model.files"
+)
 
 
 def with_quantisations(
@@ -28,6 +32,11 @@ def with_quantisations(
     from sweeper.model.quantise import quantised
 
     files, notes = dict(rig.model.files), list(rig.notes)
+    if not rig.measures_quality:  # what measures quality makes quantisations
+        none = {quant: EngineMissingError(NO_QUANTISER) for quant in _quants(space) if quant not in files}
+        space = _without(space, none, rig.model.base_quant)
+        notes += [f"quant is not searched for {', '.join(none)}: {NO_QUANTISER}"] if none else []
+        return replace(rig, notes=tuple(notes)), space
     base = Path(rig.model.files[rig.model.base_quant].path)
     failed: dict[str, SweeperError] = {}
     for quant in _quants(space):
@@ -84,7 +93,11 @@ def with_quality(
     If the space has no parameter that changes quality, this measures nothing. If the most precise file cannot be run,
     the sweep goes on without figures of quality, and a note says so.
     """
-    if rig.use_files is None or not {"quant", "type_k", "type_v"} & set(space.parameters):
+    if (
+        rig.use_files is None
+        or not rig.measures_quality
+        or not {"quant", "type_k", "type_v"} & set(space.parameters)
+    ):
         return rig
     from sweeper.measure.trial import exactly
     from sweeper.model.quality import QualityMeter

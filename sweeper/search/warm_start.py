@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -15,6 +15,8 @@ from sweeper.space.space import SearchSpace
 
 # The design takes the one of this many random points that is farthest from all known points.
 SPREAD_OVER = 200
+# How far from llama-server's own placement the first trials look for a better one.
+NEIGHBOUR_LAYERS = 2
 
 
 def initial_design(
@@ -32,6 +34,7 @@ def initial_design(
     base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
     wished: list[Mapping[str, Any]] = [
         base,
+        *_beside_own_placement(space, base),
         base | fast,
         base | frugal,
         base | fast | few,
@@ -42,6 +45,15 @@ def initial_design(
     corners = dict.fromkeys(space.configuration(params) for params in wished)
     design = [c for c in corners if not space.violations(c)][:count]
     return (*design, *_far_apart(space, design, count - len(design), seed))
+
+
+def _beside_own_placement(space: SearchSpace, base: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The base with fewer and with more layers of experts on the CPU than llama-server chose itself."""
+    if space.own_placement is None or "n_cpu_moe" not in space.parameters or not space.traits.gpu_offload:
+        return
+    values = space.parameters["n_cpu_moe"].values
+    for step in (-NEIGHBOUR_LAYERS, NEIGHBOUR_LAYERS):
+        yield {**base, "n_cpu_moe": nearest(values, base["n_cpu_moe"] + step)}
 
 
 def nearest(values: Sequence[Any], wished: Any) -> Any:

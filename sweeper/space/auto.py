@@ -23,6 +23,10 @@ SERVER_KEEPS = (
     "a running server keeps its own settings, so only power and clock limits are searched, and no other parameter of "
     "the space has an effect"
 )
+NO_QUALITY = (
+    "the quality loss of a smaller KV cache cannot be measured without llama-cpp-python, so it stays f16; "
+    "space.type_k=[f16,q8_0] searches it anyway"
+)
 HIGH_PRECISION = ("F32", "F16", "BF16")
 # If the whole model fits on the GPUs, `auto` leaves these at their defaults.
 _ONLY_WITH_WEIGHTS_ON_CPU = ("n_cpu_ffn", "op_offload")
@@ -41,7 +45,7 @@ class Facts:
     quants: tuple[str, ...] = ()  # the only ones that the engine knows; empty: any
     engine: str = "llama_cpp"
     options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
-
+    measures_quality: bool = True  # whether the loss of a smaller KV cache can be measured
     running: Configuration | None = None  # the settings of a running server, which sweeper cannot change
 
     @property
@@ -147,6 +151,10 @@ def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tu
                 notes.append(f"{name} is not searched: {blocked[name]}")
             continue
         if value is None and name in LIMIT_KEYS:
+            continue
+        if value == "auto" and name in ("type_k", "type_v") and not facts.measures_quality:
+            filled[name] = "f16"
+            notes.append(NO_QUALITY)
             continue
         filled[name] = _auto(name, facts) if value == "auto" else value
     return filled, tuple(dict.fromkeys(notes))

@@ -66,6 +66,8 @@ class SearchSpace:
     parameters: Mapping[str, Parameter]
     base: Configuration
     traits: Traits = field(default_factory=Traits)
+    # The point whose placement is the one that llama-server chooses itself. It runs with `fit`, as the baseline.
+    own_placement: Configuration | None = None
 
     @property
     def fixed(self) -> dict[str, Any]:
@@ -93,13 +95,14 @@ class SearchSpace:
             "n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx and min(asked.n_batch, v, tokens) == n_batch
         )
         alike = {t.name: self._alike(t, asked) for t in TUNABLES.values() if t.equal}
-        return asked.with_(
+        found = asked.with_(
             n_ctx=context,
             n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, context, tokens) == n_batch),
             n_ubatch=self._first("n_ubatch", asked.n_ubatch, lambda v: min(v, n_batch) == n_ubatch),
             n_gpu_layers=n_gpu_layers,
             **alike,
         )
+        return found.with_(fit=True) if found == self.own_placement else found
 
     def _alike(self, tunable: Tunable, asked: Configuration) -> Any:
         """The first value with the same effect, by the parameter's own rule."""

@@ -13,7 +13,7 @@ from sweeper.servers import free_port, started
 
 @pytest.fixture(scope="module")
 def server_url(
-    llama_server: Path, smallest_model: Path, tmp_path_factory: pytest.TempPathFactory
+    llama_server: str, smallest_model: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """A real llama-server with two slots."""
     port = free_port()

@@ -12,8 +12,11 @@ from sweeper.records import Configuration
 class EngineContract:
     """The contract of every engine.
 
-    The fixture ``engine`` is a fresh engine, and ``configuration`` is a configuration that it can run.
+    The fixture ``engine`` is a fresh engine, and ``configuration`` is a configuration that it can run. ``keeps_model``
+    is False for an engine that cannot change the context of a loaded model, such as a server, and so loads again.
     """
+
+    keeps_model = True
 
     def test_names_itself(self, engine: Engine, configuration: Configuration) -> None:
         """The record has a name and a version."""
@@ -44,10 +47,13 @@ class EngineContract:
     def test_keeps_the_model_where_only_the_context_changes(
         self, engine: Engine, configuration: Configuration
     ) -> None:
-        """A change that needs no load of the model causes none."""
+        """A change that needs no load of the model causes none, and the report tells of each load."""
         with engine:
             engine.load(configuration)
-            assert not engine.load(configuration.with_(n_ubatch=configuration.n_ubatch // 2)).reloaded
+            assert not engine.load(configuration).reloaded
+            other = engine.load(configuration.with_(n_ubatch=configuration.n_ubatch // 2))
+            assert other.reloaded is not self.keeps_model
+            assert other.in_force["n_ubatch"] == configuration.n_ubatch // 2
             assert engine.load(configuration.with_(use_mmap=not configuration.use_mmap)).reloaded
 
     def test_refuses_windows_without_a_load(self, engine: Engine, configuration: Configuration) -> None:

@@ -42,7 +42,7 @@ def test_a_kill_from_outside_is_a_crash_while_the_kernel_killed_nothing_for_memo
 
 def test_a_kill_for_want_of_memory_is_told_from_any_other(worker, monkeypatch):
     kills = iter((4, 5))  # of the kernel's, before the worker starts and after it died
-    monkeypatch.setattr(processes, "_oom_kills", lambda: next(kills))
+    monkeypatch.setattr(processes, "oom_kills", lambda: next(kills))
     with pytest.raises(OutOfMemory, match=r"the kernel ended llama.cpp for want of memory during «die»"):
         worker.ask("die", 20, number=9)
 

@@ -16,7 +16,7 @@ from typing import Any
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, read_text
 from sweeper.apply.kept import kept_note, with_variables
-from sweeper.apply.llama_options import server_argv
+from sweeper.apply.llama_command import server_argv
 from sweeper.apply.names import slug
 from sweeper.apply.published import loopback_ports
 from sweeper.apply.yaml_text import entry_change, mapping_of

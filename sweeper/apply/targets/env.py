@@ -8,7 +8,7 @@ from __future__ import annotations
 import shlex
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change
-from sweeper.apply.llama_options import check_alias, model_options
+from sweeper.apply.llama_command import check_alias, model_options
 
 
 def draft(request: Request) -> Draft:

@@ -10,8 +10,9 @@ import re
 
 from sweeper.apply.base import LOOPBACK, Command, Draft, Request, change, lines_of, read_text
 from sweeper.apply.kept import kept_note
-from sweeper.apply.llama_options import Option, check_alias, model_options, server_argv
+from sweeper.apply.llama_command import check_alias, model_options, server_argv
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
+from sweeper.client.llama_options import Option
 from sweeper.errors import UsageError
 
 _HEADER = re.compile(r"^[ \t]*\[[ \t]*([^\]\r\n]*?)[ \t]*\]")

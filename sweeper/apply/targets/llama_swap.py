@@ -13,7 +13,7 @@ from typing import Any
 
 from sweeper.apply.base import Command, Draft, Request, read_text
 from sweeper.apply.kept import kept_note, with_variables
-from sweeper.apply.llama_options import server_argv
+from sweeper.apply.llama_command import server_argv
 from sweeper.apply.yaml_text import entry_change, mapping_of
 from sweeper.errors import UsageError
 

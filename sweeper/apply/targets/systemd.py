@@ -11,7 +11,7 @@ import shutil
 from pathlib import Path
 
 from sweeper.apply.base import Command, Draft, Request, change, read_existing
-from sweeper.apply.llama_options import server_argv
+from sweeper.apply.llama_command import server_argv
 
 FOLDER = Path("/etc/systemd/system")
 _VENDOR_FOLDERS = (Path("/usr/lib/systemd/system"), Path("/lib/systemd/system"), Path("/run/systemd/system"))

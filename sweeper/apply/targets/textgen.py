@@ -15,7 +15,7 @@ from typing import Any
 
 from sweeper.apply.base import Draft, Request, read_text
 from sweeper.apply.kept import kept_note
-from sweeper.apply.llama_options import model_options
+from sweeper.apply.llama_command import model_options
 from sweeper.apply.yaml_text import as_read, entry_change, mapping_of
 from sweeper.errors import MissingError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration, server_context

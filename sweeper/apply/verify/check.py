@@ -14,6 +14,7 @@ from sweeper.apply.names import alias_for
 from sweeper.apply.run import resolve
 from sweeper.apply.verify.client_speed import ClientSpeed, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
+from sweeper.client.llama_options import PLACEMENT
 from sweeper.client.servers import InForce
 from sweeper.errors import TrialFailed, UsageError, VerifyError
 from sweeper.measure.trial import speeds_now as engine_speeds
@@ -168,10 +169,11 @@ def verify(
 
 def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Reading]:
     """What sweeper's own engine gives for a trial of a finished sweep now, in tok/s. Raises TrialFailed."""
-    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.engine.of_record import engine_of
 
     path = Path(model_file(record, trial).path).expanduser()
-    with LlamaCppEngine({trial.configuration.quant: path}, environment_of(record)) as engine:
+    config = record.config.get("engine") or {}
+    with engine_of(config, {trial.configuration.quant: path}, environment_of(record)) as engine:
         return engine_speeds(engine, trial.configuration, record.workload)
 
 
@@ -235,6 +237,8 @@ def _settings(
     for key in (tunable.name for tunable in SERVER_TUNABLES):
         if changes_nothing(key, record.engine.gpu_offload, record.model.expert_count > 0):
             continue  # servers report anything here
+        if trial.configuration.fit and key in PLACEMENT:
+            continue  # the server chooses
         wanted = getattr(trial.configuration, key)
         said = in_force.get(key)
         if said is None and key in _UNREPORTED_AT_DEFAULT and wanted == DEFAULTS[key]:

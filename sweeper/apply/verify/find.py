@@ -14,10 +14,12 @@ from typing import Literal
 
 from sweeper.apply.base import Request
 from sweeper.apply.fresh import model_file
-from sweeper.apply.llama_options import server_argv
+from sweeper.apply.llama_command import server_argv
 from sweeper.apply.targets.llama_cpp_python import model_settings
 from sweeper.apply.verify.client_speed import REPEAT_SECONDS
 from sweeper.client.servers import LlamaCppPythonServer, LlamaServer, Server, detect
+from sweeper.engine.of_record import binary_of
+from sweeper.engine.server_dialect import program_of
 from sweeper.errors import EngineMissingError, ModelMissingError, SweeperError, UsageError, VerifyError
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.servers import HOST, free_port, started
@@ -72,19 +74,15 @@ def found_or_started(
         raise EngineMissingError(f"no Ollama answers at {_USUAL_URLS['ollama']}: start it first")
     kind = options.server
     if kind == "auto":
-        kind = "llama-server" if options.program else "llama-cpp-python"
+        own = record.engine.name == "llama_server"
+        kind = "llama-server" if options.program or own else "llama-cpp-python"
     progress(f"starting {kind}")
     with tempfile.TemporaryDirectory(prefix="sweeper-verify-") as folder:
         request = Request(record, trial, path, name, free_port(), Path(folder))
         url, log = f"http://{HOST}:{request.port}", request.folder / "log"
         environment = dict(request.environment)
         if kind == "llama-server":
-            program = options.program or shutil.which("llama-server")
-            if program is None:
-                raise EngineMissingError(
-                    "no llama-server on PATH: install llama.cpp, or name it with --program"
-                )
-            argv, page = server_argv(request, str(program)), f"{url}/health"
+            argv, page = (*_program(record, options), *server_argv(request)[1:]), f"{url}/health"
         else:
             config = request.folder / "config.json"
             settings = model_settings(trial.configuration, path, name)
@@ -101,6 +99,16 @@ def found_or_started(
                 yield LlamaServer(url, pid=process.pid), name, True
             else:
                 yield LlamaCppPythonServer(url, pid=process.pid, log=log), name, True
+
+
+def _program(record: SweepRecord, options: VerifyOptions) -> tuple[str, ...]:
+    """The words that start llama-server: the user's, else those of the sweep, else the one on the PATH."""
+    if options.program is None and record.engine.name == "llama_server":
+        return program_of(binary_of(record.config.get("engine") or {}))
+    program = options.program or shutil.which("llama-server")
+    if program is None:
+        raise EngineMissingError("no llama-server on PATH: install llama.cpp, or name it with --program")
+    return (str(program),)
 
 
 def _find(path: str, name: str, options: VerifyOptions) -> tuple[Server, str] | None:

@@ -1,15 +1,13 @@
 """Translates a configuration into llama-server's options, with every spelling that llama-server accepts.
 
 Source: ``common/arg.cpp`` of llama.cpp. Every target that starts llama-server (a preset, a command line,
-systemd, Compose, llama-swap) takes its options from here, so that none of them can forget one.
+systemd, Compose, llama-swap) takes its options from here, and so does the engine: none can forget one.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from sweeper.apply.base import LOOPBACK, Request
-from sweeper.apply.names import refuse_characters, refuse_outer_spaces
 from sweeper.parameters import (
     DEFAULTS,
     SERVER_TUNABLES,
@@ -26,6 +24,8 @@ _LOAD_VARIABLES = tuple(_VARIABLE + word for word in ("MMAP", "NO_MMAP", "MLOCK"
 # Other places that a model comes from. With one of them, `--model` only says where the download goes.
 _SOURCES = ("hf-repo", "hf", "hfr", "hf-file", "hff", "model-url", "mu", "docker-repo", "dr")
 _SOURCE_VARIABLES = tuple(_VARIABLE + word for word in ("HF_REPO", "HF_FILE", "MODEL_URL", "DOCKER_REPO"))
+# With `--fit on`, llama-server decides these itself, but only if they are left to it.
+PLACEMENT = ("n_gpu_layers", "n_cpu_moe", "n_cpu_ffn", "tensor_split")
 
 # The options that a file shows first.
 _FIRST = (TUNABLES["fit"], TUNABLES["n_parallel"])
@@ -62,22 +62,15 @@ class Option:
         return frozenset(own)
 
 
-def check_alias(name: str) -> None:
-    """Raise UsageError for a name that llama-server would change: it splits at commas and strips the parts."""
-    refuse_characters("the name", name, ",", "llama-server would split it; choose another with --name")
-    refuse_outer_spaces("the name", name, "choose another with --name")
-
-
-def model_options(request: Request) -> tuple[Option, ...]:
-    """Every option that the configuration decides, in a fixed order. Those that it leaves out have no value.
+def options_of(c: Configuration, model_path: str, has_experts: bool) -> tuple[Option, ...]:
+    """Every option that the configuration ``c`` decides, in a fixed order. Those that it leaves out have no value.
 
     ``fit`` is off because llama-server would change layers and context to what it thinks fits, unless the
     configuration itself leaves the placement to llama-server.
     """
-    c, has_experts = request.configuration, request.record.model.expert_count > 0
     load_mode = [word for word, on in (("mmap", c.use_mmap), ("mlock", c.use_mlock)) if on] or ["none"]
     return (
-        Option("model", request.model_path, ("m", *_SOURCES, *_SOURCE_VARIABLES), "LLAMA_ARG_MODEL"),
+        Option("model", model_path, ("m", *_SOURCES, *_SOURCE_VARIABLES), "LLAMA_ARG_MODEL"),
         *(_option(t, c) for t in _FIRST),
         *(
             _option(t, c)
@@ -101,28 +94,9 @@ def _option(tunable: Tunable, configuration: Configuration) -> Option:
     word: str | None = tunable.to_word(value)
     if tunable.name == "n_ctx":
         word = str(server_context(configuration))
-    elif configuration.fit and tunable.name == "n_gpu_layers":
-        word = "auto"  # llama-server places only what the user leaves to it
+    elif configuration.fit and tunable.name in PLACEMENT:
+        word = "auto" if tunable.name == "n_gpu_layers" else None
     if value is None or (tunable.option_is_new and value == DEFAULTS[tunable.name]):
         word = None
     assert tunable.option is not None
     return Option(tunable.option, word, tunable.spellings, tunable.environment, tunable.is_switch)
-
-
-def server_argv(
-    request: Request,
-    program: str = "llama-server",
-    *,
-    model_path: str | None = None,
-    host: str = LOOPBACK,
-    port: str | None = None,
-) -> tuple[str, ...]:
-    """The plain command line that serves this one model; ``model_path`` is the path as the server sees it."""
-    check_alias(request.name)
-    words = [program]
-    for option in model_options(request):
-        if option.key == "model" and model_path is not None:
-            words += ["--model", model_path]
-        else:
-            words += option.argv()
-    return (*words, "--alias", request.name, "--host", host, "--port", port or str(request.port))

@@ -1,0 +1,522 @@
+"""The engine of the user's own llama-server: one server for each configuration, timed over HTTP.
+
+Prompts are lists of token ids, so their lengths are exact. Speeds come from the server's own timings: decode from the
+tokens after the first one, because the first token belongs to the prompt's last batch. Each answer says how many tokens
+it took from its cache, which proves the depth. Sampling is the server's default, as for a client that sets nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import re
+import secrets
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Self
+
+from sweeper.client import llama_log
+from sweeper.client.llama_options import options_of
+from sweeper.engine.base import LoadReport, Run
+from sweeper.engine.server_dialect import Dialect, dialect_of, fitted, program_of, wrong_processor
+from sweeper.errors import (
+    EngineMissingError,
+    EngineRefused,
+    EngineTimeout,
+    ModelFileError,
+    OutOfMemory,
+    SweeperError,
+    TrialFailed,
+    UsageError,
+)
+from sweeper.http import get, post
+from sweeper.model.available_memory import given_back_mib
+from sweeper.model.header import GgufHeader, read_header
+from sweeper.parameters import LIMIT_KEYS, padded
+from sweeper.processes import death_of, last_of, oom_kills, reason_in, speaks_of_memory
+from sweeper.records import Caveat, Configuration, EngineRecord
+from sweeper.servers import HOST, ServerProcess, free_port, until_answers
+
+LOAD_TIMEOUT_SECONDS = 1800.0
+# How far a window may exceed its own time limit: a prompt on a slow machine cannot be interrupted.
+WINDOW_GRACE_SECONDS = 600.0
+# A server holds no data that must be saved, so it gets only a short time to end by itself.
+END_SECONDS = 2.0
+PORTS_TRIED = 3
+# The first decode after a load has no known speed, so it generates a few tokens to learn it.
+PROBE_TOKENS = 4
+_SEED = 42  # the same tokens for every configuration, so that each activates the same experts
+_SETTLE_SECONDS = 0.5  # a server that died takes a moment until the kernel says so
+_ANSWER_FIELDS = ("timings", "stop_type")  # the rest of an answer would be text, which nobody reads
+_PORT_TAKEN = "couldn't bind"
+_NO_ARGUMENT = re.compile(r"error: (invalid argument|unknown argument|the argument has been removed)[^\n]*")
+# What no other configuration can mend, so the sweep ends.
+_BAD_MODEL = (
+    *("failed to open gguf", "invalid magic", "not within the file bounds", "unknown model architecture"),
+    *("gguf_init_from", "unknown pre-tokenizer"),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Timings:
+    """The server's timings of one answer. Tokens of the prompt are those that it processed and did not have."""
+
+    cached_tokens: int
+    prompt_tokens: int
+    prompt_seconds: float
+    decoded_tokens: int  # without the first token, which belongs to the prompt's last batch
+    decode_seconds: float
+
+
+@dataclass(slots=True)
+class _Running:
+    """A server with a loaded configuration."""
+
+    process: ServerProcess
+    url: str
+    log: Path
+    configuration: Configuration
+    header: GgufHeader
+    oom_kills: int
+    report: LoadReport | None = None
+    pid: int | None = None  # of the process that listens, if this user can see it
+    depth: int = 0  # tokens of the fixed prompt that the slot holds
+    refills: bool = False  # the model cannot forget a part of its context
+    tokens_per_second: float | None = None  # of the latest decode
+    memory_mib: float | None = None
+    # Prompts that no earlier window had, or the prefix cache would answer.
+    fresh: random.Random = field(default_factory=lambda: random.Random(_SEED + 1))
+
+
+class LlamaServerEngine:
+    """The user's own llama-server. Implements the `Engine` Protocol.
+
+    Args:
+        binary: the path or name of the server, or the words that start it, for example ``docker run …``.
+        model_files: the path of the GGUF file for each value of ``Configuration.quant``.
+        environment: variables that are set for the server only.
+        window_grace_seconds: a window that exceeds its limit by more than this is a hang.
+        load_timeout_seconds: a load that takes longer than this is a hang.
+        arguments: additional arguments of the server.
+    """
+
+    def __init__(
+        self,
+        binary: str | Sequence[str],
+        model_files: Mapping[str | None, Path],
+        environment: Mapping[str, str] | None = None,
+        window_grace_seconds: float = WINDOW_GRACE_SECONDS,
+        load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
+        arguments: Sequence[str] = (),
+    ) -> None:
+        self._binary = binary
+        self._files: dict[str | None, Path] = dict(model_files)
+        self._environment = dict(environment or {})
+        self._window_grace_seconds = window_grace_seconds
+        self._load_timeout_seconds = load_timeout_seconds
+        self._arguments = tuple(arguments)
+        self._dialect: Dialect | None = None
+        self._running: _Running | None = None
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def dialect(self) -> Dialect:
+        """What this llama-server understands.
+
+        Raises:
+            EngineMissingError: there is no such program, it cannot run here, or it is no llama-server.
+            UsageError: an additional argument that it lacks, or that sweeper sets itself.
+        """
+        if self._dialect is None:
+            found = dialect_of(program_of(self._binary), self._whole_environment())
+            found.check(self._arguments)
+            self._dialect = found
+        return self._dialect
+
+    @property
+    def ignored_variables(self) -> tuple[str, ...]:
+        """The variables of this process that would change the server's settings, and that it therefore does not get."""
+        return self.dialect.variables(os.environ)
+
+    @property
+    def record(self) -> EngineRecord:
+        """Version and build, and the sampling. Raises EngineMissingError and UsageError as `dialect`."""
+        dialect = self.dialect
+        build = [f"sampling: the server's defaults ({dialect.sampling()}), seed {_SEED}"]
+        build += (
+            [f"devices: {', '.join(f'{d.name} {d.description}' for d in dialect.devices)}"]
+            if dialect.devices
+            else []
+        )
+        build += [f"arguments: {' '.join(self._arguments)}"] if self._arguments else []
+        return EngineRecord(
+            "llama_server", f"llama-server {dialect.version}", "; ".join(build), dialect.gpu_offload
+        )
+
+    def use_files(self, model_files: Mapping[str, Path]) -> None:
+        """Add files of the model, by quantisation."""
+        self._files.update(model_files)
+
+    def path_of(self, configuration: Configuration) -> Path:
+        """The model file of this configuration."""
+        return self._files[configuration.quant]
+
+    def own_placement(self, configuration: Configuration) -> Mapping[str, int]:
+        """The ``n_gpu_layers`` and ``n_cpu_moe`` that llama-server chooses itself, with ``--fit on``.
+
+        ``llama-fit-params`` beside the server tells it in a second; without it, this loads the model. Empty without a
+        GPU.
+        """
+        if not self.dialect.gpu_offload or self.dialect.find("fit") is None:
+            return {}
+        header = read_header(self.path_of(configuration))
+        found = fitted(self.dialect, configuration, header)
+        if found is None:
+            in_force = self.load(configuration.with_(fit=True)).in_force
+            found = {name: int(in_force[name]) for name in ("n_gpu_layers", "n_cpu_moe") if name in in_force}
+        return found
+
+    def held_mib(self) -> tuple[float, float]:
+        """The memory that the present server would free by ending, on the host and on the devices, in MiB."""
+        running = self._running
+        if running is None or running.pid is None:
+            return 0.0, 0.0
+        return given_back_mib(running.pid), (running.report.vram_mib or 0.0) if running.report else 0.0
+
+    def unload(self) -> None:
+        """End the server, which frees the model; the next `load` starts another one."""
+        self._end()
+
+    @property
+    def server_pid(self) -> int | None:
+        """Process id of the server or of its wrapper; None if there is no server."""
+        return None if self._running is None else self._running.process.process.pid
+
+    def load(self, configuration: Configuration) -> LoadReport:
+        """Start a server with ``configuration``; see the Protocol. Only a change of limits keeps the present one.
+
+        Raises:
+            TrialFailed: the server refuses the configuration, dies, or does not answer in time.
+            SweeperError: no configuration can run: the program, its arguments or the model's file are at fault.
+        """
+        running = self._running
+        if running is not None and running.report is not None and self._alive(running):
+            limits = dict.fromkeys(LIMIT_KEYS)
+            if running.configuration.with_(**limits) == configuration.with_(**limits):
+                running.configuration = configuration
+                return replace(running.report, load_seconds=0.0, reloaded=False)
+        self._end()
+        try:
+            return self._started(configuration)
+        except BaseException:
+            self._end()
+            raise
+
+    def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """See the Protocol. A prompt is processed as a whole, so ``max_seconds`` ends the window after it."""
+        running = self._demand_loaded()
+        known, fresh = self._prompt(running, depth), running.fresh
+
+        def one_round(_: float) -> tuple[int, float]:
+            prompt = known + [fresh.randrange(running.header.vocab_size) for _ in range(tokens)]
+            timings = self._at_depth(running, prompt, depth, 0, max_seconds)
+            return timings.prompt_tokens, timings.prompt_seconds
+
+        self._go_to_depth(running, depth)
+        return self._rounds(one_round, min_seconds, max_seconds)
+
+    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+        """See the Protocol. A round that would last longer than ``max_seconds`` generates fewer tokens."""
+        running = self._demand_loaded()
+        prompt = self._prompt(running, depth + 1)
+        self._go_to_depth(running, depth)
+        if running.tokens_per_second is None:
+            probe = self._at_depth(running, prompt, depth, PROBE_TOKENS, max_seconds)
+            running.tokens_per_second = probe.decoded_tokens / probe.decode_seconds
+
+        def one_round(left_seconds: float) -> tuple[int, float]:
+            affordable = int((running.tokens_per_second or 1.0) * left_seconds)
+            timings = self._at_depth(running, prompt, depth, max(1, min(tokens, affordable)), max_seconds)
+            running.tokens_per_second = timings.decoded_tokens / timings.decode_seconds
+            return timings.decoded_tokens, timings.decode_seconds
+
+        return self._rounds(one_round, min_seconds, max_seconds)
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """The peak of the server's resident memory, and the devices' buffers by its log, in MiB."""
+        running = self._demand_loaded()
+        running.memory_mib = _peak_mib(running.pid) or running.memory_mib
+        return running.memory_mib, running.report.vram_mib if running.report else None
+
+    def close(self) -> None:
+        """End the server. May be called twice."""
+        self._end()
+        if self._folder is not None:
+            self._folder.cleanup()
+            self._folder = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    # -- start and end --------------------------------------------------------------------------------------
+
+    def _started(self, configuration: Configuration) -> LoadReport:
+        dialect, path = self.dialect, self.path_of(configuration)
+        header = read_header(path)
+        began = time.monotonic()
+        for attempt in range(PORTS_TRIED):
+            name, port = f"sweeper-{secrets.token_hex(8)}", free_port()
+            argv = [
+                *dialect.program,
+                *dialect.words(options_of(configuration, str(path.absolute()), header.expert_count > 0)),
+                *dialect.own_words(),
+                *("--host", HOST, "--port", str(port), "--alias", name),
+                *self._arguments,
+            ]
+            log = self._log_file()
+            process = ServerProcess(argv, log, self._changes_of_environment(dialect))
+            url = f"http://{HOST}:{port}"
+            running = _Running(process, url, log, configuration, header, oom_kills())
+            self._running = running
+            if until_answers(process.process, f"{url}/health", self._load_timeout_seconds) and _answers_as(
+                url, name
+            ):
+                running.pid = _listener(process.process.pid, port)
+                running.report = self._report(running, time.monotonic() - began)
+                return running.report
+            if attempt + 1 < PORTS_TRIED and _PORT_TAKEN in log.read_text("utf-8", "replace"):
+                self._end()
+                continue
+            break
+        raise self._failed_load(running, header)
+
+    def _failed_load(self, running: _Running, header: GgufHeader) -> SweeperError:
+        """The error of a server that did not come up."""
+        code = self._settled(running)
+        output = running.log.read_bytes()
+        tail = last_of(output)
+        text = llama_log.plain(output.decode("utf-8", "replace"))
+        program = self.dialect.program[0]
+        if code is None:
+            limit = self._load_timeout_seconds
+            return EngineTimeout(f"llama-server did not answer «load» within {limit:g} s", tail)
+        if code == -4:  # SIGILL
+            return wrong_processor(program)
+        if found := _NO_ARGUMENT.search(text):
+            return UsageError(
+                f"{program} says {found[0]!r}: change engine.arguments, or give another engine.binary"
+            )
+        if code < 0:
+            return death_of("llama-server", code, "load", tail, running.oom_kills)
+        why = llama_log.reason(text)
+        if speaks_of_memory(tail) or speaks_of_memory(tuple(text.splitlines())):
+            return OutOfMemory(f"llama-server could not load the model: {why}", tail)
+        if any(words in text.lower() for words in _BAD_MODEL):
+            return ModelFileError(
+                f"{header.path} cannot be tuned: {program} says {why!r}; give another file, or a newer llama-server"
+            )
+        if _PORT_TAKEN in text:
+            return EngineRefused(f"llama-server could not bind a port, {PORTS_TRIED} times: {why}", tail)
+        if code in (126, 127) or "llama" not in output.decode("utf-8", "replace"):
+            return EngineMissingError(
+                f"engine.binary: {program} ended with exit code {code}: {reason_in(tail)}"
+            )
+        return EngineRefused(f"llama-server could not load the model: {why}", tail)
+
+    def _report(self, running: _Running, seconds: float) -> LoadReport:
+        whole = running.log.read_text("utf-8", "replace")
+        log = llama_log.plain(whole)
+        asked = running.configuration
+        in_force = llama_log.threads(whole) | llama_log.in_force(log)
+        if "n_ctx" in in_force:
+            in_force["n_ctx"] //= asked.n_parallel  # the slots share it
+        offload = self.dialect.gpu_offload
+        vram = sum(llama_log.on_devices(log).values()) if offload else None
+        caveats = []
+        if (trained := running.header.n_ctx_train) and in_force.get("n_ctx", asked.n_ctx) > padded(trained):
+            caveats.append(Caveat.BEYOND_TRAINING)
+        if asked.use_mlock and in_force.get("use_mlock") is False:
+            caveats.append(Caveat.NOT_LOCKED)
+        running.memory_mib = _peak_mib(running.pid)
+        return LoadReport(in_force, seconds, True, running.memory_mib, vram, tuple(caveats))
+
+    def _log_file(self) -> Path:
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="sweeper-llama-server-")
+        return Path(self._folder.name) / "log"
+
+    def _whole_environment(self) -> dict[str, str]:
+        return {
+            name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")
+        } | self._environment
+
+    def _changes_of_environment(self, dialect: Dialect) -> dict[str, str | None]:
+        """Without the variables that override options silently, and without a backtrace, which starts a debugger."""
+        removed: dict[str, str | None] = dict.fromkeys(dialect.variables(os.environ))
+        return removed | {"GGML_NO_BACKTRACE": "1"} | self._environment
+
+    def _alive(self, running: _Running) -> bool:
+        return running.process.process.poll() is None
+
+    def _end(self) -> None:
+        running, self._running = self._running, None
+        if running is not None:
+            running.process.end(END_SECONDS)
+
+    # -- requests -------------------------------------------------------------------------------------------
+
+    def _demand_loaded(self) -> _Running:
+        if self._running is None or self._running.report is None:
+            raise EngineRefused("nothing is loaded")
+        return self._running
+
+    def _prompt(self, running: _Running, length: int) -> list[int]:
+        """The first tokens of a fixed random text."""
+        tokens = random.Random(_SEED)
+        return [tokens.randrange(running.header.vocab_size) for _ in range(length)]
+
+    def _go_to_depth(self, running: _Running, depth: int) -> None:
+        """Fill the slot to ``depth`` tokens, outside the windows. It keeps what it has of them."""
+        if depth > running.depth:
+            self._ask(running, self._prompt(running, depth), 0, self._load_timeout_seconds, keep=True)
+            running.depth = depth
+
+    def _at_depth(
+        self, running: _Running, prompt: list[int], depth: int, new_tokens: int, seconds: float
+    ) -> Timings:
+        """The timings of an answer whose prompt begins with ``depth`` tokens that are in the slot's cache.
+
+        A recurrent model, or one with a sliding window, cannot go back to its depth after it generated. Then each round
+        fills the context anew, outside the time that counts.
+        """
+        running.depth = depth  # the slot drops what it has beyond the common beginning
+        if depth == 0:
+            return self._ask(running, prompt, new_tokens, seconds, keep=False)
+        for _ in range(2):
+            if running.refills:
+                self._ask(running, prompt[:depth], 0, self._load_timeout_seconds, keep=True)
+            timings = self._ask(running, prompt, new_tokens, seconds, keep=True)
+            if timings.cached_tokens >= depth:
+                return timings
+            running.refills = True
+        raise EngineRefused(
+            f"llama-server processed {timings.prompt_tokens} tokens where {len(prompt) - depth} were new: it does not "
+            "keep this model's context, so speed at depth cannot be measured (workload.depth=0 measures without it)"
+        )
+
+    def _ask(
+        self, running: _Running, prompt: list[int], new_tokens: int, seconds: float, *, keep: bool
+    ) -> Timings:
+        """One answer of ``new_tokens`` + 1 tokens; the first one belongs to the prompt."""
+        count = new_tokens + 1
+        body = {
+            "prompt": prompt,
+            "n_predict": count,
+            "ignore_eos": True,
+            "cache_prompt": keep,
+            "id_slot": 0,
+            "seed": _SEED,
+            "stream": False,
+            "response_fields": _ANSWER_FIELDS,
+        }
+        timeout = seconds + self._window_grace_seconds
+        began = time.monotonic()
+        try:
+            answer = post(f"{running.url}/completion", body, timeout)
+            timings = answer["timings"]
+        except (SweeperError, LookupError, TypeError) as error:
+            raise self._failed_request(running, error, time.monotonic() - began, timeout) from error
+        except BaseException:
+            self._end()  # an answer that comes later must not disturb the next request
+            raise
+        processed, made = int(timings["prompt_n"]), int(timings["predicted_n"])
+        if made < min(2, count):
+            self._end()
+            raise EngineRefused(
+                f"llama-server generated {made} of {count} tokens and stopped ({answer.get('stop_type')}): "
+                "the context is full"
+            )
+        return Timings(
+            cached_tokens=int(timings.get("cache_n", len(prompt) - processed)),
+            prompt_tokens=processed,
+            prompt_seconds=max(1e-6, timings["prompt_ms"] / 1000),
+            decoded_tokens=made - 1,
+            decode_seconds=max(1e-6, timings["predicted_ms"] / 1000),
+        )
+
+    def _failed_request(
+        self, running: _Running, error: Exception, waited_seconds: float, timeout_seconds: float
+    ) -> TrialFailed:
+        """The failure of a request: the server's death, a hang, or a refusal. The server is ended."""
+        code = None if waited_seconds >= timeout_seconds else self._settled(running)
+        tail = last_of(running.log.read_bytes())
+        self._end()
+        if code is not None:
+            return death_of("llama-server", code, "completion", tail, running.oom_kills)
+        if waited_seconds >= timeout_seconds:
+            return EngineTimeout(f"llama-server did not answer within {timeout_seconds:.0f} s", tail)
+        if isinstance(error, SweeperError):
+            return (OutOfMemory if speaks_of_memory((str(error),)) else EngineRefused)(str(error), tail)
+        return EngineRefused(f"llama-server gave no timings ({error!r})", tail)
+
+    def _settled(self, running: _Running) -> int | None:
+        """The exit code of a server that has ended, or is about to; None if it runs on."""
+        deadline = time.monotonic() + _SETTLE_SECONDS
+        while (code := running.process.process.poll()) is None and time.monotonic() < deadline:
+            time.sleep(0.01)
+        return code
+
+    def _rounds(
+        self, one_round: Callable[[float], tuple[int, float]], min_seconds: float, max_seconds: float
+    ) -> Run:
+        total, seconds = 0, []
+        started = time.monotonic()
+        deadline = started + max_seconds
+        while True:
+            tokens, took = one_round(max(0.0, deadline - time.monotonic()))
+            total += tokens
+            seconds.append(took)
+            ended = time.monotonic()
+            if ended - started >= min_seconds:
+                return Run(total, sum(seconds), started, ended, len(seconds), tuple(seconds))
+
+
+def _answers_as(url: str, name: str) -> bool:
+    """Whether the server that answers is the one that was started by this name, and not another one on its port."""
+    with contextlib.suppress(SweeperError, LookupError, TypeError):
+        return any(model["id"] == name for model in get(f"{url}/v1/models")["data"])
+    return False
+
+
+def _listener(pid: int, port: int) -> int | None:
+    """The process of this tree that listens on the port: a wrapper such as Docker's is not the server."""
+    import psutil
+
+    with contextlib.suppress(psutil.Error):
+        parent = psutil.Process(pid)
+        for process in (parent, *parent.children(recursive=True)):
+            with contextlib.suppress(psutil.Error):
+                if any(
+                    c.status == psutil.CONN_LISTEN and c.laddr.port == port
+                    for c in process.net_connections("tcp")
+                ):
+                    return process.pid
+    return None
+
+
+def _peak_mib(pid: int | None) -> float | None:
+    """The peak of a process's resident memory (VmHWM); None if the system does not report it."""
+    if pid is None:
+        return None
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+        return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmHWM:")), None)
+    except (OSError, ValueError):
+        return None

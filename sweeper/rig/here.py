@@ -1,0 +1,75 @@
+"""What the rigs of real engines share: this machine with its load, meter and limits, and the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+
+from sweeper import machine
+from sweeper.config import Settings
+from sweeper.limits.control import DeviceLimits
+from sweeper.measure.disturbance import MachineLoad, Watch
+from sweeper.meter.base import PowerMeter
+from sweeper.model.obtain import obtain
+from sweeper.nvml import cuda_variables
+from sweeper.records import MachineRecord, ModelRecord
+
+NOT_QUIET = "the machine is not quiet: {}"
+
+
+def look_around(
+    settings: Settings, held: ExitStack, say: Callable[[str], None]
+) -> tuple[MachineLoad, str | None]:
+    """The load of this machine, and a note if it is busy.
+
+    Call it first of all, because a download or a quality check may take minutes.
+    """
+    held.enter_context(cuda_variables(settings.engine.environment))
+    load = MachineLoad()
+    busy = Watch(load, elsewhere=load.elsewhere).look()
+    if busy:
+        say(busy := NOT_QUIET.format(busy))
+    return load, busy
+
+
+def obtained(settings: Settings, root: Path, say: Callable[[str], None]) -> ModelRecord:
+    """The model, downloaded if need be. Raises as `obtain`."""
+    if settings.model.repo and not settings.model.path:
+        say(f"downloading {settings.model.file} of {settings.model.repo}")
+    return obtain(settings.model, root)
+
+
+def meter_and_limits(
+    settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None], gpu_offload: bool
+) -> tuple[PowerMeter, tuple[str, ...], DeviceLimits]:
+    """The open meter with its notes, and the limits, which are restored when ``held`` closes."""
+    from sweeper.meter.choose import find_meter
+
+    meter, notes = find_meter(settings.power, root, gpu_offload)
+    held.enter_context(meter)
+    limits = enter_limits(settings, root, held, say)
+    return meter, notes, limits
+
+
+def enter_limits(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> DeviceLimits:
+    """The limits. It tells what was restored of an earlier run's, and at the end what was restored of this one's."""
+    from sweeper.limits.control import find_limits
+
+    limits = find_limits(root, settings.power)
+    for outcome in limits.replayed:
+        say(f"from an earlier run: {outcome}")
+
+    @held.callback  # after the limits were restored
+    def say_outcomes() -> None:
+        for outcome in limits.outcomes:
+            say(str(outcome))
+
+    return held.enter_context(limits)
+
+
+def this_machine() -> MachineRecord:
+    """The record of this machine with its memory bandwidth, which takes a second to measure."""
+    bandwidth = machine.measure_bandwidth_gb_per_second()
+    return replace(machine.examine(), memory_bandwidth_gb_per_second=bandwidth)

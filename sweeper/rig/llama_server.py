@@ -1,0 +1,90 @@
+"""The rig of the user's own llama-server, with this machine's meter and limits. It needs no llama-cpp-python.
+
+Where llama-cpp-python is installed, it plans memory and measures quality, and makes quantisations. Without it, the
+model is tuned as it is, and configurations that do not fit are learned from their failures.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from sweeper.config import Settings
+from sweeper.errors import ConfigError
+from sweeper.records import Caveat, Configuration
+from sweeper.rig.base import Rig
+from sweeper.rig.here import look_around, meter_and_limits, obtained, this_machine
+from sweeper.rig.llama_cpp import make_room, why_it_does_not_fit
+
+NO_LIBRARY = (
+    "without llama-cpp-python, quality is not measured, memory is not planned, and no quantisations are made: "
+    "the model is tuned as it is"
+)
+
+
+def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
+    """The user's llama-server, with this machine's meter and limits."""
+    from sweeper.engine.llama_server import LlamaServerEngine
+    from sweeper.model.forecast import Forecaster
+
+    wanted = settings.engine
+    _refuse_variables(wanted.environment)
+    load, busy = look_around(settings, held, say)
+    engine = held.enter_context(
+        LlamaServerEngine(
+            wanted.binary or "llama-server",
+            {},
+            wanted.environment,
+            wanted.window_grace_seconds,
+            wanted.load_timeout_seconds,
+            wanted.arguments,
+        )
+    )
+    record = engine.record  # asks the program for its options, so a wrong one ends the sweep here
+    model = obtained(settings, root, say)
+    engine.use_files({quant: Path(file.path) for quant, file in model.files.items()})
+    notes = [busy] if busy else []
+    if ignored := engine.ignored_variables:
+        notes.append(
+            f"llama-server does not get these variables, which would change its settings: {', '.join(ignored)}"
+        )
+    has_library = importlib.util.find_spec("llama_cpp") is not None
+    forecaster = held.enter_context(Forecaster()) if has_library else None
+    notes += [] if has_library else [NO_LIBRARY]
+    meter, sensors, limits = meter_and_limits(settings, root, held, say, record.gpu_offload)
+
+    def forecast(configuration: Configuration) -> str | None:
+        return None if forecaster is None else why_it_does_not_fit(forecaster, engine, configuration)
+
+    def room(path: Path, n_gpu_layers: int) -> None:
+        if forecaster is not None:
+            make_room(forecaster, engine, path, n_gpu_layers)
+
+    return Rig(
+        engine=engine,
+        engine_record=record,
+        machine=this_machine(),
+        model=model,
+        meter=meter,
+        limits=limits,
+        notes=(*notes, *sensors),
+        quality=lambda _: None,
+        forecast=forecast,
+        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" and has_library else (),
+        use_files=engine.use_files,
+        make_room=room,
+        options=engine.dialect.keys(),
+        own_placement=engine.own_placement if engine.dialect.find("fit") else None,
+        measures_quality=has_library,
+        load=load,
+    )
+
+
+def _refuse_variables(environment: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a variable that would override an option of the server silently."""
+    for name in environment:
+        if name.startswith("LLAMA_ARG_"):
+            raise ConfigError(f"engine.environment.{name}: it would override sweeper's options; leave it out")
