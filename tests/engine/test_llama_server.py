@@ -126,7 +126,7 @@ def test_a_model_that_forgets_its_context_is_refilled_between_rounds(
         return timings
 
     monkeypatch.setattr(engine, "_ask", recurrent)
-    run = engine.decode(8, 64, 0.05, 1.0)
+    run = engine.decode(8, 64, 1.0, 30.0)
     assert run.rounds > 1
     assert engine._running is not None
     assert engine._running.refills
