@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 from sweeper.client import llama_log
 from sweeper.client.llama_options import options_of
@@ -53,6 +53,8 @@ _SEED = 42  # the same tokens for every configuration, so that each activates th
 _SETTLE_SECONDS = 0.5  # a server that died takes a moment until the kernel says so
 _ANSWER_FIELDS = ("timings", "stop_type")  # the rest of an answer would be text, which nobody reads
 _PORT_TAKEN = "couldn't bind"
+_NO_TEXT = "does not match the expected"  # of build 10434
+SEEDS_TRIED = 4
 _NO_ARGUMENT = re.compile(r"error: (invalid argument|unknown argument|the argument has been removed)[^\n]*")
 # What no other configuration can mend, so the sweep ends.
 _BAD_MODEL = (
@@ -88,6 +90,7 @@ class _Running:
     refills: bool = False  # the model cannot forget a part of its context
     tokens_per_second: float | None = None  # of the latest decode
     memory_mib: float | None = None
+    ruled_out: list[tuple[int, bool]] = field(default_factory=list)  # the body's ``logit_bias``
     # Prompts that no earlier window had, or the prefix cache would answer.
     fresh: random.Random = field(default_factory=lambda: random.Random(_SEED + 1))
 
@@ -222,8 +225,11 @@ class LlamaServerEngine:
         known, fresh = self._prompt(running, depth), running.fresh
 
         def one_round(_: float) -> tuple[int, float]:
-            prompt = known + [fresh.randrange(running.header.vocab_size) for _ in range(tokens)]
-            timings = self._at_depth(running, prompt, depth, 0, max_seconds)
+            for _ in range(SEEDS_TRIED):
+                prompt = known + [fresh.randrange(running.header.vocab_size) for _ in range(tokens)]
+                timings = self._at_depth(running, prompt, depth, 0, max_seconds)
+                if timings.prompt_tokens >= tokens:
+                    break  # else the cache knew a part of the prompt, as after an answer that had to be repeated
             return timings.prompt_tokens, timings.prompt_seconds
 
         self._go_to_depth(running, depth)
@@ -422,20 +428,11 @@ class LlamaServerEngine:
             "ignore_eos": True,
             "cache_prompt": keep,
             "id_slot": 0,
-            "seed": _SEED,
             "stream": False,
             "response_fields": _ANSWER_FIELDS,
         }
-        timeout = seconds + self._window_grace_seconds
-        began = time.monotonic()
-        try:
-            answer = post(f"{running.url}/completion", body, timeout)
-            timings = answer["timings"]
-        except (SweeperError, LookupError, TypeError) as error:
-            raise self._failed_request(running, error, time.monotonic() - began, timeout) from error
-        except BaseException:
-            self._end()  # an answer that comes later must not disturb the next request
-            raise
+        answer = self._answer(running, body, seconds + self._window_grace_seconds)
+        timings = answer["timings"]
         processed, made = int(timings["prompt_n"]), int(timings["predicted_n"])
         if made < min(2, count):
             self._end()
@@ -450,6 +447,29 @@ class LlamaServerEngine:
             decoded_tokens=made - 1,
             decode_seconds=max(1e-6, timings["predicted_ms"] / 1000),
         )
+
+    def _answer(
+        self, running: _Running, body: dict[str, Any], timeout_seconds: float, seed: int = _SEED
+    ) -> dict[str, Any]:
+        """The answer to ``body``.
+
+        Some builds refuse an answer whose text is no valid UTF-8, as random weights generate it. From then on, byte
+        tokens and special ones are ruled out, and another seed generates another text.
+        """
+        began = time.monotonic()
+        more = {"seed": seed} | ({"logit_bias": running.ruled_out} if running.ruled_out else {})
+        try:
+            answer: dict[str, Any] = post(f"{running.url}/completion", body | more, timeout_seconds)
+            answer["timings"]["predicted_n"]  # an answer without timings is a refusal
+        except (SweeperError, LookupError, TypeError) as error:
+            if _NO_TEXT in str(error) and seed + 1 < _SEED + SEEDS_TRIED:
+                running.ruled_out = running.ruled_out or _tokens_without_text(running.header.path)
+                return self._answer(running, body, timeout_seconds, seed + 1)
+            raise self._failed_request(running, error, time.monotonic() - began, timeout_seconds) from error
+        except BaseException:
+            self._end()  # an answer that comes later must not disturb the next request
+            raise
+        return answer
 
     def _failed_request(
         self, running: _Running, error: Exception, waited_seconds: float, timeout_seconds: float
@@ -486,6 +506,16 @@ class LlamaServerEngine:
             ended = time.monotonic()
             if ended - started >= min_seconds:
                 return Run(total, sum(seconds), started, ended, len(seconds), tuple(seconds))
+
+
+def _tokens_without_text(path: Path) -> list[tuple[int, bool]]:
+    """A ``logit_bias`` that rules out the tokens of a model that are single bytes or no text."""
+    from gguf import GGUFReader, TokenType
+
+    field = GGUFReader(path).get_field("tokenizer.ggml.token_type")
+    types = [] if field is None else field.contents()
+    without = (TokenType.UNKNOWN, TokenType.CONTROL, TokenType.BYTE)
+    return [(token, False) for token, kind in enumerate(types) if kind in without]
 
 
 def _answers_as(url: str, name: str) -> bool:
