@@ -55,6 +55,7 @@ _ANSWER_FIELDS = ("timings", "stop_type")  # the rest of an answer would be text
 _PORT_TAKEN = "couldn't bind"
 _NO_TEXT = "does not match the expected"  # of build 10434
 SEEDS_TRIED = 4
+_BAD_VALUE = re.compile(r'error while handling argument "(\S+)":[^\n]*')
 _NO_ARGUMENT = re.compile(r"error: (invalid argument|unknown argument|the argument has been removed)[^\n]*")
 # What no other configuration can mend, so the sweep ends.
 _BAD_MODEL = (
@@ -297,7 +298,8 @@ class LlamaServerEngine:
                 running.pid = _listener(process.process.pid, port)
                 running.report = self._report(running, time.monotonic() - began)
                 return running.report
-            if attempt + 1 < PORTS_TRIED and _PORT_TAKEN in log.read_text("utf-8", "replace"):
+            ended = self._settled(running) is not None  # it may be another server that answers there
+            if ended and attempt + 1 < PORTS_TRIED and _PORT_TAKEN in log.read_text("utf-8", "replace"):
                 self._end()
                 continue
             break
@@ -318,6 +320,10 @@ class LlamaServerEngine:
         if found := _NO_ARGUMENT.search(text):
             return UsageError(
                 f"{program} says {found[0]!r}: change engine.arguments, or give another engine.binary"
+            )
+        if (found := _BAD_VALUE.search(text)) and found[1] in self._arguments:
+            return UsageError(
+                f"engine.arguments: {program} says {' '.join(found[0].split())!r}: change the value"
             )
         if code < 0:
             return death_of("llama-server", code, "load", tail, running.oom_kills)
