@@ -116,10 +116,11 @@ def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
     """Looks at the load of this machine; None on simulated and replayed machines, which nothing can disturb."""
     if rig.load is None:
         return None
-    search = settings.search
+    search, machine = settings.search, rig.machine
     return Watch(
         rig.load,
-        rig.machine.physical_cores,
+        # Under a quota, the record counts fewer cores than others leave idle.
+        machine.physical_cores if machine.cpu_quota is None else None,
         search.quiet_seconds(),
         min((m for m in (search.minutes, settings.minutes) if m is not None), default=None),
         rig.clock,

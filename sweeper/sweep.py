@@ -142,7 +142,12 @@ class Sweep:
 
     def _wait_for_quiet(self) -> None:
         """Wait before the first trial while other programs use the processors; the wait is bounded."""
-        busy = self.watch.wait(self.progress.phase) if self.watch else None
+        if self.watch is None:
+            return
+        first = self.plan.first[0]
+        on_gpu = self.study.header().engine.gpu_offload and first.n_gpu_layers
+        threads = 1 if on_gpu else max(first.n_threads, first.n_threads_batch)
+        busy = self.watch.wait(self.progress.phase, self.watch.tolerated_share(threads))
         if busy and not self.stop.set_by_hand:
             self.progress.note(f"the machine did not become quiet ({busy}); the sweep goes on")
 

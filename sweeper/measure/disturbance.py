@@ -373,6 +373,11 @@ class Watch:
         """The disturbance of a window between two snapshots, for an engine with so many threads."""
         return between(before, after, self._source.cores, self._physical, threads)
 
+    def tolerated_share(self, threads: int) -> float:
+        """The share of the cores that others may take beside an engine with so many threads."""
+        cores = self._source.cores
+        return tolerated_cores(cores, self._physical, threads, LOOK_SECONDS) / cores
+
     def is_worth_repeating(self, window: Window) -> bool:
         """Whether others disturbed a window, and took more than they always take on this machine."""
         found = window.disturbance

@@ -11,7 +11,7 @@ from sweeper.config import compose
 from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
 from sweeper.lab.virtual_time import VirtualClock
-from sweeper.measure.disturbance import Watch
+from sweeper.measure.disturbance import POLL_SECONDS, Watch
 from sweeper.measure.trial import Stage, measure
 from sweeper.prepare import prepared
 from sweeper.records import (
@@ -218,6 +218,15 @@ def test_a_sweep_that_a_burst_disturbed_says_nothing_to_doubt(tmp_path) -> None:
     assert any("again and waited" in note for note in record.notes)
     assert Caveat.BUSY_MACHINE not in record.caveats
     assert in_doubt(record) == ()
+
+
+def test_a_busy_core_does_not_delay_a_sweep_whose_layers_are_on_a_gpu(tmp_path) -> None:
+    composed = compose(["experiment=demo", "engine.machine=gpu_pc", f"root='{tmp_path}'", "search.trials=1"])
+    with prepared(composed, lambda *_: Notes(), lambda _: None) as sweep:
+        source = FakeLoad(sweep.clock, then=1.0, cores=8)
+        sweep.watch = Watch(source, clock=sweep.clock, sleep=sweep.sleep)
+        sweep.run()
+        assert sweep.watch.waited_seconds == POLL_SECONDS
 
 
 def test_disturbed_picks_are_visited_again(tmp_path) -> None:
