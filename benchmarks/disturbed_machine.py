@@ -37,6 +37,8 @@ from sweeper.search.finals import visit_of, visit_stage
 from sweeper.search.study import SweepStudy
 
 DISTURBER = Path(__file__).with_name("disturber.py")
+# If half of a figure's interval is wider than this, the referee was disturbed itself, and its ties mean nothing.
+MOST_NOISE = 0.1
 KINDS = ("quiet", "disturbed")
 COLUMNS = (
     *("seed", "kind", "state", "seconds", "trials", "pick", "tok/s", "watts", "caveats", "doubt", "note"),
@@ -159,8 +161,15 @@ def judge(rows: Sequence[dict[str, object]], arguments: argparse.Namespace) -> N
         }
         same = ours.configuration == theirs.configuration
         tied = front.tied(ours, theirs, record.objectives)
-        row["against_quiet"] = "same" if same else "tied" if tied else "different"
+        # Noise of the referee would make ties of everything.
+        unclear = any(wide(trial, o.metric) for trial in (ours, theirs) for o in record.objectives)
+        row["against_quiet"] = "same" if same else "unclear" if unclear else "tied" if tied else "different"
         row.update({name: f"{change:+.1%}" for name, change in changes.items()})
+
+
+def wide(trial: TrialRecord, metric: str) -> bool:
+    reading = trial.metrics[metric]
+    return reading.high - reading.low > 2 * MOST_NOISE * reading.median
 
 
 def referee(
@@ -206,6 +215,8 @@ def summarise(rows: Sequence[dict[str, object]], out: Path) -> None:
     judged = [row["against_quiet"] for row in rows if "against_quiet" in row]
     alike = sum(word in ("same", "tied") for word in judged)
     print(f"\n{alike} of {len(judged)} picks beside the disturber are the quiet pick or tied with it.")
+    if unclear := judged.count("unclear"):
+        print(f"{unclear} cannot be told: the machine was not quiet while the referee measured.")
     for kind in KINDS:
         doubted = sum(bool(row.get("doubt")) for row in rows if row["kind"] == kind)
         print(f"{kind}: {doubted} of {sum(row['kind'] == kind for row in rows)} sweeps end in doubt.")

@@ -6,6 +6,7 @@ tens of milliseconds, so it happens only at the start and while sweeper waits.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import re
@@ -106,8 +107,9 @@ def parse_stat(text: str, cpus: Iterable[int], ticks_per_second: int) -> tuple[f
     """Busy and stolen seconds of these CPUs since boot, from the text of ``/proc/stat``; None where it has none."""
     lines = {words[0]: words[1:] for line in text.splitlines() if (words := line.split())}
     there, wanted = {name for name in lines if re.fullmatch(r"cpu\d+", name)}, {f"cpu{cpu}" for cpu in cpus}
-    # The kernel rounds each line down, so one line for all CPUs is more exact than their sum.
-    names = {"cpu"} if there and there <= wanted else there & wanted
+    # The kernel rounds each line down, so one line for all CPUs is more exact than their sum. Some containers number
+    # their CPUs anew in this file: then the line is that of the container.
+    names = wanted if wanted < there else {"cpu"} if there else set()
     try:
         rows = [[int(word) for word in lines.get(name, ())] for name in names]
     except ValueError:
@@ -305,11 +307,12 @@ class MachineLoad:
 
     def _spent(self, process: psutil.Process) -> float | None:
         """The processor seconds of one own process; None if it ended."""
-        try:
-            if self._linux:  # psutil's figure has ticks of 10 ms, this clock has none
+        if self._linux:  # psutil's figure has ticks of 10 ms, this clock has none
+            with contextlib.suppress(OSError):
                 return time.clock_gettime((~process.pid << 3) | _CPUCLOCK_SCHED)
+        try:
             times = process.cpu_times()
-        except (OSError, psutil.Error):
+        except psutil.Error:
             return None
         return float(times.user + times.system)
 

@@ -309,8 +309,10 @@ class _Rounds:
         return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance, served)
 
     def _may_repeat(self, window: Window) -> bool:
-        worth = self.watch is not None and self.watch.is_worth_repeating(window)
-        return worth and (window.phase == "decode" or self.prompts.in_time())
+        watch = self.watch
+        if watch is None or watch.stopped() or not watch.is_worth_repeating(window):
+            return False
+        return window.phase == "decode" or self.prompts.in_time()
 
     def _wait(self, disturbed: Window) -> None:
         """Wait for quiet before a window is measured again."""

@@ -56,6 +56,10 @@ def test_a_stat_file_without_figures_gives_none(text: str) -> None:
     assert parse_stat(text, {0}, 100) == (None, None)
 
 
+def test_a_container_that_numbers_its_cpus_anew_is_taken_whole() -> None:
+    assert parse_stat(STAT, {4, 5}, 100) == parse_stat(STAT, {1, 2}, 100) == parse_stat(STAT, {0, 1}, 100)
+
+
 def test_an_old_stat_file_has_no_stolen_time() -> None:
     assert parse_stat(OLD_STAT, {0}, 100) == (0.2, None)
 

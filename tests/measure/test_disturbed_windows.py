@@ -84,6 +84,22 @@ def test_a_machine_that_is_never_quiet_costs_at_most_twice_the_windows_and_says_
     assert Caveat.BUSY_MACHINE in found.caveats
 
 
+def test_a_stopped_sweep_repeats_no_window() -> None:
+    engine = SimulatedEngine(MACHINES["gpu_pc"], VirtualClock())
+    source = FakeLoad(engine.clock, then=0.8)
+    watch = Watch(source, clock=engine.clock, sleep=engine.clock.advance, stopped=lambda: True)
+    found = measure(
+        default_configuration(MACHINES["gpu_pc"]).with_(n_threads=2, n_threads_batch=2),
+        engine,
+        SimulatedMeter(engine.trace, engine.clock),
+        WORKLOAD,
+        Stage.screening(WORKLOAD),
+        sleep=engine.clock.advance,
+        watch=watch,
+    )
+    assert source.pairs == PAIRS == len(found.windows)
+
+
 def test_the_least_disturbed_windows_stay() -> None:
     # Prefill is quiet. Decode: the first window takes all three spare ones, the others are measured once.
     found, _, _ = measured(0.0, 1.6, 0.4, 1.2, 0.8, 0.0, 1.0, 0.0, 0.6)
