@@ -3,6 +3,7 @@
 llama-bench is built from the llama.cpp that llama-cpp-python vendors (``--llama-bench PATH`` takes one that is
 built already; its build number is printed). llama-bench runs against itself as the yardstick of noise: the
 ratio of its odd runs to its even runs is what two equal things look like on this machine at this time.
+llama-bench samples no tokens, so the worker samples none here either.
 
     python benchmarks/against_llama_bench.py --llama-bench PATH [--repeats 12] [--threads 2]
 """
@@ -38,7 +39,7 @@ def ours(model: Path, threads: int, prompt: int, generated: int) -> tuple[float,
     configuration = Configuration(
         n_ctx=prompt + generated, n_batch=2048, n_ubatch=512, n_threads=threads, n_threads_batch=threads
     )
-    with LlamaCppEngine({None: model}) as engine:
+    with LlamaCppEngine({None: model}, sample=False) as engine:
         engine.load(configuration)
         engine.prefill(prompt, 0, 0.0, 60.0)  # llama-bench runs the whole prompt once before it counts
         prefill = engine.prefill(prompt, 0, 0.0, 60.0)

@@ -82,6 +82,9 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         )
         study = SweepStudy.create(root, header, sampler)
         kept = _refreshed(study, header)
+        rig.measure_as(kept.engine)
+        if kept.engine.sampling != header.engine.sampling:
+            say(f"sweep {name} began without sampling tokens, and goes on so; a new name=… measures with it")
         plan = _plan(settings, space, first, stopping_of(sampler))
         if rig.workload is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)

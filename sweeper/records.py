@@ -344,6 +344,9 @@ class EngineRecord:
     build: str = ""  # llama.cpp's system info line, or a description of the simulation
     gpu_offload: bool = False
     simulated: bool = False
+    sampling: str = (
+        ""  # how each generated token is sampled; empty: not at all, as in sweeps before this field
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,6 +1,9 @@
 """The kinds of servers: their models, their settings in force, and one timed answer.
 
 No server reports every setting. One that it does not report is left out, never guessed.
+
+Requests name no temperature and no other sampling option: the promise is for a client that sends none.
+At temperature 0, llama-cpp-python's server runs another sampler than for such a client.
 """
 
 from __future__ import annotations
@@ -24,6 +27,9 @@ from sweeper.client.in_force import (
 from sweeper.errors import EngineMissingError, VerifyError
 from sweeper.http import NoSuchPageError, get, is_loopback, post
 from sweeper.servers import command_line_of_port
+
+_SEED = 42  # so that an answer to one prompt always ends at the same token, or never
+_SEEDS = 3  # that llama-cpp-python's server tries, until an answer does not end early
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +106,8 @@ class LlamaServer:
         return {model["id"]: (model.get("status") or {}).get("args") or [] for model in models}
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
-        """``ignore_eos`` keeps a model from ending early; greedy, so that sampling costs least."""
-        body = {"model": name, "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "temperature": 0}
+        """``ignore_eos`` keeps a model from ending early."""
+        body = {"model": name, "prompt": prompt, "n_predict": tokens, "ignore_eos": True, "seed": _SEED}
         answer, seconds = _timed_post(f"{self.url}/completion", body, self.key)
         timings = answer.get("timings") or {}
         return Generation(
@@ -122,7 +128,7 @@ class LlamaCppPythonServer:
     pid: int | None = None
     log: Path | None = None  # if sweeper started it, verbose
     key: str | None = field(default=None, repr=False)
-    _hold: bool = field(default=False, init=False)  # whether to send ``min_tokens``
+    _seed: int = field(default=_SEED, init=False)
 
     def offered(self) -> Mapping[str, str | None]:
         """The aliases, with the files that the process's own configuration names."""
@@ -160,21 +166,26 @@ class LlamaCppPythonServer:
         return {model.get("model_alias") or model["model"]: model for model in known}
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
-        """Asks again with ``min_tokens`` if the model ended early; that option costs time, so not before."""
-        body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": tokens, "temperature": 0}
+        """Asks again with another seed if the model ended early.
+
+        After some seeds, it asks with ``min_tokens``. That option costs the server time, so not before.
+        """
+        body: dict[str, Any] = {"model": name, "prompt": prompt, "max_tokens": tokens}
         while True:
-            if self._hold:
+            body["seed"] = self._seed
+            last = self._seed == _SEED + _SEEDS
+            if last:
                 body["min_tokens"] = tokens
             answer, seconds = _timed_post(f"{self.url}/v1/completions", body, self.key)
             made = int(answer["usage"]["completion_tokens"])
             if made >= tokens:
                 return Generation(int(answer["usage"]["prompt_tokens"]), made, seconds)
-            if self._hold:
+            if last:
                 raise VerifyError(
                     f"{self.url} ends after {made} of {tokens} tokens, so its speed cannot be measured: "
                     "set workload.generated_tokens lower"
                 )
-            self._hold = True
+            self._seed += 1
 
 
 @dataclass(slots=True)
@@ -207,7 +218,7 @@ class OllamaServer:
 
     def generate(self, name: str, prompt: str, tokens: int) -> Generation:
         """Sent raw, so that no template lengthens the prompt."""
-        options = {"num_predict": tokens, "temperature": 0}
+        options = {"num_predict": tokens, "seed": _SEED}
         body = {"model": name, "prompt": prompt, "raw": True, "stream": False, "options": options}
         answer, seconds = _timed_post(f"{self.url}/api/generate", body, self.key)
 

@@ -47,6 +47,8 @@ class Run:
 # The engine keeps a context that took at least this long to fill, and restores it into later ones of the same layout.
 KEPT_FROM_SECONDS = 1.0
 
+SAMPLING = "as llama-server samples by default"
+
 
 class Engine(Protocol):
     """Loads a configuration and runs prefill and decode. A failure raises ``TrialFailed``; it never crashes the sweep.

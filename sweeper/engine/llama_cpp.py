@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
-from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
+from sweeper.engine.base import KEPT_FROM_SECONDS, SAMPLING, LoadReport, Run
 from sweeper.errors import EngineMissingError, EngineRefused, TrialFailed
 from sweeper.model.available_memory import given_back_mib
 from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS, padded
@@ -33,6 +33,7 @@ class LlamaCppEngine:
         keep_in: a folder on a disk for contexts that took long to fill. Their files have no name and disappear with
             this process. None: the engine fills each new context.
         keep_from_seconds: the engine keeps a context only if it took at least this long to fill.
+        sample: sample each generated token, as servers do. llama-bench does not.
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class LlamaCppEngine:
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
         keep_in: Path | None = None,
         keep_from_seconds: float = KEPT_FROM_SECONDS,
+        sample: bool = True,
     ) -> None:
         self._files: dict[str | None, Path] = dict(model_files)
         self._window_grace_seconds = window_grace_seconds
         self._load_timeout_seconds = load_timeout_seconds
         self._worker = WorkerProcess("sweeper.engine.worker", environment)
         self._keep_in, self._keep_from_seconds = keep_in, keep_from_seconds
+        self._sample = sample
         self._kept: dict[tuple[object, ...], IO[bytes]] = {}
         self._loaded: Configuration | None = None
         self._held_vram_mib = 0.0
@@ -72,7 +75,12 @@ class LlamaCppEngine:
             version=f"llama-cpp-python {self._hello['version']}",
             build=self._hello["build"],
             gpu_offload=self._hello["gpu_offload"],
+            sampling=SAMPLING if self._sample else "",
         )
+
+    def measure_as(self, record: EngineRecord) -> None:
+        """Measure decode as the engine of ``record`` did, with or without sampling."""
+        self._sample = bool(record.sampling)
 
     def use_files(self, model_files: Mapping[str, Path]) -> None:
         """Add files of the model, by quantisation."""
@@ -126,7 +134,7 @@ class LlamaCppEngine:
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol."""
-        return self._window("decode", tokens, depth, min_seconds, max_seconds)
+        return self._window("decode", tokens, depth, min_seconds, max_seconds, sample=self._sample)
 
     def memory(self) -> tuple[float | None, float | None]:
         """See the Protocol."""
@@ -145,7 +153,9 @@ class LlamaCppEngine:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _window(self, what: str, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
+    def _window(
+        self, what: str, tokens: int, depth: int, min_seconds: float, max_seconds: float, **more: Any
+    ) -> Run:
         if self._loaded is None:
             raise EngineRefused("nothing is loaded")
         reply = self._ask(
@@ -155,6 +165,7 @@ class LlamaCppEngine:
             depth=depth,
             min_seconds=min_seconds,
             max_seconds=max_seconds,
+            **more,
         )
         rounds = tuple(reply["round_seconds"])
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)

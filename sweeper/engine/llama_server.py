@@ -21,7 +21,7 @@ from typing import Any, Self
 
 from sweeper.client import llama_log
 from sweeper.client.llama_options import options_of
-from sweeper.engine.base import LoadReport, Run
+from sweeper.engine.base import SAMPLING, LoadReport, Run
 from sweeper.engine.server_dialect import Dialect, dialect_of, fitted, program_of, wrong_processor
 from sweeper.errors import (
     EngineMissingError,
@@ -158,7 +158,11 @@ class LlamaServerEngine:
         )
         build += [f"arguments: {' '.join(self._arguments)}"] if self._arguments else []
         return EngineRecord(
-            "llama_server", f"llama-server {dialect.version}", "; ".join(build), dialect.gpu_offload
+            "llama_server",
+            f"llama-server {dialect.version}",
+            "; ".join(build),
+            dialect.gpu_offload,
+            sampling=SAMPLING,
         )
 
     def use_files(self, model_files: Mapping[str, Path]) -> None:

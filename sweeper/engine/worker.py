@@ -2,8 +2,9 @@
 
 It answers the requests ``hello``, ``load``, ``prefill``, ``decode`` and ``memory`` (see `sweeper.serving`).
 
-The loops are those of llama-bench. They use random tokens, and neither sample nor tokenise inside a window. They
-synchronise the device before each clock reading, and clear the context back to its depth between rounds.
+The loops are those of llama-bench: random tokens, no tokenising inside a window, the device synchronised before each
+clock reading, and the context cleared back to its depth between rounds. Decode also samples each token, as a server
+does, unless the request says not to.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+from sweeper.engine.sampling import Sampler
 from sweeper.model.llama_library import LogCapture, gpus
 from sweeper.model.llama_params import context_params, model_params
 from sweeper.serving import Refused, serve
@@ -43,6 +45,7 @@ class Worker:
         self.log.redirect(llama_cpp)
         llama_cpp.llama_backend_init()
         self.model: Any = None
+        self.sampler: Sampler | None = None
         self.context: Any = None
         self.memory_handle: Any = None
         self.depth = 0
@@ -80,8 +83,7 @@ class Worker:
         self.kept, self.keep_from_seconds = kept, keep_from_seconds
         if model_path is not None:
             self._free_context()
-            if self.model:
-                self.api.llama_model_free(self.model)
+            self._free_model()
             self.log.clear()
             params = model_params(self.api, model)
             self.model = self.api.llama_model_load_from_file(os.fsencode(model_path), params)
@@ -121,11 +123,20 @@ class Worker:
 
         return self._rounds(one_round, depth, min_seconds)
 
-    def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
-        """Run rounds that generate ``tokens`` one by one on top of ``depth``."""
+    def decode(
+        self, tokens: int, depth: int, min_seconds: float, max_seconds: float, sample: bool = True
+    ) -> dict[str, Any]:
+        """Run rounds that generate ``tokens`` one by one on top of ``depth``.
+
+        With ``sample``, each token is sampled as a server does. The next token is a random one all the same: sampled
+        tokens would differ between configurations, and with them the experts that are active.
+        """
         self._go_to_depth(depth)
         deadline = time.monotonic() + max_seconds
         decode, sync, context = self.api.llama_decode, self.api.llama_synchronize, self.context
+        if sample and self.sampler is None:
+            self.sampler = Sampler(self.api, self.model, _SEED)
+        sampled = self.sampler.sample if sample and self.sampler is not None else None
 
         def one_round() -> int:
             chosen = (ctypes.c_int32 * tokens)(*self._random(tokens))
@@ -137,6 +148,8 @@ class Worker:
                 if status != 0:
                     raise Refused(f"llama_decode answered {status} while generating")
                 sync(context)
+                if sampled is not None:
+                    sampled(context)
                 if time.monotonic() >= deadline:
                     return i + 1
             return tokens
@@ -241,6 +254,14 @@ class Worker:
             "ended": ended,
             "round_seconds": seconds,
         }
+
+    def _free_model(self) -> None:
+        if self.sampler is not None:
+            self.sampler.free()
+            self.sampler = None
+        if self.model:
+            self.api.llama_model_free(self.model)
+            self.model = None
 
     def _free_context(self) -> None:
         if self.context:

@@ -56,7 +56,14 @@ class ReplayEngine(VirtualEngine):
         """A record that names the replay and the origin of the table."""
         of = self.table.header
         build = f"replay of {of.name} ({of.engine.name} {of.engine.version} on {of.machine.cpu})"
-        return EngineRecord("replay", "1", build, gpu_offload=of.engine.gpu_offload, simulated=True)
+        return EngineRecord(
+            "replay",
+            "1",
+            build,
+            gpu_offload=of.engine.gpu_offload,
+            simulated=True,
+            sampling=of.engine.sampling,
+        )
 
     def load(self, configuration: Configuration) -> LoadReport:
         """Load from the table. A configuration that failed in the recording fails again, after the same time."""

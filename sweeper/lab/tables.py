@@ -188,7 +188,7 @@ def record_table(
     configuration has a limit. ``progress`` gets the number of visits done, of all visits, and the row just measured.
 
     Raises:
-        ConfigError: there is a journal of another space, model, machine or workload.
+        ConfigError: there is a journal of another space, engine, model, machine or workload.
     """
     grid = tuple(header.space.grid())
     visits = [c for number in range(header.passes) for c in cheapest_order(grid, number)]
@@ -290,7 +290,7 @@ def _open_journal(journal: Path, header: TableHeader) -> Iterator[TableRow]:
     whole = [line for line in lines[:-1] if line]  # after a kill, an incomplete line has no line break
     if not whole or json.loads(whole[0]) != json.loads(json.dumps(same)):
         raise ConfigError(
-            f"{journal} was started with another space, model, machine or workload: "
+            f"{journal} was started with another space, engine, model, machine or workload: "
             "give this table another name, or remove that file"
         )
     if lines[-1]:

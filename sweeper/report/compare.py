@@ -11,7 +11,7 @@ from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import recommended
-from sweeper.report.words import clean, figure, fixed_settings, machine_name, power_line
+from sweeper.report.words import clean, figure, fixed_settings, machine_name, power_line, sampling
 from sweeper.results.price import (
     DAYS_PER_YEAR,
     JOULES_PER_KWH,
@@ -21,7 +21,7 @@ from sweeper.results.price import (
     per_million_tokens,
 )
 
-UNRANKED = "The tables are not comparable, because sensor or workload differs."
+UNRANKED = "The tables are not comparable, because sensor, workload or sampling differs."
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,8 +94,11 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
         raise UsageError(f"--per-kwh {prices.per_kwh:g}: a price per kWh is 0 or more")
     if not 0 <= prices.hours_per_day <= 24:
         raise UsageError(f"--hours {prices.hours_per_day:g}: the hours of use a day are between 0 and 24")
-    # Watts of another sensor, or at another workload, cannot be ranked.
-    keys = [(r.power.scope, r.power.name, r.power.kind, r.engine.simulated, _workload(r)) for r in records]
+    # Watts of another sensor, at another workload, or of tokens that were not sampled, cannot be ranked.
+    keys = [
+        (r.power.scope, r.power.name, r.power.kind, r.engine.simulated, r.engine.sampling, _workload(r))
+        for r in records
+    ]
     order = list(dict.fromkeys(keys))
     rows = tuple(_entry(record, order.index(key), prices) for record, key in zip(records, keys, strict=True))
     groups = tuple(_group(records, rows, number) for number in range(len(order)))
@@ -201,6 +204,8 @@ def _group(records: Sequence[SweepRecord], rows: Sequence[Entry], number: int) -
         return float("inf") if reading is None else reading.median
 
     title = f"{power_line(first.power)} · {_workload(first)}"
+    if len({record.engine.sampling for record in records}) > 1:
+        title += f" · tokens {sampling(first)}"
     return Group(title, first.power.kind, tuple(sorted(members, key=joules)))
 
 
@@ -213,6 +218,7 @@ _FACTS: dict[str, Callable[[SweepRecord], str]] = {
     "kernel": lambda r: r.machine.kernel,
     "fingerprint": lambda r: r.machine.fingerprint,
     "engine": lambda r: f"{r.engine.name} {r.engine.version}",
+    "tokens are": sampling,
     "sensor": lambda r: f"{r.power.name} ({r.power.interface})",
     "scope": lambda r: r.power.scope,
     "watts are": lambda r: r.power.kind,

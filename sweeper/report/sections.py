@@ -194,6 +194,7 @@ def setting(record: SweepRecord) -> Facts:
         ("kernel", m.kernel),
         ("fingerprint", m.fingerprint),
         ("engine", f"{record.engine.name} {record.engine.version} {record.engine.build}".strip()),
+        ("tokens", words.sampling(record)),
         ("watts", words.power_line(power)),
         ("how far to trust it", words.TRUST[power.kind] + (f"; {power.note}" if power.note else "")),
         ("sensor reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),

@@ -179,6 +179,13 @@ def power_line(power: PowerSource) -> str:
     return f"{power.kind} {means}; covers {SCOPES[power.scope]}"
 
 
+def sampling(record: SweepRecord) -> str:
+    """Whether decode speed includes the sampling of each token, which a server's client always pays for."""
+    if record.engine.sampling:
+        return f"sampled {clean(record.engine.sampling)}"
+    return "not sampled" + ("" if record.engine.simulated else ": a server's client gets less")
+
+
 def doubt(power: PowerSource, metric: str = "watts") -> str:
     """The label that figures of ``metric`` need where watts were not measured: `` estimated``, else empty."""
     return f" {power.kind}" if power.kind != "measured" and describe(metric).power else ""

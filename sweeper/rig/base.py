@@ -37,6 +37,8 @@ class Rig:
     sleep: Callable[[float], None] = time.sleep
     # Passes the files of quantisations that sweeper makes later to the engine.
     use_files: Callable[[Mapping[str, Path]], None] | None = None
+    # Makes the engine measure as the one that started the sweep did, so that a resumed sweep mixes no figures.
+    measure_as: Callable[[EngineRecord], None] = lambda record: None
     # Ends the engine's worker if a file does not fit beside it, and raises OutOfMemory if that is not enough.
     make_room: Callable[[Path, int], None] = lambda path, n_gpu_layers: None
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer

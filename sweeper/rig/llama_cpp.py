@@ -54,6 +54,7 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
         forecast=lambda c: why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,
+        measure_as=engine.measure_as,
         make_room=lambda path, n_gpu_layers: make_room(forecaster, engine, path, n_gpu_layers),
         load=load,
     )

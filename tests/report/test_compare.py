@@ -61,8 +61,9 @@ def test_sweeps_of_one_sensor_are_ranked_by_joules_a_token() -> None:
         on_gpu(),
         sweep(kind="simulated"),
         replace(sweep(), workload=Workload(prompt_tokens=4096)),
+        replace(sweep(), engine=replace(sweep().engine, sampling="as a server does")),
     ],
-    ids=["another scope", "simulated", "another workload"],
+    ids=["another scope", "simulated", "another workload", "with sampling"],
 )
 def test_what_cannot_be_ranked_stands_apart_and_says_so(other: SweepRecord) -> None:
     comparison = compare([small(), other], PRICES)

@@ -161,7 +161,7 @@ def test_a_journal_of_another_space_is_not_taken_over(tmp_path):
 
     with pytest.raises(Killed):
         Rig().record(path, progress=die)
-    with pytest.raises(ConfigError, match="another space, model, machine or workload"):
+    with pytest.raises(ConfigError, match="another space, engine, model, machine or workload"):
         Rig({"n_threads": [1, 2]}).record(path)
 
 

@@ -61,4 +61,6 @@ def test_a_recorded_sweep_that_was_killed_resumes(recorded: Path, sweeper: Calla
     assert study.trials()[: len(before)] == before
     header = study.header()
     assert header.state == "complete"
+    assert header.engine.sampling == ""  # its other figures were measured without
+    assert "began without sampling tokens, and goes on so" in said.stderr
     assert all(Path(file.path).is_relative_to(recorded) for file in header.model.files.values())

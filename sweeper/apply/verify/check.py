@@ -169,11 +169,14 @@ def verify(
 
 def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Reading]:
     """What sweeper's own engine gives for a trial of a finished sweep now, in tok/s. Raises TrialFailed."""
+    from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.engine.of_record import engine_of
 
     path = Path(model_file(record, trial).path).expanduser()
     config = record.config.get("engine") or {}
     with engine_of(config, {trial.configuration.quant: path}, environment_of(record)) as engine:
+        if isinstance(engine, LlamaCppEngine):
+            engine.measure_as(record.engine)
         return engine_speeds(engine, trial.configuration, record.workload)
 
 
@@ -306,6 +309,11 @@ def _notes(
     if record.state == "running":
         notes.append(
             "this sweep is still running, or was cut off: a running sweep and this measurement disturb each other"
+        )
+    if not record.engine.sampling:
+        notes.append(
+            "this sweep did not sample the tokens that it generated, as servers do: expect less of a server, up to "
+            "8 % for a small model with a large vocabulary; a new sweep samples them"
         )
     if meter is None and "watts" in trial.metrics:
         notes.append("watts were not measured: no meter was given")
