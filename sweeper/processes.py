@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import re
 import select
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMem
 _LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 65_536
 _END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
+_SOURCES = re.compile(r"\S*/llama\.cpp/")  # where the library was built, which assertions name
 _REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
 # What llama.cpp, its backends and Python print when memory is short (ggml-alloc.c, ggml-backend.cpp,
 # ggml-cuda.cu, ggml-vulkan.cpp, llama-kv-cache.cpp). The only place where their words are matched.
@@ -196,7 +198,7 @@ def death_of(
 def reason_in(tail: tuple[str, ...]) -> str:
     """The last line that gives a reason, else the last line."""
     reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
-    return next(reasons, tail[-1] if tail else "it said nothing").strip()
+    return _SOURCES.sub("", next(reasons, tail[-1] if tail else "it said nothing").strip())
 
 
 def speaks_of_memory(lines: tuple[str, ...]) -> bool:

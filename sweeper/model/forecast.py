@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from sweeper.errors import EngineCrashed, EngineRefused, ModelFileError
+from sweeper.errors import EngineRefused, ModelFileError, TrialFailed
 from sweeper.model.available_memory import host_available_mib
 from sweeper.model.ggml_types import CACHE_TYPES
 from sweeper.model.header import GgufHeader, read_header
@@ -78,7 +78,7 @@ class Forecaster(WorkerProcess):
         """Raise ModelFileError unless llama.cpp can read the model at ``path`` and generate text with it."""
         try:
             found = self.ask("examine", _START_SECONDS, path=str(path))
-        except (EngineRefused, EngineCrashed) as failure:
+        except TrialFailed as failure:  # a bad header can also make llama.cpp hang, or ask for all memory
             raise ModelFileError(
                 f"{path} cannot be tuned: {failure}; give another file, or a newer llama-cpp-python"
             ) from None
@@ -100,6 +100,7 @@ class Forecaster(WorkerProcess):
         Raises:
             ModelMissingError, ModelFileError: the model cannot be read.
             EngineRefused: llama.cpp would refuse the configuration; the message contains its reason.
+            OutOfMemory: planning alone took too much memory.
             EngineCrashed, EngineTimeout: the process failed; the next forecast starts another one.
         """
         check(configuration)

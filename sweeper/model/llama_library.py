@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections import deque
 from dataclasses import dataclass
 from typing import Any, TextIO
@@ -13,8 +14,8 @@ from sweeper.serving import Refused
 LEVELS = {1: "debug", 2: "info", 3: "warn", 4: "error"}  # enum ggml_log_level; `llama_cpp` has other numbers
 _CONTINUE = 5  # the text continues the last line
 _KEEP_LINES = 4000  # a load logs 200 to 700 lines, a quantisation two lines for each tensor
-# llama.cpp ends each failed load with this error; the error before it says why.
-_WITHOUT_REASON = "failed to load model"
+# llama.cpp ends each failed load with errors of this form; the error before them says why.
+_WITHOUT_REASON = re.compile(r"failed to (load model( from .*)?|read (tensor (data|info)|key-value pairs))$")
 _GPU_TYPES = (1, 2)  # enum ggml_backend_dev_type: discrete and integrated
 
 
@@ -63,7 +64,7 @@ class LogCapture:
     def reason(self, message: str) -> str:
         """The message with the log's last error that gives a reason, if there is one."""
         errors = self.lines("error")
-        telling = [line for line in errors if not line.endswith(_WITHOUT_REASON)]
+        telling = [line for line in errors if not _WITHOUT_REASON.search(line)]
         return ": ".join([message, *(telling or errors)[-1:]])
 
     def clear(self) -> None:

@@ -87,8 +87,8 @@ def why_it_does_not_fit(
 
     try:
         plan = forecaster.forecast(engine.path_of(configuration), configuration)
-    except EngineRefused as refused:
-        return str(refused)
+    except (EngineRefused, OutOfMemory) as failure:
+        return str(failure)
     except (EngineCrashed, EngineTimeout):
         return None
     host_mib, device_mib = engine.held_mib()

@@ -1,9 +1,14 @@
 """Tiny synthetic models, written once a session."""
 
+import sys
+from pathlib import Path
+
 import pytest
 from nano_models import NANO, NANO_MOE
 
 from sweeper.model.synthetic import write_synthetic
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "benchmarks"))
 
 
 @pytest.fixture(scope="session")

@@ -14,7 +14,7 @@ def echo(value):
 
 
 def die(number):
-    os.write(2, b"ggml_abort: GGML_ASSERT(x) failed\n")
+    os.write(2, b"/tmp/pip-build/vendor/llama.cpp/src/a.cpp:7: GGML_ASSERT(x) failed\n")
     os.kill(os.getpid(), number)
 
 

@@ -8,13 +8,22 @@ from pathlib import Path
 import pytest
 from nano_models import NANO
 
-from sweeper.errors import EngineRefused, ModelFileError, ModelMissingError
+from sweeper.engine.llama_cpp import LlamaCppEngine
+from sweeper.errors import (
+    EngineCrashed,
+    EngineRefused,
+    EngineTimeout,
+    ModelFileError,
+    ModelMissingError,
+    OutOfMemory,
+)
 from sweeper.model.available_memory import given_back_mib, host_available_mib
 from sweeper.model.forecast import HOST, HOST_OVERHEAD_MIB, Forecaster, MemoryForecast, weights_by_device
 from sweeper.model.forecast_worker import compute_by_device, kv_by_device, layer_devices
 from sweeper.model.header import read_header
 from sweeper.model.synthetic import write_synthetic
 from sweeper.records import Configuration
+from sweeper.rig.llama_cpp import why_it_does_not_fit
 
 CONFIGURATIONS = (
     Configuration(n_ctx=512, n_batch=512, n_ubatch=128),
@@ -132,6 +141,31 @@ def test_a_model_that_generates_no_text_is_refused(monkeypatch, answer, words):
     monkeypatch.setattr(forecaster, "ask", lambda *_, **__: found)
     with pytest.raises(ModelFileError, match=rf"m\.gguf.* {words}"):
         forecaster.demand_generator(Path("m.gguf"))
+
+
+@pytest.mark.parametrize("failure", [OutOfMemory, EngineTimeout, EngineCrashed, EngineRefused])
+def test_a_model_that_llama_cpp_cannot_examine_is_refused_however_that_fails(monkeypatch, failure):
+    def fail(*_, **__):
+        raise failure("llama.cpp gave up")
+
+    forecaster = Forecaster()
+    monkeypatch.setattr(forecaster, "ask", fail)
+    with pytest.raises(
+        ModelFileError, match=r"m\.gguf cannot be tuned: llama\.cpp gave up; give another file"
+    ):
+        forecaster.demand_generator(Path("m.gguf"))
+
+
+@pytest.mark.parametrize(
+    ("failure", "why"), [(OutOfMemory, "gave up"), (EngineRefused, "gave up"), (EngineCrashed, None)]
+)
+def test_a_plan_that_fails_never_ends_the_sweep(monkeypatch, nano, failure, why):
+    def fail(*_, **__):
+        raise failure("gave up")
+
+    forecaster = Forecaster()
+    monkeypatch.setattr(forecaster, "ask", fail)
+    assert why_it_does_not_fit(forecaster, LlamaCppEngine({None: nano}), Configuration()) == why
 
 
 def test_a_file_that_changed_is_read_again(forecaster, nano, nano_q4, tmp_path):

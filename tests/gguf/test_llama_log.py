@@ -1,3 +1,4 @@
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +30,20 @@ def test_the_reason_is_the_error_before_the_one_that_gives_none():
     )
     assert log.reason("why") == "why: llama_model_load: error loading model: unknown model architecture: 'x'"
     assert capture((ERROR, "a: failed to load model\n")).reason("why") == "why: a: failed to load model"
+
+
+@pytest.mark.parametrize("reads", ["tensor data", "tensor info", "key-value pairs"])
+def test_the_reason_is_that_of_ggml_where_the_header_is_bad(reads):
+    log = capture(
+        (ERROR, "gguf_init_from_reader: tensor 'a' has offset 2, expected 64\n"),
+        (ERROR, f"gguf_init_from_reader: failed to read {reads}\n"),
+        (
+            ERROR,
+            "llama_model_load: error loading model: llama_model_loader: failed to load model from a b.gguf\n",
+        ),
+        (ERROR, "llama_model_load_from_file_impl: failed to load model\n"),
+    )
+    assert log.reason("why") == "why: gguf_init_from_reader: tensor 'a' has offset 2, expected 64"
 
 
 def test_a_line_that_was_never_ended_is_kept():
