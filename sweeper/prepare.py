@@ -145,7 +145,7 @@ def _design(
     corners = CORNERS if settings.search.corners else 1
     first = initial_design(space, space.base, corners, settings.search.seed)
     earlier = None
-    if settings.search.transfer:
+    if settings.search.transfer and space.parameters:
         simulated = rig.engine_record.simulated
         earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
     if earlier is None:
@@ -170,7 +170,7 @@ def measurable(settings: Settings, rig: Rig) -> tuple[tuple[Objective, ...], tup
     lost = ", ".join(o.metric for o in wanted if o not in kept)
     if not kept:
         raise ConfigError(f"objectives.targets: {lost} cannot be measured: {rig.meter.source.note}")
-    return kept, (f"without watts, {lost} is no objective",) if lost else ()
+    return kept, (f"{lost} left the objectives, because no sensor measures it",) if lost else ()
 
 
 def _pick(settings: Settings, rig: Rig, objectives: tuple[Objective, ...]) -> str:

@@ -6,14 +6,16 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from sweeper.errors import VerifyError
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic
+from sweeper.servers import free_port, started
 
 # Machines are shared and slow at times: a deadline would fail tests for what is not their fault.
 settings.register_profile("sweeper", deadline=None)
@@ -54,6 +56,20 @@ def llama_server() -> str:
     if not program or not Path(program).is_file():
         pytest.skip("no llama-server: `make server` builds one")
     return program
+
+
+@pytest.fixture(scope="session")
+def server_url(
+    llama_server: Path, smallest_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    """A real llama-server with two slots."""
+    port = free_port()
+    argv = [str(llama_server), "-m", str(smallest_model), "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["-c", "2048", "-np", "2", "-t", "1", "-tb", "1", "--cache-ram", "0"]
+    url = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("llama-server") / "log"
+    with started(argv, f"{url}/health", log, 120, environment={}, failure=VerifyError):
+        yield url
 
 
 @pytest.fixture

@@ -136,6 +136,10 @@ def run(
         StaleRecordError: something changed since the sweep and ``force`` is not given.
         UsageError, MissingError, LimitRefused: see `plan` and `journal.write_plan`.
     """
+    if record.engine.name == "endpoint":
+        raise UsageError(
+            f"sweep {record.sweep!r} measured a running server, which keeps its own settings: there is nothing to apply"
+        )
     stale = require_fresh(record, resolve(record, pick), machine, engine, force=force)
     made = plan(record, pick, target, options, stale=stale, limit=limit)
     if not write or made.changes_nothing:

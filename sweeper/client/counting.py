@@ -105,6 +105,8 @@ class LineCounter:
                 self.pieces += bool(words)
             else:  # a token may be part of a character, and have no text yet
                 self.pieces += bool(choice.get("text")) or not choice.get("finish_reason")
+            if choice.get("finish_reason") and not self.pieces:
+                self.pieces = 1  # the token that ends an answer is a token too
 
     def _ollama(self, event: dict[str, Any]) -> None:
         if event.get("done"):

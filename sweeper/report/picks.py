@@ -140,6 +140,8 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
         return (again,) if any(trial.metrics for trial in record.trials) else (again, doctor)
     if record.engine.simulated:
         return (("sweeper sweep model.path=FILE", "measures a real model: this sweep is simulated"),)
+    if record.engine.name == "endpoint":
+        return ((f"sweeper sweep name={other}", "with the same settings: measures the server again"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
     repeat = (
         f"sweeper sweep name={other}",

@@ -80,7 +80,19 @@ def endpoint_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[
         gpu_offload=bool(now.gpus),
     )
     ids = _ids(found.meta) if target.api == "llama-server" else None
-    engine = held.enter_context(EndpointEngine(Endpoint(target, record, found.in_force, n_ctx, ids, prompts)))
+    engine = held.enter_context(
+        EndpointEngine(
+            Endpoint(
+                target,
+                record,
+                found.in_force,
+                n_ctx,
+                ids,
+                prompts,
+                lambda text: found.server.generate(found.name, text, 1).prompt_tokens,
+            )
+        )
+    )
     running = _running(found.in_force, workload)
     engine.load(running)  # a server that streams no token ends the command here
     meter, meter_notes = _meter(settings.power, root, here, bool(now.gpus))

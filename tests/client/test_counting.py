@@ -96,6 +96,13 @@ def test_an_error_inside_an_answer_has_the_servers_words(api: Api, stream: bytes
         counter_for(api).feed(stream)
 
 
+def test_an_answer_that_only_ends_has_one_token() -> None:
+    counter = counter_for("openai")
+    counter.feed(b'data: {"choices":[{"text":"","finish_reason":"stop"}]}\n\ndata: [DONE]\n\n')
+    assert counter.pieces == 1
+    assert counter.finished
+
+
 def test_a_page_that_is_no_stream_is_named() -> None:
     with pytest.raises(BrokenAnswer, match="not JSON"):
         counter_for("ollama").feed(b"<html>\n")

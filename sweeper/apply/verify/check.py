@@ -121,6 +121,15 @@ def verify(
     options = options or VerifyOptions()
     if record.engine.simulated:
         raise UsageError(f"sweep {record.sweep!r} is simulated: no server can be verified against it")
+    if record.engine.name == "endpoint":
+        raise UsageError(
+            f"sweep {record.sweep!r} measured a running server already: sweep again under another name, and compare"
+        )
+    if record.workload.users > 1:
+        raise UsageError(
+            f"sweep {record.sweep!r} promises the speed of {record.workload.users} users together, and verify measures "
+            "one: sweep again with engine=endpoint and the same workload, and compare"
+        )
     if options.repeats < 2:
         raise UsageError(
             f"--repeats {options.repeats}: give at least 2, because one measurement shows no spread"
