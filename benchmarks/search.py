@@ -57,6 +57,7 @@ COLUMNS = (
     "visits",
     "sampler_seconds_per_trial",
     *(f"share_at_{n}" for n in CURVE_AT),
+    "picked_over_fit",
 )
 
 
@@ -136,6 +137,7 @@ def _row_of_pick(picked: Picked | None) -> dict[str, object]:
         "picked_speed_noise": round(picked.noise[0], 5),
         "picked_watts_noise": round(picked.noise[1], 5),
         "visits": picked.visits,
+        "picked_over_fit": "" if picked.over_fit is None else round(picked.over_fit, 4),
     }
 
 

@@ -13,9 +13,17 @@ from recorded_truth import smoothed, truth_of
 from sweeper.engine.base import Engine
 from sweeper.errors import OutOfMemory
 from sweeper.lab.replay import ReplayEngine, replay_meter
-from sweeper.lab.simulated_machine import SimulatedModel, memory_mib
+from sweeper.lab.simulated_experts import cards_of
+from sweeper.lab.simulated_hardware import SimulatedModel
+from sweeper.lab.simulated_machine import shortage
 from sweeper.lab.simulated_power import SimulatedMeter
-from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration, true_metrics
+from sweeper.lab.simulator import (
+    MACHINES,
+    SimulatedEngine,
+    default_configuration,
+    true_metrics,
+    with_fitting_experts,
+)
 from sweeper.lab.tables import Table, read_table
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.meter.base import PowerMeter
@@ -54,6 +62,15 @@ SPACES: Mapping[str, Mapping[str, Any]] = {
         "type_k": ["f16", "q8_0"],
         "power_limit_watts": {"low": 100, "high": 175, "step": 15},
     },
+    # One file of a mixture of experts: what is searched is where it lies.
+    "moe_pc": {
+        "n_gpu_layers": {"low": 1, "high": 49, "step": 4},
+        "n_cpu_moe": {"low": 0, "high": 48},
+        "tensor_split": [None, "1,1", "35,14", "1,0", "0,1"],
+        "n_parallel": [1, 2, 4, 8],
+        "n_threads": [4, 8],
+        "power_limit_watts": [100, 125, 150, 170],
+    },
     "server": {
         "quant": ["F16", "Q8_0", "Q6_K", "Q4_K_M"],
         "n_gpu_layers": [0, 12, 24, 36, 44, 46, 47, 48, 49],
@@ -78,6 +95,8 @@ class Landscape:
     rig: Callable[[int], tuple[Engine, PowerMeter, VirtualClock]]
     forecast: Callable[[Configuration], bool]  # whether memory is forecast to do; errs a little
     objectives: Objectives = OBJECTIVES  # decode speed first, watts last
+    # The placement that llama-server's --fit would choose for a configuration's other parameters, if there is a choice.
+    as_fitted: Callable[[Configuration], Configuration] | None = None
 
     def point(self, configuration: Configuration) -> tuple[float, ...] | None:
         """The true objectives, oriented; None where the configuration does not run."""
@@ -122,6 +141,9 @@ def simulated(name: str, model: SimulatedModel | None = None) -> Landscape:
         gpu_offload=machine.gpu is not None,
         prompt_tokens=workload.prompt_tokens,
         n_ctx_needed=workload.n_ctx_needed,
+        has_experts=machine.model.expert_share > 0,
+        gpus=len(cards_of(machine)),
+        engine="simulated",
     )
     space = build_space(spec, baseline, traits)
     # The default as a point of the space: no quantisation is the base one, no cap is the highest.
@@ -129,7 +151,8 @@ def simulated(name: str, model: SimulatedModel | None = None) -> Landscape:
     for limit in ("power_limit_watts", "clock_limit_mhz"):
         if limit in space.parameters:
             start[limit] = space.parameters[limit].values[-1]
-    start["n_ctx"] = min(v for v in space.parameters["n_ctx"].values if v >= 4096)
+    if "n_ctx" in space.parameters:
+        start["n_ctx"] = min(v for v in space.parameters["n_ctx"].values if v >= 4096)
 
     def truth(configuration: Configuration) -> dict[str, float] | None:
         try:
@@ -143,11 +166,22 @@ def simulated(name: str, model: SimulatedModel | None = None) -> Landscape:
         return engine, SimulatedMeter(engine.trace, clock), clock
 
     def forecast(configuration: Configuration) -> bool:
-        host, device = memory_mib(machine, configuration)
-        fits_host = FORECAST * host <= machine.memory_mib
-        return fits_host and (machine.gpu is None or FORECAST * device <= machine.gpu.memory_mib)
+        return shortage(machine, configuration, FORECAST) is None
 
-    return Landscape(f"simulated-{name}", space, space.configuration(start), workload, truth, rig, forecast)
+    def as_fitted(configuration: Configuration) -> Configuration:
+        plain = replace(configuration, n_gpu_layers=machine.model.n_layer + 1, tensor_split=None)
+        return with_fitting_experts(machine, plain)
+
+    return Landscape(
+        f"simulated-{name}",
+        space,
+        space.configuration(start),
+        workload,
+        truth,
+        rig,
+        forecast,
+        as_fitted=as_fitted if machine.model.expert_share else None,
+    )
 
 
 def _for_layers(wanted: Any, layers: int, now: int) -> Any:

@@ -62,6 +62,7 @@ class Picked:
     watts: float
     regret: float  # in watts over the best possible, as a share
     noise: tuple[float, float]  # half of its intervals of speed and watts, as shares
+    over_fit: float | None = None  # its true speed over that of the placement that --fit would choose
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,19 @@ class Rig:
         speed, watts = (chosen.metrics[m] for m in ("tokens_per_second", "watts"))
         noise = tuple((r.high - r.low) / 2 / r.median for r in (speed, watts))
         truth = self._truth_of(chosen.configuration)
-        return Picked(chosen.configuration, len(visits), *truth, (noise[0], noise[1]))
+        return Picked(
+            chosen.configuration,
+            len(visits),
+            *truth,
+            (noise[0], noise[1]),
+            self._over_fit(chosen.configuration, truth[0]),
+        )
+
+    def _over_fit(self, chosen: Configuration, speed: float) -> float | None:
+        if self.landscape.as_fitted is None:
+            return None
+        fitted = self.landscape.truth(self.landscape.as_fitted(chosen))
+        return None if fitted is None else speed / fitted["tokens_per_second"]
 
     def _truth_of(self, chosen: Configuration) -> tuple[float, float, float]:
         """What was picked truly gives, in tok/s and W, and its regret."""

@@ -19,7 +19,7 @@ from search import RESULTS, SHARES, quartiles
 from search_landscapes import Landscape, simulated
 from search_runs import Rig, ask_and_tell, objectives_of
 
-from sweeper.lab.simulated_machine import SimulatedModel
+from sweeper.lab.simulated_hardware import SimulatedModel
 from sweeper.records import Configuration
 from sweeper.results.assemble import conclude
 from sweeper.results.picks import DEFAULT_PICK, line_of

@@ -97,7 +97,8 @@ class Tunable:
 
     ``change`` is the cost of another value: a load of the model, a new context on it, or a limit set on a device.
     ``memory`` is the effect of a larger value (true counts as 1): it needs ``more`` or ``less`` memory, or moves
-    memory from the host to the ``device``, or from the device to the ``host``.
+    memory from the host to the ``device``, or from the device to the ``host``. ``elsewhere``: another value, larger or
+    smaller, moves memory from one device to another.
     """
 
     name: str
@@ -107,7 +108,7 @@ class Tunable:
     words: tuple[str, ...] = ()  # the values of a word; empty: the model's files decide
     optional: bool = False  # None is a value
     idle_in: Phase | None = None  # llama.cpp does not use it in this phase
-    memory: Literal["more", "less", "device", "host"] | None = None
+    memory: Literal["more", "less", "device", "host", "elsewhere"] | None = None
     gpu_only: bool = False  # it has no effect without a GPU
     experts_only: bool = False  # it has no effect on a model without experts
     dense_only: bool = False  # it has no effect on a model with experts
@@ -165,10 +166,14 @@ def _layers_with_ffn_moved(configuration: Configuration, n_layer: int) -> int:
 
 
 def _moved_beyond(first: int, configuration: Configuration, n_layer: int) -> int:
-    layers = configuration.n_gpu_layers
-    on_cpu = max(0, n_layer + 1 - layers) if layers >= 0 else 0
     moved = min(first, n_layer)
-    return moved if moved > on_cpu else 0
+    return moved if moved > layers_on_cpu(configuration, n_layer) else 0
+
+
+def layers_on_cpu(configuration: Configuration, n_layer: int) -> int:
+    """The number of layers that ``n_gpu_layers`` leaves on the CPU."""
+    layers = configuration.n_gpu_layers
+    return max(0, n_layer + 1 - layers) if layers >= 0 else 0
 
 
 def weights_on_cpu(configuration: Configuration, n_layer: int) -> bool:
@@ -331,6 +336,7 @@ TUNABLES = {
             "word",
             "model",
             words=tuple(SPLIT_MODES),
+            memory="elsewhere",
             gpu_only=True,
             option="split-mode",
             spellings=("sm",),
@@ -341,6 +347,7 @@ TUNABLES = {
             "number",
             "model",
             least=0,
+            memory="elsewhere",
             gpu_only=True,
             option="main-gpu",
             spellings=("mg",),
@@ -386,6 +393,7 @@ TUNABLES = {
             "word",
             "model",
             optional=True,
+            memory="elsewhere",
             gpu_only=True,
             least_gpus=2,
             equal=_split_in_effect,
@@ -444,6 +452,7 @@ TUNABLES = {
             "word",
             "model",
             words=SPECULATION,
+            memory="more",
             engines=("llama_server",),
             idle_in="prefill",
             option="spec-type",

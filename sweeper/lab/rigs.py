@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sweeper.errors import ConfigError
 from sweeper.lab import simulator as simulated
 from sweeper.lab.replay import ReplayEngine, replay_meter
-from sweeper.lab.simulated_machine import KL_DIVERGENCE
+from sweeper.lab.simulated_hardware import KL_DIVERGENCE
 from sweeper.lab.simulated_power import SimulatedLimits, SimulatedMeter
 from sweeper.lab.tables import Table, TableRow, header_of, read_table, record_table
 from sweeper.lab.virtual_time import VirtualClock

@@ -11,14 +11,15 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
-from sweeper.lab.simulated_machine import (
+from sweeper.lab.simulated_experts import cards_of
+from sweeper.lab.simulated_hardware import (
     KL_DIVERGENCE,
     Outcome,
     SimulatedGpu,
     SimulatedMachine,
     SimulatedModel,
-    outcome,
 )
+from sweeper.lab.simulated_machine import idle_watts, outcome, shortage
 from sweeper.lab.virtual_time import VirtualClock, VirtualEngine
 from sweeper.limits.base import LimitRange
 from sweeper.records import (
@@ -31,6 +32,10 @@ from sweeper.records import (
     Workload,
 )
 
+# Qwen3 30B-A3B's shape: 128 experts in each of 48 layers, of which a token uses 8.
+_THIRTY_MOE = SimulatedModel(
+    "simulated-30b-a3b", 30.5e9, 48, 2048, 32, 512, expert_share=0.95, active_experts=1 / 16
+)
 _SEVEN = SimulatedModel("simulated-7b", 6.74e9, 32, 4096, 32, 4096)
 _FOURTEEN = SimulatedModel("simulated-14b", 14.8e9, 48, 5120, 40, 1024)
 _THIRTY_FOUR = SimulatedModel("simulated-34b", 33.7e9, 48, 8192, 64, 1024)
@@ -67,6 +72,23 @@ MACHINES = {
         ram_watts=7.0,
         model=_FOURTEEN,
         gpu=SimulatedGpu("simulated 12 GB card", 12_000, 360.0, 38.0, 14.0, 175.0, 100, 1900),
+    ),
+    # A PC with two unlike cards, which together do not hold the mixture of experts that it runs.
+    "moe_pc": SimulatedMachine(
+        name="moe_pc",
+        cpu="simulated 8-core desktop",
+        physical_cores=8,
+        logical_cores=16,
+        memory_mib=62_000,
+        gb_per_second=68.0,
+        core_gb_per_second=17.0,
+        core_gigaflops=80.0,
+        idle_watts=48.0,
+        core_watts=9.0,
+        ram_watts=8.0,
+        model=_THIRTY_MOE,
+        gpu=SimulatedGpu("simulated 12 GB card", 12_000, 360.0, 25.0, 14.0, 170.0, 100, 1800),
+        more_gpus=(SimulatedGpu("simulated 6 GB card", 6000, 190.0, 10.0, 9.0, 120.0, 60, 1700),),
     ),
     # A server whose card holds the whole model. Decode stays far below the power limit, so only clocks save power.
     "server": SimulatedMachine(
@@ -197,28 +219,22 @@ class SimulatedEngine(VirtualEngine):
         return run
 
 
-def idle_watts(machine: SimulatedMachine) -> float:
-    """The power that the machine draws at rest, in W."""
-    return machine.idle_watts + (machine.gpu.idle_watts if machine.gpu else 0.0)
-
-
 def machine_record(machine: SimulatedMachine) -> MachineRecord:
     """The record of the machine, with a fingerprint that no real machine has."""
-    gpus: tuple[GpuRecord, ...] = ()
-    if machine.gpu is not None:
-        gpu = machine.gpu
-        gpus = (
-            GpuRecord(
-                gpu.name,
-                f"GPU-simulated-{machine.name}",
-                "simulated",
-                memory_mib=gpu.memory_mib,
-                power_min_watts=gpu.cap_low_watts,
-                power_max_watts=gpu.peak_watts,
-                power_default_watts=gpu.peak_watts,
-                power_limit_watts=gpu.peak_watts,
-            ),
+    gpus = tuple(
+        GpuRecord(
+            gpu.name,
+            f"GPU-simulated-{machine.name}" + (f"-{index}" if index else ""),
+            "simulated",
+            index,
+            memory_mib=gpu.memory_mib,
+            power_min_watts=gpu.cap_low_watts,
+            power_max_watts=gpu.peak_watts,
+            power_default_watts=gpu.peak_watts,
+            power_limit_watts=gpu.peak_watts,
         )
+        for index, gpu in enumerate(cards_of(machine))
+    )
     return MachineRecord(
         fingerprint=f"simulated-{machine.name}",
         cpu=machine.cpu,
@@ -247,6 +263,8 @@ def model_record(machine: SimulatedMachine, quants: Iterable[str] | None = None)
         source="simulated",
         base_quant=model.base_quant,
         files=files,
+        expert_count=round(8 / model.active_experts) if model.expert_share else 0,
+        expert_size_bytes=int(model.expert_share * model.weight_bytes(None)),
     )
 
 
@@ -283,7 +301,18 @@ def true_metrics(
 
 
 def default_configuration(machine: SimulatedMachine) -> Configuration:
-    """The configuration that llama.cpp would choose by itself on this machine."""
+    """The configuration that llama.cpp would choose by itself on this machine.
+
+    It puts all layers on the GPUs, and leaves as many experts on the host as must be there, like llama-server's
+    ``--fit``. The GPUs share the layers by their memory.
+    """
     threads = machine.physical_cores
     layers = machine.model.n_layer + 1 if machine.gpu is not None else 0
-    return replace(Configuration(), n_threads=threads, n_threads_batch=threads, n_gpu_layers=layers)
+    found = replace(Configuration(), n_threads=threads, n_threads_batch=threads, n_gpu_layers=layers)
+    return found if not machine.model.expert_share or not layers else with_fitting_experts(machine, found)
+
+
+def with_fitting_experts(machine: SimulatedMachine, configuration: Configuration) -> Configuration:
+    """The configuration with the fewest layers of experts on the host with which it fits."""
+    choices = (replace(configuration, n_cpu_moe=layers) for layers in range(machine.model.n_layer + 1))
+    return next((c for c in choices if shortage(machine, c) is None), configuration)

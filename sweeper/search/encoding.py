@@ -13,7 +13,7 @@ import numpy as np
 
 from sweeper.metrics import describe
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
-from sweeper.parameters import TUNABLES, Configuration
+from sweeper.parameters import TUNABLES, Configuration, layers_on_cpu, proportions
 from sweeper.search.gaussian_process import Array
 from sweeper.space.space import Parameter, SearchSpace
 
@@ -27,12 +27,15 @@ OWN_DISTANCE = 0.5
 # show an effect, but the search spends no trial on finding out. In the recorded CPU table, ignored parameters change
 # decode by 0.1 to 0.6 % and prefill by 0.5 %; quantisation and threads change it by 15 to 60 %.
 IDLE_WEIGHT = 0.2
+# Parameters that keep the weights of the first layers on the CPU, beside the layers that `n_gpu_layers` leaves there.
+_FIRST_ON_CPU = ("n_cpu_moe", "n_cpu_ffn")
 
 
 class Encoder:
     """Turns configurations of one space into rows of features between 0 and 1."""
 
     def __init__(self, space: SearchSpace) -> None:
+        self._n_layer = space.traits.n_layer
         self._columns = [_column(parameter, space) for parameter in space.parameters.values()]
         self.dimensions = sum(len(next(iter(column.values()))) for _, column in self._columns)
 
@@ -49,10 +52,17 @@ class Encoder:
     def __call__(self, configurations: Sequence[Configuration]) -> Array:
         """Features (n, d) of ``configurations``, in their order."""
         rows = [
-            [x for name, column in self._columns for x in _looked_up(column, getattr(c, name))]
+            [x for name, column in self._columns for x in _looked_up(column, self._value(name, c))]
             for c in configurations
         ]
         return np.array(rows, dtype=np.float64).reshape(len(rows), self.dimensions)
+
+    def _value(self, name: str, configuration: Configuration) -> Any:
+        """The value whose features count: for layers moved to the CPU, all that are there."""
+        value = getattr(configuration, name)
+        if name in _FIRST_ON_CPU and self._n_layer:
+            return min(self._n_layer, max(value, layers_on_cpu(configuration, self._n_layer)))
+        return value
 
 
 def idle_for(metric: str | None) -> tuple[str, ...]:
@@ -81,6 +91,10 @@ def _column(parameter: Parameter, space: SearchSpace) -> tuple[str, dict[Any, tu
     values = parameter.values
     if parameter.name == "n_gpu_layers":
         return parameter.name, _layer_features(values, space.traits.n_layer)
+    if parameter.name in _FIRST_ON_CPU and space.traits.n_layer:
+        return parameter.name, _host_features(space.traits.n_layer)
+    if parameter.name == "tensor_split":
+        return parameter.name, _split_features(values)
     if parameter.ordinal or all(v is None or type(v) is int for v in values):
         return parameter.name, {v: (x,) for v, x in zip(values, _positions(values), strict=True)}
     if len(values) == 2:
@@ -104,6 +118,29 @@ def _layer_features(values: Sequence[int], n_layer: int) -> dict[Any, tuple[floa
         return (layers / max(1, most), 1.0 - left, CHOICE_DISTANCE * (layers == most))
 
     return {value: features(value) for value in values}
+
+
+def _host_features(n_layer: int) -> dict[Any, tuple[float, ...]]:
+    """Features of the layers whose weights stay on the CPU: their share, and the share of its logarithm.
+
+    Each of the first few costs the most speed, relative to the rest.
+    """
+    return {
+        count: (count / n_layer, math.log2(1 + count) / math.log2(1 + n_layer))
+        for count in range(n_layer + 1)
+    }
+
+
+def _split_features(values: Sequence[Any]) -> dict[Any, tuple[float, ...]]:
+    """Features of a split: the share of each GPU but the last, and whether llama.cpp chooses (then even shares)."""
+    shares = {v: proportions(v) for v in values if v is not None}
+    most = max((len(s) for s in shares.values()), default=1)
+    found: dict[Any, tuple[float, ...]] = {}
+    for value in values:
+        each = shares.get(value, (1.0,) * most)
+        filled = [share / sum(each) for share in (*each, *[0.0] * (most - len(each)))]
+        found[value] = (*filled[:-1], OWN_DISTANCE * (value is None))
+    return found
 
 
 def _quant_features(values: Sequence[Any]) -> dict[Any, tuple[float, ...]]:

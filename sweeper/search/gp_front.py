@@ -198,7 +198,10 @@ class GpFrontSampler(BaseSampler):
         if len(history.measured) >= enough or len(history.known) >= 3 * INITIAL_TRIALS:
             return None
         if self._design is None:
-            self._design = initial_design(self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed)
+            # Not `_may_run`, so that the memory order does not count these forecasts as failures.
+            self._design = initial_design(
+                self._space, self._baseline, 3 * INITIAL_TRIALS, self._seed, self._allowed
+            )
         rest = [c for c in self._design if c not in history.known]
         if history.short and rest:  # a point that asks for at least as much as a failed one also fails
             fits = MemoryOrder(history.measured, history.short).probability(rest)

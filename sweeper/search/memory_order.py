@@ -6,6 +6,7 @@ context or larger batches never need less memory. It helps if there is no foreca
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Sequence
 
 import numpy as np
@@ -22,11 +23,16 @@ CONFIRMED, REFUTED = 9.0, 1.0
 REFUTATION_WEIGHT = 4.0
 UNKNOWN_BITS = 16.0
 ALL_LAYERS = 10_000  # more than any model has
-_DEMANDING = tuple(tunable for tunable in TUNABLES.values() if tunable.memory)
+NO_DRAFT = {"none": 0.0}  # every kind of speculative decoding but this one needs memory of its own
+_DEMANDING = tuple(t for t in TUNABLES.values() if t.memory and t.memory != "elsewhere")
+_ELSEWHERE = tuple(t for t in TUNABLES.values() if t.memory == "elsewhere")
 
 
 class MemoryOrder:
     """Probability that configurations fit, learned from configurations that ran and that ran out of memory.
+
+    It compares only configurations that place their layers on the same devices: a split that failed says nothing about
+    another split.
 
     More layers on the GPU need more of the GPU's memory and less of the host's. It is unknown which of the two ran out,
     so the class keeps both orders, and trusts each as far as the trials confirm it.
@@ -52,18 +58,25 @@ class MemoryOrder:
 
 
 def _demands(configurations: Sequence[Configuration], sign: float) -> Array:
-    rows = [[_demand(tunable, c, sign) for tunable in _DEMANDING] for c in configurations]
-    return np.array(rows, dtype=np.float64).reshape(len(rows), len(_DEMANDING))
+    rows = [[*(_demand(tunable, c, sign) for tunable in _DEMANDING), *_devices(c)] for c in configurations]
+    return np.array(rows, dtype=np.float64).reshape(len(rows), len(_DEMANDING) + 2 * len(_ELSEWHERE))
+
+
+def _devices(configuration: Configuration) -> list[float]:
+    """Numbers that are at least those of another configuration only if both place their layers on the same devices."""
+    numbers = [zlib.crc32(repr(getattr(configuration, t.name)).encode()) for t in _ELSEWHERE]
+    return [sign * float(number) for number in numbers for sign in (1.0, -1.0)]
 
 
 def _demand(tunable: Tunable, configuration: Configuration, sign: float) -> float:
     """The memory demand of a value, for comparisons only: the bits of a type, else the number itself."""
     value = clamped(tunable.name, configuration)
     if tunable.kind == "word":
-        size = {**FILE_BITS_PER_WEIGHT, **CACHE_BITS}.get(value or "", UNKNOWN_BITS)
+        size = {**FILE_BITS_PER_WEIGHT, **CACHE_BITS, **NO_DRAFT}.get(value or "", UNKNOWN_BITS)
     else:
         size = float(value if value >= 0 else ALL_LAYERS)
-    return size * {"more": 1.0, "less": -1.0, "device": sign, "host": -sign}[tunable.memory or "more"]
+    directions = {"more": 1.0, "less": -1.0, "device": sign, "host": -sign}
+    return size * directions[tunable.memory or "more"]
 
 
 def _reaches(demands: Array, short: Array) -> npt.NDArray[np.bool_]:

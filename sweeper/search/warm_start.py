@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import bisect
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from sweeper.model.ggml_types import FILE_BITS_PER_WEIGHT
+from sweeper.parameters import layers_on_cpu
 from sweeper.records import Configuration
 from sweeper.search.encoding import Encoder
 from sweeper.space.space import SearchSpace
@@ -17,25 +19,39 @@ from sweeper.space.space import SearchSpace
 SPREAD_OVER = 200
 # How far from llama-server's own placement the first trials look for a better one.
 NEIGHBOUR_LAYERS = 2
+# A placement of the design must fit with this many more layers' weights on the GPUs too, because a forecast may err by
+# a few percent of a GPU's memory, and a trial that runs out of memory teaches little.
+SPARED_LAYERS = 3
+MOST_PLACEMENTS = 2
+LAYER_SHARES = (1.0, 0.92, 0.84, 0.76)  # of the values of n_gpu_layers, tried for a placement
 
 
 def initial_design(
-    space: SearchSpace, baseline: Configuration, count: int, seed: int
+    space: SearchSpace,
+    baseline: Configuration,
+    count: int,
+    seed: int,
+    fits: Callable[[Configuration], bool] | None = None,
 ) -> tuple[Configuration, ...]:
     """Up to ``count`` distinct configurations that may run, the baseline first.
 
-    Corners that lie near the front on most machines follow. They have the smallest weights: at full speed, at the
-    lowest cap, with few threads, and partly on the GPU. Random points far apart come last.
+    If weights must stay on the CPU by ``fits``, a forecast of memory, the design then has for each split the placement
+    that leaves the fewest there. Corners that lie near the front on most machines follow. They have the smallest
+    weights: at full speed, at the lowest cap, with few threads, and partly on the GPU. Random points far apart come
+    last.
     """
-    fast: dict[str, Any] = _smallest_weights(space) | _part_way(space, 1.0, "n_gpu_layers")
+    base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
+    fast: dict[str, Any] = _smallest_weights(space) | _part_way(space, 1.0, "n_gpu_layers", "n_parallel")
+    placed = _placements(space, base | fast, fits)
+    fast |= placed[0] if placed else {}
     frugal = fast | _part_way(space, 0.0, "power_limit_watts", "clock_limit_mhz")
     few = _part_way(space, 0.0, "n_threads")
     middle = _part_way(space, 0.5, "power_limit_watts", "clock_limit_mhz", "n_threads")
-    base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
     wished: list[Mapping[str, Any]] = [
         base,
         *_beside_own_placement(space, base),
         base | fast,
+        *(base | fast | other for other in placed[1:]),
         base | frugal,
         base | fast | few,
         # Partly on the GPU, threads and layers trade speed for watts. The corners above do not show this.
@@ -54,6 +70,53 @@ def _beside_own_placement(space: SearchSpace, base: Mapping[str, Any]) -> Iterat
     values = space.parameters["n_cpu_moe"].values
     for step in (-NEIGHBOUR_LAYERS, NEIGHBOUR_LAYERS):
         yield {**base, "n_cpu_moe": nearest(values, base["n_cpu_moe"] + step)}
+
+
+def _placements(
+    space: SearchSpace, params: Mapping[str, Any], fits: Callable[[Configuration], bool] | None
+) -> list[dict[str, Any]]:
+    """The placements in ``params`` that leave the fewest layers' weights on the CPU and fit, the best one first.
+
+    Empty if all weights fit on the GPUs, or without a forecast. Fewer layers on the GPUs are tried too: GPUs share
+    layers by their number and not by their size, so that one of them may be short of memory while another has plenty.
+    """
+    moved = next((name for name in ("n_cpu_moe", "n_cpu_ffn") if name in space.parameters), None)
+    if moved is None or fits is None:
+        return []
+    values = sorted(space.parameters[moved].values)
+    layers = _each(space, "n_gpu_layers", lambda v: [_at(sorted(v), share) for share in LAYER_SHARES])
+    found: list[tuple[int, dict[str, Any]]] = []
+    for more, some in zip([layers[0], *layers], layers, strict=False):
+        for split in _each(space, "tensor_split", list):
+            choice = {**params, **split}
+            least = layers_on_cpu(space.configuration(choice | some), space.traits.n_layer)
+            most = min((count for count, _ in found), default=values[-1]) + SPARED_LAYERS
+            left = [value for value in values if least <= value <= most]
+
+            def may_run(
+                value: int, choice: dict[str, Any] = choice | some, more: dict[str, Any] = more
+            ) -> bool:
+                fewer = {moved: max(0, value - SPARED_LAYERS)}
+                harder = (choice | {moved: value}, choice | fewer, choice | more | {moved: value})
+                return all(fits(space.configuration(point)) for point in harder)
+
+            if left and may_run(left[-1]):
+                count = left[bisect.bisect_left(left, True, key=may_run)]
+                found.append((count, split | some | {moved: count}))
+    found.sort(key=lambda each: each[0])
+    return [placed for _, placed in found][:MOST_PLACEMENTS] if found and found[0][0] > 0 else []
+
+
+def _each(space: SearchSpace, name: str, some: Callable[[Sequence[Any]], list[Any]]) -> list[dict[str, Any]]:
+    """``some`` of the values of a parameter as parts of a point; one empty part if it is not searched."""
+    if name not in space.parameters:
+        return [{}]
+    return [{name: value} for value in dict.fromkeys(some(space.parameters[name].values))]
+
+
+def _at(values: Sequence[Any], share: float) -> Any:
+    """The value at this share, 0 to 1, of the way."""
+    return values[min(len(values) - 1, int(share * len(values)))]
 
 
 def nearest(values: Sequence[Any], wished: Any) -> Any:
@@ -98,4 +161,4 @@ def _smallest_weights(space: SearchSpace) -> dict[str, Any]:
 def _part_way(space: SearchSpace, share: float, *names: str) -> dict[str, Any]:
     """The values at this share, 0 to 1, of the way through the values of those ``names`` that are searched."""
     searched = {name: space.parameters[name].values for name in names if name in space.parameters}
-    return {name: v[min(len(v) - 1, int(share * len(v)))] for name, v in searched.items()}
+    return {name: _at(values, share) for name, values in searched.items()}
