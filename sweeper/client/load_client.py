@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any, Self
 
-from sweeper.client.requests import Prompts, Target, to_json
+from sweeper.client.requests import Given, Prompt, Prompts, Target, to_json
 from sweeper.client.steady import Answer, UsersRun
 from sweeper.processes import WorkerProcess
 from sweeper.records import Served
@@ -22,6 +23,11 @@ class LoadClient:
     def __init__(self, target: Target) -> None:
         self.target = target
         self._worker = WorkerProcess("sweeper.client.load_worker", name="the load generator")
+        self._given: Sequence[Prompt] = ()
+        self._sent: tuple[int | None, int] = (
+            None,
+            0,
+        )  # the process that has the user's prompts, and which ones
 
     def users(
         self,
@@ -38,7 +44,7 @@ class LoadClient:
             EngineRefused: the server refuses or breaks off, or there is no steady part; the message says which.
             EngineTimeout, EngineCrashed: the load generator itself failed.
         """
-        found = self._worker.ask(
+        found = self._ask(
             "users",
             ramp_seconds + max_seconds + _GRACE_SECONDS,
             test=self._test(prompts, users, tokens),
@@ -63,7 +69,7 @@ class LoadClient:
         self, prompts: Prompts, tokens: int, min_seconds: float, max_seconds: float
     ) -> tuple[Answer, ...]:
         """The answers to one user's requests, one after another; see `LoadTest.rounds`. Raises as `users` does."""
-        found = self._worker.ask(
+        found = self._ask(
             "rounds",
             max_seconds + _GRACE_SECONDS,
             test=self._test(prompts, 1, tokens),
@@ -94,4 +100,15 @@ class LoadClient:
 
     def _test(self, prompts: Prompts, users: int, tokens: int) -> dict[str, Any]:
         target = {**asdict(self.target), "extra": dict(self.target.extra)}
-        return {"target": target, "prompts": to_json(prompts), "users": users, "tokens": tokens}
+        plain = to_json(prompts)
+        if isinstance(prompts, Given):  # perhaps megabytes, so each process gets them once
+            known = self._worker.pid is not None and self._sent == (self._worker.pid, id(prompts.prompts))
+            if known:
+                plain["prompts"] = None
+            self._given = prompts.prompts  # the identity stays theirs while they are kept
+        return {"target": target, "prompts": plain, "users": users, "tokens": tokens}
+
+    def _ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
+        found = self._worker.ask(what, timeout_seconds, **arguments)
+        self._sent = (self._worker.pid, id(self._given))
+        return found

@@ -14,6 +14,8 @@ from sweeper.client.requests import Target, from_json
 from sweeper.client.steady import steady_part
 from sweeper.serving import Refused, serve
 
+_own: dict[str, list[Any]] = {}
+
 
 def _users(test: dict[str, Any], **limits: float) -> dict[str, Any]:
     async def run() -> dict[str, Any]:
@@ -34,7 +36,10 @@ def _rounds(test: dict[str, Any], **limits: float) -> dict[str, Any]:
 
 
 def _test(test: dict[str, Any]) -> LoadTest:
-    return LoadTest(Target(**test["target"]), from_json(test["prompts"]), test["users"], test["tokens"])
+    plain = test["prompts"]
+    if "prompts" in plain:  # the user's own, which the parent sends once
+        plain["prompts"] = _own["prompts"] = plain["prompts"] or _own["prompts"]
+    return LoadTest(Target(**test["target"]), from_json(plain), test["users"], test["tokens"])
 
 
 def _done(run: Any) -> dict[str, Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
 Api = Literal["llama-server", "openai", "ollama"]
@@ -119,7 +119,8 @@ _KINDS: dict[str, type[Prompts]] = {"Ids": Ids, "Words": Words, "Given": Given}
 
 def to_json(prompts: Prompts) -> dict[str, Any]:
     """The prompts as plain data."""
-    return {"kind": type(prompts).__name__, **asdict(prompts)}
+    plain = {f.name: getattr(prompts, f.name) for f in fields(prompts)}
+    return {"kind": type(prompts).__name__, **plain}
 
 
 def from_json(data: Mapping[str, Any]) -> Prompts:

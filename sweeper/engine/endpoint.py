@@ -13,6 +13,7 @@ from sweeper.client.steady import Answer, UsersRun
 from sweeper.engine.base import LoadReport, Run
 from sweeper.errors import EngineRefused, MissingError, VerifyError
 from sweeper.records import Configuration, EngineRecord
+from sweeper.stats import median
 
 TIMED_AT_CLIENT = "timed at the client"
 # An answer of this many tokens proves that the server streams, and is short on the slowest machine.
@@ -20,7 +21,6 @@ PROBE_TOKENS = 4
 # On a busy machine, the client may be late, so that a fast model's first piece has many tokens. Its moment lies
 # somewhere before the next token's, which matters little only if most tokens are still to come.
 LATER_SHARE = 0.5
-MOST_ATTEMPTS = 3
 # One answer, cut off by the limits of a window, may first evaluate a long prompt.
 PROMPT_SECONDS = 3600.0
 # A context also holds what a server adds to a prompt: a token at its beginning, and a template's.
@@ -84,21 +84,35 @@ class EndpointEngine:
         return Run(evaluated, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), tuple(seconds))
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """Time from the first to the last token of each answer. The time of prompts does not count."""
+        """Time from the first to the last token of each answer. The time of prompts does not count.
+
+        If answers arrive almost in one piece, their time less that of answers of one token counts instead.
+        """
         self._demand_load()
         self._fill(depth)
-        prompts = self._prompts(1, depth, repeat=True)
-        for _ in range(MOST_ATTEMPTS):
-            answers = self._client.rounds(prompts, self._cut(tokens, depth), min_seconds, max_seconds)
-            timed = [answer for answer in answers if _can_be_timed(answer)]
-            made = [(a.arrivals[-1][1] - a.arrivals[0][1], _generating(a)) for a in timed]
-            count, seconds = round(sum(n for n, _ in made)), tuple(took for _, took in made)
-            if count >= 1 and sum(seconds) > 0:
-                return Run(count, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), seconds)
-        raise EngineRefused(
-            f"each answer of {self._endpoint.target.url} arrived almost in one piece, so its speed cannot be timed: "
-            "check that nothing between buffers its stream, or raise workload.generated_tokens"
-        )
+        prompts, tokens = self._prompts(1, depth, repeat=True), self._cut(tokens, depth)
+        answers = self._client.rounds(prompts, tokens, min_seconds, max_seconds)
+        timed = [answer for answer in answers if _can_be_timed(answer)]
+        if not timed:
+            short = self._client.rounds(prompts, 1, min_seconds, max_seconds)
+            return self._by_difference(answers, short)
+        count = round(sum(a.arrivals[-1][1] - a.arrivals[0][1] for a in timed))
+        seconds = tuple(a.arrivals[-1][0] - a.arrivals[0][0] for a in timed)
+        return Run(count, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), seconds)
+
+    def _by_difference(self, answers: Sequence[Answer], short: Sequence[Answer]) -> Run:
+        """The decode speed from the whole time of answers, as `sweeper verify` measures it: medians, for outliers."""
+        whole = [a for a in answers if a.complete]
+        tokens = round(median([a.arrivals[-1][1] for a in whole]) - 1) if whole else 0
+        each = median([a.ended - a.sent for a in whole]) if whole else 0.0
+        each -= median([a.ended - a.sent for a in short])
+        if tokens < 1 or each <= 0:
+            raise EngineRefused(
+                f"the answers of {self._endpoint.target.url} are too short to be timed at the client: raise "
+                "workload.generated_tokens"
+            )
+        seconds = (each,) * len(whole)
+        return Run(tokens * len(whole), sum(seconds), whole[0].sent, whole[-1].ended, len(whole), seconds)
 
     def serve(
         self,
@@ -190,7 +204,3 @@ def _can_be_timed(answer: Answer) -> bool:
         return False
     first, last = answer.arrivals[0][1], answer.arrivals[-1][1]
     return last - first >= LATER_SHARE * last
-
-
-def _generating(answer: Answer) -> float:
-    return answer.arrivals[-1][0] - answer.arrivals[0][0]

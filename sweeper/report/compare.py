@@ -11,7 +11,15 @@ from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import recommended
-from sweeper.report.words import clean, figure, fixed_settings, machine_name, power_line, sampling
+from sweeper.report.words import (
+    clean,
+    figure,
+    fixed_settings,
+    machine_name,
+    power_line,
+    prompts_in_words,
+    sampling,
+)
 from sweeper.results.price import (
     DAYS_PER_YEAR,
     JOULES_PER_KWH,
@@ -163,7 +171,8 @@ def _workload(record: SweepRecord) -> str:
         else "with an empty context"
     )
     users = f", {w.users} users" if w.users > 1 else ""
-    return f"{w.prompt_tokens} prompt tokens, {w.generated_tokens} generated, {depth}{users}"
+    prompts = prompts_in_words(w)
+    return f"{prompts}, {w.generated_tokens} generated, {depth}{users}"
 
 
 def _entry(record: SweepRecord, group: int, prices: Prices) -> Entry:

@@ -186,10 +186,12 @@ def setting(record: SweepRecord) -> Facts:
     m, power, w = record.machine, record.power, record.workload
     bandwidth = m.memory_bandwidth_gb_per_second
     period = power.update_period_seconds
+    known = m.logical_cores > 0  # not of a server on another machine
+    memory = f"{m.memory_mib / 1024:.1f} GiB" if known else words.MISSING
     return [
         ("model", words.model_line(record)),
-        ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads"),
-        ("memory", f"{m.memory_mib / 1024:.1f} GiB" + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
+        ("processor", f"{m.cpu}: {m.physical_cores} cores, {m.logical_cores} threads" if known else m.cpu),
+        ("memory", memory + (f", reads {bandwidth:.1f} GB/s" if bandwidth else "")),
         *(("GPU", f"{gpu.name}, driver {gpu.driver}") for gpu in m.gpus),
         ("kernel", m.kernel),
         ("fingerprint", m.fingerprint),
@@ -200,7 +202,7 @@ def setting(record: SweepRecord) -> Facts:
         ("sensor reading every", f"{period * 1000:.0f} ms" if period else words.MISSING),
         (
             "workload",
-            f"{w.name}: {w.prompt_tokens} prompt tokens, {w.generated_tokens} generated"
+            f"{w.name}: {words.prompts_in_words(w)}, {w.generated_tokens} generated"
             + (f", {w.users} users at the same time" if w.users > 1 else ""),
         ),
         ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),

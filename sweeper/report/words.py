@@ -9,7 +9,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 from sweeper.metrics import describe
-from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord
+from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord, Workload
 from sweeper.results import front
 from sweeper.space.auto import Facts, default_configuration
 
@@ -140,6 +140,14 @@ def fixed_settings(record: SweepRecord) -> str:
         if name in default and isinstance(item, (bool, int, str)) and item not in ("auto", default[name])
     )
     return " ".join(f"{name}={value(item)}" for name, item in fixed)
+
+
+def prompts_in_words(workload: Workload) -> str:
+    """The prompts of a workload: ``512 prompt tokens``, or the user's own file with the start of its digest."""
+    own = workload.prompts
+    if own is None:
+        return f"{workload.prompt_tokens} prompt tokens"
+    return f"{own.prompts} prompts of {clean(own.name)} ({own.sha256[:12]})"
 
 
 def machine_name(record: SweepRecord) -> str:

@@ -32,9 +32,11 @@ from sweeper.parameters import PARAMETER_NAMES, TUNABLES, Configuration, padded
 from sweeper.power_settings import PowerSettings
 from sweeper.records import EngineRecord, MachineRecord, ModelFile, ModelRecord, Workload
 from sweeper.rig.base import Rig
+from sweeper.servers import command_line_of_port
 
 # Sensors that the user sets up, so that they can be on any machine.
 _ANYWHERE = ("plug", "command")
+_TUNNELS = ("ssh", "sshd", "kubectl", "autossh")
 _ELSEWHERE = "the server runs on another machine"
 _NO_WATTS = f"{_ELSEWHERE}, so no sensor of this one shows its watts: set power=plug or power=command to one that does"
 # The first ids of a vocabulary are its special tokens and bytes. This many are left out of random prompts.
@@ -71,7 +73,7 @@ def endpoint_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[
     target = Target(url, _APIS.get(found.server.kind, "openai"), found.name, use_key=key is not None)
     target = _held(target, workload)
     prompts, prompt_notes = _prompts(settings, target, workload, n_ctx, key)
-    here = is_loopback(url)
+    here = is_loopback(url) and not _is_tunnel(url)
     now = machine.examine() if here else _elsewhere(url)
     record = EngineRecord(
         name="endpoint",
@@ -276,6 +278,13 @@ def _model(found: _Found) -> ModelRecord:
         base_quant=quant,
         files={quant: ModelFile(quant, path, "", number("size"))},
     )
+
+
+def _is_tunnel(url: str) -> bool:
+    """Whether a known program forwards this port of this machine to another machine."""
+    parts = urlsplit(url)
+    argv = command_line_of_port(parts.port or (443 if parts.scheme == "https" else 80))
+    return bool(argv) and Path(argv[0]).name.rstrip(":") in _TUNNELS
 
 
 def _elsewhere(url: str) -> MachineRecord:

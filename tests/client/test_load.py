@@ -60,9 +60,13 @@ def test_the_prefix_cache_serves_no_fresh_prompt(server_url: str) -> None:
 
 
 def test_given_prompts_are_sent_as_they_are(server_url: str) -> None:
+    own, others = ([5, 6, 7], [9] * 40, "some text"), ([1] * 9,)
     with LoadClient(Target(server_url, LLAMA)) as client:
-        run = client.users(Given(([5, 6, 7], [9] * 40, "some text")), 2, 6, 0.2, 60.0)
-    assert run.tokens > 0
+        assert client.users(Given(own), 2, 6, 0.2, 60.0).tokens > 0
+        # The process already has the prompts; other ones must reach it all the same.
+        assert {a.prompt_tokens for a in client.rounds(Given(own), 6, 0.1, 60.0)} >= {3, 40}
+        assert {a.prompt_tokens for a in client.rounds(Given(others), 6, 0.0, 60.0)} == {9}
+        assert {a.prompt_tokens for a in client.rounds(Given(own), 6, 0.1, 60.0)} >= {3, 40}
 
 
 def test_the_openai_interface_of_a_real_server_is_counted_too(server_url: str) -> None:

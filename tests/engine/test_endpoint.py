@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -32,6 +33,8 @@ from sweeper.errors import (
 from sweeper.http import is_loopback
 from sweeper.measure.trial import Stage, measure
 from sweeper.meter.none import NoMeter
+from sweeper.model.shapes import ModelShape
+from sweeper.model.synthetic import write_synthetic
 from sweeper.prepare import measurable
 from sweeper.records import Caveat, Configuration, EngineRecord, from_plain, to_plain
 from sweeper.rig.base import Rig
@@ -50,6 +53,28 @@ SMALL = (
     "workload.screening_seconds=0.4",
     "workload.screening_repeats=2",
 )
+
+
+# Slow enough that a busy machine hands over tokens one by one.
+SLOWER = ModelShape(6, 512, 2048, 8, 4, vocab_size=512, n_ctx_train=2048)
+
+
+@pytest.fixture(scope="module")
+def slower_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_synthetic(SLOWER, tmp_path_factory.mktemp("models") / "slower.gguf", "F16", seed=1)
+
+
+@pytest.fixture(scope="module")
+def server_url(
+    llama_server: Path, slower_model: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
+    port = free_port()
+    argv = [str(llama_server), "-m", str(slower_model), "--host", "127.0.0.1", "--port", str(port)]
+    argv += ["-c", "2048", "-np", "2", "-t", "1", "-tb", "1", "--cache-ram", "0"]
+    url = f"http://127.0.0.1:{port}"
+    log = tmp_path_factory.mktemp("llama-server") / "log"
+    with started(argv, f"{url}/health", log, 120, environment={}, failure=VerifyError):
+        yield url
 
 
 class TestEndpointEngine(EngineContract):
@@ -101,6 +126,40 @@ def test_answers_that_arrive_almost_in_one_piece_are_not_timed() -> None:
     assert not _can_be_timed(answer())
 
 
+class Told:
+    """A load generator whose answers are told: each with its seconds, in one piece."""
+
+    def __init__(self, *seconds: tuple[int, float]) -> None:
+        self.seconds = dict(seconds)
+        self.now = 0.0
+
+    def rounds(self, prompts: Any, tokens: int, min_seconds: float, max_seconds: float) -> tuple[Answer, ...]:
+        found = []
+        for _ in range(3):
+            sent, self.now = self.now, self.now + self.seconds[tokens]
+            found.append(Answer(0, sent, [(self.now, float(tokens))], self.now, True))
+        return tuple(found)
+
+    def close(self) -> None:
+        pass
+
+
+def test_answers_in_one_piece_are_timed_by_the_difference_to_one_token() -> None:
+    endpoint = Endpoint(Target("http://h", "llama-server"), RECORD, {}, None, (3, 500))
+    engine = EndpointEngine(endpoint, Told((1, 0.5), (4, 0.8), (11, 1.5)))  # type: ignore[arg-type]
+    engine.load(Configuration())
+    run = engine.decode(11, 0, 1.0, 2.0)
+    assert run.tokens == 30
+    assert run.tokens_per_second == pytest.approx(10.0)
+    assert run.ended - run.started == pytest.approx(4.5)
+    same = EndpointEngine(endpoint, Told((1, 0.5), (4, 0.5)))  # type: ignore[arg-type]
+    same.load(Configuration())
+    with pytest.raises(
+        EngineRefused, match=r"too short to be timed at the client: raise workload\.generated_tokens"
+    ):
+        same.decode(4, 0, 1.0, 2.0)
+
+
 # -- the rig ------------------------------------------------------------------------------------------------
 
 
@@ -120,7 +179,7 @@ def test_a_real_llama_server_is_measured_as_it_runs(server_url: str, tmp_path: P
         assert set(space.parameters) <= {"power_limit_watts", "clock_limit_mhz"}
         assert space.base.n_ctx == 1024  # 2,048 tokens for two slots, as the server reports
         assert space.base.n_threads == 1
-        assert (rig.model.name, rig.model.n_layer) == ("smallest", 0)
+        assert (rig.model.name, rig.model.n_layer) == ("slower", 0)
         assert rig.model.n_ctx_train == 2048
         workload = compose([*SMALL, f"engine.url={server_url}"]).settings.workload_record()
         found = measure(space.base, rig.engine, rig.meter, workload, Stage.screening(workload))
@@ -183,11 +242,11 @@ def test_ollamas_and_openais_own_pages_of_a_real_server(server_url: str) -> None
 
 
 @pytest.fixture(scope="module")
-def python_server(smallest_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def python_server(slower_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """`python -m llama_cpp.server`, which reports neither settings nor its model's size."""
     pytest.importorskip("uvicorn", reason="the extra `server` is not installed")
     port = free_port()
-    argv = [sys.executable, "-m", "llama_cpp.server", "--model", str(smallest_model), "--model_alias", "tiny"]
+    argv = [sys.executable, "-m", "llama_cpp.server", "--model", str(slower_model), "--model_alias", "tiny"]
     argv += ["--host", "127.0.0.1", "--port", str(port), "--n_ctx", "512", "--n_threads", "1"]
     url = f"http://127.0.0.1:{port}"
     log = tmp_path_factory.mktemp("python-server") / "log"
@@ -297,6 +356,63 @@ class Pretender(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *arguments: object) -> None:
         pass
+
+
+class FakeOllama(BaseHTTPRequestHandler):
+    """The pages of Ollama that sweeper reads, and answers of three tokens a request."""
+
+    asked: ClassVar[list[dict[str, Any]]] = []
+
+    def do_GET(self) -> None:
+        pages = {
+            "/api/tags": {"models": [{"name": "gemma:latest"}]},
+            "/api/version": {"version": "0.30.1"},
+            "/api/ps": {"models": [{"name": "gemma:latest", "context_length": 512}]},
+        }
+        self._answer(200 if self.path in pages else 404, [pages.get(self.path, {})])
+
+    def do_POST(self) -> None:
+        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        if self.path == "/api/show":
+            self._answer(200, [{"parameters": "num_thread 3", "modelfile": ""}])
+            return
+        self.asked.append(body)
+        end = {
+            "response": "",
+            "done": True,
+            "eval_count": 3,
+            "prompt_eval_count": len(body["prompt"].split()),
+        }
+        pieces = [{"response": "x", "done": False}] * 3 if body["stream"] else []
+        self._answer(200, [*pieces, end])
+
+    def _answer(self, status: int, entries: list[Any]) -> None:
+        self.send_response(status)
+        self.end_headers()
+        for entry in entries:
+            self.wfile.write(json.dumps(entry).encode() + b"\n")
+            self.wfile.flush()
+            time.sleep(0.002)  # as a model would: not all at once
+
+    def log_message(self, format: str, *arguments: object) -> None:
+        pass
+
+
+def test_ollama_is_measured_with_texts_of_the_workloads_length(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), FakeOllama) as server, ExitStack() as held:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        held.callback(server.shutdown)
+        rig, space, _ = rig_of(held, tmp_path, f"http://127.0.0.1:{server.server_port}")
+        assert rig.engine_record.version == "ollama 0.30.1"
+        assert rig.model.name == "gemma"
+        assert (space.base.n_ctx, space.base.n_threads) == (512, 3)
+        rig.engine.load(space.base)
+        FakeOllama.asked.clear()
+        run = rig.engine.prefill(48, 0, 0.02, 5.0)
+        assert run.tokens == 48 * run.rounds
+        assert {body["model"] for body in FakeOllama.asked} == {"gemma"}
+        assert len({body["prompt"] for body in FakeOllama.asked}) == len(FakeOllama.asked)
+        assert rig.engine.decode(3, 0, 0.02, 5.0).tokens > 0
 
 
 @pytest.fixture
