@@ -55,6 +55,34 @@ _ADDED = (
 )
 
 
+# Sizes that a header may state, of which llama.cpp makes buffers and loops.
+_SIZES_OF_MODEL = (
+    *(b"llama.attention.key_length", b"llama.attention.value_length", b"llama.attention.sliding_window"),
+    *(b"llama.context_length", b"llama.vocab_size", b"llama.expert_count", b"llama.expert_used_count"),
+    *(
+        b"llama.block_count",
+        b"llama.embedding_length",
+        b"llama.feed_forward_length",
+        b"llama.rope.dimension_count",
+    ),
+    *(b"llama.attention.head_count", b"llama.attention.head_count_kv", b"llama.expert_feed_forward_length"),
+    *(b"llama.nextn_predict_layers", b"llama.leading_dense_block_count", b"llama.expert_group_count"),
+    *(b"llama.expert_shared_count", b"llama.rope.scaling.original_context_length", b"split.count"),
+    *(
+        b"general.alignment",
+        b"general.file_type",
+        b"general.sampling.penalty_last_n",
+        b"general.sampling.top_k",
+    ),
+    *(b"tokenizer.ggml.bos_token_id", b"tokenizer.ggml.eos_token_id", b"tokenizer.ggml.eot_token_id"),
+    *(
+        b"tokenizer.ggml.fim_pre_token_id",
+        b"tokenizer.ggml.padding_token_id",
+        b"tokenizer.ggml.unknown_token_id",
+    ),
+)
+
+
 def _text(raw: bytes) -> bytes:
     return struct.pack("<Q", len(raw)) + raw
 
@@ -239,6 +267,14 @@ def _another_key(g: Gguf, rng: random.Random) -> None:
     g.keys.append(Key(rng.choice(_ADDED), *_some_payload(rng)))
 
 
+def _size_of_model(g: Gguf, rng: random.Random) -> None:
+    """A size of the right type and any value."""
+    name = rng.choice(_SIZES_OF_MODEL)
+    g.keys = [key for key in g.keys if key.name != name]
+    value = rng.choice((*(number for number in _NUMBERS if number < 2**32), 5, 48, 100_000, 2**20, 2**27))
+    g.keys.append(Key(name, 4, struct.pack("<I", value)))
+
+
 def _shape_of_tensor(g: Gguf, rng: random.Random) -> None:
     shape = rng.choice(g.tensors).shape
     how = rng.randrange(4)
@@ -322,7 +358,18 @@ def _more_bytes(raw: bytes, rng: random.Random) -> bytes:
 OF_PARTS: tuple[Callable[[Gguf, random.Random], None], ...] = (
     *(_field, _number_of_key, _number_of_key, _number_of_key, _value_of_key, _type_of_key, _string_of_key),
     *(_architecture, _length_in_key, _array_of_key, _without_key, _key_twice, _name_of_key, _another_key),
-    *(_another_key, _shape_of_tensor, _type_of_tensor, _offset_of_tensor, _name_of_tensor, _without_tensor),
+    *(
+        _size_of_model,
+        _size_of_model,
+        _size_of_model,
+        _size_of_model,
+        _another_key,
+        _shape_of_tensor,
+        _type_of_tensor,
+        _offset_of_tensor,
+        _name_of_tensor,
+        _without_tensor,
+    ),
     *(_swapped_tensors, _weights),
 )
 OF_BYTES = (_bytes_of_header, _early_bytes, _early_bytes, _truncated, _without_bytes, _more_bytes)
