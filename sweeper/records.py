@@ -369,6 +369,7 @@ class TrialRecord:
     load_seconds: float | None = None  # of loading the model; None if it was still loaded
     log_tail: tuple[str, ...] = ()
     disturbance: Disturbance | None = None  # of the window that others disturbed most; None: not looked at
+    visits: int | None = None  # of the final stage, that count; None: the record does not say
 
     @property
     def feasible(self) -> bool:

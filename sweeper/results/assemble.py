@@ -93,13 +93,32 @@ def with_finals(
     medians = {number: _medians_of_visits(of, header) for number, of in by_trial.items()}
     # The usual scatter of visits to one finalist, by metric, is estimated from all finalists.
     metrics = {metric for found in medians.values() for metric in found}
-    noise = {m: VisitNoise.of([found[m] for found in medians.values() if m in found]) for m in metrics}
+    noise = {m: _noise(m, trials, medians) for m in metrics}
     return tuple(
         _with_final(trial, by_trial[trial.number], header, noise, medians[trial.number])
         if trial.number in by_trial
         else trial
         for trial in trials
     )
+
+
+def _noise(
+    metric: str, trials: Sequence[TrialRecord], medians: Mapping[int, Mapping[str, Sequence[float]]]
+) -> VisitNoise | None:
+    """The usual scatter of visits; while no finalist has two, that between each one's screening and its visit.
+
+    A screening is shorter and its choice flatters it, so the second scatter is rather too large. Without it, the
+    windows of a single visit would set the interval, and these share one load of the model.
+    """
+    found = VisitNoise.of([of[metric] for of in medians.values() if metric in of])
+    if found is not None:
+        return found
+    pairs = [
+        (t.metrics[metric].median, medians[t.number][metric][0])
+        for t in trials
+        if metric in medians.get(t.number, {}) and metric in t.metrics
+    ]
+    return VisitNoise.of(pairs)
 
 
 def undisturbed(visits: Sequence[Visit]) -> list[Visit]:
@@ -170,6 +189,7 @@ def _with_final(
         caveats=tuple(c for c in Caveat if c in caveats),
         disturbance=worst(windows),
         remeasured=True,
+        visits=len(visits),
     )
 
 

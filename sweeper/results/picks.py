@@ -8,9 +8,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from sweeper.errors import ConfigError, NoResultError
-from sweeper.metrics import POWERS, SPEEDS
+from sweeper.metrics import POWERS, SPEEDS, describe
 from sweeper.records import Objective, SweepRecord, TrialRecord
-from sweeper.results.front import clearly_better, orient, undominated, within_noise
+from sweeper.results.front import clearly_better, orient, overlap, undominated, within_noise
 from sweeper.results.objectives import amount_words, cost_metric, first_of, speed_metric
 from sweeper.results.price import price_in_words
 
@@ -20,6 +20,8 @@ LEAST_TOLD_APART = 0.01
 GRAMMAR = "fastest, greenest, knee, within:N% (for example within:5%), at-least:Ntok/s or at-most:NW"
 DEFAULT_PICK = "within:5%"
 PROMPTS = "prompt_tokens_per_second"
+QUALITY = "kl_divergence"
+KEEP_DEFAULT = "keep the default settings: nothing measured better beyond noise"
 _PLAIN = ("fastest", "greenest", "knee")
 # The unit of each kind's amount, and what a user may write for it.
 _UNITS = {"within": ("%", "%?"), "at-least": ("tok/s", "(?:tok/s|t/s)?"), "at-most": ("W", "(?:w|watts)?")}
@@ -83,9 +85,12 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     metrics = _pick_metrics(record, rule)
     trials = _eligible(record, [m for m in metrics if m], allow_screening)
     trial, fitting, nearest = _apply_rule(rule, trials, *metrics)
-    if nearest is None and PROMPTS not in {o.metric for o in record.objectives}:
-        trial = _best_with_prompts(trial, fitting, *metrics)
-    return Recommendation(trial, str(rule), price_in_words(record, trial), nearest)
+    if nearest is None:
+        trial = _without_ties(record, trial, fitting, *metrics, with_baseline=not allow_screening)
+    words = price_in_words(record, trial)
+    if nearest is None and trial.number == record.baseline and str(rule) == record.pick:
+        words = KEEP_DEFAULT
+    return Recommendation(trial, str(rule), words, nearest)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +237,66 @@ def _apply_rule(
     said = f"the nearest is #{nearest.number} ({amount_words(nearest, metric or '')})"
     which = "no trial that keeps the constraints and was measured twice"
     return nearest, (), f"{which} {verb} {amount:g} {unit}; {said}"
+
+
+def _without_ties(
+    record: SweepRecord,
+    chosen: TrialRecord,
+    fitting: Sequence[TrialRecord],
+    speed: str | None,
+    cost: str | None,
+    *,
+    with_baseline: bool,
+) -> TrialRecord:
+    """The trial to prefer among those that noise cannot tell from ``chosen``.
+
+    First those that lose least quality, then the one that reads prompts fastest; and the baseline, if nothing is
+    better than it beyond noise. The screening, which only selects finalists, goes on ``with_baseline=False``.
+    """
+    alike = _least_quality_lost(chosen, fitting, speed, cost)
+    if chosen not in alike:
+        chosen = max(alike, key=lambda t: (*(t.metrics[m].median for m in (speed,) if m), -t.number))
+    if PROMPTS not in {o.metric for o in record.objectives}:
+        chosen = _best_with_prompts(chosen, alike, speed, cost)
+    base = next((t for t in fitting if with_baseline and t.number == record.baseline), None)
+    return chosen if base is None or _beats(record, chosen, base, (speed, cost)) else base
+
+
+def _least_quality_lost(
+    chosen: TrialRecord, fitting: Sequence[TrialRecord], speed: str | None, cost: str | None
+) -> Sequence[TrialRecord]:
+    """Of ``chosen`` and the trials tied with it in speed and cost, those that lose least quality."""
+    if QUALITY not in chosen.metrics:
+        return fitting
+    told = [m for m in (speed, cost) if m]
+    tied = [
+        t
+        for t in fitting
+        if QUALITY in t.metrics and all(within_noise(t.metrics[m], chosen.metrics[m]) for m in told)
+    ]
+    least = min(t.metrics[QUALITY].median for t in tied)
+    return [t for t in tied if t.metrics[QUALITY].median <= (1 + LEAST_TOLD_APART) * least]
+
+
+def _beats(record: SweepRecord, trial: TrialRecord, base: TrialRecord, metrics: Sequence[str | None]) -> bool:
+    """Whether ``trial`` is better than ``base``: in quality, or beyond noise in an objective or on prompts."""
+    more = {m for m in metrics if m} - {o.metric for o in record.objectives}
+    objectives = [*record.objectives, *(Objective(m, describe(m).direction) for m in more)]
+    if _loses_less_quality(trial, base):
+        return True
+
+    def better(objective: Objective) -> bool:
+        if objective.metric not in trial.metrics or objective.metric not in base.metrics:
+            return False
+        here, there = trial.metrics[objective.metric], base.metrics[objective.metric]
+        return orient(here, objective).value > orient(there, objective).value and not overlap(here, there)
+
+    return reads_prompts_faster(trial, base) or any(better(objective) for objective in objectives)
+
+
+def _loses_less_quality(a: TrialRecord, b: TrialRecord) -> bool:
+    here, there = a.metrics.get(QUALITY), b.metrics.get(QUALITY)
+    return bool(here and there and (1 + LEAST_TOLD_APART) * here.median < there.median)
 
 
 def _best_with_prompts(

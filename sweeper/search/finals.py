@@ -13,8 +13,8 @@ from dataclasses import replace
 from sweeper.measure.trial import Stage
 from sweeper.records import Caveat, Measurement, SweepRecord, TrialRecord, Visit, Workload
 from sweeper.results import picks
+from sweeper.results.provisional import FINAL_VISITS as FINAL_VISITS
 
-FINAL_VISITS = 3  # of each finalist
 # Further visits, at most, to trials that may still change the recommendation.
 DECIDING_VISITS = 3
 

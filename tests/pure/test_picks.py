@@ -240,9 +240,39 @@ def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
 def test_a_difference_within_noise_is_no_difference():
     tie = sweep(trial(0, 20, 60, noise=0.05), trial(1, 20.1, 59, noise=0.05))
     assert (
-        choose(tie, "fastest").words
+        price_in_words(tie, tie.trial(1))
         == "compared with the baseline: same speed within noise, same watts within noise"
     )
+
+
+def test_a_tie_goes_to_the_baseline():
+    tie = sweep(trial(0, 20, 60, noise=0.05), trial(1, 20.1, 59, noise=0.05))
+    assert [choose(tie, pick).trial.number for pick in ("fastest", "within:5%", "greenest", "knee")] == [
+        0
+    ] * 4
+    assert choose(tie).words == "keep the default settings: nothing measured better beyond noise"
+    # The screening selects candidates, and noise is no reason to drop one.
+    assert choose(tie, "fastest", allow_screening=True).trial.number == 1
+
+
+@pytest.mark.parametrize(
+    "better",
+    [{"watts": 40}, {"metrics": {"prompt_tokens_per_second": 200}}, {"metrics": {"kl_divergence": 0.01}}],
+)
+def test_what_is_better_in_anything_beyond_noise_is_no_tie(better):
+    figures = {"kl_divergence": 0.02, "prompt_tokens_per_second": 100}
+    base = trial(0, 20, 60, noise=0.01, metrics=figures)
+    other = trial(1, 20.1, better.get("watts", 60), noise=0.01, metrics=figures | better.get("metrics", {}))
+    assert choose(sweep(base, other)).trial.number == 1
+
+
+def test_among_ties_the_one_that_loses_no_quality_is_picked():
+    base = trial(0, 10, 60, noise=0.01, metrics={"kl_divergence": 0.0})
+    exact = trial(1, 20, 60, noise=0.01, metrics={"kl_divergence": 0.0})
+    lossy = trial(2, 20.1, 59.9, noise=0.01, metrics={"kl_divergence": 0.0186})
+    assert choose(sweep(base, exact, lossy)).trial.number == 1
+    clearly = trial(2, 22, 59.9, noise=0.01, metrics={"kl_divergence": 0.0186})
+    assert choose(sweep(base, exact, clearly)).trial.number == 2
 
 
 def test_the_baseline_itself_and_no_baseline():
@@ -308,7 +338,8 @@ def test_a_slower_or_dearer_request_is_named_beside_the_gain():
 def test_intervals_that_overlap_are_no_gain():
     # The half-widths 0.9 and 0.9 are less than the difference of 1.5 by the root of their squares, yet they overlap.
     pair = sweep(trial(0, 20, 60, noise=0.045), trial(1, 21.5, 60, noise=0.045))
-    assert "same speed within noise" in choose(pair, "fastest").words
+    assert "same speed within noise" in price_in_words(pair, pair.trial(1))
+    assert choose(pair, "fastest").trial.number == 0
 
 
 def test_a_sweep_without_one_side_says_what_is_missing():
