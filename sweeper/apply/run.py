@@ -17,6 +17,7 @@ from sweeper.apply.targets.systemd import limit_unit
 from sweeper.errors import UsageError
 from sweeper.limits.standing_limit import power_limits
 from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecord
+from sweeper.results.provisional import provisional
 
 if TYPE_CHECKING:
     from sweeper.limits.standing_limit import StandingLimit
@@ -165,6 +166,8 @@ def _notes(request: Request) -> tuple[str, ...]:
     notes += [f"trial {trial.number} breaks your constraint {bound}" for bound in broken]
     if not trial.remeasured:
         notes.append(f"trial {trial.number} was measured only once")
+    elif doubt := provisional(record, trial):
+        notes.append(f"{doubt}; finish the sweep before you rely on its figures")
     mhz = trial.configuration.clock_limit_mhz
     if mhz is not None:
         notes.append(

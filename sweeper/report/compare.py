@@ -67,6 +67,7 @@ class Entry:
     price_per_million_tokens: float | None
     price_per_hour: float | None
     reason: str | None
+    provisional: str | None = None  # which visits of the final stage are missing; None: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +202,7 @@ def _entry(record: SweepRecord, group: int, prices: Prices) -> Entry:
         price_per_million_tokens=per_million_tokens(joules.median, prices) if joules else None,
         price_per_hour=per_hour(watts.median, prices) if watts else None,
         reason=reason,
+        provisional=best.provisional if best else None,
     )
 
 

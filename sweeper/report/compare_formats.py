@@ -97,7 +97,8 @@ def _table(comparison: Comparison, group: Group) -> Table:
             price(entry.price_per_million_tokens),
             price(entry.price_per_hour),
         ]
-        return Row(cells, below=clean(f"sweep {entry.sweep}: {entry.reason}" if entry.reason else ""))
+        remark = entry.reason or entry.provisional
+        return Row(cells, below=clean(f"sweep {entry.sweep}: {remark}" if remark else ""))
 
     rows = [row(comparison.rows[index]) for index in group.rows]
     return Table(heads, rows, words=4, gives_way=GIVES_WAY, below="remark")
@@ -115,7 +116,10 @@ def _csv(comparison: Comparison) -> str:
             *reading_cells(readings, {name: getattr(entry, name) for name in readings}),
             *(getattr(entry, name) for name in prices),
             entry.reason,
+            entry.provisional,
         ]
         for entry in comparison.rows
     ]
-    return csv_text(["group", "power", *plain, *reading_heads(readings), *prices, "reason"], rows)
+    return csv_text(
+        ["group", "power", *plain, *reading_heads(readings), *prices, "reason", "provisional"], rows
+    )

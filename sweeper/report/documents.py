@@ -8,6 +8,7 @@ from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import Picked, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
+from sweeper.results.provisional import visits_of
 
 
 def front_document(record: SweepRecord) -> dict[str, Any]:
@@ -17,7 +18,12 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
         **_about(record),
         "front": [{"picks": list(named.get(t.number, ())), **_point(t)} for t in record.on_front()],
         "picks": {
-            picked.pick: {"trial": picked.trial.number, "words": picked.words} for picked in picks(record)
+            picked.pick: {
+                "trial": picked.trial.number,
+                "words": picked.words,
+                "provisional": picked.provisional,
+            }
+            for picked in picks(record)
         },
     }
 
@@ -67,13 +73,15 @@ def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
 
 
 def _picked(picked: Picked) -> dict[str, Any]:
-    return {"pick": picked.pick, "words": picked.words, "apply": picked.apply_command, **_point(picked.trial)}
+    about = {"pick": picked.pick, "words": picked.words, "provisional": picked.provisional}
+    return {**about, "apply": picked.apply_command, **_point(picked.trial)}
 
 
 def _point(trial: TrialRecord) -> dict[str, Any]:
     return {
         "trial": trial.number,
         "measured_twice": trial.remeasured,
+        "visits": visits_of(trial),
         "configuration": trial.configuration.to_dict(),
         "metrics": {name: reading_document(reading) for name, reading in trial.metrics.items()},
         "missing": dict(trial.missing),

@@ -13,8 +13,10 @@ from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
 from sweeper.results.price import request_in_words
+from sweeper.results.provisional import provisional
 
 NAMED = ("fastest", "knee", "greenest")
+OTHER_WORDS = "then the other words of your first `sweeper sweep` command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,7 @@ class Picked:
     recommended: bool
     apply_command: str
     nearest: bool = False  # no trial does what the pick asks, and this is the nearest
+    provisional: str | None = None  # which visits of the final stage are missing; None: none
 
     @property
     def label(self) -> str:
@@ -48,11 +51,12 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
             # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
             continue
         words = ", ".join([choice.words, *_beside(record, choice.trial)])
-        words = "; ".join([*filter(None, [choice.nearest]), words, *_tied(record, choice.trial)])
+        doubt = provisional(record, choice.trial)
+        words = "; ".join([*filter(None, [choice.nearest, doubt]), words, *_tied(record, choice.trial)])
         # `apply` takes no pick that nothing keeps: it is given the trial.
         pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
         command = f"sweeper apply {sweep} --pick {pick} --to llama-server"
-        found.append(Picked(name, choice.trial, words, not found, command, choice.nearest is not None))
+        found.append(Picked(name, choice.trial, words, not found, command, choice.nearest is not None, doubt))
     return tuple(found)
 
 
@@ -64,10 +68,16 @@ def recommended(record: SweepRecord) -> Picked | None:
 def heading(record: SweepRecord, best: Picked) -> str:
     """The heading above the recommendation: an order only where nothing speaks against the trial."""
     if disturbed(record):
-        return "Best so far: repeat the sweep before you apply it"
+        return "Not yet: repeat the sweep before you apply its best trial so far"
     if best.nearest:
         return "No trial does what the pick asks; this is the nearest"
+    if best.provisional:
+        return f"Not yet: {_how_to_finish(record)} the sweep before you apply its best trial so far"
     return "Best on the simulated machine" if record.engine.simulated else "Run this"
+
+
+def _how_to_finish(record: SweepRecord) -> str:
+    return "repeat" if record.state == "complete" else "finish"
 
 
 def meaning(record: SweepRecord, pick: str) -> str:
@@ -102,7 +112,9 @@ def title(record: SweepRecord, found: list[Picked]) -> str:
     names, number = ", ".join(picked.label for picked in found), found[0].trial.number
     if found[0].recommended and disturbed(record):
         return f"best so far: #{number} ({names}); repeat the sweep before you apply it"
-    mark = " (recommended)" if found[0].recommended and not found[0].nearest else ""
+    marks = ["recommended"] if found[0].recommended and not found[0].nearest else []
+    marks += ["provisional"] if found[0].provisional else []
+    mark = f" ({', '.join(marks)})" if marks else ""
     if 1 < len(found) == len(picks(record)):
         return f"#{number} is the best by every measure{mark}: {names}"
     return f"#{number}{mark}: {names}"
@@ -129,13 +141,12 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     """The next commands, each with its purpose."""
     name, other = (shlex.quote(clean(record.sweep) + suffix) for suffix in ("", "-2"))
     best = recommended(record)
+    resume = (f"sweeper sweep name={name}", f"{OTHER_WORDS}: finishes the sweep")
+    repeat = (f"sweeper sweep name={other}", f"{OTHER_WORDS}: repeats the sweep")
     if best is None:
-        again = (
-            f"sweeper sweep name={name}",
-            "with the same settings (report.html lists them): resumes the sweep",
-        )
+        again = resume
         if record.state == "complete":
-            again = (f"sweeper sweep name={other}", "with other settings: measures everything again")
+            again = (repeat[0], "with other settings: measures everything again")
         doctor = ("sweeper doctor", "shows what is missing on this machine")
         return (again,) if any(trial.metrics for trial in record.trials) else (again, doctor)
     if record.engine.simulated:
@@ -143,12 +154,12 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     if record.engine.name == "endpoint":
         return ((f"sweeper sweep name={other}", "with the same settings: measures the server again"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
-    repeat = (
-        f"sweeper sweep name={other}",
-        "with the same settings (report.html lists them): repeats the sweep",
-    )
+    first: tuple[tuple[str, str], ...] = ()
+    if disturbed(record) or best.provisional:
+        unfinished = record.state != "complete" and not disturbed(record)
+        first = (resume if unfinished else repeat,)
     return (
-        *((repeat,) if disturbed(record) else ()),
+        *first,
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
         (f"sweeper verify {name}{own}", "checks that the running server reaches these figures"),

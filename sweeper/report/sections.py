@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from sweeper.metrics import METRICS, OF_USERS, describe
 from sweeper.records import SweepRecord, TrialRecord
@@ -84,7 +84,13 @@ def front_table(record: SweepRecord) -> Table | None:
             )
         )
     heads = ["  trial", *(words.head(m, record.power) for m in metrics)]
-    return Table(heads, rows, gives_way=[0, *(0 if m in objectives else EXTRA[m] for m in metrics)])
+    stays = {*objectives, *(["kl_divergence"] if _differs(trials, "kl_divergence") else [])}
+    return Table(heads, rows, gives_way=[0, *(0 if m in stays else EXTRA[m] for m in metrics)])
+
+
+def _differs(trials: Sequence[TrialRecord], metric: str) -> bool:
+    """Whether the figures of ``metric``, as shown, are not the same in all trials."""
+    return len({words.figures(trial, metric) for trial in trials}) > 1
 
 
 def legend(record: SweepRecord) -> str:

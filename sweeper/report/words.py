@@ -228,7 +228,7 @@ STATES = {
     "complete": "complete",
     "failed": "failed",
     "out_of_memory": "out of memory",
-    "infeasible": "outside the constraints",
+    "infeasible": "rejected by a constraint",
     "dominated": "stopped early, beaten",
     "interrupted": "interrupted",
 }

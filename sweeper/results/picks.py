@@ -21,6 +21,7 @@ GRAMMAR = "fastest, greenest, knee, within:N% (for example within:5%), at-least:
 DEFAULT_PICK = "within:5%"
 PROMPTS = "prompt_tokens_per_second"
 QUALITY = "kl_divergence"
+BASELINE_TIES = "this is the baseline: nothing measured better beyond noise"
 KEEP_DEFAULT = "keep the default settings: nothing measured better beyond noise"
 _PLAIN = ("fastest", "greenest", "knee")
 # The unit of each kind's amount, and what a user may write for it.
@@ -85,11 +86,15 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     metrics = _pick_metrics(record, rule)
     trials = _eligible(record, [m for m in metrics if m], allow_screening)
     trial, fitting, nearest = _apply_rule(rule, trials, *metrics)
+    words = ""
     if nearest is None:
+        first = trial
         trial = _without_ties(record, trial, fitting, *metrics, with_baseline=not allow_screening)
-    words = price_in_words(record, trial)
-    if nearest is None and trial.number == record.baseline and str(rule) == record.pick:
-        words = KEEP_DEFAULT
+        if trial.number == record.baseline and str(rule) == record.pick:
+            words = KEEP_DEFAULT
+        elif trial.number == record.baseline and trial is not first:
+            words = BASELINE_TIES
+    words = words or price_in_words(record, trial)
     return Recommendation(trial, str(rule), words, nearest)
 
 

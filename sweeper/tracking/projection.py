@@ -13,6 +13,7 @@ from typing import Any, Literal
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import reason
 from sweeper.report.words import clean, figure, unit
+from sweeper.results.provisional import provisional
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
 
@@ -87,6 +88,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
         FRONT: ", ".join(map(str, record.front)),
         "sweeper.pick": record.pick,
         "sweeper.recommended": "" if record.recommended is None else str(record.recommended),
+        "sweeper.provisional": _provisional(record, record.recommended),
         "sweeper.stopped_because": record.stopped_because,
         "sweeper.notes": "\n".join(record.notes),
         "sweeper.caveats": ", ".join(c.name.lower() for c in record.caveats),
@@ -114,6 +116,7 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         "sweeper.state": trial.state,
         "sweeper.feasible": _flag(trial.feasible),
         "sweeper.remeasured": _flag(trial.remeasured),
+        "sweeper.visits": "" if trial.visits is None else str(trial.visits),
         "sweeper.reason": trial.reason or "",
         "sweeper.violations": ", ".join(f"{k} by {v:g}" for k, v in trial.violations.items() if v > 0),
         "sweeper.missing": "\n".join(f"{metric}: {reason}" for metric, reason in trial.missing.items()),
@@ -127,6 +130,9 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         tags[FRONT] = _flag(trial.number in record.front)
         roles = (("baseline", record.baseline), ("recommended", record.recommended))
         tags["sweeper.role"] = ", ".join(role for role, number in roles if number == trial.number)
+        if trial.number == record.recommended:
+            tags["sweeper.provisional"] = _provisional(record, trial.number)
+            tags[NOTE] = "\n\n".join(filter(None, (tags["sweeper.provisional"], tags[NOTE])))
     name = _trial_name(record, trial)
     return RunImage(
         name=name,
@@ -172,6 +178,10 @@ def _tags(tags: Mapping[str, str]) -> dict[str, str]:
     """Tags as MLflow accepts them: without empty values, and with long values cut and marked with an ellipsis."""
     cut = {k: v if len(v) <= TAG_LIMIT else v[: TAG_LIMIT - 1] + "…" for k, v in tags.items()}
     return {key: value for key, value in cut.items() if value}
+
+
+def _provisional(record: SweepRecord, number: int | None) -> str:
+    return "" if number is None else provisional(record, record.trial(number)) or ""
 
 
 def _flag(value: bool) -> str:
@@ -230,7 +240,7 @@ def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
     if trial.state != "complete":
         parts.append(trial.state.replace("_", " "))
     elif not trial.feasible:
-        parts.append("outside the constraints")
+        parts.append("rejected by a constraint")
     return " · ".join(parts)
 
 

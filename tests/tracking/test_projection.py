@@ -138,7 +138,7 @@ def test_a_view_shows_only_this_sweeps_trials_and_what_was_swept() -> None:
 def test_a_trial_outside_a_constraint_says_so_in_its_name_and_its_description() -> None:
     image = trial_image(record(), trial(1, violations={"kl_divergence <= 0.1": 0.05}))
     assert image.status == "FINISHED"
-    assert image.name.endswith("outside the constraints")
+    assert image.name.endswith("rejected by a constraint")
     assert "rejected: breaks kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
 
 
