@@ -105,3 +105,13 @@ def test_the_first_visits_first_window_is_no_slow_first_run_of_the_trial() -> No
     """Windows of several visits stand beside each other: each visit begins anew."""
     (found,) = with_finals((TRIAL,), [visit(0, slow=0.5), visit(1), visit(2)], record())
     assert Caveat.SLOW_FIRST_RUN not in found.caveats
+
+
+def test_a_single_visit_is_no_more_certain_than_its_distance_from_the_screening() -> None:
+    """The windows of one visit share one load of the model, so they alone would promise too much."""
+    (once,) = with_finals((TRIAL,), [visit(0)], record())
+    (full,) = with_finals((TRIAL,), [visit(0), visit(1), visit(2)], record())
+    assert (once.visits, full.visits) == (1, 3)
+    one, three = once.metrics["tokens_per_second"], full.metrics["tokens_per_second"]
+    assert one.low <= 9 <= one.high  # the screening's median
+    assert one.high - one.low > 10 * (three.high - three.low)
