@@ -349,11 +349,30 @@ def _pick(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--pick", metavar="P", help=words)
 
 
+def _prices(parser: argparse.ArgumentParser, where: str) -> None:
+    words = f"the electricity price per kWh, for example 0.30 (default: the price in {where})"
+    parser.add_argument("--per-kwh", type=_number, metavar="MONEY", help=words)
+    words = f"the hours of use per day (default: the hours in {where})"
+    parser.add_argument("--hours", type=_number, metavar="H", help=words)
+    parser.add_argument(
+        "--currency", help=f"the currency, for example EUR (default: the currency in {where})"
+    )
+
+
+def _number(text: str) -> float:
+    """A number of the command line; a comma may stand for its point, as on many keyboards."""
+    try:
+        return float(text.replace(",", ".") if re.fullmatch("[0-9]*,[0-9]+", text) else text)
+    except ValueError:
+        raise UsageError(f"{text!r} is not a number: write it like 0.30") from None
+
+
 def _add_report(add: Any) -> None:
     words = "print the Pareto front as a table, and write the report as HTML, markdown and PNG"
     report = _command(add, "report", words)
     _sweep_name(report)
     _format(report)
+    _prices(report, "the sweep")
     words = "the folder for the files (default: ROOT/reports/SWEEP)"
     report.add_argument("--out", type=_path, metavar="FOLDER", help=words)
 
@@ -412,22 +431,17 @@ def _add_compare(add: Any) -> None:
     words = "another folder of sweeps, as from another machine; may be repeated"
     compare.add_argument("--from", dest="roots", type=_path, action="append", metavar="ROOT", help=words)
     _format(compare)
-    words = "the electricity price per kWh (default: the price in the first sweep)"
-    compare.add_argument("--per-kwh", type=float, help=words)
-    words = "the hours of use per day (default: the hours in the first sweep)"
-    compare.add_argument("--hours", type=float, help=words)
-    words = "the currency, for example EUR (default: the currency in the first sweep)"
-    compare.add_argument("--currency", help=words)
+    _prices(compare, "the first sweep")
     card = compare.add_argument_group(
         "a graphics card to compare with", "Would it pay for itself? Give its price, speed and power."
     )
     card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 2080'")
-    card.add_argument("--card-price", type=float, metavar="MONEY", help="the price of the card")
+    card.add_argument("--card-price", type=_number, metavar="MONEY", help="the price of the card")
     words = "the decode speed of this model on the card, as measured or published"
-    card.add_argument("--card-speed", type=float, metavar="TOK/S", help=words)
-    card.add_argument("--card-watts", type=float, metavar="W", help="the power of the card during decode")
+    card.add_argument("--card-speed", type=_number, metavar="TOK/S", help=words)
+    card.add_argument("--card-watts", type=_number, metavar="W", help="the power of the card during decode")
     words = "the idle power that the card adds, in W (default %(default)s)"
-    card.add_argument("--card-idle", type=float, default=0.0, metavar="W", help=words)
+    card.add_argument("--card-idle", type=_number, default=0.0, metavar="W", help=words)
 
 
 def _add_record(add: Any) -> None:

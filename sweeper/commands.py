@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from sweeper.config import Composed
     from sweeper.limits.standing_limit import StandingLimit
     from sweeper.power_settings import PowerSettings
-    from sweeper.records import EngineRecord, SweepRecord
+    from sweeper.records import EngineRecord, Prices, SweepRecord
 
 
 def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRecord:
@@ -65,6 +65,7 @@ def report(options: argparse.Namespace) -> int:
     from sweeper.report.files import write_report
 
     record = load_record(options.root, options.sweep)
+    record = replace(record, prices=_prices(options, record))
     show(record, "json" if options.json else options.format)
     folder = options.out or options.root / "reports" / record.sweep
     files = write_report(record, folder)
@@ -91,8 +92,7 @@ def compare(options: argparse.Namespace) -> int:
                 f"there is no sweep {name!r}; the sweeps are: {', '.join(names) or 'none'}"
             )
     records = [load_record(root, name) for word in wanted for root, name in there if name == word]
-    given = {"per_kwh": options.per_kwh, "hours_per_day": options.hours, "currency": options.currency}
-    prices = replace(records[0].prices, **{key: value for key, value in given.items() if value is not None})
+    prices = _prices(options, records[0])
     comparison = set_side_by_side(records, prices, _card(options, records[0]))
     form = "json" if options.json else options.format
     if form == "table":
@@ -100,6 +100,13 @@ def compare(options: argparse.Namespace) -> int:
     else:
         put(render_comparison(comparison, form), end="")
     return EXIT_DONE
+
+
+def _prices(options: argparse.Namespace, record: SweepRecord) -> Prices:
+    """The sweep's prices, with those of the command line in their place."""
+    from sweeper.results.price import repriced
+
+    return repriced(record.prices, options.per_kwh, options.hours, options.currency)
 
 
 def _card(options: argparse.Namespace, record: SweepRecord) -> Any:

@@ -27,6 +27,7 @@ from sweeper.results.price import (
     money,
     per_hour,
     per_million_tokens,
+    repriced,
 )
 
 UNRANKED = "The tables are not comparable, because sensor, workload or sampling differs."
@@ -99,10 +100,7 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     """
     if not records:
         raise UsageError("nothing to compare: name the sweeps, for example `sweeper compare A B`")
-    if not 0 <= prices.per_kwh < math.inf:
-        raise UsageError(f"--per-kwh {prices.per_kwh:g}: a price per kWh is 0 or more")
-    if not 0 <= prices.hours_per_day <= 24:
-        raise UsageError(f"--hours {prices.hours_per_day:g}: the hours of use a day are between 0 and 24")
+    repriced(prices, prices.per_kwh, prices.hours_per_day)
     # Watts of another sensor, at another workload, or of tokens that were not sampled, cannot be ranked.
     keys = [
         (r.power.scope, r.power.name, r.power.kind, r.engine.simulated, r.engine.sampling, _workload(r))

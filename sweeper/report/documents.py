@@ -8,6 +8,7 @@ from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import Picked, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
+from sweeper.results.price import month_of
 from sweeper.results.provisional import visits_of
 
 
@@ -16,6 +17,7 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
     named = marks(record)
     return {
         **_about(record),
+        "cost_per_month": _month(record),
         "front": [{"picks": list(named.get(t.number, ())), **_point(t)} for t in record.on_front()],
         "picks": {
             picked.pick: {
@@ -34,6 +36,7 @@ def recommendation_document(record: SweepRecord) -> dict[str, Any]:
     quant = None if best is None else best.trial.configuration.quant
     return {
         **_about(record, quant),
+        "cost_per_month": _month(record),
         "recommended": None if best is None else _picked(best),
         "reason": None if best else f"{why_nothing(record)}; so nothing is recommended",
         "others": [_picked(picked) for picked in picks(record) if not picked.recommended],
@@ -69,6 +72,23 @@ def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
         "constraints": [str(constraint) for constraint in record.constraints],
         "caveats": _caveats(record.caveats),
         "baseline": None if baseline is None else _point(baseline),
+    }
+
+
+def _month(record: SweepRecord) -> dict[str, Any] | None:
+    """What the recommended trial costs a month, computed; null if it has no watts. ``idle`` is for the other hours."""
+    best = recommended(record)
+    cost = month_of(record, best.trial) if best else None
+    if cost is None:
+        return None
+    return {
+        "kind": "computed",
+        "generating": cost.generating,
+        "idle": cost.waiting,
+        "idle_with_model": cost.waits_with_model,
+        "watts": record.power.kind,
+        "scope": record.power.scope,
+        **to_plain(record.prices),
     }
 
 

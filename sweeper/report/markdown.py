@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
 from sweeper.report.picks import heading, meaning, meanings, next_commands, picks_by_trial, recommended, title
-from sweeper.report.sections import costs, front_table, legend, origin, phases, setting
+from sweeper.report.sections import costs, front_table, legend, month, origin, phases, setting
 from sweeper.report.tables import Facts, Table, joined
 from sweeper.report.words import clean, machine_name, own_settings, warnings
 
@@ -103,7 +103,9 @@ def _answer(record: SweepRecord) -> str:
         return f"**Nothing can be recommended yet**: {escape(why_nothing(record))}.\n\n{fence(commands)}"
     own = own_settings(record, best.trial)
     head = f"**{heading(record, best)}** ({escape(best.pick)}):"
-    return f"{head}\n\n{fence(commands)}\n\n{escape(best.words)}\n\n{code(own)}"
+    return "\n\n".join(
+        filter(None, (head, fence(commands), escape(best.words), escape(month(record)), code(own)))
+    )
 
 
 # At 1,300 pixels with its assistant open, MLflow 3.17 puts a description without a line of some 65 signs of
@@ -124,7 +126,7 @@ def _command_first(record: SweepRecord) -> str:
     own = f"{escape(best.pick)} asks for {escape(meaning(record, best.pick))}: " + code(
         own_settings(record, best.trial)
     )
-    return f"{fence(first)}\n{words}\n\n{own}\n\n{rest}".rstrip()
+    return f"{fence(first)}\n" + "\n\n".join(filter(None, (words, escape(month(record)), own, rest)))
 
 
 def _front(record: SweepRecord) -> str:

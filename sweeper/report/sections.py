@@ -11,7 +11,15 @@ from sweeper.report.caveats import lost_trials, reason
 from sweeper.report.picks import labels, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
-from sweeper.results.price import energy_words, kwh_per_year, money, per_hour, per_million_tokens, yearly_kwh
+from sweeper.results.price import (
+    energy_words,
+    kwh_per_year,
+    money,
+    month_of,
+    per_hour,
+    per_million_tokens,
+    yearly_kwh,
+)
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
@@ -160,6 +168,24 @@ def costs(record: SweepRecord) -> Facts:
             year = f"around the clock {energy_words(kwh_per_year(reading.median, 24), prices)} a year"
             entries.append((name, f"{words.spread(reading)} W; {year}"))
     return entries
+
+
+def month(record: SweepRecord) -> str:
+    """What the recommended trial costs a month, computed from its watts; empty if nothing is known of them."""
+    best = recommended(record)
+    cost = month_of(record, best.trial) if best else None
+    if cost is None:
+        return ""
+    prices = record.prices
+    idle = ""
+    if cost.waiting is not None and prices.hours_per_day < 24:
+        how = "the model loaded" if cost.waits_with_model else "no model loaded"
+        idle = f", and {money(cost.waiting, prices)} idle ({how}, the other {24 - prices.hours_per_day:g} h)"
+    watts = "watts" if record.power.kind == "measured" else f"{record.power.kind} watts"
+    return (
+        f"{money(cost.generating, prices)} a month at {prices.hours_per_day:g} h a day{idle}: computed from {watts} "
+        f"of {words.SCOPES[record.power.scope]}, at {prices.per_kwh:g} {words.clean(prices.currency)} per kWh"
+    )
 
 
 def ceilings(record: SweepRecord) -> tuple[Facts, list[str]]:

@@ -9,7 +9,7 @@ from rich.text import Text
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
 from sweeper.report.picks import meanings, next_commands, picks_by_trial, recommended, title
-from sweeper.report.sections import front_table, legend
+from sweeper.report.sections import front_table, legend, month
 from sweeper.report.tables import NARROWEST, WIDTH, as_text, show, table_lines, wrapped
 from sweeper.report.words import clean, machine_name, power_line, tally, warnings
 
@@ -46,6 +46,8 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
         words = f"{'★ ' if is_best else ''}{title(record, found)}"
         lines += wrapped(words, width, "bold green" if is_best else "bold")
         lines += wrapped(clean(found[0].words), width, "green" if is_best else "", indent="  ")
+        if found[0].recommended:
+            lines += wrapped(month(record), width, indent="  ")
         lines += wrapped(meanings(record, found), width, "dim", indent="  ")
         lines.append(Text())
     caveats = [wrapped(f"! {clean(line)}", width, "yellow", hanging="  ") for line in advice_lines(record)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass, replace
 
+from sweeper.errors import UsageError
 from sweeper.metrics import describe
 from sweeper.records import Prices, Reading, SweepRecord, TrialRecord, Workload
 from sweeper.results.front import overlap, too_noisy
@@ -12,6 +14,7 @@ from sweeper.results.provisional import visits_of
 
 JOULES_PER_KWH = 3.6e6
 DAYS_PER_YEAR = 365
+MONTHS_PER_YEAR = 12
 # A request that takes longer than this many times the baseline's is worth a warning, even if it saves energy.
 MUCH_LONGER = 1.2
 _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
@@ -128,6 +131,44 @@ def energy_and_price(kwh: float, prices: Prices) -> tuple[str, str]:
 def per_million_tokens(joules_per_token: float, prices: Prices) -> float:
     """The energy cost of a million tokens: J/token × 0.2778 × price per kWh."""
     return joules_per_token * 1e6 / JOULES_PER_KWH * prices.per_kwh
+
+
+@dataclass(frozen=True, slots=True)
+class Month:
+    """The computed cost of a month: of the hours of generating, and of the hours in which the machine waits.
+
+    ``waits_with_model`` says whether the model stays loaded meanwhile. ``waiting`` is None if no sensor saw it.
+    """
+
+    generating: float
+    waiting: float | None
+    waits_with_model: bool
+
+
+def month_of(record: SweepRecord, trial: TrialRecord) -> Month | None:
+    """A month of ``trial`` at the record's prices, computed from its watts; None if these are missing."""
+    watts, hours = trial.metrics.get("watts"), record.prices.hours_per_day
+    if watts is None:
+        return None
+    loaded = trial.metrics.get("resident_watts")
+    idle = loaded or record.idle_watts
+
+    def cost(power: Reading, hours_per_day: float) -> float:
+        return kwh_per_year(power.median, hours_per_day) / MONTHS_PER_YEAR * record.prices.per_kwh
+
+    return Month(cost(watts, hours), None if idle is None else cost(idle, 24 - hours), loaded is not None)
+
+
+def repriced(
+    prices: Prices, per_kwh: float | None = None, hours: float | None = None, currency: str | None = None
+) -> Prices:
+    """``prices`` with the values that are given. Raises UsageError for an impossible one."""
+    if per_kwh is not None and not 0 <= per_kwh < math.inf:
+        raise UsageError(f"--per-kwh {per_kwh:g}: a price per kWh is 0 or more")
+    if hours is not None and not 0 <= hours <= 24:
+        raise UsageError(f"--hours {hours:g}: the hours of use a day are between 0 and 24")
+    given = {"per_kwh": per_kwh, "hours_per_day": hours, "currency": currency}
+    return replace(prices, **{key: value for key, value in given.items() if value is not None})  # type: ignore[arg-type]
 
 
 def per_hour(watts: float, prices: Prices) -> float:

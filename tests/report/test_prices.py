@@ -1,0 +1,100 @@
+"""Prices of another day or place: a report takes them without a new sweep, and every form names the cost of a month."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from made_sweeps import sweep
+
+from sweeper import prepare
+from sweeper.cli import main
+from sweeper.config import compose
+from sweeper.records import Prices, Reading
+from sweeper.report.documents import front_document
+from sweeper.report.html import html_report
+from sweeper.report.markdown import markdown_report, picks_markdown
+from sweeper.report.progress import Progress
+from sweeper.report.sections import month
+from sweeper.report.terminal import front_text
+
+MONTHS = 365 / 12
+
+
+def priced(kind: str = "measured", **prices: object):
+    """A sweep whose recommended trial draws 6 W, and 3 W when the loaded model waits."""
+    record = replace(sweep(kind=kind), prices=Prices(per_kwh=0.30, hours_per_day=3, **prices))  # type: ignore[arg-type]
+    figures = {"watts": Reading(6, 6, 6, 10), "resident_watts": Reading(3, 3, 3, 10)}
+    trials = (
+        replace(t, metrics={**t.metrics, **figures}) if t.number == record.recommended else t
+        for t in record.trials
+    )
+    return replace(record, trials=tuple(trials))
+
+
+@pytest.mark.parametrize("write", [front_text, markdown_report, picks_markdown, html_report])
+def test_every_form_says_what_a_month_costs(write) -> None:
+    said = " ".join(write(priced()).split())
+    generating, idle = (watts / 1000 * hours * MONTHS * 0.30 for watts, hours in ((6, 3), (3, 21)))
+    assert f"€{generating:.2f} a month at 3 h a day, and €{idle:.2f} idle" in said
+    assert "computed from watts of the GPU only" in said
+
+
+def test_watts_that_were_not_measured_are_called_so_and_none_give_no_cost() -> None:
+    assert "computed from estimated watts of the processor only" in month(priced("estimated"))
+    record = priced()
+    blind = tuple(
+        replace(t, metrics={k: v for k, v in t.metrics.items() if "watts" not in k}) for t in record.trials
+    )
+    assert month(replace(record, trials=blind)) == ""
+    assert front_document(replace(record, trials=blind))["cost_per_month"] is None
+
+
+def test_programs_read_the_month_too() -> None:
+    found = front_document(priced(currency="CHF"))["cost_per_month"]
+    assert found["generating"] == pytest.approx(0.006 * 3 * MONTHS * 0.30)
+    assert found["idle"] == pytest.approx(0.003 * 21 * MONTHS * 0.30)
+    assert (found["kind"], found["currency"], found["watts"], found["scope"]) == (
+        "computed",
+        "CHF",
+        "measured",
+        "gpu",
+    )
+
+
+@pytest.fixture
+def simulated(tmp_path: Path) -> Path:
+    root = tmp_path / "mlruns"
+    words = ("engine=simulated", "name=demo", "search.trials=4", "search.finalists=1", f"root={root}")
+    assert main(["sweep", *words]) == 0
+    return root
+
+
+def test_a_report_takes_other_prices(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    def cost(*options: str) -> dict[str, object]:
+        capsys.readouterr()
+        assert main(["report", "demo", "--json", "--root", str(simulated), *options]) == 0
+        return json.loads(capsys.readouterr().out)["cost_per_month"]
+
+    before = cost()
+    after = cost("--hours", "3", "--per-kwh", "0,60", "--currency", "CHF")
+    assert (after["hours_per_day"], after["per_kwh"], after["currency"]) == (3, 0.6, "CHF")
+    assert after["generating"] == pytest.approx(before["generating"] * 3 / 4 * 2)
+    assert "CHF a month at 3 h a day" in (simulated / "reports" / "demo" / "report.html").read_text("utf-8")
+    assert cost() == before  # only this report has the other prices
+    for wrong in (("--hours", "25"), ("--per-kwh=-1",), ("--per-kwh", "cheap")):
+        assert main(["report", "demo", "--root", str(simulated), *wrong]) == 2
+    assert "'cheap' is not a number" in capsys.readouterr().err
+
+
+def test_another_price_starts_no_other_sweep(tmp_path: Path) -> None:
+    def prepared(per_kwh: float):
+        words = (f"root={tmp_path / 'mlruns'}", "engine=simulated", f"prices.per_kwh={per_kwh}")
+        with prepare.prepared(compose(words), lambda _header, _plan: Progress(), lambda _: None) as made:
+            return made.study.header()
+
+    first, second = prepared(0.30), prepared(0.42)
+    assert first.sweep == second.sweep
+    assert second.prices.per_kwh == 0.42
