@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import tarfile
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,11 +18,12 @@ from sweeper.records import Prices, Reading
 from sweeper.report.documents import front_document
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report, picks_markdown
-from sweeper.report.progress import Progress
 from sweeper.report.sections import month
 from sweeper.report.terminal import front_text
+from sweeper.rig.open import open_rig
 
 MONTHS = 365 / 12
+STORE = Path(__file__).parent.parent / "fixtures" / "recorded" / "mlruns.tar.xz"
 
 
 def priced(kind: str = "measured", **prices: object):
@@ -66,10 +69,9 @@ def test_programs_read_the_month_too() -> None:
 
 @pytest.fixture
 def simulated(tmp_path: Path) -> Path:
-    root = tmp_path / "mlruns"
-    words = ("engine=simulated", "name=demo", "search.trials=4", "search.finalists=1", f"root={root}")
-    assert main(["sweep", *words]) == 0
-    return root
+    with tarfile.open(STORE) as archive:
+        archive.extractall(tmp_path, filter="data")
+    return tmp_path / "mlruns"
 
 
 def test_a_report_takes_other_prices(simulated: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,11 +92,12 @@ def test_a_report_takes_other_prices(simulated: Path, capsys: pytest.CaptureFixt
 
 
 def test_another_price_starts_no_other_sweep(tmp_path: Path) -> None:
-    def prepared(per_kwh: float):
-        words = (f"root={tmp_path / 'mlruns'}", "engine=simulated", f"prices.per_kwh={per_kwh}")
-        with prepare.prepared(compose(words), lambda _header, _plan: Progress(), lambda _: None) as made:
-            return made.study.header()
+    def name(*words: str) -> str:
+        composed = compose((f"root={tmp_path / 'mlruns'}", "engine=simulated", *words))
+        with ExitStack() as held:
+            rig, space, _ = open_rig(composed, held, lambda _: None)
+            workload = rig.workload or composed.settings.workload_record()
+            return prepare.sweep_name(composed.settings, space, workload, rig, Path(composed.settings.root))
 
-    first, second = prepared(0.30), prepared(0.42)
-    assert first.sweep == second.sweep
-    assert second.prices.per_kwh == 0.42
+    assert name() == name("prices.per_kwh=0.42", "prices.hours_per_day=9", "prices.currency=CHF")
+    assert name() != name("workload.prompt_tokens=99")
