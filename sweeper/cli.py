@@ -279,6 +279,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"sweeper {__version__}")
     add = parser.add_subparsers(title="commands", metavar="COMMAND", parser_class=_Intermixed)
     add.add_parser("sweep", help="search for the best settings; this is the main command", add_help=False)
+    _add_guess(add)
     _add_report(add)
     _add_apply(add)
     rollback = _command(add, "rollback", "undo the last apply: restore files and limits")
@@ -365,6 +366,18 @@ def _number(text: str) -> float:
         return float(text.replace(",", ".") if re.fullmatch("[0-9]*,[0-9]+", text) else text)
     except ValueError:
         raise UsageError(f"{text!r} is not a number: write it like 0.30") from None
+
+
+def _add_guess(add: Any) -> None:
+    words = (
+        "compute in seconds whether models fit here, and how fast they would run; several models give a table"
+    )
+    guess = _command(add, "guess", words)
+    words = (
+        "a name in conf/model (llama2_7b), a GGUF file, OWNER/NAME/FILE.gguf on the Hugging Face hub, or a URL, of "
+        "which only the header is read; and settings of the configuration, as for `sweeper sweep`"
+    )
+    guess.add_argument("words", nargs="*", default=[], metavar="MODEL or KEY=VALUE", help=words)
 
 
 def _add_report(add: Any) -> None:

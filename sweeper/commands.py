@@ -73,6 +73,18 @@ def report(options: argparse.Namespace) -> int:
     return EXIT_DONE
 
 
+def guess(options: argparse.Namespace) -> int:
+    """`sweeper guess`."""
+    from sweeper.guess.locate import split_words
+    from sweeper.guess.run import guess_models
+    from sweeper.guess.text import plain, text
+
+    models, overrides = split_words(options.words)
+    guesses = guess_models(models, overrides, options.root)
+    _answer(options, plain(guesses), text(guesses))
+    return EXIT_DONE
+
+
 def compare(options: argparse.Namespace) -> int:
     """`sweeper compare`. Without names, it compares all sweeps in ``--root`` and every ``--from`` folder."""
     from sweeper.errors import SweepMissingError

@@ -47,6 +47,7 @@ ORDER = (
     {"doctor", "tracking", "apply"},
     {"config"},
     {"rig", "sweep"},
+    {"guess"},
     {"prepare"},
     {"commands"},
     {"cli"},

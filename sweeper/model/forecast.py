@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,12 +67,45 @@ class MemoryForecast:
         return None
 
 
+@dataclass(frozen=True, slots=True)
+class KernelSpeeds:
+    """How fast llama.cpp's kernels run on the processor: a benchmark without a model, and no measured inference."""
+
+    weight_bytes_per_second: tuple[float, ...]  # in the order of the request
+    step_seconds: float  # of one small step of a graph
+    attention_per_second: float  # elements of K and V, for each head of the query
+
+
 class Forecaster(WorkerProcess):
     """Asks llama.cpp for its plan, in a worker process that runs from the first forecast until `close`."""
 
-    def __init__(self) -> None:
-        super().__init__("sweeper.model.forecast_worker")
+    def __init__(self, environment: Mapping[str, str] | None = None) -> None:
+        super().__init__("sweeper.model.forecast_worker", environment)
         self._headers: dict[tuple[Path, int], GgufHeader] = {}
+
+    def can_offload(self) -> bool:
+        """Whether this build of llama.cpp can move layers to a GPU of this machine."""
+        return bool(self.ask("devices", _START_SECONDS)["gpu_offload"])
+
+    def kernel_speeds(
+        self, wanted: Sequence[tuple[str, int, int]], threads: int, cache_type: str
+    ) -> KernelSpeeds:
+        """The speeds of llama.cpp's kernels on the processor. Takes about 0.2 s for each of ``wanted``.
+
+        Args:
+            wanted: type, length of a row and total bytes of the weights of a model.
+            threads: the number of threads that work.
+            cache_type: the type of the KV cache, as in a configuration.
+
+        Raises:
+            EngineRefused, EngineCrashed, EngineTimeout: the benchmark failed.
+        """
+        check(Configuration(type_k=cache_type))
+        answer = self.ask(
+            "kernels", _START_SECONDS, wanted=list(wanted), threads=threads, cache_type=cache_type.upper()
+        )
+        speeds = (answer["step_seconds"], answer["attention_per_second"])
+        return KernelSpeeds(tuple(answer["weights"]), *speeds)
 
     def demand_generator(self, path: Path) -> None:
         """Raise ModelFileError unless llama.cpp can read the model at ``path`` and generate text with it."""

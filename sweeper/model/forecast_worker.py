@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from sweeper.model.kernel_speed import kernel_speeds
 from sweeper.model.llama_library import Library, gpus
 from sweeper.model.llama_params import context_params, model_params
 from sweeper.parameters import MODEL_KEYS
@@ -46,6 +47,14 @@ class ForecastWorker:
             "keeps_context": keeps,
             "encodes": bool(api.llama_model_has_encoder(model)) or not api.llama_model_has_decoder(model),
             "tokenises": api.llama_vocab_type(vocabulary) != api.LLAMA_VOCAB_TYPE_NONE,
+        }
+
+    def devices(self) -> dict[str, Any]:
+        """Whether this build can offload layers here, and the devices that would hold them."""
+        found = [gpu.name for gpu in gpus()]
+        return {
+            "gpu_offload": bool(self._llama.api.llama_supports_gpu_offload()) and bool(found),
+            "gpus": found,
         }
 
     def forecast(self, path: str, stamp: int, wanted: Mapping[str, Any]) -> dict[str, Any]:
@@ -101,4 +110,11 @@ def compute_by_device(lines: Iterable[str]) -> dict[str, float]:
 
 if __name__ == "__main__":
     worker = ForecastWorker()
-    serve({"examine": worker.examine, "forecast": worker.forecast})
+    serve(
+        {
+            "examine": worker.examine,
+            "forecast": worker.forecast,
+            "devices": worker.devices,
+            "kernels": kernel_speeds,
+        }
+    )

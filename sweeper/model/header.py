@@ -44,6 +44,7 @@ class GgufHeader:
     file_type: str
     parameters: int
     tensors: tuple[Tensor, ...]
+    expert_used_count: int = 0
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -90,6 +91,7 @@ def read_header(path: Path) -> GgufHeader:
         file_type=_file_type(values, tensors),
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         tensors=tuple(tensors),
+        expert_used_count=whole(values, f"{architecture}.expert_used_count"),
     )
 
 

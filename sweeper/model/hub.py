@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -63,7 +64,32 @@ def fetch(
     note = root / "hub" / f"{digest}.json"
     try:
         api = HfApi(endpoint=endpoint, token=token, library_name="sweeper")
-        fetched = _download(api, repo, file, revision, root, cache_dir)
+        with named_errors(repo, revision):
+            fetched = _download(api, repo, file, revision, root, cache_dir)
+    # The server or the network has a problem. HF_HUB_OFFLINE raises a ConnectionError.
+    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError) as error:
+        known = _known(note, root)
+        if known is None:
+            raise ModelMissingError(
+                f"cannot reach the hub for {repo} ({first_line(error)}): give a file with model.path=FILE, "
+                "or try again with a network"
+            ) from None
+        return known
+    except OSError as error:
+        raise ModelMissingError(f"cannot fetch {repo}: {first_line(error)}") from None
+    # Without the note, the file cannot be reused without a network; nothing else is lost.
+    with suppress(OSError):
+        files.replace(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
+    return fetched
+
+
+@contextmanager
+def named_errors(repo: str, revision: str | None) -> Iterator[None]:
+    """Turn the hub's refusals into errors in one line; errors of the network pass."""
+    from huggingface_hub import errors
+
+    try:
+        yield
     except errors.HFValidationError:
         raise ConfigError(f"model.repo={repo}: give OWNER/NAME, as in the hub's address") from None
     except errors.GatedRepoError:
@@ -76,44 +102,34 @@ def fetch(
         raise ModelMissingError(
             f"the hub has no repository {repo}, or hides it: correct model.repo, or run `hf auth login`"
         ) from None
-    # The server or the network has a problem. HF_HUB_OFFLINE raises a ConnectionError.
-    except (errors.LocalEntryNotFoundError, errors.HTTPError, ConnectionError) as error:
-        known = _known(note, root)
-        if known is None:
-            raise ModelMissingError(
-                f"cannot reach the hub for {repo} ({_first_line(error)}): give a file with model.path=FILE, "
-                "or try again with a network"
-            ) from None
-        return known
-    except OSError as error:
-        raise ModelMissingError(f"cannot fetch {repo}: {_first_line(error)}") from None
-    # Without the note, the file cannot be reused without a network; nothing else is lost.
-    with suppress(OSError):
-        files.replace(note, json.dumps(asdict(fetched) | {"path": str(fetched.path)}, indent=1))
-    return fetched
+
+
+def resolved(api: Any, repo: str, file: str | None, revision: str | None) -> tuple[str, str]:
+    """The path of the GGUF in the repository (None: the only one), and the commit of the revision."""
+    info = api.model_info(repo, revision=revision)
+    return _chosen(file, [str(entry.rfilename) for entry in info.siblings or []], repo), str(info.sha)
 
 
 def _download(
     api: Any, repo: str, file: str | None, revision: str | None, root: Path, cache_dir: Path | None
 ) -> Fetched:
-    info = api.model_info(repo, revision=revision)
-    chosen = _chosen(file, [str(entry.rfilename) for entry in info.siblings or []], repo)
+    chosen, commit = resolved(api, repo, file, revision)
     names = split_names(chosen) or (chosen,)
-    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=info.sha)}
+    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=commit)}
     paths = []
     for name in names:
         if name not in entries:
             raise ModelMissingError(
-                f"{repo} has no file {name} at {info.sha[:12]}: check its file list, and correct model.file"
+                f"{repo} has no file {name} at {commit[:12]}: check its file list, and correct model.file"
             )
-        path = Path(api.hf_hub_download(repo, name, revision=info.sha, cache_dir=cache_dir))
+        path = Path(api.hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
         expected = getattr(getattr(entries[name], "lfs", None), "sha256", None)
         if expected is not None and sha256_of(path, root) != expected:
             raise ModelFileError(
                 f"{path} differs from the hub's file with SHA-256 {expected[:12]}…: delete it, and fetch it again"
             )
         paths.append(path)
-    return Fetched(paths[0], info.sha, sha256_of(paths[0], root))
+    return Fetched(paths[0], commit, sha256_of(paths[0], root))
 
 
 def _chosen(file: str | None, names: list[str], repo: str) -> str:
@@ -131,7 +147,8 @@ def _chosen(file: str | None, names: list[str], repo: str) -> str:
     raise ConfigError(f"{repo} has {len(firsts)} GGUF files; choose one with model.file=…: {shown}")
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, or the name of its type."""
     return next(iter(str(error).strip().splitlines()), type(error).__name__)
 
 

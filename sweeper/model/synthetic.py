@@ -53,7 +53,22 @@ def synthetic_bytes(shape: ModelShape, quant: str) -> int:
     return sum(tensor_type(t, shape, quant).row_bytes(math.prod(t.shape)) for t in shape.tensors())
 
 
-def _write(shape: ModelShape, path: Path, quant: str, seed: int, name: str) -> None:
+def write_synthetic_header(shape: ModelShape, path: Path, quant: str, name: str) -> Path:
+    """Write the header of the model that `write_synthetic` would write, in a sparse file of the model's full size.
+
+    The file takes only the header's bytes on the disk, and llama.cpp can plan its memory from it. Raises as
+    `write_synthetic` does.
+    """
+    try:
+        _write(shape, path, quant, 0, name, with_weights=False)
+    except OSError as error:
+        raise StoreError(f"cannot write the model's header {path}: {error.strerror or error}") from None
+    return path
+
+
+def _write(
+    shape: ModelShape, path: Path, quant: str, seed: int, name: str, with_weights: bool = True
+) -> None:
     from gguf import GGMLQuantizationType, GGUFWriter
 
     writer: Any = GGUFWriter(path, shape.architecture)
@@ -74,6 +89,12 @@ def _write(shape: ModelShape, path: Path, quant: str, seed: int, name: str) -> N
         # write_tensor_data needs a whole tensor, and a tensor of a mixture of experts has a gigabyte.
         stream = writer.fout[0]
         writer.write_padding(stream, stream.tell())
+        if not with_weights:
+            sizes = (kind.row_bytes(math.prod(tensor.shape)) for tensor, kind in kinds)
+            stream.truncate(
+                stream.tell() + sum(writer.ggml_pad(size, writer.data_alignment) for size in sizes)
+            )
+            return
         for tensor, kind in kinds:
             for piece in pieces(tensor, kind, seed):
                 stream.write(piece.data)

@@ -55,7 +55,7 @@ def from_earlier(
         except StoreError:  # written by another version, or damaged
             continue
         if (
-            _hardware(record.machine) == _hardware(machine)
+            hardware(record.machine) == hardware(machine)
             and record.engine.simulated == simulated
             and [o.metric for o in record.objectives] == [o.metric for o in objectives]
             and record.front
@@ -101,7 +101,8 @@ def _moved(name: str, value: Any, values: Sequence[Any], n_layer: int, space: Se
     return nearest(values, value)
 
 
-def _hardware(machine: MachineRecord) -> tuple[str, int, list[str]]:
+def hardware(machine: MachineRecord) -> tuple[str, int, list[str]]:
+    """The properties that two sweeps of the same machine share."""
     return machine.cpu, machine.logical_cores, [gpu.name for gpu in machine.gpus]
 
 

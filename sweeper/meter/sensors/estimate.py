@@ -58,7 +58,7 @@ class EstimateSensor(Sensor):
         self._has_procfs = sys.platform == "linux" or self._cpus > 0
         if not self._has_procfs:  # macOS: psutil asks the kernel
             self._cpus = psutil.cpu_count() or 0
-        self._idle_watts, self._busy_watts, note = _ratings(settings or EstimateSettings(), self._cpus)
+        self._idle_watts, self._busy_watts, note = ratings(settings or EstimateSettings(), self._cpus)
         self._origin = self._last = (0.0, 0.0)
         self.caveats = (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN) if gpu_used else (Caveat.ESTIMATED,)
         self.source = PowerSource(
@@ -112,7 +112,7 @@ class EstimateSensor(Sensor):
         return moment, (user + nice + system + irq + softirq) / self._ticks
 
 
-def _ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
+def ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
     """Idle and busy watts, and a note about their origin."""
     idle, busy = settings.idle_watts, settings.busy_watts
     guessed = [name for name, watts in (("idle_watts", idle), ("busy_watts", busy)) if watts is None]
