@@ -334,7 +334,7 @@ class Watch:
         source: reads the load.
         physical_cores: the cores behind the CPUs that the sweep may use; None: as many.
         limit_seconds: the longest single wait; 0: never wait.
-        minutes: those of the search, which bound all waits together; None: no limit.
+        minutes: those of the sweep, which bound all waits together; None: no limit.
         clock: the time in s.
         sleep: waits on that clock.
         stopped: whether the user stopped the sweep, which ends a wait.

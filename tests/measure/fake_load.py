@@ -10,6 +10,8 @@ from sweeper.measure.disturbance import Load, Processes
 class FakeLoad:
     """Between two snapshots others use the next of ``foreign`` cores; after the last one, ``then`` cores."""
 
+    elsewhere = "other processes"
+
     def __init__(
         self,
         clock: Callable[[], float],

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from fake_load import FakeLoad
 
+from sweeper import prepare
 from sweeper.config import compose
 from sweeper.errors import ConfigError, MissingError
+from sweeper.lab.simulator import MACHINES, machine_record
+from sweeper.lab.virtual_time import VirtualClock
 from sweeper.measure.disturbance import Watch
-from sweeper.rig import llama_cpp
 from sweeper.rig.llama_cpp import llama_rig
+from sweeper.sweep import StopFlag
 
 
 @pytest.fixture
@@ -26,7 +31,7 @@ def test_the_process_is_named_before_a_download_begins(
     def no_network(*_: object) -> None:
         raise MissingError("no network", "plug it in")
 
-    monkeypatch.setattr(llama_cpp, "obtain", no_network)
+    monkeypatch.setattr("sweeper.rig.here.obtain", no_network)
     said: list[str] = []
     with pytest.raises(MissingError), ExitStack() as held:
         llama_rig(compose([f"root='{tmp_path}'"]).settings, tmp_path, held, said.append)
@@ -40,6 +45,30 @@ def test_the_sweep_keeps_the_line_as_a_note(tmp_path: Path, smallest_model: Path
         rig = llama_rig(settings, tmp_path, held, lambda _: None)
         assert "the machine is not quiet: cc1plus uses 0.9 of 2 cores" in rig.notes
         assert rig.load is not None
+
+
+@pytest.mark.parametrize(
+    ("limits", "seconds"),
+    [
+        (["search.minutes=null"], 20),
+        (["search.minutes=60"], 300),
+        (["search.minutes=null", "minutes=60"], 300),
+        (["search.minutes=60", "minutes=3"], 15),
+        (["search.wait_for_quiet=0"], 0),
+    ],
+)
+def test_the_minutes_of_a_sweep_bound_the_waits_of_its_search(limits: list[str], seconds: float) -> None:
+    clock = VirtualClock()
+    machine = machine_record(MACHINES["minipc"])
+    rig = SimpleNamespace(load=FakeLoad(clock, then=1.5), machine=machine, clock=clock, sleep=clock.advance)
+    watch = prepare._watch(rig, compose(["search.wait_for_quiet=8", *limits]).settings, StopFlag())
+    for _ in range(80):
+        watch.wait(lambda line: None)
+    assert seconds <= watch.waited_seconds <= seconds + 2
+
+
+def test_nothing_disturbs_a_machine_in_virtual_time() -> None:
+    assert prepare._watch(SimpleNamespace(load=None), compose([]).settings, StopFlag()) is None
 
 
 @pytest.mark.parametrize(
