@@ -374,7 +374,11 @@ class Watch:
 
     def judge(self, before: Load, after: Load, threads: int | None) -> Disturbance:
         """The disturbance of a window between two snapshots, for an engine with so many threads."""
-        return between(before, after, self._source.cores, self._physical, threads)
+        found = between(before, after, self._source.cores, self._physical, threads)
+        # A pause shows that a wait in vain met a long burst, and not the usual load.
+        if found.others_share is not None and found.share < self._usual_share / 2:
+            self._usual_share = 0.0
+        return found
 
     def tolerated_share(self, threads: int) -> float:
         """The share of the cores that others may take beside an engine with so many threads."""

@@ -37,6 +37,8 @@ RECORDING_UPDATE_PERIODS = 10
 PREFILL_SHARE = 0.5
 # A prompt that takes longer than all decode windows needs fewer windows than decode does.
 LEAST_DECIDING_PREFILL = 2
+# With this many calm windows of a phase, its disturbed ones do not count: two show a spread.
+ENOUGH_CALM = 2
 # Length of the warm-up prompt, which also predicts the time of a whole prompt.
 WARMUP_PROMPT_TOKENS = 64
 # A warm-up step is long enough for a few tokens on a slow machine, and short compared with any window.
@@ -331,13 +333,16 @@ def _fill_seconds(windows: Sequence[Window], depth: int) -> float:
 def _least_disturbed(taken: Sequence[Window], counts: Mapping[Phase, int]) -> list[Window]:
     """For each phase, the ``counts`` windows that others disturbed least, in the order in which they were measured.
 
-    Disturbance decides and never speed, so the choice does not favour lucky windows.
+    Where enough of them are calm, the others do not count. Disturbance decides and never speed, so the choice does not
+    favour lucky windows.
     """
     chosen: list[int] = []
     for phase in PHASES:
         of_phase = [index for index, window in enumerate(taken) if window.phase == phase]
         of_phase.sort(key=lambda index: _excess(taken[index]))
-        chosen += of_phase[: counts[phase]]
+        least = of_phase[: counts[phase]]
+        calm = [index for index in least if not is_disturbed(taken[index])]
+        chosen += calm if len(calm) >= ENOUGH_CALM else least
     seen: dict[Phase, int] = dict.fromkeys(PHASES, 0)
     kept = []
     for window in (taken[index] for index in sorted(chosen)):

@@ -296,6 +296,9 @@ def test_what_a_machine_always_takes_is_waited_for_once() -> None:
     assert not waiting.is_worth_repeating(usual)
     assert waiting.is_worth_repeating(more)
     assert watch(then=0.5)[0].is_worth_repeating(usual)
+    # A pause shows that the wait only met a long burst.
+    waiting.judge(Load(0.0, 0.0, 0.0, None, {1: 0.0}), Load(1.0, 2.1, 0.0, None, {1: 2.0}), 2)
+    assert waiting.is_worth_repeating(usual)
 
 
 def test_no_limit_means_no_wait_and_a_stop_ends_one() -> None:

@@ -108,6 +108,13 @@ def test_the_least_disturbed_windows_stay() -> None:
     assert shares(found, "prefill") == [0.0] * 3
 
 
+def test_two_calm_windows_are_enough_without_a_disturbed_third() -> None:
+    found, _, _ = measured(0.0, 1.6, 0.4, 1.2, 0.8)  # the first decode window takes all three spare ones
+    assert shares(found, "decode") == [0.0, 0.0]
+    assert shares(found, "prefill") == [0.0] * 3
+    assert Caveat.BUSY_MACHINE not in found.caveats
+
+
 def test_a_disturbed_window_condemns_no_trial() -> None:
     asked: list[object] = []
     measured(then=0.8, hopeless=lambda metrics: asked.append(metrics) or True)
