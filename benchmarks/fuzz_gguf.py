@@ -2,7 +2,7 @@
 
 Each file must end in one of these ways: sweeper refuses it in one line with a documented exit code, sweeper rules the
 trial out, the trial fails with a reason, or the trial runs. Anything else is a fault: another exception, a traceback
-in a worker, a message of several lines, or more than 60 s.
+in a worker, a message that is no plain line, or more than 60 s.
 
 The code is that of `sweeper sweep`, in this process, with its real worker processes. Only workers that survive a file
 also take the next one. Every ``--whole-every``-th file is given to the whole command instead.
@@ -49,6 +49,7 @@ from sweeper.search.warm_start import initial_design
 from sweeper.space.auto import Facts
 
 LONGEST_SECONDS = 60
+LONGEST_MESSAGE = 1_000  # letters
 # A file may make llama.cpp ask for any amount. A fault of sweeper's must not take the memory of other programs.
 MEMORY_BYTES = 10 << 30
 DOCUMENTED = (0, 2, 3, 4, 5, 130)
@@ -117,8 +118,9 @@ class Fuzz:
             found = Outcome(f"fault: {type(error).__name__}", str(error), fault=True)
         finally:
             path.unlink()
-        if not found.fault and ("\n" in found.message or "ended with exit code" in found.message):
-            found = replace(found, kind="fault: a traceback or several lines", fault=True)
+        plain = found.message.isprintable() and len(found.message) < LONGEST_MESSAGE
+        if not found.fault and (not plain or "ended with exit code" in found.message):
+            found = replace(found, kind="fault: a traceback, or no plain line", fault=True)
         return replace(found, seconds=time.monotonic() - began)
 
     def _first_trial(self, path: Path) -> Outcome:

@@ -17,6 +17,7 @@ from sweeper.model.ggml_types import FILE_TYPES
 from sweeper.model.metadata import BadHeader, RawHeader, Tensor, Value, read_raw, whole
 
 _SPLIT_NAME = re.compile(r"^(?P<stem>.+)-(?P<part>\d{5})-of-(?P<count>\d{5})\.gguf$")
+_ARCHITECTURE = re.compile(r"[\w.+-]{1,64}", re.ASCII)
 _MAX_LAYERS = 100_000  # far above any real model
 # GGUF files that lie beside models, by general.type or, in older files, by architecture.
 _NOT_A_MODEL = {
@@ -68,6 +69,10 @@ def read_header(path: Path) -> GgufHeader:
     _demand_language_model(path, values.get("general.type"), architecture)
     if not isinstance(architecture, str) or not architecture:
         raise ModelFileError(f"{path}: its header names no architecture (general.architecture)")
+    if not _ARCHITECTURE.fullmatch(architecture):  # messages and records show this name
+        raise ModelFileError(
+            f"{path}: its header names an impossible architecture, {architecture[:40]!r} (general.architecture)"
+        )
     n_layer = whole(values, f"{architecture}.block_count")
     if not 0 < n_layer <= _MAX_LAYERS:
         raise ModelFileError(

@@ -99,6 +99,8 @@ def test_missing_empty_and_foreign_files(tmp_path):
         (raw.whole((*raw.LLAMA, raw.number("llama.block_count", 2))), "twice"),
         (raw.whole((raw.number("llama.block_count", 2),)), "no architecture"),
         (raw.whole((raw.string("general.architecture", "llama"),)), "no layers"),
+        (raw.whole((raw.string("general.architecture", "a\nb"),)), "an impossible architecture, 'a\\nb'"),
+        (raw.whole((raw.string("general.architecture", "a" * 70),)), f"architecture, '{'a' * 40}' ("),
         (raw.whole((raw.LLAMA[0], raw.number("llama.block_count", 4_000_000_000))), "4000000000 layers"),
         (raw.whole(tensors=(raw.tensor("t", ()),)), "0 dimensions"),
         (raw.whole(tensors=(raw.tensor("t", (1,) * 9),)), "9 dimensions"),
