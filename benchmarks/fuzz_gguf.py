@@ -58,6 +58,7 @@ DOCUMENTED = (0, 2, 3, 4, 5, 130)
 SHORT = Workload(
     prompt_tokens=32, generated_tokens=8, warmup_seconds=0.0, screening_seconds=0.0, screening_repeats=1
 )
+STAGE = replace(Stage.screening(SHORT), update_periods=0)  # no watts are read
 WHOLE = (
     *("experiment=quick", "search.trials=1", "search.finalists=1", "search.transfer=false", "power=estimate"),
     *("space.n_threads=1", "space.n_threads_batch=1", "workload.prompt_tokens=32", "workload.n_ctx=256"),
@@ -145,7 +146,7 @@ class Fuzz:
         if why := why_it_does_not_fit(self._forecaster, self._engine, first):
             return Outcome("first trial ruled out", why)
         try:
-            measure(first, self._engine, self._meter, SHORT, Stage.screening(SHORT))
+            measure(first, self._engine, self._meter, SHORT, STAGE)
         except TrialFailed as failure:
             return Outcome(f"first trial failed ({type(failure).__name__})", str(failure))
         return Outcome("first trial ran")
