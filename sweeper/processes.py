@@ -22,6 +22,7 @@ from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMem
 
 _LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 65_536
+_MOST_LETTERS = 400  # of the engine's words in a message; the log keeps them all
 _END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
 _SOURCES = re.compile(r"\S*/llama\.cpp/")  # where the library was built, which assertions name
 _REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
@@ -86,7 +87,7 @@ class WorkerProcess:
             raise
         if "refused" in answer:
             tail = self._log_tail()
-            raise (OutOfMemory if speaks_of_memory(tail) else EngineRefused)(str(answer["refused"]), tail)
+            raise (OutOfMemory if speaks_of_memory(tail) else EngineRefused)(_plain(answer["refused"]), tail)
         ok: dict[str, Any] = answer["ok"]
         return ok
 
@@ -198,7 +199,13 @@ def death_of(
 def reason_in(tail: tuple[str, ...]) -> str:
     """The last line that gives a reason, else the last line."""
     reasons = (line for line in reversed(tail) if any(word in line.lower() for word in _REASON_WORDS))
-    return _SOURCES.sub("", next(reasons, tail[-1] if tail else "it said nothing").strip())
+    return _plain(next(reasons, tail[-1] if tail else "it said nothing"))
+
+
+def _plain(words: str) -> str:
+    """The engine's words as part of one line. They may hold any text of a model's header."""
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in _SOURCES.sub("", words.strip()))
+    return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
 
 
 def speaks_of_memory(lines: tuple[str, ...]) -> bool:

@@ -27,8 +27,8 @@ def hang():
     time.sleep(60)
 
 
-def refuse():
-    raise Refused("no")
+def refuse(words="no"):
+    raise Refused(words)
 
 
 def fail():

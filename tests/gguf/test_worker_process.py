@@ -37,6 +37,15 @@ def test_death_by_signal_is_a_clear_error_and_not_the_end(worker, name):
     assert worker.ask("echo", 20, value=1)["pid"] != first
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"), [("a\nb\x1b[31m", "a\ufffdb\ufffd[31m"), ("x" * 70_000, "x" * 400 + "…")]
+)
+def test_a_refusal_is_one_plain_line_whatever_the_engine_said(worker, words, shown):
+    with pytest.raises(EngineRefused) as caught:
+        worker.ask("refuse", 20, words=words)
+    assert str(caught.value) == shown
+
+
 def test_a_kill_from_outside_is_a_crash_while_the_kernel_killed_nothing_for_memory(worker):
     with pytest.raises(EngineCrashed, match="SIGKILL"):
         worker.ask("die", 20, number=9)
