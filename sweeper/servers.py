@@ -19,6 +19,7 @@ HOST = "127.0.0.1"
 _END_SECONDS = 10.0  # a server that does not end within this is killed
 _POLL_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.005  # small models load in a few milliseconds
+_ANSWER_SECONDS = 1.0  # of one poll: something that listens and never answers must not hold up the others
 _LOG_LINES = 8
 # Waits until this process ends, even if it is killed, and then ends the server's whole group. A word before that means
 # that the group has ended. The kernel ends only the server itself (`_die_with`), and not what a wrapper started.
@@ -129,7 +130,7 @@ def started(
 def until_answers(process: subprocess.Popen[bytes], page: str, timeout_seconds: float) -> bool:
     """Wait until ``page`` answers; False if the server ended or did not answer in time."""
     deadline, pause = time.monotonic() + timeout_seconds, _FIRST_POLL_SECONDS
-    while not answers(page):
+    while not answers(page, _ANSWER_SECONDS):
         if process.poll() is not None or time.monotonic() > deadline:
             return False
         time.sleep(pause)

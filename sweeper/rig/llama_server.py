@@ -35,7 +35,7 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     load, busy = look_around(settings, held, say)
     engine = held.enter_context(
         LlamaServerEngine(
-            wanted.binary or "llama-server",
+            "llama-server" if wanted.binary is None else wanted.binary,
             {},
             wanted.environment,
             wanted.window_grace_seconds,

@@ -1,0 +1,131 @@
+"""A sweep of a real llama-server, from the command line to a verified server, and what a user gets wrong."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from fast_sweep import FAST
+
+from sweeper.cli import main
+from sweeper.results.assemble import assemble
+from sweeper.search.study import SweepStudy
+
+Run = Callable[..., "subprocess.CompletedProcess[str]"]
+QUICK = (*FAST, "search.wait_for_quiet=false")
+
+
+def sweep(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "sweeper", "sweep", "engine=llama_server", *words],
+        cwd=folder,
+        env=os.environ | {"NO_COLOR": "1"} | environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+
+
+@pytest.fixture(scope="module")
+def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path, llama_server: str) -> Path:
+    """A folder in which one sweep of a llama-server ran."""
+    folder = tmp_path_factory.mktemp("swept")
+    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=served"
+    done = sweep(folder, *QUICK, *named, LLAMA_ARG_CTX_SIZE="99")
+    assert done.returncode == 0, done.stderr
+    assert "Traceback" not in done.stderr
+    assert not [
+        p for p in psutil.process_iter(["cmdline"]) if str(smallest_model) in (p.info["cmdline"] or ())
+    ]
+    return folder
+
+
+def test_the_baseline_is_what_the_user_has_without_sweeper(swept: Path) -> None:
+    record = assemble(SweepStudy.load(swept / "mlruns", "served"))
+    assert record.engine.name == "llama_server"
+    assert "temperature 0.80" in record.engine.build
+    assert [t.state for t in record.trials] == ["complete"] * 4, [t.reason for t in record.trials]
+    assert record.baseline == 0
+    assert [t.configuration.fit for t in record.trials] == [True, False, False, False]
+    assert record.trial(record.recommended).remeasured
+    assert any("LLAMA_ARG_CTX_SIZE" in note for note in record.notes)
+    assert all(t.in_force["n_ctx"] == 256 for t in record.trials)
+    assert all(t.metrics["memory_mib"].median > 1 for t in record.trials)
+    assert all("vram_mib" not in t.metrics for t in record.trials)
+    assert record.trial(0).load_seconds is not None
+
+
+def test_report_apply_and_verify_know_the_server(
+    swept: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(swept)
+    assert main(["report", "served"]) == 0
+    assert "fit=" not in capsys.readouterr().out  # only the baseline has it, and its row says what it is
+    assert main(["apply", "served", "--pick", "0"]) == 0
+    plan = capsys.readouterr().out
+    assert "+fit = on" in plan
+    assert "+n-gpu-layers = auto" in plan
+    assert main(["verify", "served", "--pick", "0", "--json", "--no-watts", "--repeats", "2"]) in (0, 5)
+    found = json.loads(capsys.readouterr().out)
+    assert found["server"] == "llama-server"
+    assert {s["name"]: s["in_force"] for s in found["settings"]}["fit"] is True
+    assert {s["verdict"] for s in found["settings"]} == {"kept"}
+
+
+def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
+    tmp_path: Path, smallest_model: Path, llama_server: str
+) -> None:
+    """A module of its name hides the library, as where it was never installed."""
+    hidden = tmp_path / "hidden"
+    hidden.mkdir()
+    (hidden / "sitecustomize.py").write_text(
+        "import sys\n"
+        "class Hide:\n"
+        "    def find_spec(self, name, *_):\n"
+        "        if name.split('.')[0] == 'llama_cpp':\n"
+        "            raise ModuleNotFoundError(name, name='llama_cpp')\n"
+        "sys.meta_path.insert(0, Hide())\n"
+    )
+    path = os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
+    words = [word for word in QUICK if "type_k" not in word]
+    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=alone"
+    done = sweep(tmp_path, *words, *named, "search.finalists=1", PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    record = assemble(SweepStudy.load(tmp_path / "mlruns", "alone"))
+    assert [t.state for t in record.trials] == ["complete"] * 2, [t.reason for t in record.trials]
+    notes = " ".join(record.notes)
+    assert "without llama-cpp-python, quality is not measured" in notes
+    assert "quant is not searched for Q8_0" in notes
+    assert "the quality loss of a smaller KV cache cannot be measured" in notes
+    assert not any("kl_divergence" in t.metrics for t in record.trials)
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (["engine.binary=/no/such/llama-server"], 3, "engine.binary: cannot start /no/such/llama-server"),
+        (["engine.binary=/bin/true"], 3, "is not a llama-server"),
+        (["engine.binary=[]"], 2, "engine.binary: it is empty"),
+        (["engine.arguments=[--port,8080]"], 2, "engine.arguments: sweeper sets --port itself"),
+        (["engine.arguments=[--no-such]"], 2, "engine.arguments: "),
+        (["engine.environment.LLAMA_ARG_THREADS=3"], 2, "engine.environment.LLAMA_ARG_THREADS: "),
+        (["engine.name=llama_servers"], 2, "did you mean llama_server?"),
+    ],
+)
+def test_bad_input_is_one_line(
+    tmp_path: Path, smallest_model: Path, llama_server: str, words: list[str], code: int, says: str
+) -> None:
+    named = [] if words[0].startswith("engine.binary") else [f"engine.binary={llama_server}"]
+    done = sweep(tmp_path, *QUICK, f"model.path='{smallest_model}'", *named, *words)
+    assert done.returncode == code, done.stderr
+    last = done.stderr.strip().splitlines()[-1]
+    assert last.startswith("sweeper: ")
+    assert says in last
+    assert "Traceback" not in done.stderr
