@@ -26,7 +26,7 @@ _REMOVED = "has been removed"
 # Options that every llama-server has. A program without them is something else.
 _ESSENTIAL = ("ctx-size", "port", "parallel")
 _NAMES = re.compile(
-    r"\s{0,8}((?:--?[A-Za-z][\w.-]*,\s+)*--?[A-Za-z][\w.-]*)(?:[ =](?! )(\S+(?: \S+)*))?(?:\s{2,}(.*))?$"
+    r"\s{0,12}((?:--?[A-Za-z][\w.-]*,\s+)*--?[A-Za-z][\w.-]*)(?:[ =](?! )(\S+(?: \S+)*))?(?:\s{2,}(.*))?$"
 )
 _VARIABLE = re.compile(r"\(env: (\w+)\)")
 _DEFAULT = re.compile(r"\(default: ?'?([^,'()]+)")

@@ -82,16 +82,14 @@ def test_report_apply_and_verify_know_the_server(
 def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
     tmp_path: Path, smallest_model: Path, llama_server: str
 ) -> None:
-    """A module of its name hides the library, as where it was never installed."""
+    """Nothing finds the library, as where it was never installed."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(
-        "import sys\n"
-        "class Hide:\n"
-        "    def find_spec(self, name, *_):\n"
-        "        if name.split('.')[0] == 'llama_cpp':\n"
-        "            raise ModuleNotFoundError(name, name='llama_cpp')\n"
-        "sys.meta_path.insert(0, Hide())\n"
+        "from importlib.machinery import PathFinder\n"
+        "find = PathFinder.find_spec\n"
+        "PathFinder.find_spec = lambda name, *rest: (\n"
+        "    None if name.partition('.')[0] == 'llama_cpp' else find(name, *rest))\n"
     )
     path = os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
     words = [word for word in QUICK if "type_k" not in word]
