@@ -22,7 +22,7 @@ _FLASH = re.compile(
 _THREADS = re.compile(r"n_threads = (\d+) \(n_threads_batch = (\d+)\)")
 _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _MOVED = re.compile(r"tensor blk\.(\d+)\.\S*exps\S* .*buffer type overridden to CPU")
-_TRAINED = re.compile(r"n_ctx_train += (\d+)")
+_FITTED = re.compile(r"  - (\w+) \(.*\): +\d+ layers(?: \( *(\d+) overflowing\))?, ")
 _LOAD_MODE = re.compile(r"load_mode = ([\w+]+)\)")
 _HOST = ("CPU", "BLAS", "AMX")
 
@@ -74,8 +74,8 @@ def in_force(log: str) -> dict[str, Any]:
         offloaded = _OFFLOADED.findall(log)
         on_gpu = any(mib > 0 for device, mib in weights.items() if device != "CPU")
         found["n_gpu_layers"] = int(offloaded[-1][0]) if on_gpu and offloaded else 0
-        if on_gpu:
-            found["n_cpu_moe"] = len(set(_MOVED.findall(log)))
+        if moved := set(_MOVED.findall(log)):  # only builds that log more than others tell
+            found["n_cpu_moe"] = len(moved)
     if found.get("flash_attn") == "auto":
         found.pop("flash_attn")
     if said := _FLASH.findall(log):
@@ -94,10 +94,13 @@ def threads(whole_log: str) -> dict[str, int]:
     return {}
 
 
-def trained_context(log: str) -> int:
-    """The context in tokens that the model was trained for; 0 if the log does not tell."""
-    found = _TRAINED.search(log)
-    return int(found[1]) if found else 0
+def fitted_experts(whole_log: str) -> int | None:
+    """The layers whose experts ``--fit on`` left to the CPU; None if the log does not tell.
+
+    The plan is refined in steps, and the last line of each device counts.
+    """
+    devices = dict(_FITTED.findall(whole_log))
+    return sum(int(overflow or 0) for overflow in devices.values()) if devices else None
 
 
 def reason(log: str) -> str:

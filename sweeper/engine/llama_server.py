@@ -185,7 +185,7 @@ class LlamaServerEngine:
         found = fitted(self.dialect, configuration, header)
         if found is None:
             in_force = self.load(configuration.with_(fit=True)).in_force
-            found = {name: int(in_force[name]) for name in ("n_gpu_layers", "n_cpu_moe") if name in in_force}
+            found = {name: int(in_force.get(name, 0)) for name in ("n_gpu_layers", "n_cpu_moe")}
         return found
 
     def held_mib(self) -> tuple[float, float]:
@@ -351,6 +351,9 @@ class LlamaServerEngine:
         log = llama_log.plain(whole)
         asked = running.configuration
         in_force = llama_log.threads(whole) | llama_log.in_force(log)
+        experts = llama_log.fitted_experts(whole) if asked.fit else None
+        if experts is not None and running.header.expert_count:
+            in_force["n_cpu_moe"] = experts
         if "n_ctx" in in_force:
             in_force["n_ctx"] //= asked.n_parallel  # the slots share it
         offload = self.dialect.gpu_offload

@@ -236,7 +236,6 @@ def test_buffers_count_by_device_and_only_those_of_the_last_load() -> None:
     assert llama_log.in_force(log) == {
         "n_ctx": 4096,
         "n_gpu_layers": 20,
-        "n_cpu_moe": 0,
         "flash_attn": True,
         "use_mmap": True,
         "use_mlock": False,
@@ -246,6 +245,18 @@ def test_buffers_count_by_device_and_only_those_of_the_last_load() -> None:
 def test_layers_without_a_device_buffer_are_not_believed() -> None:
     log = llama_log.plain(GPU_LOG.replace("CUDA0 model", "CPU_REPACK model"))
     assert llama_log.in_force(log)["n_gpu_layers"] == 0
+
+
+def test_what_fit_leaves_to_the_cpu_is_read_from_its_last_plan() -> None:
+    log = (
+        "0.00.238.976 I common_params_fit_impl:   - Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits)):  5 layers,     10 MiB "
+        "used,   2037 MiB free\n"
+        "0.00.341.145 I common_params_fit_impl:   - Vulkan0 (llvmpipe (LLVM 15.0.6, 256 bits)):  5 layers "
+        "( 4 overflowing),     10 MiB used,   2037 MiB free\n"
+    )
+    assert llama_log.fitted_experts(log) == 4
+    assert llama_log.fitted_experts(log.splitlines()[0]) == 0
+    assert llama_log.fitted_experts("common_params_fit_impl: no changes needed\n") is None
 
 
 def facts_of(options: frozenset[str]) -> Facts:
