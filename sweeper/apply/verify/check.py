@@ -119,21 +119,7 @@ def verify(
             here; `Verification.demand` raises it.
     """
     options = options or VerifyOptions()
-    if record.engine.simulated:
-        raise UsageError(f"sweep {record.sweep!r} is simulated: no server can be verified against it")
-    if record.engine.name == "endpoint":
-        raise UsageError(
-            f"sweep {record.sweep!r} measured a running server already: sweep again under another name, and compare"
-        )
-    if record.workload.users > 1:
-        raise UsageError(
-            f"sweep {record.sweep!r} promises the speed of {record.workload.users} users together, and verify measures "
-            "one: sweep again with engine=endpoint and the same workload, and compare"
-        )
-    if options.repeats < 2:
-        raise UsageError(
-            f"--repeats {options.repeats}: give at least 2, because one measurement shows no spread"
-        )
+    _demand_verifiable(record, options)
     trial = resolve(record, pick)
     words = pick if isinstance(pick, str) else ""
     name = options.name or alias_for(record.model.name, trial.configuration.quant, words)
@@ -174,6 +160,25 @@ def verify(
         figures=tuple(figures),
         notes=tuple(notes),
     )
+
+
+def _demand_verifiable(record: SweepRecord, options: VerifyOptions) -> None:
+    """Raise UsageError if no server can be compared with this sweep, or not by these options."""
+    if record.engine.simulated:
+        raise UsageError(f"sweep {record.sweep!r} is simulated: no server can be verified against it")
+    if record.engine.name == "endpoint":
+        raise UsageError(
+            f"sweep {record.sweep!r} measured a running server already: sweep again under another name, and compare"
+        )
+    if record.workload.users > 1:
+        raise UsageError(
+            f"sweep {record.sweep!r} promises the speed of {record.workload.users} users together, and verify measures "
+            "one: sweep again with engine=endpoint and the same workload, and compare"
+        )
+    if options.repeats < 2:
+        raise UsageError(
+            f"--repeats {options.repeats}: give at least 2, because one measurement shows no spread"
+        )
 
 
 def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Reading]:
