@@ -10,9 +10,9 @@ import pytest
 from sweeper.config import compose, conf_folder, run_hydra
 from sweeper.errors import ConfigError, SpaceError
 from sweeper.limits.base import LimitRange
-from sweeper.records import MachineRecord, ModelFile, ModelRecord, Workload
+from sweeper.records import Configuration, MachineRecord, ModelFile, ModelRecord, Workload
 from sweeper.rig.open import space_of
-from sweeper.space.auto import Facts, default_configuration, fill_auto
+from sweeper.space.auto import SERVER_KEEPS, Facts, default_configuration, fill_auto
 from sweeper.space.space import Traits, build_space
 
 CHOICES = sorted(
@@ -25,6 +25,7 @@ CHOICES = sorted(
 GIVEN = {
     ("model", "file"): ["model.path=x.gguf"],
     ("model", "hub"): ["model.repo=a/b", "model.file=c.gguf"],
+    ("engine", "endpoint"): ["engine.url=http://127.0.0.1:8080"],
     ("engine", "replay"): ["engine.table=t.csv.gz"],
     ("engine", "endpoint"): ["engine.url=http://127.0.0.1:8080"],
     ("power", "plug"): ["power.plug.url=http://192.168.1.20"],
@@ -142,6 +143,19 @@ def test_a_parameter_that_does_not_exist_in_a_users_space(tmp_path: Path) -> Non
     spec = compose(["space=mine"], tmp_path).space(facts().words())
     with pytest.raises(SpaceError, match=r"space.n_thread: no such parameter"):
         build_space(spec, default_configuration(facts()), Traits())
+
+
+@pytest.mark.parametrize("choice", [c for g, c in CHOICES if g == "space"])
+def test_only_limits_of_a_running_server_are_searched(choice: str) -> None:
+    power = LimitRange("power_limit_watts", "GPU-1", 100, 350, 350, 1)
+    running = Configuration(n_ctx=512, n_threads=7)
+    unknown = replace(MODEL, n_layer=0, n_ctx_train=0)
+    here = replace(facts(True, {"power_limit_watts": power}), running=running, model=unknown)
+    space, notes = space_of(compose([f"space={choice}"]), here)
+    assert set(space.parameters) <= {"power_limit_watts"}
+    assert ("power_limit_watts" in space.parameters) == (choice in ("auto", "gpu", "quick"))
+    assert space.base == running
+    assert notes.count(SERVER_KEEPS) == 1
 
 
 @pytest.mark.parametrize(
