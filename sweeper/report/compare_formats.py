@@ -68,7 +68,7 @@ def _markdown(comparison: Comparison) -> str:
 
 
 def _table(comparison: Comparison, group: Group) -> Table:
-    kind = "" if group.kind == "measured" else f" {group.kind}"
+    kind = "" if group.kind in ("measured", "none") else f" {group.kind}"
     heads = [
         "model",
         "sweep",

@@ -196,7 +196,7 @@ def sampling(record: SweepRecord) -> str:
 
 def doubt(power: PowerSource, metric: str = "watts") -> str:
     """The label that figures of ``metric`` need where watts were not measured: `` estimated``, else empty."""
-    return f" {power.kind}" if power.kind != "measured" and describe(metric).power else ""
+    return f" {power.kind}" if power.kind not in ("measured", "none") and describe(metric).power else ""
 
 
 def unit(metric: str, power: PowerSource) -> str:

@@ -50,7 +50,9 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
 
 def _label(record: SweepRecord) -> str:
     """The label of watts and energy that were not measured."""
-    return {"measured": "", "mixed": " (partly estimated)"}.get(record.power.kind, f" ({record.power.kind})")
+    return {"measured": "", "none": "", "mixed": " (partly estimated)"}.get(
+        record.power.kind, f" ({record.power.kind})"
+    )
 
 
 def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:

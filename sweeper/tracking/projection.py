@@ -75,7 +75,8 @@ def sweep_image(record: SweepRecord) -> RunImage:
     start_ms = milliseconds(record.started_utc)
     # If the clock was set back in between, the duration is 0 instead of negative.
     end_ms = max(start_ms, milliseconds(record.updated_utc or record.started_utc))
-    kind = "" if record.power.kind == "measured" else f" · watts {record.power.kind}"
+    how = "not measured" if record.power.kind == "none" else record.power.kind
+    kind = "" if how == "measured" else f" · watts {how}"
     tags = _sweep_wide(record) | {
         "sweeper.kind": "sweep",
         "sweeper.state": record.state,

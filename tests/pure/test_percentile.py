@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sweeper import stats
-from sweeper.measure.trial import Stage, metrics_of
+from sweeper.errors import ConfigError
+from sweeper.lab.simulated_power import SimulatedMeter
+from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
+from sweeper.lab.virtual_time import VirtualClock
+from sweeper.measure.trial import Stage, measure, metrics_of
 from sweeper.records import EnergyReading, PowerSource, Served, Window, Workload
 
 SOURCE = PowerSource("nvml", "x", "gpu", "measured")
@@ -75,3 +80,22 @@ def test_only_metrics_of_one_user_need_prefill_windows() -> None:
     assert Stage.screening(Workload(), decides).least_prefill == 2
     assert Stage.screening(USERS, decides).least_prefill == 0
     assert Stage.screening(USERS, ["prompt_tokens_per_second"]).least_prefill == 2
+
+
+def test_an_engine_of_one_user_refuses_several() -> None:
+    kind = MACHINES["minipc"]
+    clock = VirtualClock()
+    engine = SimulatedEngine(kind, clock)
+    meter = SimulatedMeter(engine.trace, clock)
+    with pytest.raises(
+        ConfigError, match=r"workload\.users above 1 needs engine=llama_server or engine=endpoint"
+    ):
+        measure(
+            default_configuration(kind),
+            engine,
+            meter,
+            replace(USERS, depth=0),
+            Stage.screening(USERS),
+            clock=clock,
+            sleep=clock.advance,
+        )

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_sweeps import sweep
 
-from sweeper.records import Caveat, Configuration, Prices, Reading
+from sweeper.records import Caveat, Configuration, PowerSource, Prices, PromptFile, Reading, Workload
 from sweeper.report.words import (
     MISSING,
     TOO_NOISY,
@@ -16,10 +16,14 @@ from sweeper.report.words import (
     decimals,
     figure,
     half_width,
+    head,
+    power_line,
+    prompts_in_words,
     searched,
     settings,
     spread,
     tally,
+    warnings,
 )
 from sweeper.results.ceiling import Ceiling, ceiling, with_ceiling_caveats
 from sweeper.results.price import kwh_per_year, money, per_hour, per_million_tokens
@@ -106,6 +110,30 @@ def test_the_ceiling_is_bandwidth_over_the_files_size() -> None:
     assert isinstance(found, Ceiling)
     assert found.tokens_per_second == pytest.approx(55e9 / record.model.file("Q8_0").size_bytes)
     assert found.share == pytest.approx(trial.metrics["tokens_per_second"].median / found.tokens_per_second)
+
+
+def test_the_ceiling_of_several_users_is_that_of_one_times_their_number() -> None:
+    one = sweep()
+    four = replace(one, workload=replace(one.workload, users=4))
+    alone, together = ceiling(one, one.trial(0)), ceiling(four, four.trial(0))
+    assert isinstance(alone, Ceiling)
+    assert isinstance(together, Ceiling)
+    assert together.tokens_per_second == pytest.approx(4 * alone.tokens_per_second)
+
+
+def test_own_prompts_are_named_without_their_texts() -> None:
+    own = Workload(prompts=PromptFile("log.jsonl", "0123456789abcdef" * 4, 12, 3))
+    assert prompts_in_words(own) == "12 prompts of log.jsonl (0123456789ab)"
+    assert prompts_in_words(Workload()) == "512 prompt tokens"
+
+
+def test_watts_without_a_sensor_are_called_not_measured_and_label_no_column() -> None:
+    record = sweep()
+    none = PowerSource("none", "no sensor", "custom", "none", note="the server runs elsewhere")
+    without = replace(record, power=none)
+    assert power_line(none) == "not measured: the server runs elsewhere"
+    assert "Watts are not measured." in list(warnings(without))
+    assert head("watts", none) == head("watts", replace(none, kind="measured"))
 
 
 @pytest.mark.parametrize(
