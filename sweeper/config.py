@@ -434,6 +434,15 @@ def _check_users(settings: Settings) -> None:
             + " or ".join(f"engine={name}" for name in SERVES_USERS)
             + f", and not engine={settings.engine.name}"
         )
+    if (
+        settings.workload.prompts is not None
+        and settings.engine.name == "llama_server"
+        and settings.workload.users == 1
+    ):
+        raise ConfigError(
+            "workload.prompts: with engine=llama_server, several users send them; set workload.users=2 or more, or "
+            "measure one user with engine=endpoint"
+        )
     if settings.workload.users > 1:
         if settings.engine.name not in SERVES_USERS:
             raise ConfigError(

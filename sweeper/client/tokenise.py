@@ -9,6 +9,11 @@ from sweeper.client.requests import Prompt
 from sweeper.errors import EngineRefused
 from sweeper.http import post
 
+# A context also holds what a server adds to a prompt: a token at its beginning, and a template's.
+SPARE_TOKENS = 16
+# The first ids of a vocabulary are special tokens, which no prompt of random ids needs.
+FIRST_ID = 3
+
 
 @dataclass(frozen=True, slots=True)
 class Tokenised:

@@ -10,6 +10,7 @@ from typing import Any, Self
 from sweeper.client.load_client import LoadClient
 from sweeper.client.requests import Given, Ids, Prompt, Prompts, Target, Words, salt, text
 from sweeper.client.steady import Answer, UsersRun
+from sweeper.client.tokenise import SPARE_TOKENS
 from sweeper.engine.base import LoadReport, Run
 from sweeper.errors import EngineRefused, MissingError, VerifyError
 from sweeper.records import Configuration, EngineRecord
@@ -23,8 +24,6 @@ PROBE_TOKENS = 4
 LATER_SHARE = 0.5
 # One answer, cut off by the limits of a window, may first evaluate a long prompt.
 PROMPT_SECONDS = 3600.0
-# A context also holds what a server adds to a prompt: a token at its beginning, and a template's.
-SPARE_TOKENS = 16
 _WORDS_PROBED = (8, 40)
 
 

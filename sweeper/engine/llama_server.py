@@ -8,6 +8,7 @@ it took from its cache, which proves the depth. Sampling is the server's default
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import random
 import re
@@ -21,6 +22,10 @@ from typing import Any, Self
 
 from sweeper.client import llama_log
 from sweeper.client.llama_options import options_of
+from sweeper.client.load_client import LoadClient
+from sweeper.client.requests import Given, Ids, Prompt, Prompts, Target
+from sweeper.client.steady import UsersRun
+from sweeper.client.tokenise import FIRST_ID, SPARE_TOKENS, tokenised
 from sweeper.engine.base import SAMPLING, LoadReport, Run
 from sweeper.engine.server_dialect import Dialect, dialect_of, fitted, program_of, wrong_processor
 from sweeper.errors import (
@@ -93,6 +98,8 @@ class _Running:
     memory_mib: float | None = None
     ruled_out: list[tuple[int, bool]] = field(default_factory=list)  # the body's ``logit_bias``
     # Prompts that no earlier window had, or the prefix cache would answer.
+    client: LoadClient | None = None  # of several users
+    own_prompts: tuple[list[int], ...] | None = None  # the user's, as this model's token ids
     fresh: random.Random = field(default_factory=lambda: random.Random(_SEED + 1))
 
 
@@ -106,6 +113,7 @@ class LlamaServerEngine:
         window_grace_seconds: a window that exceeds its limit by more than this is a hang.
         load_timeout_seconds: a load that takes longer than this is a hang.
         arguments: additional arguments of the server.
+        prompts: the user's own, which several users send; empty: random ones.
     """
 
     def __init__(
@@ -116,6 +124,7 @@ class LlamaServerEngine:
         window_grace_seconds: float = WINDOW_GRACE_SECONDS,
         load_timeout_seconds: float = LOAD_TIMEOUT_SECONDS,
         arguments: Sequence[str] = (),
+        prompts: Sequence[Prompt] = (),
     ) -> None:
         self._binary = binary
         self._files: dict[str | None, Path] = dict(model_files)
@@ -123,6 +132,7 @@ class LlamaServerEngine:
         self._window_grace_seconds = window_grace_seconds
         self._load_timeout_seconds = load_timeout_seconds
         self._arguments = tuple(arguments)
+        self._prompts = tuple(prompts)
         self._dialect: Dialect | None = None
         self._running: _Running | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -257,6 +267,40 @@ class LlamaServerEngine:
 
         return self._rounds(one_round, min_seconds, max_seconds)
 
+    def serve(
+        self,
+        users: int,
+        prompt_tokens: int,
+        generated_tokens: int,
+        depth: int,
+        min_seconds: float,
+        max_seconds: float,
+    ) -> UsersRun:
+        """See `ServesUsers`. The steady part is timed at the client; only there are all users together."""
+        running = self._demand_loaded()
+        running.depth = 0  # the users' prompts take the place of what the slots hold
+        if running.client is None:
+            extra = {"logit_bias": running.ruled_out} if running.ruled_out else {}
+            running.client = LoadClient(Target(running.url, "llama-server", extra=extra))
+        try:
+            prompts = self._users_prompts(running, prompt_tokens, generated_tokens, depth)
+            return running.client.users(
+                prompts, users, generated_tokens, min_seconds, max_seconds, self._load_timeout_seconds
+            )
+        except SweeperError as error:
+            raise self._failed_request(running, error, 0.0, math.inf) from error
+
+    def _users_prompts(
+        self, running: _Running, prompt_tokens: int, generated_tokens: int, depth: int
+    ) -> Prompts:
+        if not self._prompts:
+            last = running.header.vocab_size - 1
+            return Ids(prompt_tokens, min(FIRST_ID, last), last, depth=depth)
+        if running.own_prompts is None:
+            most = running.configuration.n_ctx - generated_tokens - SPARE_TOKENS
+            running.own_prompts = tokenised(running.url, self._prompts, most).prompts
+        return Given(running.own_prompts)
+
     def memory(self) -> tuple[float | None, float | None]:
         """The peak of the server's resident memory, and the devices' buffers by its log, in MiB."""
         running = self._demand_loaded()
@@ -387,6 +431,8 @@ class LlamaServerEngine:
     def _end(self) -> None:
         running, self._running = self._running, None
         if running is not None:
+            if running.client is not None:
+                running.client.close()
             running.process.end(END_SECONDS)
 
     # -- requests -------------------------------------------------------------------------------------------

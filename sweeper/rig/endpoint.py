@@ -19,9 +19,9 @@ from sweeper import machine
 from sweeper.client.prompt_file import read_prompts
 from sweeper.client.requests import Api, Prompt, Target
 from sweeper.client.servers import Server, detect
-from sweeper.client.tokenise import tokenised
+from sweeper.client.tokenise import FIRST_ID, SPARE_TOKENS, tokenised
 from sweeper.config import Settings
-from sweeper.engine.endpoint import SPARE_TOKENS, TIMED_AT_CLIENT, Endpoint, EndpointEngine
+from sweeper.engine.endpoint import TIMED_AT_CLIENT, Endpoint, EndpointEngine
 from sweeper.errors import ConfigError, EngineMissingError, VerifyError
 from sweeper.http import KEY_VARIABLE, NoSuchPageError, get, is_loopback
 from sweeper.limits.base import LimitControl
@@ -39,8 +39,6 @@ _ANYWHERE = ("plug", "command")
 _TUNNELS = ("ssh", "sshd", "kubectl", "autossh")
 _ELSEWHERE = "the server runs on another machine"
 _NO_WATTS = f"{_ELSEWHERE}, so no sensor of this one shows its watts: set power=plug or power=command to one that does"
-# The first ids of a vocabulary are its special tokens and bytes. This many are left out of random prompts.
-_SPECIAL_IDS = 3
 _APIS: dict[str, Api] = {"llama-server": "llama-server", "ollama": "ollama"}
 
 
@@ -238,7 +236,7 @@ def _prompts(
 def _ids(meta: Mapping[str, Any]) -> tuple[int, int] | None:
     """The token ids for random prompts; None if the server does not report the size of its vocabulary."""
     size = meta.get("n_vocab")
-    return (_SPECIAL_IDS, size - 1) if isinstance(size, int) and size > 2 * _SPECIAL_IDS else None
+    return (FIRST_ID, size - 1) if isinstance(size, int) and size > 2 * FIRST_ID else None
 
 
 def _running(in_force: Mapping[str, Any], workload: Workload) -> Configuration:

@@ -10,8 +10,9 @@ import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from sweeper.client.prompt_file import read_prompts
 from sweeper.config import Settings
 from sweeper.errors import ConfigError
 from sweeper.records import Caveat, Configuration
@@ -30,7 +31,7 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     from sweeper.engine.llama_server import LlamaServerEngine
     from sweeper.model.forecast import Forecaster
 
-    wanted = settings.engine
+    wanted, own = settings.engine, cast("str | None", settings.workload.prompts)
     _refuse_variables(wanted.environment)
     load, busy = look_around(settings, held, say)
     engine = held.enter_context(
@@ -41,6 +42,7 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
             wanted.window_grace_seconds,
             wanted.load_timeout_seconds,
             wanted.arguments,
+            () if own is None else read_prompts(Path(own)).prompts,
         )
     )
     record = engine.record  # asks the program for its options, so a wrong one ends the sweep here

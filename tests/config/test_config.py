@@ -25,7 +25,6 @@ CHOICES = sorted(
 GIVEN = {
     ("model", "file"): ["model.path=x.gguf"],
     ("model", "hub"): ["model.repo=a/b", "model.file=c.gguf"],
-    ("engine", "endpoint"): ["engine.url=http://127.0.0.1:8080"],
     ("engine", "replay"): ["engine.table=t.csv.gz"],
     ("engine", "endpoint"): ["engine.url=http://127.0.0.1:8080"],
     ("power", "plug"): ["power.plug.url=http://192.168.1.20"],

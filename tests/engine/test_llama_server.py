@@ -9,8 +9,9 @@ import psutil
 import pytest
 from engine_contract import EngineContract
 
+from sweeper.engine.base import ServesUsers
 from sweeper.engine.llama_server import LlamaServerEngine
-from sweeper.errors import EngineRefused
+from sweeper.errors import EngineRefused, TrialFailed
 from sweeper.records import Caveat, Configuration
 
 GOOD = Configuration(n_ctx=512, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1)
@@ -201,3 +202,38 @@ def requests_of(engine: LlamaServerEngine, monkeypatch: pytest.MonkeyPatch) -> l
 
     monkeypatch.setattr(module, "post", recorded)
     return seen
+
+
+def test_several_users_are_served_and_one_afterwards(engine: LlamaServerEngine) -> None:
+    assert isinstance(engine, ServesUsers)
+    engine.load(GOOD.with_(n_parallel=2))
+    for depth in (0, 32):
+        run = engine.serve(3, 24, 8, depth, 0.2, 60.0)
+        assert run.served.users == 3
+        assert run.tokens > 0
+        assert len(run.served.first_token_seconds) >= 3
+    assert engine.decode(8, 32, 0.05, 5.0).tokens > 0
+    workers = psutil.Process().children()
+    engine.close()
+    assert not any(process.is_running() and process.status() != "zombie" for process in workers)
+
+
+def test_several_users_send_the_users_own_prompts(llama_server: str, smallest_model: Path) -> None:
+    chat = [{"role": "user", "content": "why"}]
+    with LlamaServerEngine(
+        llama_server, {None: smallest_model}, prompts=("tell me", chat, "x " * 4000)
+    ) as engine:
+        engine.load(GOOD)
+        assert engine.serve(2, 24, 8, 0, 0.2, 60.0).tokens > 0
+
+
+def test_users_of_a_server_that_died_fail_the_trial_and_the_next_load_works(
+    engine: LlamaServerEngine,
+) -> None:
+    engine.load(GOOD)
+    assert engine.server_pid is not None
+    psutil.Process(engine.server_pid).kill()
+    with pytest.raises(TrialFailed, match="SIGKILL"):
+        engine.serve(2, 24, 8, 0, 0.2, 60.0)
+    engine.load(GOOD)
+    assert engine.serve(2, 24, 8, 0, 0.2, 60.0).tokens > 0
