@@ -446,9 +446,11 @@ def _add_compare(add: Any) -> None:
     _format(compare)
     _prices(compare, "the first sweep")
     card = compare.add_argument_group(
-        "a graphics card to compare with", "Would it pay for itself? Give its price, speed and power."
+        "a graphics card to compare with",
+        "Would it pay for itself? sweeper knows the published figures of common cards and computes the rest; your own "
+        "figures take precedence.",
     )
-    card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 2080'")
+    card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 3060'")
     card.add_argument("--card-price", type=_number, metavar="MONEY", help="the price of the card")
     words = "the decode speed of this model on the card, as measured or published"
     card.add_argument("--card-speed", type=_number, metavar="TOK/S", help=words)

@@ -122,18 +122,12 @@ def _prices(options: argparse.Namespace, record: SweepRecord) -> Prices:
 
 
 def _card(options: argparse.Namespace, record: SweepRecord) -> Any:
-    from sweeper.report.compare import Card
+    from sweeper.report.cards import Card, find_card
 
     if options.card is None:
         return None
-    figures = {
-        "--card-price": options.card_price,
-        "--card-speed": options.card_speed,
-        "--card-watts": options.card_watts,
-    }
-    absent = [name for name, value in figures.items() if value is None]
-    if absent:
-        raise UsageError(f"--card {options.card}: also give {' and '.join(absent)}")
+    own = (options.card_price, options.card_speed, options.card_watts)
+    facts = find_card(options.card) if None in own else None
     return Card(
         name=options.card,
         price=options.card_price,
@@ -142,6 +136,7 @@ def _card(options: argparse.Namespace, record: SweepRecord) -> Any:
         scope=record.power.scope,
         kind=record.power.kind,
         idle_watts_more=options.card_idle,
+        facts=facts,
     )
 
 

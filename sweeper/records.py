@@ -294,6 +294,8 @@ class ModelRecord:
     files: Mapping[str, ModelFile]
     expert_count: int = 0
     expert_size_bytes: int = 0  # of the original file's experts; 0 in older records
+    active_share: float | None = None  # of the weights, which each token reads; None: not known
+    kv_elements: int | None = None  # keys and values of one token in all layers; None: not known
     repo: str | None = None
     revision: str | None = None
 

@@ -46,6 +46,10 @@ class GgufHeader:
     parameters: int
     tensors: tuple[Tensor, ...]
     expert_used_count: int = 0
+    active_share: float | None = None  # of the weights, which each token reads; None if the file does not say
+    kv_elements: int | None = (
+        None  # keys and values of one token in all layers; None if the file does not say
+    )
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -97,7 +101,29 @@ def read_header(path: Path) -> GgufHeader:
         parameters=sum(math.prod(tensor.shape) for tensor in tensors),
         tensors=tuple(tensors),
         expert_used_count=whole(values, f"{architecture}.expert_used_count"),
+        active_share=_active_share(values, architecture, tensors),
+        kv_elements=_kv_elements(values, architecture, n_layer),
     )
+
+
+def _active_share(values: Mapping[str, Value], architecture: str, tensors: Sequence[Tensor]) -> float | None:
+    """The share of the weights' bytes that one token reads: of the experts, only those in use."""
+    experts = whole(values, f"{architecture}.expert_count")
+    used = whole(values, f"{architecture}.expert_used_count")
+    if not experts:
+        return 1.0
+    total = sum(tensor.bytes for tensor in tensors)
+    of_experts = sum(tensor.bytes for tensor in tensors if "_exps" in tensor.name)
+    return 1 - of_experts / total * (1 - used / experts) if total and 0 < used <= experts else None
+
+
+def _kv_elements(values: Mapping[str, Value], architecture: str, n_layer: int) -> int | None:
+    """The keys and values of one token in all layers; None where heads differ between layers or are not stated."""
+    heads = whole(values, f"{architecture}.attention.head_count")
+    kv_heads = whole(values, f"{architecture}.attention.head_count_kv", heads)
+    width = whole(values, f"{architecture}.embedding_length") // heads if heads else 0
+    each = sum(whole(values, f"{architecture}.attention.{part}_length", width) for part in ("key", "value"))
+    return n_layer * kv_heads * each or None
 
 
 def split_names(name: str) -> tuple[str, ...]:

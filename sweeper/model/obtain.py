@@ -82,6 +82,8 @@ def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
         files=files,
         expert_count=header.expert_count,
         expert_size_bytes=sum(tensor.bytes for tensor in header.tensors if is_expert(tensor.name)),
+        active_share=header.active_share,
+        kv_elements=header.kv_elements,
         repo=repo,
         revision=revision,
     )

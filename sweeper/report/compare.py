@@ -8,7 +8,9 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from sweeper.errors import UsageError
-from sweeper.records import Kind, Prices, Reading, Scope, SweepRecord
+from sweeper.records import Kind, Prices, Reading, SweepRecord
+from sweeper.report.cards import Card as Card
+from sweeper.report.cards import would_it_pay
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import recommended
 from sweeper.report.words import (
@@ -31,22 +33,6 @@ from sweeper.results.price import (
 )
 
 UNRANKED = "The tables are not comparable, because sensor, workload or sampling differs."
-
-
-@dataclass(frozen=True, slots=True)
-class Card:
-    """Another card or machine, with figures that the user gives.
-
-    ``watts`` are of ``scope``; ``idle_watts_more`` is the machine's extra power at rest with the card.
-    """
-
-    name: str
-    price: float
-    tokens_per_second: float
-    watts: float
-    scope: Scope
-    kind: Kind = "measured"
-    idle_watts_more: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,6 +75,7 @@ class Comparison:
     differences: Mapping[str, tuple[str, ...]]
     sentences: tuple[str, ...]
     prices: Prices
+    card: Card | None = None
 
 
 def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = None) -> Comparison:
@@ -112,25 +99,31 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
     sentences = [*_between_models(records, rows, groups)]
     if card is not None:
         for name in ("price", "tokens_per_second", "watts"):
-            if not 0 < getattr(card, name) < math.inf:
-                raise UsageError(f"card {card.name!r}: {name} must be above 0, not {getattr(card, name)}")
+            value = getattr(card, name)
+            if value is not None and not 0 < value < math.inf:
+                raise UsageError(f"card {card.name!r}: {name} must be above 0, not {value}")
         sentences += [
             card_in_words(record, row, card, prices) for record, row in zip(records, rows, strict=True)
         ]
     if len(groups) > 1:
         sentences.append(UNRANKED)
-    return Comparison(rows, groups, _differences(records), tuple(sentences), prices)
+    return Comparison(rows, groups, _differences(records), tuple(sentences), prices, card)
 
 
 def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -> str:
     """Whether the card pays back its price in energy alone, for the tokens that are generated now.
 
+    Without the user's own price, speed and watts, the answer is computed from the card's facts.
+
     The year's tokens are those of ``hours_per_day`` at today's speed. Energy of both is on one scope, or
     the sentence says that there is no break-even.
     """
     here = f"{clean(row.model)} on {clean(row.machine)} (sweep {clean(row.sweep)})"
-    if row.watts is None or row.tokens_per_second is None:
+    if row.trial is None or row.watts is None or row.tokens_per_second is None:
         return f"{clean(card.name)} against {here}: {row.reason}."
+    price, card_speed, card_watts = card.price, card.tokens_per_second, card.watts
+    if price is None or card_speed is None or card_watts is None:
+        return would_it_pay(record, record.trial(row.trial), card, prices)
     if record.power.scope != card.scope:
         return (
             f"{clean(card.name)} against {here}: no break-even, for its watts are of scope {card.scope} "
@@ -138,20 +131,20 @@ def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -
         )
     speed, watts = row.tokens_per_second.median, row.watts.median
     tokens = speed * prices.hours_per_day * 3600 * DAYS_PER_YEAR
-    saved_kwh = tokens * (watts / speed - card.watts / card.tokens_per_second) / JOULES_PER_KWH
+    saved_kwh = tokens * (watts / speed - card_watts / card_speed) / JOULES_PER_KWH
     # The card waits in all hours of a year but those that it needs for the same tokens.
-    busy = min(24.0, prices.hours_per_day * speed / card.tokens_per_second)
+    busy = min(24.0, prices.hours_per_day * speed / card_speed)
     saved_kwh -= card.idle_watts_more * (24.0 - busy) * DAYS_PER_YEAR / 1000
     energy, cost = energy_and_price(abs(saved_kwh), prices)
     hours = prices.hours_per_day
-    finishes = f"it finishes your {hours:g} h of work in {_duration(hours * speed / card.tokens_per_second)}"
+    finishes = f"it finishes your {hours:g} h of work in {_duration(hours * speed / card_speed)}"
     doubtful = [kind for kind in dict.fromkeys((record.power.kind, card.kind)) if kind != "measured"]
     kinds = f"; watts are {' and '.join(doubtful)}" if doubtful else ""
     saved = saved_kwh * prices.per_kwh
     uses = f"and uses {energy} ({cost}) less" if saved_kwh > 0 else f"but uses {energy} ({cost}) more"
-    pays = f"pays for itself after {card.price / saved:.1f} years" if saved > 0 else "never pays for itself"
+    pays = f"pays for itself after {price / saved:.1f} years" if saved > 0 else "never pays for itself"
     return (
-        f"{clean(card.name)} for {money(card.price, prices)} against {here}: {finishes} {uses} a year: it {pays} "
+        f"{clean(card.name)} for {money(price, prices)} against {here}: {finishes} {uses} a year: it {pays} "
         f"({prices.per_kwh:g} {clean(prices.currency)} per kWh{kinds})."
     )
 

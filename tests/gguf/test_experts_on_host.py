@@ -84,3 +84,11 @@ def test_layers_that_are_on_the_host_anyway_make_no_new_point() -> None:
 def test_configurations_recorded_before_it_was_there_keep_their_digest() -> None:
     assert Configuration().digest == Configuration(n_cpu_moe=0).digest == "54b10d69f648"
     assert Configuration(n_cpu_moe=1).digest != Configuration().digest
+
+
+def test_the_header_says_which_share_of_the_weights_one_token_reads(nano_moe: Path) -> None:
+    header = read_header(nano_moe)
+    total = sum(t.bytes for t in header.tensors)
+    experts = sum(t.bytes for t in header.tensors if "_exps" in t.name)
+    assert header.active_share == pytest.approx((total - experts * (1 - 2 / 8)) / total)
+    assert header.kv_elements
