@@ -117,11 +117,13 @@ def parameter_slice(record: SweepRecord, one: Influence) -> Slice:
             for index, (item, figure) in enumerate(one.points)
         ]
     chart = Chart(across, fit(figure for _, figure in one.points))
-    effect = f"{one.share:.0%} of the spread, ×{one.ratio:.2g} between the best and the worst values"
+    effect = "too noisy to say" if one.says_nothing else "no visible effect"
+    if one.share >= VISIBLE_SHARE:
+        effect = f"{one.share:.0%} of the spread, ×{one.ratio:.2g} between the best and the worst values"
     return Slice(
         chart,
         chart.dots(points),
         tuple((across.at(index), value(item)[:12]) for index, item in enumerate(names)),
         f"{one.metric} for each value of {one.parameter}",
-        f"{axis_title(one.metric, record)}: {effect if one.share >= VISIBLE_SHARE else 'no visible effect'}",
+        f"{axis_title(one.metric, record)}: {effect}",
     )

@@ -21,18 +21,30 @@ from sweeper.report.words import searched
 
 LEAST_TRIALS = 12  # with fewer, chance alone gives shares that look like something
 MOST_GROUPS = 5  # numeric parameters with more values are cut into groups of about equal size
+MATTERS = 1.05  # a smaller ratio than this matters to nobody
+NORMAL_95 = 1.96
+MOST_HIDDEN = 10.0  # in logarithms; anything near it is hopeless, and more would overflow
 LEAST_SPREAD = 1e-9  # in squared logarithms; below this nothing moved the objective at all
 
 
 @dataclass(frozen=True, slots=True)
 class Influence:
-    """One parameter's influence on one metric: its share (0 to 1) and the group medians' largest ratio."""
+    """One parameter's influence on one metric: its share (0 to 1) and the group medians' largest ratio.
+
+    ``hidden`` is the ratio up to which a difference between two groups of usual size may be chance alone.
+    """
 
     parameter: str
     metric: str
     share: float
     ratio: float
     points: tuple[tuple[Any, float], ...]  # (value, metric's median) of each trial that counts
+    hidden: float = 1.0
+
+    @property
+    def says_nothing(self) -> bool:
+        """Whether even an effect that matters could hide in the spread of trials with the same value."""
+        return self.hidden > MATTERS
 
 
 def influences(record: SweepRecord) -> tuple[tuple[Influence, ...], ...]:
@@ -60,7 +72,9 @@ def influence(record: SweepRecord, parameter: str, metric: str) -> Influence | N
     if len(points) < LEAST_TRIALS or len(groups) < 2 or len(points) <= len(groups):
         return None
     medians = [math.exp(median(group)) for group in groups]
-    return Influence(parameter, metric, _epsilon_squared(groups), max(medians) / min(medians), points)
+    size = len(points) / len(groups)
+    hidden = math.exp(min(NORMAL_95 * math.sqrt(2 * _within(groups) / size), MOST_HIDDEN))
+    return Influence(parameter, metric, _epsilon_squared(groups), max(medians) / min(medians), points, hidden)
 
 
 def is_number(value: Any) -> bool:
@@ -73,8 +87,12 @@ def _epsilon_squared(groups: Sequence[Sequence[float]]) -> float:
     total = variance(everything)
     if total < LEAST_SPREAD:
         return 0.0
-    within = sum(pvariance(group) * len(group) for group in groups) / (len(everything) - len(groups))
-    return max(0.0, 1 - within / total)
+    return max(0.0, 1 - _within(groups) / total)
+
+
+def _within(groups: Sequence[Sequence[float]]) -> float:
+    """The variance of logarithms within groups."""
+    return sum(pvariance(group) * len(group) for group in groups) / (sum(map(len, groups)) - len(groups))
 
 
 def _groups(points: Sequence[tuple[Any, float]]) -> list[list[float]]:

@@ -1,3 +1,4 @@
+import math
 import random
 from dataclasses import replace
 
@@ -6,6 +7,7 @@ from hypothesis import strategies as st
 from made_sweeps import reading, sweep
 
 from sweeper.records import Configuration, SweepRecord, TrialRecord
+from sweeper.report.charts import parameter_slice
 from sweeper.report.influence import LEAST_TRIALS, influence, influences
 
 
@@ -53,6 +55,23 @@ def test_an_objective_that_never_moves_has_no_influences() -> None:
     )
     assert found is not None
     assert found.share == 0
+
+
+def test_noise_that_could_hide_an_effect_is_not_called_no_effect() -> None:
+    rng = random.Random(4)
+
+    def captions(noise: float) -> str:
+        rows = [
+            (Configuration(n_ubatch=64 * (1 + k % 2)), 30 * math.exp(rng.gauss(0, noise))) for k in range(40)
+        ]
+        record = tried(rows)
+        one = influence(record, "n_ubatch", "tokens_per_second")
+        assert one is not None
+        assert one.share < 0.05
+        return parameter_slice(record, one).caption
+
+    assert captions(0.3).endswith("too noisy to say")
+    assert captions(0.01).endswith("no visible effect")
 
 
 @settings(max_examples=50)
