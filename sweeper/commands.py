@@ -261,7 +261,8 @@ def _meter_of(record: SweepRecord, root: Path, held: ExitStack) -> Any:
     held.enter_context(cuda_variables(environment_of(record)))
     meter, notes = find_meter(_power_of(record), root, record.engine.gpu_offload)
     for line in notes:
-        note(line)
+        if line not in record.notes:  # the sweep said which sensors this machine lacks
+            note(line)
     return held.enter_context(meter)
 
 

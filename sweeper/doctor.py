@@ -22,7 +22,7 @@ from sweeper.errors import (
 )
 from sweeper.limits.base import LimitControl
 from sweeper.limits.rights import grant_steps
-from sweeper.meter.base import ANOTHER, Sensor
+from sweeper.meter.base import ANOTHER, PLUG, Sensor
 from sweeper.meter.choose import TRUST_CHECKED, make_sensor
 from sweeper.meter.sensors.hwmon import HwmonSensor, find_devices
 from sweeper.meter.sensors.nvml import NvmlSensor, visible_devices
@@ -244,7 +244,7 @@ def _of_trust(name: str, sensor: Sensor, trust: Trust) -> Finding:
     if trust.counter_stands_still:
         if trust.power_period_seconds is None:
             stands = f"{detail}; its counter stands still"
-            return Finding("sensor", name, "unusable", stands, "choose power=plug")
+            return Finding("sensor", name, "unusable", stands, PLUG)
         detail += "; its counter stands still, so sweeper reads its power instead"
     mend = (
         f"counter and power differ by more than {MOST_CONFLICT:.0%}: "

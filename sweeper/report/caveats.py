@@ -8,6 +8,11 @@ from sweeper.metrics import SPEEDS, describe
 from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.words import STATES, broken_constraints, outcome
 
+# How the notes begin that `meter.choose` and `space.auto` make of what a machine lacks.
+_OF_SENSORS = (
+    *(f"{sensor}: " for sensor in ("nvml", "hwmon", "rapl")),
+    *(f"{limit} is not searched: " for limit in ("power_limit_watts", "clock_limit_mhz")),
+)
 CAP_WITHOUT_EFFECT = "power limit without effect"
 
 
@@ -36,14 +41,24 @@ def caveat_name(caveat: Caveat) -> str:
     return CAP_WITHOUT_EFFECT if caveat is Caveat.CAP_NOT_BINDING else caveat.name.lower().replace("_", " ")
 
 
-def advice_lines(record: SweepRecord) -> list[str]:
-    """One line for each caveat: its name, its advice, and the trials it is about; then the sweep's notes."""
-    lines = [
-        f"{caveat_name(caveat)}: {_advice(record, caveat, on)}" for caveat, on in caveats_of(record).items()
-    ]
+def advice_lines(record: SweepRecord, *, sensors: bool = True) -> list[str]:
+    """One line for each caveat: its name, its advice, and the trials it is about; then the sweep's notes.
+
+    Without ``sensors``, the lines about sensors and limits that this machine lacks are left out: the sweep said them
+    when it began, and ``report.html`` keeps them.
+    """
+    found = caveats_of(record)
+    if not sensors and not found.get(Caveat.ESTIMATED, "some"):
+        del found[Caveat.ESTIMATED]  # the head says it
+    lines = [f"{caveat_name(caveat)}: {_advice(record, caveat, on)}" for caveat, on in found.items()]
     # The head of every report says that a machine is simulated: neither the caveat nor the sweep's note repeats it.
-    lines += record.notes
+    lines += [note for note in record.notes if sensors or not about_sensors(record, note)]
     return [x for x in lines if not (record.engine.simulated and "simulated" in x and "figure" in x)]
+
+
+def about_sensors(record: SweepRecord, note: str) -> bool:
+    """Whether a note says which sensor or limit the machine lacks, or what an estimate is made of."""
+    return note == record.power.note or note.startswith(_OF_SENSORS)
 
 
 def _advice(record: SweepRecord, caveat: Caveat, carriers: str) -> str:

@@ -46,7 +46,8 @@ def picks_markdown(record: SweepRecord) -> str:
 
     The command comes first, then its effect: MLflow 3.17 shows 100 pixels without a click.
     """
-    blocks = (_command_first(record), _front(record), _section("Caveats", advice_lines(record)))
+    caveats = _section("Caveats", advice_lines(record, sensors=False))
+    blocks = (_command_first(record), _front(record), caveats)
     return "\n\n".join(filter(None, blocks)) + "\n"
 
 

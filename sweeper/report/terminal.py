@@ -50,7 +50,8 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
             lines += wrapped(month(record), width, indent="  ")
         lines += wrapped(meanings(record, found), width, "dim", indent="  ")
         lines.append(Text())
-    caveats = [wrapped(f"! {clean(line)}", width, "yellow", hanging="  ") for line in advice_lines(record)]
+    advice = advice_lines(record, sensors=False)
+    caveats = [wrapped(f"! {clean(line)}", width, "yellow", hanging="  ") for line in advice]
     for caveat in [*caveats, [Text()] if caveats else []]:
         lines += caveat
     return [*lines, *_next(record, width)]

@@ -268,7 +268,10 @@ def warnings(record: SweepRecord) -> Iterator[str]:
     if record.engine.simulated:
         yield "Everything here is simulated: no figure was measured on a real machine."
     elif record.power.kind != "measured":
-        yield f"Watts are {TRUST[record.power.kind]}."
+        sensor = (
+            "; `sweeper doctor` shows how to connect a sensor" if record.power.kind == "estimated" else ""
+        )
+        yield f"Watts are {TRUST[record.power.kind]}{sensor}."
     if record.state == "running":
         yield "This sweep is unfinished: these figures may change."
     if record.state == "stopped":

@@ -11,7 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import PLUG, DeviceState, Sample, Sensor
 from sweeper.meter.sysfs import must_read_int, package_temperature, read_int, read_text
 from sweeper.records import PowerSource
 
@@ -42,7 +42,7 @@ class BatterySensor(Sensor):
             p for p in found if read_text(p / "type") == "Battery" and read_text(p / "scope") != "Device"
         )
         if not batteries:
-            raise SensorMissingError("no battery under /sys/class/power_supply", "choose power=plug")
+            raise SensorMissingError("no battery under /sys/class/power_supply", PLUG)
         if not any(_is_discharging(path) for path in batteries):
             raise SensorMissingError(
                 "the battery is not discharging",

@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 
 from sweeper.errors import ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import PLUG, DeviceState, Sample, Sensor
 from sweeper.meter.sysfs import package_temperature, read_text
 from sweeper.power_settings import EstimateSettings
 from sweeper.records import Caveat, PowerSource
@@ -72,9 +72,7 @@ class EstimateSensor(Sensor):
 
     def _find(self) -> None:
         if not self._cpus:
-            raise SensorMissingError(
-                f"cannot estimate power, since {self._stat} lists no CPU", "choose power=plug"
-            )
+            raise SensorMissingError(f"cannot estimate power, since {self._stat} lists no CPU", PLUG)
         self._origin = self._last = self._now()
 
     def _take(self) -> Sample:

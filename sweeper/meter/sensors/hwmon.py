@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Literal
 
 from sweeper.errors import ReadingFailed, RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import PLUG, DeviceState, Sample, Sensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sensors.nvml import MOST_WATTS
 from sweeper.meter.sysfs import may_read, must_read_int, read_int, read_text
@@ -123,7 +123,7 @@ class HwmonSensor(Sensor):
             if not may_read(file):
                 raise RightMissingError(
                     f"cannot read {file.name} of {device.chip} at {device.address}",
-                    f"run `sudo chmod a+r {file}` after each boot, or choose power=plug",
+                    f"run `sudo chmod a+r {file}` after each boot, or {PLUG}",
                 )
         self._device = device
         self._track = CounterTrack(INTEL_RANGE_JOULES, MOST_WATTS) if device.kind == "energy" else None
@@ -178,7 +178,7 @@ class HwmonSensor(Sensor):
             where = f" at {wanted}" if wanted else ""
             raise SensorMissingError(
                 f"no amdgpu, xe or i915 card and no ina3221 rails{where} under /sys/class/hwmon",
-                "check with `sensors`, or choose power=plug",
+                f"check with `sensors`, or {PLUG}",
             )
         cards = [d for d in found if d.kind != "rails"]
         if len(cards) > 1 and wanted is None:

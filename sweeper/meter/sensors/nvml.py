@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.errors import MissingError, ReadingFailed, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import PLUG, DeviceState, Sample, Sensor
 from sweeper.meter.composite import SumSensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import read_text
@@ -187,7 +187,7 @@ class NvmlSensor(Sensor):
         if self._track is None and self._power is None:
             raise SensorMissingError(
                 f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson",
-                "choose power=hwmon, power=plug or power=battery",
+                f"choose power=hwmon or power=battery, or {PLUG}",
             )
         counter = "nvmlDeviceGetTotalEnergyConsumption"
         period = COUNTER_PERIOD_SECONDS

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from sweeper.errors import RightMissingError, SensorMissingError
-from sweeper.meter.base import DeviceState, Sample, Sensor
+from sweeper.meter.base import PLUG, DeviceState, Sample, Sensor
 from sweeper.meter.integrate import CounterTrack
 from sweeper.meter.sysfs import may_read, must_read_int, package_temperature, read_int, read_text
 from sweeper.records import Caveat, PowerSource
@@ -125,7 +125,7 @@ class RaplSensor(Sensor):
             if not may_read(zone.energy_file):
                 raise RightMissingError(
                     f"cannot read energy_uj of {zone.name}, which is for root only since CVE-2020-8694",
-                    f"an administrator grants it once with {RIGHT}; or choose power=plug",
+                    f"an administrator grants it once with {RIGHT}; or {PLUG}",
                 )
         zones = without_mirrors(zones)
         most = MOST_WATTS_PLATFORM if self._platform else MOST_WATTS_PER_PACKAGE
@@ -153,14 +153,13 @@ class RaplSensor(Sensor):
 def _missing(sysfs_root: Path, platform: bool) -> SensorMissingError:
     if platform:
         return SensorMissingError(
-            "no psys zone in RAPL here", "leave power.device out to read the packages, or choose power=plug"
+            "no psys zone in RAPL here", f"leave power.device out to read the packages, or {PLUG}"
         )
     if (sysfs_root / POWERCAP).is_dir():
         return SensorMissingError(
             "no RAPL package zone under /sys/class/powercap",
-            "try `sudo modprobe intel_rapl_msr` (virtual machines and most ARM boards have none), "
-            "or choose power=plug",
+            f"try `sudo modprobe intel_rapl_msr` (virtual machines and most ARM boards have none), or {PLUG}",
         )
     return SensorMissingError(
-        "the kernel has no powercap interface (RAPL) here, as in most virtual machines", "choose power=plug"
+        "the kernel has no powercap interface (RAPL) here, as in most virtual machines", PLUG
     )
