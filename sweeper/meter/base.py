@@ -13,7 +13,7 @@ from sweeper.errors import ReadingFailed, SensorMissingError
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
 # The fix for a machine without a sensor; conf/power/plug.yaml has its keys.
-PLUG = "use a network plug (power=plug power.plug.url=http://ADDRESS)"
+PLUG = "choose power=plug power.plug.url=http://ADDRESS (a network plug)"
 # The fix for a sensor that is there but gives no reading, whatever its kind.
 ANOTHER = "choose another sensor (power=rapl, hwmon, plug or estimate)"
 

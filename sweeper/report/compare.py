@@ -14,6 +14,7 @@ from sweeper.report.cards import would_it_pay
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import recommended
 from sweeper.report.words import (
+    SCOPES,
     clean,
     figure,
     fixed_settings,
@@ -127,7 +128,7 @@ def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -
     if record.power.scope != card.scope:
         return (
             f"{clean(card.name)} against {here}: no break-even, for its watts are of scope {card.scope} "
-            f"and this sweep's of scope {record.power.scope}."
+            f"({SCOPES[card.scope]}) and this sweep's of scope {record.power.scope} ({SCOPES[record.power.scope]})."
         )
     speed, watts = row.tokens_per_second.median, row.watts.median
     tokens = speed * prices.hours_per_day * 3600 * DAYS_PER_YEAR

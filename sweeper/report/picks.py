@@ -16,7 +16,7 @@ from sweeper.results.price import request_in_words
 from sweeper.results.provisional import provisional
 
 NAMED = ("fastest", "knee", "greenest")
-OTHER_WORDS = "then the other words of your first `sweeper sweep` command"
+OTHER_WORDS = "followed by the other words of your first command"
 
 
 @dataclass(frozen=True, slots=True)

@@ -32,6 +32,8 @@ LEGEND = (
     "Decode is generating text; prefill is reading the prompt."
 )
 AGAINST = " Percentages compare with the baseline; below a row are the settings that differ from it."
+FRONT = "The Pareto front holds the trials that no other trial beats beyond noise."
+QUALITY = "KL divergence, in nats/token: how far the model's answers move from those of its most precise file (0: not at all)."
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
 
@@ -102,8 +104,13 @@ def _differs(trials: Sequence[TrialRecord], metric: str) -> bool:
 
 
 def legend(record: SweepRecord) -> str:
-    """The meaning of the signs in the table of the front."""
-    return LEGEND + ("" if record.baseline is None else AGAINST)
+    """The meaning of the signs and words in the table of the front."""
+    said = [LEGEND + ("" if record.baseline is None else AGAINST)]
+    if record.front:
+        said.append(FRONT)
+    if any("kl_divergence" in trial.metrics for trial in front_trials(record)):
+        said.append(QUALITY)
+    return " ".join(said)
 
 
 def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:
