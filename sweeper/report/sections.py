@@ -33,7 +33,9 @@ LEGEND = (
 )
 AGAINST = " Percentages compare with the baseline; below a row are the settings that differ from it."
 FRONT = "The Pareto front holds the trials that no other trial beats beyond noise."
-QUALITY = "KL divergence, in nats/token: how far the model's answers move from those of its most precise file (0: not at all)."
+QUALITY = (
+    "KL divergence: how far answers move from those of the most precise file (0: not at all), in nats/token."
+)
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
 
