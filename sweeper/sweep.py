@@ -191,7 +191,11 @@ class Sweep:
         if plan.trials is not None and len(trials) >= plan.trials:
             return f"the limit of {plan.trials} trials is reached"
         if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
-            return f"the limit of {plan.minutes:g} minutes is reached"
+            return (
+                "1 minute of searching is over"
+                if plan.minutes == 1
+                else f"{plan.minutes:g} minutes of searching are over"
+            )
         if (
             self.budget is not None
             and trials
@@ -348,9 +352,14 @@ class Sweep:
         # A figure that another program disturbed says nothing about the machine.
         busy = Caveat.BUSY_MACHINE in (*baseline.caveats, *again.caveats)
         drift = None if busy else _drift(baseline, again)
+
+        def speed(measured: TrialRecord | Measurement) -> float:
+            return measured.metrics["tokens_per_second"].median
+
         if drift is not None and Caveat.DRIFT not in self.study.header().caveats:
             self.progress.note(
-                f"the machine drifts: the speed of the default configuration changed by {drift:+.0%}"
+                f"the default setting gave {speed(baseline):.3g} tok/s first and {speed(again):.3g} later: "
+                "something else was running, or the machine changed"
             )
             kept = self.study.header()
             self.study.save_header(replace(kept, caveats=(*kept.caveats, Caveat.DRIFT)))
