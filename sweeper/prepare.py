@@ -16,6 +16,7 @@ from typing import Any
 from sweeper import __version__, locks
 from sweeper.config import Composed, Settings
 from sweeper.errors import ConfigError, SweepBusyError
+from sweeper.guess.run import first_answer
 from sweeper.measure.disturbance import Watch
 from sweeper.metrics import describe
 from sweeper.records import Configuration, Objective, SweepRecord, Workload, to_plain
@@ -65,6 +66,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         held.enter_context(alone(root, name))
         # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
+        first_answer(rig, space.base, composed, say)
         rig = with_quality(rig, space, settings, root, held, say)
         objectives, lost = measurable(settings, rig)
         first, earlier, learned = _design(name, settings, rig, space, root, objectives)

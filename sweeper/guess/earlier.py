@@ -61,7 +61,7 @@ def speed_before(
             and file is not None
             and file.size_bytes == header.size_bytes
         )
-        if not same_model or record.workload.depth != workload.depth:
+        if not same_model or _workload(record) != (workload.depth, workload.users, True):
             continue
         for trial in _alike(record, configuration, header.n_layer):
             quant = trial.configuration.quant or record.model.base_quant
@@ -87,6 +87,11 @@ def watts_before(sweeps: Sequence[SweepRecord], configuration: Configuration, n_
                 readings, f"{how} with the same threads and layers on the GPU, perhaps of another model"
             )
     return None
+
+
+def _workload(record: SweepRecord) -> tuple[object, ...]:
+    """What decides the meaning of a decode speed: depth, clients, and whether tokens were sampled."""
+    return record.workload.depth, record.workload.users, bool(record.engine.sampling)
 
 
 def _alike(record: SweepRecord, wanted: Configuration, n_layer: int) -> Iterator[TrialRecord]:

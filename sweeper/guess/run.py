@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -14,12 +14,13 @@ import psutil
 
 from sweeper import machine
 from sweeper.config import Composed
-from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout
+from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, SweeperError
 from sweeper.guess import gpu
 from sweeper.guess.earlier import earlier_sweeps, speed_before, watts_before
 from sweeper.guess.fit import fit, most_layers_that_fit
 from sweeper.guess.locate import Located, locate
 from sweeper.guess.records import Figure, Guess
+from sweeper.guess.text import block
 from sweeper.guess.traffic import (
     BARE_EXPECTED,
     BARE_HIGH,
@@ -34,16 +35,18 @@ from sweeper.guess.traffic import (
 )
 from sweeper.guess.watts import estimated_watts
 from sweeper.model.forecast import Forecaster, KernelSpeeds
-from sweeper.model.header import GgufHeader
+from sweeper.model.header import GgufHeader, read_header
 from sweeper.model.kernel_speed import MOST_BYTES
 from sweeper.nvml import cuda_variables
 from sweeper.records import Configuration, MachineRecord, ModelFile, ModelRecord, SweepRecord, Workload
 from sweeper.results.ceiling import MOST_CACHED_BYTES
+from sweeper.rig.base import Rig
 from sweeper.rig.open import space_of
 from sweeper.space.auto import Facts
 
 # The failures of llama.cpp's worker that leave a guess to arithmetic.
 _FAILURES = (EngineRefused, EngineCrashed, EngineTimeout)
+HERE = ("llama_cpp", "llama_server")  # the engines that run on this machine
 DEFAULT_ROOT = Path("mlruns")
 # Programs that take more than this share of the processors slow every figure down.
 BUSY_SHARE = 0.25
@@ -160,12 +163,12 @@ class look_around:  # noqa: N801 - a context manager, used like a function
         self._held.close()
 
 
-def guess(here: Here, located: Located) -> Guess:
-    """The guess for one model."""
+def guess(here: Here, located: Located, configuration: Configuration | None = None) -> Guess:
+    """The guess for one model. Without a configuration, for the one that a sweep would measure first."""
     header, settings = located.header, located.composed.settings
     workload = settings.workload_record()
     work = traffic(header)
-    configuration = first_configuration(here, located.composed, header, workload)
+    configuration = configuration or first_configuration(here, located.composed, header, workload)
     found = fit(header, work, configuration, here.forecaster)
     notes: list[str] = []
     if not found.fits and configuration.n_gpu_layers > 0 and here.forecaster is not None:
@@ -210,6 +213,28 @@ def guess(here: Here, located: Located) -> Guess:
         command=located.command,
         notes=tuple(notes),
     )
+
+
+def first_answer(
+    rig: Rig, configuration: Configuration, composed: Composed, say: Callable[[str], None]
+) -> None:
+    """Say what a sweep's baseline should do, before the sweep has measured anything.
+
+    It says nothing of engines whose speed this machine's kernels do not decide: simulated, replayed or elsewhere.
+    """
+    settings = composed.settings
+    if rig.load is None or settings.engine.name not in HERE:
+        return
+    try:
+        header = read_header(Path(rig.model.file(configuration.quant).path))
+        located = Located(rig.model.name, header, composed, "")
+        with look_around(Path(settings.root), settings.engine.environment, rig.machine) as here:
+            lines = block(guess(here, located, configuration))
+    except SweeperError as error:  # the sweep itself goes on
+        say(f"no first guess: {error}")
+        return
+    for line in lines:
+        say(line)
 
 
 def deepest(workload: Workload, configuration: Configuration) -> int:

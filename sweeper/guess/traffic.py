@@ -2,7 +2,8 @@
 
 A token reads every weight that takes part in it once, reads the KV cache, and runs a graph of many small steps::
 
-    seconds = Σ bytes of a type / speed of its kernel  +  cache elements / speed of attention  +  steps × cost of a step
+    seconds = Σ bytes of a type / speed of its kernel  +  cache elements / speed of attention
+              + steps × cost of a step  +  a fixed cost, and sampling from the vocabulary
 
 The speeds come from a short benchmark of llama.cpp's kernels (`sweeper.model.kernel_speed`), so the result is computed
 and was never measured.
@@ -25,6 +26,8 @@ from sweeper.parameters import Configuration, padded
 STEPS_PER_TENSOR = 2.2
 # Building the batch, checking the graph and copying the logits, for each token (0.04 to 0.1 ms measured on 2 cores).
 TOKEN_SECONDS = 70e-6
+# Sampling lists the whole vocabulary: 0.3 ms were measured for 262,144 tokens.
+SAMPLE_SECONDS = 1.2e-9
 # The benchmark runs for less than a second, and the speed of memory changes with time and with other programs.
 LOW_FACTOR, HIGH_FACTOR = 0.75, 1.25
 # Without the kernels' speeds, only memory bounds the speed. Kernels of few bits on few cores reach a quarter of it.
@@ -44,6 +47,7 @@ class Traffic:
     kv_elements: int
     attention_elements: int
     steps: float
+    vocabulary: int = 0
 
     @property
     def total_bytes(self) -> float:
@@ -69,7 +73,7 @@ def traffic(header: GgufHeader) -> Traffic:
         read[tensor.type, tensor.shape[0]] += used  # type: ignore[assignment] # typeshed's counters are whole
         more_kv, more_attention = _attention(tensor, header.embedding_length)
         kv, attention = kv + more_kv, attention + more_attention
-    return Traffic(read, kv, attention, STEPS_PER_TENSOR * len(header.tensors))
+    return Traffic(read, kv, attention, STEPS_PER_TENSOR * len(header.tensors), header.vocab_size)
 
 
 def _attention(tensor: Tensor, width: int) -> tuple[int, int]:
@@ -117,4 +121,10 @@ def seconds_per_token(work: Traffic, speeds: KernelSpeeds, depth: int) -> float:
     )
     # llama.cpp's attention reads whole blocks of the cache.
     attention = work.attention_elements * padded(depth + 1) / speeds.attention_per_second
-    return reading * work.total_bytes / covered + attention + work.steps * speeds.step_seconds + TOKEN_SECONDS
+    return (
+        reading * work.total_bytes / covered
+        + attention
+        + work.steps * speeds.step_seconds
+        + TOKEN_SECONDS
+        + SAMPLE_SECONDS * work.vocabulary
+    )
