@@ -45,14 +45,14 @@ def guessed(model: str, words: list[str], threads: int, folder: Path) -> tuple[G
 def measured(path: Path, guess: Guess, seconds: float, best: bool) -> tuple[float, float]:
     """The decode speed in tok/s at an empty context and at the guess's depth, from windows of the engine.
 
-    ``best`` takes the fastest round of 8 tokens: on a busy machine, the one that others disturbed least.
+    ``best`` takes the fastest round of 2 tokens: on a busy machine, the one that others disturbed least.
     """
     with LlamaCppEngine({None: path, guess.quant: path}) as engine:
         engine.load(guess.configuration)
         speeds = []
         for depth in (0, guess.depth):
             engine.decode(32, depth, 0.3, 60.0)  # warms up
-            run = engine.decode(8 if best else 32, depth, seconds, 60.0)
+            run = engine.decode(2 if best else 32, depth, seconds, 60.0)
             fastest = run.tokens / run.rounds / min(run.round_seconds)
             speeds.append(fastest if best else run.tokens_per_second)
     return speeds[0], speeds[1]

@@ -248,10 +248,10 @@ def _speeds(
     """The decode speeds with an empty context and at the deepest: from earlier sweeps, or else computed."""
     empty = speed_before(here.sweeps, header, configuration, workload) if workload.depth == 0 else None
     deep = speed_before(here.sweeps, header, configuration, workload, FULL_DEPTH)
-    depth = deepest(workload, configuration)
+    depth, on_average = deepest(workload, configuration), workload.generated_tokens // 2  # it grows meanwhile
     return (
-        empty or computed_speed(here, work, header, configuration, 0),
-        deep or computed_speed(here, work, header, configuration, depth),
+        empty or computed_speed(here, work, header, configuration, on_average),
+        deep or computed_speed(here, work, header, configuration, depth + on_average),
     )
 
 

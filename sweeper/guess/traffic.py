@@ -19,7 +19,7 @@ from sweeper.model.forecast import KernelSpeeds
 from sweeper.model.ggml_types import CACHE_BITS
 from sweeper.model.header import GgufHeader
 from sweeper.model.metadata import Tensor
-from sweeper.parameters import Configuration, padded
+from sweeper.parameters import Configuration
 
 # Graph steps for each tensor of a layer: its product and, beside it, rotations, copies, sums and activations. A layer
 # of llama has 9 tensors and about 20 steps.
@@ -119,8 +119,7 @@ def seconds_per_token(work: Traffic, speeds: KernelSpeeds, depth: int) -> float:
         work.weight_bytes[name] / speed
         for name, speed in zip(names, speeds.weight_bytes_per_second, strict=True)
     )
-    # llama.cpp's attention reads whole blocks of the cache.
-    attention = work.attention_elements * padded(depth + 1) / speeds.attention_per_second
+    attention = work.attention_elements * depth / speeds.attention_per_second  # it skips the empty cache
     return (
         reading * work.total_bytes / covered
         + attention

@@ -59,6 +59,7 @@ def write_synthetic_header(shape: ModelShape, path: Path, quant: str, name: str)
     The file takes only the header's bytes on the disk, and llama.cpp can plan its memory from it. Raises as
     `write_synthetic` does.
     """
+    synthetic_bytes(shape, quant)  # refuses an unknown quantisation
     try:
         _write(shape, path, quant, 0, name, with_weights=False)
     except OSError as error:

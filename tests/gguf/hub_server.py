@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import re
 import threading
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ class Hub:
     status: int = 200  # other than 200: what every request is answered with
     error_code: str | None = None  # the hub's X-Error-Code
     requests: list[str] = field(default_factory=list)
+    ranges: bool = True  # whether requests for a part of a file get one
+    sent_bytes: int = 0  # of the contents of files
     endpoint: str = ""
 
     def sha256(self, name):
@@ -63,7 +66,15 @@ def _handler(hub):
             headers = {"ETag": f'"{hub.sha256(name)}"', "X-Repo-Commit": COMMIT}
             if self.command == "HEAD":
                 headers["Content-Length"] = str(len(content))
-            return self._send(200, content, headers)
+                return self._send(200, content, headers)
+            wanted = re.fullmatch(r"bytes=(\d+)-(\d+)", self.headers.get("Range", ""))
+            if wanted is None or not hub.ranges:
+                hub.sent_bytes += len(content)
+                return self._send(200, content, headers)
+            first, last = int(wanted[1]), min(int(wanted[2]), len(content) - 1)
+            headers["Content-Range"] = f"bytes {first}-{last}/{len(content)}"
+            hub.sent_bytes += last + 1 - first
+            return self._send(206, content[first : last + 1], headers)
 
         def _api(self, path, body):
             if not path.startswith(hub.repo):
