@@ -119,7 +119,19 @@ print({HEAVY!r} & set(sys.modules), file=sys.stderr)
 
 @pytest.mark.parametrize(
     "command",
-    ["sweep", "report", "apply", "rollback", "verify", "restore", "doctor", "compare", "ui", "record"],
+    [
+        "sweep",
+        "guess",
+        "report",
+        "apply",
+        "rollback",
+        "verify",
+        "restore",
+        "doctor",
+        "compare",
+        "ui",
+        "record",
+    ],
 )
 def test_every_command_has_help_and_is_documented(command: str, capsys: pytest.CaptureFixture[str]) -> None:
     try:

@@ -79,7 +79,7 @@ def _words_for(model: str) -> list[str]:
         return [f"model.path={model}"]
     on_hub = _HUB.fullmatch(model)
     if on_hub and not path.parent.is_dir():
-        return [f"model.repo={on_hub['repo']}", f"model.file={on_hub['file']}"]
+        return ["model=hub", f"model.repo={on_hub['repo']}", f"model.file={on_hub['file']}"]
     if model.lower().endswith(".gguf") or "/" in model:
         raise ModelMissingError(
             f"no model at {model}: correct the path, or give OWNER/NAME/FILE.gguf of the hub"

@@ -84,7 +84,7 @@ def test_the_hub_sends_the_header_and_not_the_weights(sweeper, hub, smallest_mod
     done = sweeper("guess", "owner/model/small-F16.gguf", *ONE_THREAD, HF_ENDPOINT=hub.endpoint)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("small-F16: llama")
-    assert "model.repo=owner/model model.file=small-F16.gguf" in done.stdout
+    assert "model=hub model.repo=owner/model model.file=small-F16.gguf" in done.stdout
     assert hub.sent_bytes <= 1 << 20 < smallest_model.stat().st_size
     missing = sweeper("guess", "owner/model/other.gguf", HF_ENDPOINT=hub.endpoint)
     assert (missing.returncode, "404" in missing.stderr) == (3, True)
