@@ -424,6 +424,7 @@ TUNABLES = {
             "model",
             memory="more",
             engines=("llama_cpp", "llama_server"),
+            tried=(True, False),
             equal=_repack_in_effect,
             option="repack",
             spellings=("nr",),
@@ -445,6 +446,7 @@ TUNABLES = {
             spellings=("np",),
             environment="LLAMA_ARG_N_PARALLEL",
             in_llama_cpp_python=False,
+            lm_studio="Max Concurrent Predictions",
             added_later=True,
         ),
         Tunable(

@@ -66,6 +66,14 @@ def from_llama_server_argv(argv: list[str]) -> dict[str, Any]:
     return found
 
 
+def slots_that_share(argv: list[str]) -> int:
+    """The number of slots that share the context that ``/props`` reports: all with one cache, else 1."""
+    slots = from_llama_server_argv(argv).get("n_parallel", 1)
+    unified = [word for word in argv if word in ("-kvu", "--kv-unified", "-no-kvu", "--no-kv-unified")]
+    shared = bool(unified) and "no" not in unified[-1]
+    return slots if shared and isinstance(slots, int) and slots > 1 else 1
+
+
 def from_llama_cpp_python(settings: Mapping[str, Any]) -> dict[str, Any]:
     """What a model's entry in the configuration of llama_cpp.server sets."""
     found: dict[str, Any] = {"model": settings["model"]}

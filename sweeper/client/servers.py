@@ -23,6 +23,7 @@ from sweeper.client.in_force import (
     from_llama_server_argv,
     from_log,
     from_ollama_parameters,
+    slots_that_share,
 )
 from sweeper.errors import EngineMissingError, VerifyError
 from sweeper.http import NoSuchPageError, get, is_loopback, post
@@ -95,7 +96,7 @@ class LlamaServer:
         props = get(f"{self.url}/props?model={quote(name, safe='')}", key=self.key)
         context = (props.get("default_generation_settings") or {}).get("n_ctx")
         if context:
-            settings["n_ctx"] = InForce(int(context), "/props")
+            settings["n_ctx"] = InForce(int(context) // slots_that_share(argv), "/props")
         if props.get("model_path"):
             settings["model"] = InForce(props["model_path"], "/props")
         return settings

@@ -179,6 +179,10 @@ def _auto(name: str, facts: Facts) -> Any:
         return _splits(facts)
     if name in _ONLY_WITH_WEIGHTS_ON_CPU and not facts.may_exceed_gpus:
         return DEFAULTS[name]
+    if name == "repack" and facts.gpu_offload:
+        return DEFAULTS[
+            name
+        ]  # weights beside a GPU lie in the GPU's own host buffers, which are not repacked
     if tunable.up_to:
         return {"low": 0, "high": facts.words()["model"][tunable.up_to]}
     if tunable.tried:

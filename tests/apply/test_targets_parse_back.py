@@ -465,3 +465,77 @@ def test_experts_on_the_host_reach_llama_server_and_textgen() -> None:
     assert "n-cpu-moe=7" in text_of(
         apply.plan(sweep, 3, "textgen", apply.Options(folder=FOLDER, file=FOLDER / "c.yaml"))
     )
+
+
+PLACED = replace(C, tensor_split="3,1", op_offload=False, repack=False, n_parallel=4, spec_type="ngram-mod")
+
+
+@pytest.mark.parametrize("target", ["llama-server", "llama-swap", "compose", "systemd"])
+def test_placement_and_slots_are_read_back_from_every_command_line(target: str) -> None:
+    plan = made(target, "x.gguf", FOLDER, PLACED)
+    if target == "llama-server":
+        argv = list(plan.draft.commands[1].argv)
+    else:
+        text = plan.draft.files[-1].after.decode()
+        words = yaml.safe_load(text) if target != "systemd" else None
+        if target == "compose":
+            argv = next(iter(words["services"].values()))["command"]
+        elif target == "llama-swap":
+            argv = shlex.split(next(iter(words["models"].values()))["cmd"])
+        else:
+            argv = shlex.split(text.rpartition("ExecStart=")[2])
+    found = from_llama_server_argv(argv)
+    for name in ("tensor_split", "op_offload", "repack", "n_parallel", "spec_type", "n_ctx"):
+        assert found[name] == getattr(PLACED, name), name
+    assert argv[argv.index("--ctx-size") + 1] == str(4 * PLACED.n_ctx)
+    assert "--kv-unified" in argv
+    assert argv[argv.index("--fit") + 1] == "off"
+
+
+def test_the_environment_and_the_web_ui_hold_placement_and_slots() -> None:
+    env = made("env", "x.gguf", FOLDER, PLACED)
+    text = text_of(env)
+    for line in ("TENSOR_SPLIT=3,1", "REPACK=off", "N_PARALLEL=4", "KV_UNIFIED=on", "SPEC_TYPE=ngram-mod"):
+        assert f"LLAMA_ARG_{line}\n" in text
+    assert env.draft.commands[0].argv[-1].endswith("--threads-batch 5 --no-op-offload")
+    sweep = make_sweep(Path("/models/x.gguf"), PLACED, config={})
+    plan = apply.plan(sweep, 3, "textgen", apply.Options(folder=FOLDER, file=FOLDER / "c.yaml"))
+    (entry,) = yaml.safe_load(text_of(plan)).values()
+    flags = entry["extra_flags"].split(",no-")
+    assert entry["ctx_size"] == 4 * PLACED.n_ctx
+    assert {"parallel=4", "spec-type=ngram-mod"} <= set(flags[0].split(","))
+    assert set(",".join(flags[1:]).split(",")) == {"op-offload", "repack", "kv-unified"}
+
+
+def test_a_placement_left_to_the_server_is_written_so() -> None:
+    fitted = replace(C, fit=True)
+    argv = list(made("llama-server", "x.gguf", FOLDER, fitted).draft.commands[1].argv)
+    assert argv[argv.index("--fit") + 1] == "on"
+    assert argv[argv.index("--n-gpu-layers") + 1] == "auto"
+    assert "--n-cpu-moe" not in argv
+
+
+def test_targets_of_llama_cpp_python_hold_the_split_and_name_the_rest() -> None:
+    server = made("llama-cpp-python", "x.gguf", FOLDER, PLACED)
+    assert '"tensor_split": [\n        3.0,\n        1.0\n      ]' in text_of(server)
+    notes = " ".join(server.draft.notes)
+    for says in (
+        "op_offload, so the sweep's off",
+        "repack, so the sweep's off",
+        "n_parallel, so the sweep's 4",
+    ):
+        assert f"llama_cpp.server has no setting for {says} is not applied" in notes
+    snippet = made("python", "x.gguf", FOLDER, PLACED).draft
+    assert "op_offload=False," in (snippet.snippet or "")
+    assert "op_offload" not in " ".join(snippet.notes)
+
+
+def test_ollama_and_lm_studio_hold_the_slots_and_name_the_rest() -> None:
+    ollama = made("ollama", "x.gguf", FOLDER, PLACED)
+    assert "OLLAMA_NUM_PARALLEL=4" in ollama.draft.files[1].after.decode()
+    assert "n_parallel" not in " ".join(ollama.draft.notes)
+    assert "Ollama has no setting for tensor_split, so the sweep's 3,1 is not applied" in ollama.draft.notes
+    studio = made("lm-studio", "x.gguf", FOLDER, PLACED)
+    assert re.search(r"Max Concurrent Predictions +4\n", studio.draft.snippet or "")
+    assert "LM Studio has no setting for op_offload, so the sweep's off is not applied" in studio.draft.notes
+    assert f"set {4 * PLACED.n_ctx} for it" in studio.draft.notes[-1]

@@ -324,6 +324,18 @@ def test_a_llama_server_of_our_own(model: Path, llama_server: str) -> None:
         get(f"{found.url}/health")
 
 
+def test_a_llama_server_with_two_slots_gives_each_the_whole_context(model: Path, llama_server: str) -> None:
+    """With one cache for all slots, llama-server reports their common context."""
+    two = replace(C, n_parallel=2, repack=False)
+    options = VerifyOptions(
+        server="llama-server", program=Path(llama_server), start=True, repeats=2, repeat_seconds=0.1
+    )
+    found = verify(sweep_of(model, SLOW, two), 3, options)
+    assert {check.verdict for check in found.settings} == {"kept"}
+    in_force = {check.name: check.in_force for check in found.settings}
+    assert (in_force["n_ctx"], in_force["n_parallel"], in_force["repack"]) == (C.n_ctx, 2, False)
+
+
 def test_a_router_with_the_preset_that_was_applied(model: Path, llama_server: str, tmp_path: Path) -> None:
     preset = tmp_path / "llama-server.ini"
     preset.write_text("[*]\nthreads = 7\nfit = on\n\n[other]\nmodel = /nowhere.gguf\n")

@@ -1,6 +1,7 @@
 """A file of environment variables for llama-server, to be sourced by a shell.
 
-``--threads-batch`` has no variable in llama.cpp (``common/arg.cpp``), so it is an option of the command.
+``--threads-batch`` and ``--op-offload`` have no variable in llama.cpp (``common/arg.cpp``), so they are options of the
+command.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ def draft(request: Request) -> Draft:
     lines = [f"{name}={shlex.quote(value)}\n" for name, value in variables.items()]
     rest = [word for option in options if not option.environment for word in option.argv()]
     script = f"set -a; . {shlex.quote(str(path))}; exec llama-server {shlex.join(rest)}"
-    head = "# every setting but --threads-batch, which llama-server takes on its command line only\n"
+    head = "# every setting but those that llama-server takes only on its command line, such as --threads-batch\n"
     return Draft(
         files=(change(path, head + "".join(lines)),),
         commands=(Command("start llama-server with it", ("sh", "-c", script)),),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sweeper.apply.base import Draft, Request, not_settable
-from sweeper.parameters import TUNABLES
+from sweeper.parameters import TUNABLES, server_context
 
 _SETTINGS = tuple(tunable for tunable in TUNABLES.values() if tunable.lm_studio)
 
@@ -19,4 +19,10 @@ def draft(request: Request) -> Draft:
         f"3. Load it with the identifier {request.name}.",
         f"4. Developer, Start server, port {request.port}; leave `Serve on Local Network` off.",
     ]
-    return Draft(snippet="\n".join(steps), notes=not_settable(c, "LM Studio", {t.name for t in _SETTINGS}))
+    notes = not_settable(c, "LM Studio", {t.name for t in _SETTINGS})
+    if c.n_parallel > 1:
+        notes = (
+            *notes,
+            f"if LM Studio shares the context among its predictions, set {server_context(c)} for it",
+        )
+    return Draft(snippet="\n".join(steps), notes=notes)

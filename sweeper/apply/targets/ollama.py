@@ -15,7 +15,7 @@ from sweeper.parameters import TUNABLES, Configuration
 
 _PARAMETERS = tuple(tunable for tunable in TUNABLES.values() if tunable.ollama)
 # Parameters that the Modelfile or a variable of the server sets; a note tells where a cache type is not set.
-_SETTABLE = {*(tunable.name for tunable in _PARAMETERS), "flash_attn", "type_k", "type_v"}
+_SETTABLE = {*(tunable.name for tunable in _PARAMETERS), "flash_attn", "type_k", "type_v", "n_parallel"}
 _CACHE_TYPES = ("f16", "q8_0", "q4_0")  # that OLLAMA_KV_CACHE_TYPE takes
 
 
@@ -74,13 +74,13 @@ def _cache_type(configuration: Configuration) -> str:
 
 
 def _drop_in(request: Request) -> str:
-    """A drop-in for ``ollama.service``: its settings for all models; one request at a time, as was measured."""
+    """A drop-in for ``ollama.service``: its settings for all models, and its number of requests at a time."""
     c = request.configuration
     variables = {
         **request.environment,
         "OLLAMA_FLASH_ATTENTION": "1" if c.flash_attn else "0",
         "OLLAMA_KV_CACHE_TYPE": _cache_type(c),
-        "OLLAMA_NUM_PARALLEL": "1",
+        "OLLAMA_NUM_PARALLEL": str(c.n_parallel),  # Ollama gives each of them num_ctx
         "OLLAMA_HOST": f"{LOOPBACK}:{request.port}",
     }
     lines = [f"Environment={quoted(f'{name}={value}')}" for name, value in variables.items()]

@@ -16,6 +16,7 @@ def draft(request: Request) -> Draft:
     """
     settings = model_settings(request.configuration, request.model_path, request.name)
     settings = {name: value for name, value in settings.items() if name not in _SERVER_ONLY}
+    settings["op_offload"] = request.configuration.op_offload  # the server has no such setting
     lines = ["import os", ""] if request.environment else []
     lines += [f"os.environ[{name!r}] = {value!r}" for name, value in request.environment.items()]
     lines += [""] if request.environment else []
@@ -24,7 +25,7 @@ def draft(request: Request) -> Draft:
         f"    {name}={value!r}," for name, value in ({"model_path": request.model_path} | settings).items()
     ]
     code = "\n".join([*lines, ")"]) + "\n"
-    notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE)
+    notes = not_settable(request.configuration, "llama_cpp.Llama", SETTABLE | {"op_offload"})
     if request.file is None:
         return Draft(snippet=code, notes=notes)
     return Draft(files=(change(request.target_file(""), code, "the whole file"),), notes=notes)
