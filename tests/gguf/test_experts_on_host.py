@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 from nano_models import NANO_MOE
 
-from sweeper.model.forecast import HOST, weights_by_device
+from sweeper.model.forecast import HOST, MemoryForecast, weights_by_device
 from sweeper.model.header import read_header
-from sweeper.model.llama_params import stays_on_host
+from sweeper.model.llama_params import context_params, model_params, stays_on_host
 from sweeper.parameters import Configuration
 from sweeper.space.space import Traits, build_space
 
@@ -92,3 +92,40 @@ def test_the_header_says_which_share_of_the_weights_one_token_reads(nano_moe: Pa
     experts = sum(t.bytes for t in header.tensors if "_exps" in t.name)
     assert header.active_share == pytest.approx((total - experts * (1 - 2 / 8)) / total)
     assert header.kv_elements
+
+
+def test_the_forecast_of_two_unlike_devices_is_per_device(nano_moe: Path) -> None:
+    """Three of four parts on one card, the last on the other; the experts of layer 0 stay on the host."""
+    header = read_header(nano_moe)
+    layers = {0: "CUDA0", 1: "CUDA0", 2: "CUDA1"}  # layer 2 is the output
+    sizes = weights_by_device(header, layers, Configuration(n_gpu_layers=ALL, n_cpu_moe=1))
+    one = {"blk.0.": 0, "blk.1.": 0, "blk.0.experts": 0}
+    for tensor in header.tensors:
+        for prefix in ("blk.0.", "blk.1."):
+            if tensor.name.startswith(prefix):
+                expert = prefix == "blk.0." and "_exps" in tensor.name
+                one["blk.0.experts" if expert else prefix] += tensor.bytes
+    assert sizes["CUDA0"] * 2**20 == one["blk.0."] + one["blk.1."]
+    assert sizes[HOST] * 2**20 >= one["blk.0.experts"]
+    assert sum(sizes.values()) * 2**20 >= sum(tensor.bytes for tensor in header.tensors)
+    plan = MemoryForecast(sizes, {}, {}, {"CUDA0": 10_000.0, "CUDA1": 100.0})
+    assert "on CUDA1, where 100 MiB are free" in (plan.fits() or "")
+
+
+def test_llama_cpp_gets_the_proportions_and_the_flags() -> None:
+    import llama_cpp
+
+    wanted = Configuration(tensor_split="3,1", repack=False, op_offload=False, n_parallel=2, n_ctx=512)
+    params = model_params(llama_cpp, wanted.to_dict())
+    assert [params.tensor_split[i] for i in range(3)] == [3.0, 1.0, 0.0]
+    assert not params.use_extra_bufts
+    context = context_params(llama_cpp, wanted.to_dict())
+    assert (context.n_ctx, context.n_seq_max, context.kv_unified, context.op_offload) == (
+        1024,
+        2,
+        True,
+        False,
+    )
+    plain = model_params(llama_cpp, Configuration().to_dict())
+    assert not plain.tensor_split
+    assert plain.use_extra_bufts

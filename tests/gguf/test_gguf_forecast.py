@@ -32,6 +32,7 @@ CONFIGURATIONS = (
     Configuration(n_ctx=2048, type_k="q8_0", type_v="q8_0"),
     Configuration(n_ctx=2048, type_k="q4_0", type_v="f16", flash_attn=False),
     Configuration(n_ctx=1000, n_batch=4096, n_ubatch=8192),  # padded and clamped
+    Configuration(n_ctx=512, op_offload=False),
 )
 
 
@@ -39,6 +40,11 @@ CONFIGURATIONS = (
 def forecaster():
     with Forecaster() as running:
         yield running
+
+
+def test_slots_share_a_context_that_is_as_large_as_all_of_theirs(nano, forecaster):
+    four = forecaster.forecast(nano, Configuration(n_ctx=512, n_parallel=4))
+    assert four.kv_mib == forecaster.forecast(nano, Configuration(n_ctx=2048)).kv_mib
 
 
 @pytest.mark.parametrize("name", ["nano", "nano_moe", "nano_q4"])

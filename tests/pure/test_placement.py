@@ -100,6 +100,11 @@ def test_auto_leaves_alone_what_concerns_only_weights_on_the_cpu() -> None:
     assert auto(facts((24_000,), 4000, engine="llama_server"), "n_cpu_ffn") == {"n_cpu_ffn": 0}
 
 
+def test_auto_tries_repack_only_without_a_gpu() -> None:
+    assert auto(facts((), 4000), "repack") == {"repack": [True, False]}
+    assert auto(facts((12_000,), 18_500), "repack") == {"repack": True}
+
+
 def test_llama_cpp_never_searches_what_only_a_server_can_set() -> None:
     spec = {"n_parallel": [1, 4], "spec_type": ["none", "ngram-mod"], "n_cpu_ffn": [0, 4]}
     found = facts((12_000,), 18_500)
