@@ -19,12 +19,13 @@ from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
 
+from sweeper import spelling
 from sweeper.client.prompt_file import read_prompts
 from sweeper.errors import ConfigError
 from sweeper.metrics import OBJECTIVES, ONLY_WITH_USERS, Direction
 from sweeper.model.obtain import ModelConfig
-from sweeper.overrides import PATHS, at_home, for_hydra, split_flags
-from sweeper.parameters import PARAMETER_NAMES
+from sweeper.overrides import PATHS, at_home, flags_as_overrides, for_hydra, split_flags
+from sweeper.parameters import PARAMETER_NAMES, TUNABLES
 from sweeper.power_settings import PowerSettings, check_settings
 from sweeper.records import Constraint, Objective, Prices, Workload
 
@@ -166,12 +167,12 @@ class Settings:
             _one_of("objectives.constraints", metric, OBJECTIVES)
             if text is None:
                 continue
-            match = re.fullmatch(r"\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*", str(text))
-            if match is None:
+            read = spelling.bound(metric, str(text))
+            if read is None:
                 raise ConfigError(
                     f'objectives.constraints.{metric}: {text!r} is not a bound; write it like "<=0.5" or ">=20"'
                 )
-            found.append(Constraint(metric, "<=" if match[1] == "<=" else ">=", float(match[2])))
+            found.append(Constraint(metric, "<=" if read[0] == "<=" else ">=", read[1]))
         return tuple(found)
 
 
@@ -279,7 +280,7 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
         except ConfigError as error:
             refused.append(error)  # raised below, because Hydra would print a line of its own about it
 
-    flags, words = split_flags(arguments)
+    flags, words = split_flags(flags_as_overrides(arguments, Settings, _BESIDE))
     _put_in_front(_config_dir_in(flags))
     own = [*flags, *_for_hydra(words, several=bool({"-m", "--multirun"} & set(flags)))]
     os.environ["HYDRA_FULL_ERROR"] = "1"  # so that errors reach this function, which reports them in one line
@@ -294,6 +295,10 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
     return max(map(task, composed), default=0)
 
 
+# The groups of the configuration that are not in the schema.
+_BESIDE: Mapping[str, Any] = {"space": dict.fromkeys(PARAMETER_NAMES, Any), "experiment": {}}
+
+
 def _for_hydra(words: Sequence[str], several: bool = False) -> list[str]:
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
@@ -306,8 +311,7 @@ def _for_hydra(words: Sequence[str], several: bool = False) -> list[str]:
         except HydraException:
             return False
 
-    beside = {"space": dict.fromkeys(PARAMETER_NAMES, Any), "experiment": {}}
-    return for_hydra(words, Settings, beside, can_parse, several)
+    return for_hydra(words, Settings, _BESIDE, can_parse, several)
 
 
 def check(tree: DictConfig) -> Composed:
@@ -329,6 +333,7 @@ def check(tree: DictConfig) -> Composed:
     settings = _filled(Settings, {k: v for k, v in named.items() if k not in ("space", "experiment")})
     _expand_home(settings)
     _check_values(settings)
+    _check_space(named["space"])
     return Composed(settings, named, tree)
 
 
@@ -459,10 +464,31 @@ def _check_users(settings: Settings) -> None:
                 )
 
 
+def _check_space(space: Mapping[str, Any]) -> None:
+    """Raise ConfigError for a word that no parameter of that name can have, whatever the machine and the model."""
+    for name, given in space.items():
+        tunable = TUNABLES.get(name)
+        if tunable is None:
+            continue  # `build_space` says so
+        values = (
+            given.values() if isinstance(given, Mapping) else given if isinstance(given, list) else [given]
+        )
+        for value in values:
+            if not isinstance(value, str) or value == "auto" or "${" in value:
+                continue
+            if tunable.kind == "flag":
+                near = spelling.nearest(value, ("true", "false"))
+                raise ConfigError(f"space.{name}: {value!r} is neither true nor false{near}")
+            if tunable.kind == "number":
+                shown = f"{spelling.examples(name) or '4'}, [1,4] or {{low: 1, high: 8}}"
+                raise ConfigError(f"space.{name}: {value!r} is not a whole number; write it like {shown}")
+            if tunable.words:
+                _one_of(f"space.{name}", value, tunable.words)
+
+
 def _one_of(key: str, value: str, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        near = difflib.get_close_matches(value, list(allowed), n=1)
-        meant = f"; did you mean {near[0]}?" if near else ""
+        meant = spelling.nearest(value, allowed)
         raise ConfigError(f"{key}: {value!r} is not one of {', '.join(allowed)}{meant}")
 
 
@@ -564,7 +590,7 @@ def _key_error(error: BaseException) -> str:
     if isinstance(error, OverrideParseException):
         word = error.override.lstrip("+")
         if "=" not in word:
-            return f"{word}: this is not KEY=VALUE, such as search.trials=20"
+            return f"{word}: this is not KEY=VALUE{_meant(word)}"
         return f"{word}: this cannot be read; put the value in quotes ('…') if it has signs such as = , ( ) {{ }}"
     match = re.match(
         r"(?:Ambiguous value for argument|Sweep parameters) '\+*([^\n]*?)'(?: requires|$)", text, re.M
@@ -580,8 +606,8 @@ def _key_error(error: BaseException) -> str:
     if match:
         available = re.search(r"Available options in '[^']+':\s*(.+?)(?:\n\S|\Z)", text, re.S)
         options = ", ".join(available.group(1).split()) if available else ""
-        return f"{match.group(1).replace('/', '=')}: there is no such choice" + (
-            f"; choose from {options}" if options else ""
+        return f"{match.group(1).replace('/', '=', 1)}: there is no such choice" + (
+            f"; choose from {options}{_near_choice(match.group(1), options.split(', '))}" if options else ""
         )
     key = getattr(error, "full_key", None)
     lines = [line.strip() for line in (cause or text).splitlines() if line.strip()]
@@ -591,10 +617,42 @@ def _key_error(error: BaseException) -> str:
     wrong = re.match(r"Value '(.*)' of type '\w+' could not be converted to (\w+)", first)
     wrong = wrong or re.match(r"Value '(.*)' is not a valid (\w+)", first)
     if wrong:
+        shown = spelling.examples(key) if key and wrong.group(2) in ("Integer", "Float") else ""
         first = f"{wrong.group(1)!r} is not {_KINDS.get(wrong.group(2), wrong.group(2))}"
+        first += f"; write it like {shown}" if shown else ""
     if "not in 'Settings'" in first or re.match(r"Key '[^']*' not in", first):
         return f"{key}: no such key"
     return f"{key}: {first}" if key else first
+
+
+def _meant(word: str) -> str:
+    """What a word without ``=`` may stand for: a choice of a group, a group, or a key with another sign."""
+    choices = group_choices()
+    if word in choices:
+        return f"; write {word}=CHOICE, with one of {', '.join(choices[word])}"
+    groups = [group for group in ("experiment", *choices) if word in choices[group]]
+    if groups:
+        return f"; did you mean {groups[0]}={word}?"
+    key, sign, value = word.partition(":") if ":" in word else (word, "", "")
+    if sign:
+        return f"; write {key}={value}"
+    if any(key == f"{group}.{name}".lstrip(".") for group, names in _known_keys().items() for name in names):
+        return f"; write {key}=VALUE"
+    return ", such as search.trials=20; a model file ends in .gguf"
+
+
+def _near_choice(choice: str, options: Sequence[str]) -> str:
+    """The advice for an unknown choice of a group, which Hydra writes as ``group/choice``."""
+    group, _, name = choice.partition("/")
+    if group == "model" and re.fullmatch(r"[\w.-]+/[\w.-]+", name):
+        return f"; a repository of the Hugging Face hub: model=hub model.repo={name} model.file=FILE.gguf"
+    return spelling.nearest(name, options)
+
+
+def group_choices() -> dict[str, tuple[str, ...]]:
+    """The names of the bundled files of each configuration group."""
+    folders = sorted(path for path in conf_folder().iterdir() if path.is_dir())
+    return {folder.name: tuple(sorted(file.stem for file in folder.glob("*.yaml"))) for folder in folders}
 
 
 def _near_key(key: str) -> str:

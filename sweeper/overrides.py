@@ -17,6 +17,9 @@ from typing import Any, get_args, get_origin, get_type_hints
 import yaml
 
 from sweeper.errors import ConfigError
+from sweeper.metrics import OBJECTIVES
+from sweeper.parameters import TUNABLES
+from sweeper.spelling import number
 
 # The keys whose values are files or folders, in which ``~`` stands for the home folder.
 PATHS = (
@@ -80,11 +83,64 @@ def for_hydra(
     Raises:
         ConfigError: a path begins with ``~``, and there is no home folder.
     """
-    return [
-        new
-        for word in words
-        for new in _override(word, {**get_type_hints(schema), **groups}, can_parse, several)
-    ]
+    top = {**get_type_hints(schema), **groups}
+    spelled = [_spelled(word, several) for word in _joined(words)]
+    models = [word for word in spelled if word.startswith("model.path=")]
+    if len(models) > 1:
+        paths = [word.partition("=")[2] for word in models]
+        raise ConfigError(
+            f"{len(paths)} models are named: give one, or sweep one after the other with "
+            f"-m model.path={','.join(paths)}"
+        )
+    return [new for word in spelled for new in _override(word, top, can_parse, several)]
+
+
+def flags_as_overrides(words: Sequence[str], schema: type, groups: Mapping[str, Any]) -> list[str]:
+    """``words`` with ``--root FOLDER`` and ``--search.trials=3`` as overrides, which Hydra wants without dashes."""
+    top = {**get_type_hints(schema), **groups}
+    found: list[str] = []
+    rest = iter(words)
+    for word in rest:
+        key, equals, _ = word[2:].partition("=") if word.startswith("--") else ("", "", "")
+        if key.partition(".")[0] not in top:
+            found.append(word)
+        elif equals:
+            found.append(word[2:])
+        else:
+            found.append("=".join([key, *([value] if (value := next(rest, None)) is not None else [])]))
+    return found
+
+
+def _joined(words: Sequence[str]) -> list[str]:
+    """``words`` with ``KEY = VALUE`` and ``KEY =VALUE`` as one word."""
+    found: list[str] = []
+    open_end = False  # the last word was a lone `=`, whose value is still to come
+    for word in words:
+        if found and (open_end or word.startswith("=")):
+            found[-1] += word
+        else:
+            found.append(word)
+        open_end = word == "="
+    return found
+
+
+def _spelled(word: str, several: bool) -> str:
+    """``word`` with its key, if it is a bare path, a path in place of a model's name, or a metric with a bound."""
+    if is_model_path(word):
+        return f"model.path={word}"
+    key, _, value = word.partition("=")
+    if key.lstrip("+") == "model" and all(map(is_model_path, value.split(",") if several else [value])):
+        return f"model.path={value}"
+    bounded = re.fullmatch(r"\+*(objectives\.constraints\.)?(\w+)\s*((?:<=|>=|<|>|≤|≥).+)", word)
+    if bounded and (bounded[1] or bounded[2] in OBJECTIVES):
+        return f"objectives.constraints.{bounded[2]}={bounded[3]}"
+    return word
+
+
+def is_model_path(text: str) -> bool:
+    """Whether a word without a key can only be the path of a model."""
+    begins = text.startswith(("/", "./", "../", "~/"))
+    return begins or (text.lower().endswith(".gguf") and not re.match(r"\+*[\w.]+=", text))
 
 
 def _override(
@@ -99,6 +155,8 @@ def _override(
         return
     if kind is str:
         value = _text(key, value, top, several, can_parse)
+    elif (plain := _plain_value(key, value, kind, several)) is not None:
+        value = plain
     elif not can_parse(f"{key}={value}"):
         value = _by_yaml(value)
     if key.startswith("space.") and value.startswith(("[", "{")):
@@ -123,6 +181,65 @@ def _type_at(key: str, top: Mapping[str, Any]) -> Any:
             return None
         kind = _without_none(kind)
     return _without_none(kind)
+
+
+def _plain_value(key: str, value: str, kind: Any, several: bool) -> str | None:
+    """A number or a parameter's value as Hydra's grammar has it; None where Hydra shall read what was typed."""
+    parts = value.split(",") if several and not re.search(r"[\[{(]", value) else [value]
+    if kind in (int, float):
+        found = [number(key, part.strip().removeprefix("="), whole=kind is int) for part in parts]
+        return ",".join(part for part in found if part is not None) if None not in found else None
+    if kind is bool:
+        return ",".join(_FLAGS.get(part.strip().removeprefix("=").lower(), part) for part in parts)
+    group, _, name = key.partition(".")
+    if group != "space" or name not in TUNABLES:
+        return None
+    if re.match(r"[\[{]", value) and not several:
+        return _parameter_values(name, value)
+    return ",".join(_parameter_value(name, part.strip()) for part in parts)
+
+
+def _parameter_values(name: str, value: str) -> str | None:
+    """A list or a range of a parameter, each value of it as `_parameter_value` has it."""
+    try:
+        plain = yaml.safe_load(value)
+    except yaml.YAMLError:
+        return None
+    if isinstance(plain, dict):
+        return _written(
+            {k: _kept(_parameter_value(name, str(v))) for k, v in plain.items() if k != "log"}
+            | {k: v for k, v in plain.items() if k == "log"}
+        )
+    return _written([_kept(_parameter_value(name, _word(item))) for item in plain])
+
+
+def _parameter_value(name: str, text: str) -> str:
+    """One value of a parameter: ``16k`` as 16384, ``1-8`` as a range, ``on`` as true, ``q4_k_m`` as Q4_K_M."""
+    tunable = TUNABLES[name]
+    if text.lower() in ("auto", "null") or "${" in text:
+        return text.lower() if "${" not in text else text
+    if tunable.kind == "flag":
+        return _FLAGS.get(text.lower(), text)
+    if tunable.kind == "word":
+        by_lower = {word.lower(): word for word in tunable.words}
+        return text.upper() if name == "quant" else by_lower.get(text.lower(), text)
+    ends = re.fullmatch(r"\s*([^\s.-]+)\s*(?:-|–|\.\.)\s*([^\s.-]+)\s*", text)
+    low, high = (number(name, end, whole=True) for end in ends.groups()) if ends else (None, None)
+    if low is not None and high is not None:
+        return f"{{low: {low}, high: {high}}}"
+    return number(name, text, whole=True) or text
+
+
+_FLAGS = {"on": "true", "yes": "true", "true": "true", "off": "false", "no": "false", "false": "false"}
+
+
+def _word(item: Any) -> str:
+    return str(item).lower() if isinstance(item, bool) else "null" if item is None else str(item)
+
+
+def _kept(text: str) -> Any:
+    """The value that ``text`` stands for in a list: a number, true, false, null or a word."""
+    return yaml.safe_load(text) if re.fullmatch(r"-?\d+|true|false|null", text) else text
 
 
 def _without_none(kind: Any) -> Any:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 from sweeper.errors import ConfigError
+from sweeper.spelling import nearest
 
 SOURCES = ("auto", "nvml", "rapl", "hwmon", "battery", "plug", "command", "estimate")
 PLUG_KINDS = ("shelly", "tasmota")
@@ -103,7 +104,7 @@ def check_settings(settings: PowerSettings) -> None:
 
 def _one_of(key: str, value: str, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise ConfigError(f"{key}={value} is none of {', '.join(allowed)}")
+        raise ConfigError(f"{key}={value} is none of {', '.join(allowed)}{nearest(value, allowed)}")
 
 
 def _check_plug(plug: PlugSettings) -> None:

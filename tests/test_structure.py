@@ -34,6 +34,7 @@ HEAVY = {
 ORDER = (
     {"errors", "metrics", "system", "control_groups"},
     {"parameters"},
+    {"spelling"},
     {"records", "http", "overrides"},
     {"stats", "power_settings", "nvml", "files", "locks", "processes", "servers", "serving"},
     {"machine"},
@@ -50,6 +51,7 @@ ORDER = (
     {"guess"},
     {"prepare"},
     {"commands"},
+    {"start"},
     {"cli"},
     {"__main__", "__init__"},
     {"lab"},
