@@ -205,6 +205,11 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     except SweeperError as error:
         say_error(str(error))
         return error.exit_code
+    except prepare.AlreadyComplete as done:
+        record = commands.load_record(Path(composed.settings.root), done.name)
+        commands.show(record, "json" if as_json else "table")
+        say(f"this sweep is complete; to measure anew, add name={done.anew}")
+        return EXIT_DONE
     except KeyboardInterrupt:
         say_error("stopped at once: all finished trials are kept, and the same command resumes the sweep")
         return EXIT_STOPPED

@@ -11,13 +11,14 @@ from collections.abc import Mapping
 from contextlib import ExitStack, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, Literal, TextIO
 
 from sweeper.errors import EXIT_DONE, EXIT_MISSING, UsageError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from sweeper.apply.journal import Entry
     from sweeper.config import Composed
     from sweeper.limits.standing_limit import StandingLimit
     from sweeper.power_settings import PowerSettings
@@ -33,12 +34,17 @@ def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRe
     from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy, sweep_names
 
+    def load(name: str) -> SweepRecord:
+        found = assemble(SweepStudy.load(root, name))
+        # The folder may have moved since, and the next commands name it.
+        return replace(found, config={**found.config, "root": str(root)})
+
     if sweep is not None:
-        return assemble(SweepStudy.load(root, sweep))
+        return load(sweep)
     names = sweep_names(root)
     if not names:
         raise SweepMissingError(f"there is no sweep in {root}: run `sweeper sweep` first, or give --root")
-    records = (assemble(SweepStudy.load(root, name)) for name in reversed(names))
+    records = map(load, reversed(names))
     latest = next(records)
     if not real or not latest.engine.simulated:
         return latest
@@ -62,11 +68,14 @@ def show(record: SweepRecord, form: str) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """`sweeper report`."""
+    from sweeper.apply.base import unfinished
     from sweeper.report.files import write_report
 
     record = load_record(options.root, options.sweep)
     record = replace(record, prices=_prices(options, record))
     show(record, "json" if options.json else options.format)
+    if state := unfinished(record, options.root):
+        note(state)
     folder = options.out or options.root / "reports" / record.sweep
     files = write_report(record, folder)
     note(f"wrote {', '.join(sorted(files))} to {folder}")
@@ -217,27 +226,59 @@ def verify(options: argparse.Namespace) -> int:
     from sweeper.apply.verify.find import VerifyOptions
     from sweeper.apply.verify.text import render_verification, verification_to_plain
 
-    record = load_record(options.root, options.sweep, real=True)
+    applied = _applied(options)
+    record = load_record(options.root, options.sweep if applied is None else applied.sweep, real=True)
+    server = options.server
+    if applied is not None and server == "auto" and not options.url:
+        server = SERVER_OF_TARGET.get(applied.target, "auto")
     wanted = VerifyOptions(
-        server=options.server,
+        server=server,
         url=options.url,
-        name=options.name,
+        name=options.name or (applied.name if applied is not None else "") or None,
         program=options.program,
         repeats=options.repeats,
+        port=None if applied is None else applied.port,
     )
     with ExitStack() as held:
         meter = None if options.no_watts or record.engine.simulated else _meter_of(record, options.root, held)
         found = check(
             record,
-            pick_of(options, record),
+            pick_of(options, record) if applied is None else applied.trial,
             wanted,
             meter=meter,
             speeds_now=lambda trial: speeds_of_engine(record, trial),
             progress=note,
+            root=options.root,
         )
     _answer(options, verification_to_plain(found), render_verification(found))
     found.demand()
     return EXIT_DONE
+
+
+# The kind of server behind each target of `sweeper apply`.
+SERVER_OF_TARGET: dict[str, Literal["llama-server", "llama-cpp-python", "ollama"]] = {
+    **dict.fromkeys(("llama-server", "llama-swap", "compose", "systemd", "env"), "llama-server"),
+    **dict.fromkeys(("llama-cpp-python", "python"), "llama-cpp-python"),
+    "ollama": "ollama",
+}
+
+
+def _applied(options: argparse.Namespace) -> Entry | None:
+    """The apply that `sweeper verify` checks, if the user named neither a sweep nor a pick."""
+    from sweeper.apply import journal
+
+    if options.sweep is not None or options.pick is not None:
+        return None
+    last = journal.last_to_undo(options.root)
+    if last is None:
+        undone = journal.last(options.root)
+        how = "no configuration was applied" if undone is None else "the last apply was rolled back"
+        note(f"nothing is applied ({how}): checking the pick of the latest sweep")
+        return None
+    note(f"checking what was applied last: trial {last.trial} of sweep {last.sweep}, to {last.target}")
+    if last.state == "prepared":
+        note("that apply was cut short: `sweeper rollback` undoes it")
+    return last
 
 
 def pick_of(options: argparse.Namespace, record: SweepRecord) -> str | int:

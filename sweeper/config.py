@@ -14,7 +14,7 @@ import re
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass, replace
 from operator import attrgetter
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, cast, get_args, get_type_hints
@@ -183,6 +183,7 @@ class Composed:
     settings: Settings
     plain: Mapping[str, Any]  # as composed, unresolved; the sweep keeps this
     _tree: Any
+    typed: tuple[str, ...] = ()  # the overrides of the command line
 
     def space(self, facts: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = ()) -> dict[str, Any]:
         """The specification of the space, with ``${model:…}``, ``${machine:…}`` and ``${device:…}`` filled in.
@@ -276,7 +277,7 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
 
     def entry(tree: DictConfig) -> None:
         try:
-            composed.append(check(tree))
+            composed.append(replace(check(tree), typed=_typed()))
         except ConfigError as error:
             refused.append(error)  # raised below, because Hydra would print a line of its own about it
 
@@ -294,6 +295,21 @@ def run_hydra(arguments: Sequence[str], task: Callable[[Composed], int]) -> int:
         raise refused[0]
     return max(map(task, composed), default=0)
 
+
+def _typed() -> tuple[str, ...]:
+    """The overrides of the running command, one for each key, as `sweeper sweep` takes them again."""
+    from hydra.core.hydra_config import HydraConfig
+
+    found: dict[str, str] = {}
+    for word in HydraConfig.get().overrides.task:
+        key, equals, value = word.lstrip("+").partition("=")
+        bare = re.fullmatch(r"'([^'\\${}\[\](),=:#\s]+)'", value)  # without signs that only quotes keep
+        found[key] = f"{key}{equals}{bare[1] if bare and value not in _WORDS else value}"
+    return tuple(found.values())
+
+
+# Text that Hydra would read as something else without its quotes.
+_WORDS = ("'null'", "'true'", "'false'")
 
 # The groups of the configuration that are not in the schema.
 _BESIDE: Mapping[str, Any] = {"space": dict.fromkeys(PARAMETER_NAMES, Any), "experiment": {}}

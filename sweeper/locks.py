@@ -3,12 +3,32 @@
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from sweeper.errors import StoreError
+
+
+def of_sweep(root: Path, sweep: str) -> Path:
+    """The lock file of a sweep, which its process holds as long as it runs."""
+    return root / "journal" / f"{hashlib.sha256(sweep.encode()).hexdigest()[:16]}.lock"
+
+
+def is_held(path: Path) -> bool:
+    """Whether a process holds the lock file ``path``. Raises StoreError if the file cannot be read."""
+    try:
+        with path.open(encoding="utf-8") as stream:
+            fcntl.flock(stream, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return False
+    except BlockingIOError:
+        return True
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    return False
 
 
 @contextmanager

@@ -5,11 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sweeper.errors import ConfigError, SweepBusyError
 from sweeper.guess.run import first_answer
 from sweeper.measure.disturbance import Watch
 from sweeper.metrics import describe
-from sweeper.records import Configuration, Objective, SweepRecord, Workload, to_plain
+from sweeper.records import TYPED, Configuration, Objective, SweepRecord, Workload, to_plain
 from sweeper.report.files import write_report
 from sweeper.report.progress import Progress
 from sweeper.results.picks import DEFAULT_PICK, line_of, parse_pick
@@ -43,6 +43,15 @@ MOST_COUNTED = 20_000
 OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
 
 
+class AlreadyComplete(Exception):
+    """The sweep of this command has ended; ``name`` is its name, and ``anew`` one that is free."""
+
+    def __init__(self, name: str, anew: str) -> None:
+        super().__init__(name)
+        self.name = name
+        self.anew = anew
+
+
 @contextmanager
 def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str], None]) -> Iterator[Sweep]:
     """A sweep that is ready to run. On exit, the context releases everything that the sweep holds.
@@ -54,6 +63,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
 
     Raises:
         UsageError, MissingError: the configuration cannot run; the message says how to fix it.
+        AlreadyComplete: the same command has run to its end.
     """
     settings = composed.settings
     root = Path(settings.root)
@@ -62,7 +72,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
     with ExitStack() as held:
         rig, space, notes = open_rig(composed, held, say)
         workload = rig.workload or settings.workload_record()
-        name = sweep_name(settings, space, workload, rig, root)
+        name = sweep_name(settings, space, workload, rig, root, composed.plain)
         held.enter_context(alone(root, name))
         # The tracker opens before the first trial, so that a sweep without a store fails at once.
         tracker = Tracker.open(settings.tracking.uri, root, settings.tracking.experiment)
@@ -216,7 +226,7 @@ def _header(
         started_utc=now,
         updated_utc=now,
         sweeper_version=__version__,
-        config=json.loads(json.dumps(composed.plain, default=str)),
+        config=json.loads(json.dumps({**composed.plain, TYPED: list(composed.typed)}, default=str)),
         baseline_configuration=baseline,
     )
 
@@ -238,11 +248,16 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
     return fresh
 
 
-def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: Rig, root: Path) -> str:
+def sweep_name(
+    settings: Settings, space: SearchSpace, workload: Workload, rig: Rig, root: Path, plain: Mapping[str, Any]
+) -> str:
     """The sweep's name: the user's, or a name made from model and settings.
 
-    With a made name, the same command resumes an unfinished sweep of the same settings. If that sweep is
-    complete, the name gets a number, and the command measures again.
+    With a made name, the same command resumes an unfinished sweep of the same settings. If that sweep is complete
+    and the rest of the configuration ``plain`` differs, such as the number of trials, the name gets a number.
+
+    Raises:
+        AlreadyComplete: that sweep is complete, and had the same configuration.
     """
     if settings.name:
         return settings.name
@@ -264,8 +279,16 @@ def sweep_name(settings: Settings, space: SearchSpace, workload: Workload, rig: 
     names = sweep_names(root)
     number = 1
     while (name := base if number == 1 else f"{base}-{number}") in names:
-        if SweepStudy.load(root, name).header().state != "complete":
+        study = SweepStudy.load(root, name)
+        kept = study.header()
+        if kept.state != "complete":
             return name
+        if _question(kept.config) == _question(plain):
+            prices, pick = settings.prices_record(), settings.search.pick
+            if (kept.prices, kept.pick) != (prices, pick):
+                study.save_header(replace(kept, prices=prices, pick=pick))
+            anew = next(free for n in count(2) if (free := f"{base}-{n}") not in names)
+            raise AlreadyComplete(name, anew)
         number += 1
     return name
 
@@ -279,6 +302,16 @@ def _as_first_released(workload: Workload) -> dict[str, Any]:
     """The workload without later fields at their defaults, so that the same command still resumes an old sweep."""
     later = {"users": 1, "prompts": None}
     return {k: v for k, v in to_plain(workload).items() if k not in later or v != later[k]}
+
+
+def _question(plain: Mapping[str, Any]) -> Any:
+    """The configuration without what changes no measurement: names, places, prices and the pick."""
+    kept: dict[str, Any] = json.loads(json.dumps(dict(plain), default=str))
+    for key in ("name", "root", "prices", "tracking", TYPED):
+        kept.pop(key, None)
+    if isinstance(kept.get("search"), dict):
+        kept["search"].pop("pick", None)
+    return kept
 
 
 def _plan(
@@ -318,4 +351,4 @@ def alone(root: Path, name: str) -> AbstractContextManager[None]:
             f"process {owner} is writing the sweep {name!r}: wait until it ends, or choose name=…"
         )
 
-    return locks.held(root / "journal" / f"{hashlib.sha256(name.encode()).hexdigest()[:16]}.lock", busy)
+    return locks.held(locks.of_sweep(root, name), busy)

@@ -20,6 +20,8 @@ from sweeper.parameters import Configuration as Configuration
 T = TypeVar("T")
 
 SCHEMA = 1
+# The key of a record's `config` that holds the overrides of the command line, as words.
+TYPED = "typed"
 
 Scope = Literal["gpu", "module", "package", "psys", "battery", "wall", "custom", "simulated"]
 Kind = Literal["measured", "estimated", "mixed", "simulated", "none"]

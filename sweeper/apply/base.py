@@ -10,6 +10,7 @@ from collections.abc import Callable, Container, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from sweeper import locks
 from sweeper.apply.names import check_text
 from sweeper.errors import StoreError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, Configuration
@@ -120,6 +121,29 @@ def environment_of(record: SweepRecord) -> dict[str, str]:
         check_text("an environment variable", str(name)): check_text(f"the variable {name}", str(value))
         for name, value in given.items()
     }
+
+
+# The contexts of the bundled workloads, which nobody asked for; a test compares them with conf/workload.
+_WORKLOAD_CONTEXTS = {"quick": 2048, "chat": 4096, "code": 8192, "long_context": 0}
+
+
+def asked_for_context(record: SweepRecord) -> bool:
+    """Whether the context length was part of the question: searched, or set by the user."""
+    space = record.config.get("space")
+    given = space.get("n_ctx", "auto") if isinstance(space, Mapping) else "auto"
+    default = _WORKLOAD_CONTEXTS.get(record.workload.name)
+    return "n_ctx" in record.space or given != "auto" or record.workload.n_ctx != default
+
+
+def unfinished(record: SweepRecord, root: Path | None) -> str | None:
+    """What became of a sweep without an end: it runs, or its process is gone; None if it ended."""
+    if record.state != "running":
+        return None
+    if root is None:
+        return "this sweep has not ended"
+    if locks.is_held(locks.of_sweep(root, record.sweep)):
+        return "this sweep is still running"
+    return "this sweep was cut off before its end, and the same command resumes it"
 
 
 def read_existing(path: Path) -> bytes | None:

@@ -15,6 +15,7 @@ import contextlib
 import hashlib
 import json
 import stat
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Literal
 from cattrs import BaseValidationError
 
 from sweeper.apply.base import ApplyPlan, FileChange, read_existing
-from sweeper.errors import SweepBusyError, SweeperError, UsageError
+from sweeper.errors import MissingError, SweepBusyError, SweeperError, UsageError
 from sweeper.files import cannot_write, temporary_of, write_atomically
 from sweeper.locks import held
 from sweeper.records import from_plain, to_plain
@@ -68,6 +69,8 @@ class Entry:
     files: tuple[FileEntry, ...]
     limit: LimitEntry | None = None
     undo: tuple[str, ...] = ()  # what is left to the user after a rollback
+    name: str = ""  # of the model on the server; empty in entries of earlier versions
+    port: int | None = None
     schema: int = 1
 
 
@@ -90,7 +93,17 @@ def journal_folder(root: Path) -> Path:
 
 
 def last_to_undo(root: Path) -> Entry | None:
-    """The newest apply that was not rolled back."""
+    """The newest apply that was not rolled back. Raises UsageError if an entry cannot be read."""
+    return next((entry for entry in _entries(root) if entry.state != "rolled_back"), None)
+
+
+def last(root: Path) -> Entry | None:
+    """The newest apply, also one that was rolled back. Raises UsageError if its entry cannot be read."""
+    return next(_entries(root), None)
+
+
+def _entries(root: Path) -> Iterator[Entry]:
+    """All applies, the newest first."""
     for path in sorted(journal_folder(root).glob("2*/entry.json"), reverse=True):  # names begin with the year
         try:
             entry = from_plain(json.loads(path.read_text("utf-8")), Entry)
@@ -98,9 +111,7 @@ def last_to_undo(root: Path) -> Entry | None:
             raise UsageError(
                 f"{path} is not an apply's journal ({error}): move it away to go on without undoing it"
             ) from error
-        if entry.state != "rolled_back":
-            return entry
-    return None
+        yield entry
 
 
 def _lock(root: Path) -> contextlib.AbstractContextManager[None]:
@@ -149,13 +160,20 @@ def rollback(root: Path, limit: StandingLimit | None = None, *, force: bool = Fa
     """Undo the newest apply that is not undone yet, finished or cut short; safe to be cut short itself.
 
     Raises:
-        UsageError: there is nothing to undo; or someone edited a file since (``force`` overwrites it
+        MissingError: there is nothing to undo.
+        UsageError: someone edited a file since (``force`` overwrites it
             and keeps a copy of it in the journal); or the entry set a limit and ``limit`` is not that device.
     """
     with _lock(root):
         entry = last_to_undo(root)
         if entry is None:
-            raise UsageError("nothing to roll back: no apply was written, or all are undone")
+            undone = last(root)
+            why = (
+                f"sweeper has written no configuration from {root}; another --root may have one"
+                if undone is None
+                else f"the last apply (to {undone.target}, {undone.utc}) is undone already"
+            )
+            raise MissingError(f"nothing to roll back: {why}")
         return _undo(root, entry, limit, force=force)
 
 
@@ -185,6 +203,8 @@ def _prepare(root: Path, plan: ApplyPlan, limit: StandingLimit | None) -> Entry:
         ),
         limit=noted_limit,
         undo=plan.draft.undo,
+        name=plan.request.name,
+        port=plan.request.port,
     )
     return _save(root, entry)
 

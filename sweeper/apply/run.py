@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sweeper.apply.base import ApplyPlan, Request
+from sweeper.apply.base import ApplyPlan, Draft, Request, asked_for_context, unfinished
 from sweeper.apply.fresh import model_file, require_fresh
 from sweeper.apply.journal import Entry, journal_folder, write_plan
 from sweeper.apply.names import alias_for, check_text
 from sweeper.apply.targets.registry import target as target_named
 from sweeper.apply.targets.systemd import limit_unit
-from sweeper.errors import UsageError
+from sweeper.errors import ConfigError, NoResultError, UsageError
 from sweeper.limits.standing_limit import power_limits
 from sweeper.records import EngineRecord, MachineRecord, SweepRecord, TrialRecord
 from sweeper.results.provisional import provisional
@@ -76,10 +78,14 @@ def plan(
     *,
     stale: tuple[str, ...] = (),
     limit: StandingLimit | None = None,
+    root: Path | None = None,
 ) -> ApplyPlan:
     """What writing a pick to a target would change. Reads existing files and changes nothing.
 
     ``stale`` is what changed since the sweep, for the notes. With ``limit`` the plan sets the power limit too.
+    ``root``, sweeper's data folder, tells whether an unfinished sweep still runs.
+
+    A context that was not part of the question does not replace the one that the user's file has.
 
     Raises:
         UsageError: a target, pick, name or file that cannot be used.
@@ -92,7 +98,7 @@ def plan(
     port = options.port or place.default_port
     path = model_file(record, trial).path  # empty if the sweep is simulated
     model_path = str(Path(path).expanduser().absolute()) if path else NO_MODEL
-    name = options.name or alias_for(record.model.name, trial.configuration.quant, words)
+    name = options.name or alias_of(record, trial, pick)
     request = Request(
         record=record,
         trial=trial,
@@ -104,10 +110,16 @@ def plan(
         port_is_named=options.port is not None,
     )
     draft = place.draft(request)
+    kept_context = None if asked_for_context(record) else _replaced_context(draft, trial.configuration.n_ctx)
+    if kept_context is not None:
+        keeps = trial.configuration.with_(n_ctx=kept_context)
+        request = replace(request, trial=replace(trial, configuration=keeps))
+        draft = place.draft(request)
     request = replace(request, port=draft.port or port)
     changed = tuple(f"changed since the sweep: {what}" for what in stale)
     unset = None if limit is not None or draft.sets_power_limit else _unset_limit(request, place.name)
-    notes = (*_notes(request), *([unset] if unset else []), *draft.notes, *changed)
+    context = _context_note(record, trial, kept_context)
+    notes = (*_notes(request, root), *context, *([unset] if unset else []), *draft.notes, *changed)
     found = ApplyPlan(place.name, words, request, replace(draft, notes=notes))
     watts = trial.configuration.power_limit_watts
     if limit is None or watts is None:
@@ -142,7 +154,7 @@ def run(
             f"sweep {record.sweep!r} measured a running server, which keeps its own settings: there is nothing to apply"
         )
     stale = require_fresh(record, resolve(record, pick), machine, engine, force=force)
-    made = plan(record, pick, target, options, stale=stale, limit=limit)
+    made = plan(record, pick, target, options, stale=stale, limit=limit, root=root)
     if not write or made.changes_nothing:
         return Outcome(made)
     if record.engine.simulated and not force:
@@ -153,12 +165,55 @@ def run(
     return Outcome(made, entry, str(journal_folder(root) / entry.id))
 
 
-def _notes(request: Request) -> tuple[str, ...]:
+def alias_of(record: SweepRecord, trial: TrialRecord, pick: str | int) -> str:
+    """The default name of a pick on a server. A pick that chose the fastest trial is called fast."""
+    from sweeper.results.picks import choose
+
+    words = pick if isinstance(pick, str) else ""
+    if words.startswith("within"):
+        with contextlib.suppress(ConfigError, NoResultError):  # objectives without one speed have no fastest
+            if choose(record, "fastest").trial.number == trial.number:
+                words = "fastest"
+    return alias_for(record.model.name, trial.configuration.quant, words)
+
+
+# A context length in any of the files that sweeper writes: `ctx-size = 8192`, `--ctx-size 8192`, `"n_ctx": 8192`.
+_CONTEXT = re.compile(r"(?:\bctx[-_]size|\bn_ctx|\bnum_ctx|(?:^|\s)-c|^\s*c)\b[\s\"'=:,-]*(\d+)", re.I)
+
+
+def _replaced_context(draft: Draft, ours: int) -> int | None:
+    """The context length, in tokens, that a draft would replace in the user's file; None if it replaces none."""
+    for change in draft.files:
+        before = (change.before or b"").decode("utf-8").splitlines()
+        after = change.after.decode("utf-8").splitlines()
+        gone = [line for line in before if line not in after]
+        for found in filter(None, map(_CONTEXT.search, gone)):
+            if int(found[1]) != ours:
+                return int(found[1])
+    return None
+
+
+def _context_note(record: SweepRecord, trial: TrialRecord, kept: int | None) -> tuple[str, ...]:
+    n_ctx = trial.configuration.n_ctx
+    if kept is not None:
+        return (
+            f"your context of {kept} tokens stays: the sweep measured with {n_ctx}, which was not part of its "
+            f"question. For {n_ctx}, sweep with space.n_ctx={n_ctx}",
+        )
+    if asked_for_context(record):
+        return ()
+    return (
+        f"the context of {n_ctx} tokens is that of the workload {record.workload.name}, which you did not ask for: "
+        "sweep with space.n_ctx=TOKENS for the one that you need",
+    )
+
+
+def _notes(request: Request, root: Path | None) -> tuple[str, ...]:
     """The notes that do not depend on the target."""
     record, trial = request.record, request.trial
     notes = []
-    if record.state == "running":
-        notes.append("this sweep is still running, or was cut off: what it recommends may change")
+    if state := unfinished(record, root):
+        notes.append(f"{state}: what it recommends may change")
     if record.engine.simulated:
         stands = f"; {NO_MODEL} stands for your model file" if request.model_path == NO_MODEL else ""
         notes.append(f"this sweep is simulated: none of its results were measured{stands}")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
-from sweeper.records import SweepRecord, TrialRecord
+from sweeper.records import TYPED, SweepRecord, TrialRecord
 from sweeper.report.words import baseline_of, clean, disturbed, figure
 from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
@@ -16,7 +16,6 @@ from sweeper.results.price import request_in_words
 from sweeper.results.provisional import provisional
 
 NAMED = ("fastest", "knee", "greenest")
-OTHER_WORDS = "followed by the other words of your first command"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
         words = "; ".join([*filter(None, [choice.nearest, doubt]), words, *_tied(record, choice.trial)])
         # `apply` takes no pick that nothing keeps: it is given the trial.
         pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
-        command = f"sweeper apply {sweep} --pick {pick} --to llama-server"
+        command = f"sweeper apply {sweep} --pick {pick} --to llama-server{_root_option(record)}"
         found.append(Picked(name, choice.trial, words, not found, command, choice.nearest is not None, doubt))
     return tuple(found)
 
@@ -137,32 +136,63 @@ def labels(record: SweepRecord) -> dict[int, tuple[str, ...]]:
     }
 
 
+DEFAULT_ROOT = "mlruns"
+
+
+def _root_option(record: SweepRecord) -> str:
+    """`` --root FOLDER`` where the sweep does not lie in the default folder."""
+    root = str(record.config.get("root") or DEFAULT_ROOT)
+    return "" if root == DEFAULT_ROOT else f" --root {shlex.quote(clean(root))}"
+
+
+def sweep_command(record: SweepRecord, name: str) -> tuple[str, str]:
+    """``sweeper sweep …`` with the settings of ``record`` under another name, and a word on its settings.
+
+    Records of earlier versions do not have the words of their command line.
+    """
+    typed = record.config.get(TYPED)
+    root = str(record.config.get("root") or DEFAULT_ROOT)
+    place = [] if root == DEFAULT_ROOT else [f"root={root}"]
+    if not isinstance(typed, list):
+        return shlex.join(
+            ["sweeper", "sweep", *place, f"name={name}"]
+        ), "with the same settings (report.html lists them): "
+    words = [clean(word) for word in typed if not str(word).startswith(("name=", "root="))]
+    return shlex.join(["sweeper", "sweep", *words, *place, f"name={name}"]), ""
+
+
 def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
     """The next commands, each with its purpose."""
-    name, other = (shlex.quote(clean(record.sweep) + suffix) for suffix in ("", "-2"))
+    own_name = clean(record.sweep)
+    name, root = shlex.quote(own_name), _root_option(record)
     best = recommended(record)
-    resume = (f"sweeper sweep name={name}", f"{OTHER_WORDS}: finishes the sweep")
-    repeat = (f"sweeper sweep name={other}", f"{OTHER_WORDS}: repeats the sweep")
     if best is None:
-        again = resume
+        command, how = sweep_command(record, own_name)
+        again = (command, f"{how}resumes the sweep")
         if record.state == "complete":
-            again = (repeat[0], "with other settings: measures everything again")
+            command, _ = sweep_command(record, f"{own_name}-2")
+            again = (command, "with other settings: measures everything again")
         doctor = ("sweeper doctor", "shows what is missing on this machine")
         return (again,) if any(trial.metrics for trial in record.trials) else (again, doctor)
     if record.engine.simulated:
         return (("sweeper sweep model.path=FILE", "measures a real model: this sweep is simulated"),)
     if record.engine.name == "endpoint":
-        return ((f"sweeper sweep name={other}", "with the same settings: measures the server again"),)
+        command, how = sweep_command(record, f"{own_name}-2")
+        return ((command, f"{how}measures the server again"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
+    command, how = sweep_command(record, f"{own_name}-2")
+    repeat = (command, f"{how}repeats the sweep")
     first: tuple[tuple[str, str], ...] = ()
     if disturbed(record) or best.provisional:
+        command, how = sweep_command(record, own_name)
+        resume = (command, f"{how}finishes the sweep")
         unfinished = record.state != "complete" and not disturbed(record)
         first = (resume if unfinished else repeat,)
     return (
         *first,
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
-        (f"sweeper verify {name}{own}", "checks that the running server reaches these figures"),
+        (f"sweeper verify {name}{own}{root}", "checks that the running server reaches these figures"),
     )
 
 

@@ -20,7 +20,7 @@ def describe(record: SweepRecord) -> str:
         command = (
             f"sweeper report {shlex.quote(clean(record.sweep))}  # in a terminal: the figures known so far"
         )
-        parts.append(f"**This sweep is still running**; this is not its result yet.\n\n{fence(command)}")
+        parts.append(f"**This sweep has not ended**; this is not its result yet.\n\n{fence(command)}")
     if record.state != "running" or record.recommended is not None:
         result = picks_markdown(record).strip()
         doubt = disturbed(record)

@@ -16,7 +16,7 @@ from sweeper.apply import run as apply
 from sweeper.apply.targets.registry import target_names
 from sweeper.apply.text import render_outcome, render_undone, undone_to_plain
 from sweeper.cli import main
-from sweeper.errors import LimitRefused, ModelMissingError, StaleRecordError, UsageError
+from sweeper.errors import LimitRefused, MissingError, ModelMissingError, StaleRecordError, UsageError
 from sweeper.limits.standing_limit import power_limits
 from sweeper.records import SweepRecord
 
@@ -71,7 +71,7 @@ def test_applies_are_undone_one_by_one_newest_first(
     assert tree(folder) == second
     journal.rollback(root)
     assert tree(folder) == first
-    with pytest.raises(UsageError, match="nothing to roll back"):
+    with pytest.raises(MissingError, match="nothing to roll back"):
         journal.rollback(root)
 
 

@@ -58,7 +58,7 @@ def test_a_cut_description_says_where_the_rest_is() -> None:
 
 def test_nothing_is_recommended_while_a_sweep_runs() -> None:
     text = describe(record("running"))
-    assert "still running" in text
+    assert "has not ended" in text
     assert "Run this" not in text
 
 

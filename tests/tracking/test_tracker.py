@@ -168,7 +168,7 @@ def test_what_the_user_wrote_stays(root: Path) -> None:
     assert tags["mlflow.note.content"].startswith("With the new fan.")
     assert tags["mlflow.note.content"].endswith("Lid open.")
     assert "**Run this**" in tags["mlflow.note.content"]
-    assert "still running" not in tags["mlflow.note.content"]
+    assert "has not ended" not in tags["mlflow.note.content"]
     assert tags["mine"] == "1"
 
 

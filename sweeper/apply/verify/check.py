@@ -8,10 +8,9 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
 
-from sweeper.apply.base import environment_of
+from sweeper.apply.base import asked_for_context, environment_of, unfinished
 from sweeper.apply.fresh import model_file
-from sweeper.apply.names import alias_for
-from sweeper.apply.run import resolve
+from sweeper.apply.run import alias_of, resolve
 from sweeper.apply.verify.client_speed import ClientSpeed, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
 from sweeper.client.llama_options import PLACEMENT
@@ -104,6 +103,7 @@ def verify(
     meter: PowerMeter | None = None,
     speeds_now: Callable[[TrialRecord], Mapping[str, Reading]] | None = None,
     progress: Callable[[str], None] = lambda _line: None,
+    root: Path | None = None,
 ) -> Verification:
     """Find or start a server, read its settings, measure it, and compare with the promise.
 
@@ -121,8 +121,7 @@ def verify(
     options = options or VerifyOptions()
     _demand_verifiable(record, options)
     trial = resolve(record, pick)
-    words = pick if isinstance(pick, str) else ""
-    name = options.name or alias_for(record.model.name, trial.configuration.quant, words)
+    name = options.name or alias_of(record, trial, pick)
     with found_or_started(record, trial, name, options, progress) as (server, name, ours):
         server.generate(name, "a", 1)  # loads the model, so that its settings can be read
         settings = _settings(record, trial, server.in_force(name))
@@ -138,7 +137,7 @@ def verify(
             progress=progress,
         )
     figures = _figures(record, trial, speed, meter)
-    notes = _notes(record, trial, speed, meter)
+    notes = _notes(record, trial, speed, meter, root)
     slow = any(f.metric != "watts" and f.verdict in ("missed", "unclear") for f in figures)
     on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
     if speeds_now is not None and slow and (ours or not on_gpu):
@@ -247,9 +246,9 @@ def _settings(
 
     file = model_file(record, trial)
     path = str(Path(file.path).expanduser().absolute())
-    for key, wanted in (("sha256", file.sha256), ("model", path)):
+    for key, digest_or_path in (("sha256", file.sha256), ("model", path)):
         if key in in_force:
-            compare("model", wanted, in_force[key], in_force[key].value == wanted)
+            compare("model", digest_or_path, in_force[key], in_force[key].value == digest_or_path)
             break
     for key in (tunable.name for tunable in SERVER_TUNABLES):
         if changes_nothing(key, record.engine.gpu_offload, record.model.expert_count > 0):
@@ -265,6 +264,8 @@ def _settings(
         elif key == "n_gpu_layers":
             compare(key, wanted, said, layers(said.value) == layers(wanted))
         else:
+            if key == "n_ctx" and not asked_for_context(record) and isinstance(said.value, int):
+                wanted = said.value  # `apply` keeps the user's own
             # A command line holds the value as asked for; a log holds what llama.cpp made of it.
             if said.value != wanted:
                 wanted = as_engine_has_it(key, trial.configuration)
@@ -317,13 +318,12 @@ def _says(metric: str, promised: Reading, found: Reading, verdict: Verdict) -> s
 
 
 def _notes(
-    record: SweepRecord, trial: TrialRecord, speed: ClientSpeed, meter: PowerMeter | None
+    record: SweepRecord, trial: TrialRecord, speed: ClientSpeed, meter: PowerMeter | None, root: Path | None
 ) -> list[str]:
     notes = [f"{metric}: {reason}" for metric, reason in speed.missing.items()]
-    if record.state == "running":
-        notes.append(
-            "this sweep is still running, or was cut off: a running sweep and this measurement disturb each other"
-        )
+    if state := unfinished(record, root):
+        disturb = ": it and this measurement disturb each other" if state.endswith("running") else ""
+        notes.append(f"{state}{disturb}")
     if not record.engine.sampling:
         notes.append(
             "this sweep did not sample the tokens that it generated, as servers do: expect less of a server, up to "

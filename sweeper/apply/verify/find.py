@@ -43,6 +43,7 @@ class VerifyOptions:
     program: Path | None = None  # of llama-server
     repeats: int = 5
     repeat_seconds: float = REPEAT_SECONDS
+    port: int | None = None  # of the server that was applied for; None: the usual one
     start: bool = False  # start one even if one runs already
 
 
@@ -128,7 +129,8 @@ def _find(path: str, name: str, options: VerifyOptions) -> tuple[Server, str] | 
             offered = ", ".join(server.offered()) or "no model"
             raise UsageError(f"{server.url} offers {offered}, and not {name!r}: choose one with --name")
         return server, chosen
-    for kind, url in _USUAL_URLS.items():
+    for kind, usual in _USUAL_URLS.items():
+        url = f"http://{HOST}:{options.port}" if options.port is not None else usual
         if options.server in ("auto", kind):
             with contextlib.suppress(SweeperError):  # no server there, or one that sweeper does not know
                 server = detect(url)
