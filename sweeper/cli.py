@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import errno
 import io
+import itertools
 import os
 import re
 import signal
@@ -114,9 +115,25 @@ def _run(arguments: list[str]) -> int:
     parser = _parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
+        if not arguments and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty():
+            return _guided()
         parser.print_help()
         return EXIT_DONE
     code: int = options.run(options)
+    return code
+
+
+def _guided() -> int:
+    """`sweeper` alone in a terminal: ask what to sweep, and run it."""
+    from sweeper.start import ask
+
+    answered = ask(put)
+    if answered is None:
+        return EXIT_DONE
+    words, target = answered
+    code = _sweep(words[1:])
+    if code == EXIT_DONE:
+        commands.note(f"to use the result: sweeper apply --to {target}")
     return code
 
 
@@ -168,12 +185,21 @@ def _sweep(arguments: list[str]) -> int:
     if {"--help", "-h"} & set(arguments):
         put(_SWEEP_HELP, end="")
         for folder in sorted(p for p in conf_folder().iterdir() if p.is_dir()):
-            choices = ", ".join(sorted(file.stem for file in folder.glob("*.yaml")))
-            put(f"  {folder.name:<12} {choices}")
+            put(f"  {folder.name}")
+            for file in sorted(folder.glob("*.yaml")):
+                put(f"    {file.stem:<20} {_first_comment(file)}".rstrip())
         return EXIT_DONE
     as_json = "--json" in arguments
     words = [word for word in arguments if word != "--json"]
     return run_hydra(words, lambda composed: _run_sweep(composed, as_json))
+
+
+def _first_comment(file: Path) -> str:
+    """The first sentence of the comment at the head of a configuration file, for one line of a terminal."""
+    lines = file.read_text(encoding="utf-8").splitlines()
+    head = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ").strip() for line in head if "@package" not in line)
+    return re.split(r"(?<=\.) |; `", text)[0].rstrip(".")
 
 
 def _run_sweep(composed: Composed, as_json: bool) -> int:
