@@ -133,6 +133,11 @@ def test_prompts_need_an_engine_that_sends_them(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "x"})
     with pytest.raises(ConfigError, match=r"workload\.prompts: your own prompts need engine=llama_server"):
         compose([f"workload.prompts='{path}'"])
+    with pytest.raises(
+        ConfigError, match=r"set workload\.users=2 or more, or measure one user with engine=endpoint"
+    ):
+        compose([f"workload.prompts='{path}'", "engine=llama_server"])
+    assert compose([f"workload.prompts='{path}'", "engine=llama_server", "workload.users=2"])
 
 
 def test_prompts_are_tokenised_by_the_server(server_url: str) -> None:
