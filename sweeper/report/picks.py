@@ -188,11 +188,12 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
         resume = (command, f"{how}finishes the sweep")
         unfinished = record.state != "complete" and not disturbed(record)
         first = (resume if unfinished else repeat,)
+    check = (f"sweeper verify {name}{own}{root}", "checks that the running server reaches these figures")
     return (
         *first,
         (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
-        (f"sweeper verify {name}{own}{root}", "checks that the running server reaches these figures"),
+        *((check,) if record.workload.users == 1 else ()),  # verify measures one user
     )
 
 

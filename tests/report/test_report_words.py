@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from made_sweeps import sweep
 
 from sweeper.records import Caveat, Configuration, PowerSource, Prices, PromptFile, Reading, Workload
+from sweeper.report.picks import next_commands
 from sweeper.report.words import (
     MISSING,
     TOO_NOISY,
@@ -197,3 +198,10 @@ def test_a_ceiling_that_is_not_known_says_why() -> None:
 )
 def test_a_spread_is_never_shown_as_none_where_there_is_one(reading: Reading | None, words: str) -> None:
     assert spread(reading) == words
+
+
+def test_verify_is_not_offered_where_it_cannot_measure_the_users() -> None:
+    one = sweep()
+    two = replace(one, workload=replace(one.workload, users=2))
+    assert any(command.startswith("sweeper verify") for command, _ in next_commands(one))
+    assert not any(command.startswith("sweeper verify") for command, _ in next_commands(two))
