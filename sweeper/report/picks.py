@@ -180,18 +180,14 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
         command, how = sweep_command(record, f"{own_name}-2")
         return ((command, f"{how}measures the server again"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
-    command, how = sweep_command(record, f"{own_name}-2")
-    repeat = (command, f"{how}repeats the sweep")
-    first: tuple[tuple[str, str], ...] = ()
+    look = (best.apply_command, "shows what would change")
     if disturbed(record) or best.provisional:
-        command, how = sweep_command(record, own_name)
-        resume = (command, f"{how}finishes the sweep")
         unfinished = record.state != "complete" and not disturbed(record)
-        first = (resume if unfinished else repeat,)
+        command, how = sweep_command(record, own_name if unfinished else f"{own_name}-2")
+        return ((command, f"{how}{'finishes' if unfinished else 'repeats'} the sweep"), look)
     check = (f"sweeper verify {name}{own}{root}", "checks that the running server reaches these figures")
     return (
-        *first,
-        (best.apply_command, "shows what would change"),
+        look,
         (f"{best.apply_command} --write", "writes this configuration"),
         *((check,) if record.workload.users == 1 else ()),  # verify measures one user
     )
