@@ -13,7 +13,7 @@ from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
 from sweeper.results.price import request_in_words
-from sweeper.results.provisional import provisional
+from sweeper.results.provisional import comparable, provisional
 
 NAMED = ("fastest", "knee", "greenest")
 
@@ -214,7 +214,7 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
     A pick weighs one speed against one cost; a third objective may pay for both.
     """
     base = baseline_of(record)
-    if base is None or base.number == trial.number:
+    if base is None or base.number == trial.number or not comparable(base, trial):
         return []
     said = []
     told = (speed_metric(record), cost_metric(record), "kl_divergence")

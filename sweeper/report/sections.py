@@ -20,6 +20,7 @@ from sweeper.results.price import (
     per_million_tokens,
     yearly_kwh,
 )
+from sweeper.results.provisional import comparable
 
 PHASES = (
     ("prefill", "prompt_tokens_per_second", "prompt_watts", "prompt_joules_per_token"),
@@ -48,7 +49,9 @@ def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str
         if reading is None:
             continue
         median, half = words.parts(reading)
-        against = "" if base is None or base is trial else words.change(reading, base.metrics.get(metric))
+        against = ""
+        if base is not None and base is not trial and comparable(base, trial):
+            against = words.change(reading, base.metrics.get(metric))
         if against:
             against += " to compare with" if against == words.TOO_NOISY else ", compared with"
             against += " the baseline"
@@ -80,7 +83,7 @@ def front_table(record: SweepRecord) -> Table | None:
         off = bool(record.front) and trial.number not in record.front
         place = "baseline, not on the Pareto front" if off else "baseline"
         names = (*((place,) if is_base else ()), *named.get(trial.number, ()))
-        against = {} if base is None or is_base else base.metrics
+        against = {} if base is None or is_base or not comparable(base, trial) else base.metrics
         cells = [
             (
                 words.figures(trial, m),

@@ -10,7 +10,7 @@ from sweeper.metrics import describe
 from sweeper.records import Prices, Reading, SweepRecord, TrialRecord, Workload
 from sweeper.results.front import overlap, too_noisy
 from sweeper.results.objectives import amount_words, cost_metric, speed_metric
-from sweeper.results.provisional import visits_of
+from sweeper.results.provisional import comparable
 
 JOULES_PER_KWH = 3.6e6
 DAYS_PER_YEAR = 365
@@ -39,7 +39,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
         return "this is the baseline"
     if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
         return f"{absolute}; too noisy to compare with the baseline"
-    if visits_of(base) == 0 and visits_of(trial):
+    if not comparable(base, trial):
         return f"{absolute}; nothing to compare with yet: only the screening measured the baseline"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""

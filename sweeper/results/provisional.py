@@ -14,6 +14,11 @@ def visits_of(trial: TrialRecord) -> int | None:
     return trial.visits
 
 
+def comparable(base: TrialRecord, trial: TrialRecord) -> bool:
+    """False if the final stage visited ``trial`` and not ``base``: a screening, alone, supports no gain."""
+    return bool(visits_of(base) != 0 or not visits_of(trial))
+
+
 def visits_behind(record: SweepRecord, trial: TrialRecord) -> int | None:
     """The visits that a comparison of ``trial`` with the baseline rests on: those of the trial that has fewer.
 

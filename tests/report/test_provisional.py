@@ -16,6 +16,7 @@ from sweeper.report.documents import front_document, recommendation_document
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report, picks_markdown
 from sweeper.report.picks import next_commands
+from sweeper.report.sections import headline
 from sweeper.report.terminal import front_text
 from sweeper.tracking.projection import sweep_image, trial_image
 
@@ -49,7 +50,11 @@ def test_a_screened_baseline_is_nothing_to_compare_with() -> None:
     trials = tuple(
         replace(t, remeasured=False, visits=None) if t.number == record.baseline else t for t in record.trials
     )
-    text = front_text(replace(record, trials=trials), 200)
+    screened = replace(record, trials=trials)
+    best = screened.trial(record.recommended)
+    assert all(not against for *_, against in headline(screened, best))
+    assert any(against for *_, against in headline(record, best))
+    text = front_text(screened, 200)
     assert "provisional: the baseline has 0 of 3 visits" in text
     assert "only the screening measured the baseline" in text
 
