@@ -50,7 +50,7 @@ HERE = ("llama_cpp", "llama_server")  # the engines that run on this machine
 DEFAULT_ROOT = Path("mlruns")
 # Programs that take more than this share of the processors slow every figure down.
 BUSY_SHARE = 0.25
-LOOK_SECONDS = 0.2
+LOOK_SECONDS = 0.1
 FULL_DEPTH = "tokens_per_second_at_full_depth"
 
 
