@@ -36,8 +36,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     if base is None or base.state != "complete" or not all(m in base.metrics for m in shown):
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
-        keep = ": keep llama-server's defaults" if base.configuration.fit else ""
-        return f"this is the baseline{keep}"
+        return "this is the baseline"
     if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
         return f"{absolute}; too noisy to compare with the baseline"
     if not comparable(base, trial):
