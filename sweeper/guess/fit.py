@@ -23,12 +23,13 @@ COMPUTE_MIB = 300.0
 _MIB = 2**20
 
 
-def fit(
-    header: GgufHeader, work: Traffic, configuration: Configuration, forecaster: Forecaster | None
-) -> Fit:
-    """Whether ``configuration`` fits into the memory that is free now. Without a forecaster, by arithmetic."""
-    if forecaster is None:
-        return _by_arithmetic(header, work, configuration, "llama-cpp-python is not installed")
+def fit(header: GgufHeader, work: Traffic, configuration: Configuration, forecaster: Forecaster | str) -> Fit:
+    """Whether ``configuration`` fits into the memory that is free now, by llama.cpp's plan.
+
+    In place of a forecaster, the reason why there is none: the fit is then arithmetic.
+    """
+    if isinstance(forecaster, str):
+        return _by_arithmetic(header, work, configuration, forecaster)
     try:
         plan = forecaster.forecast(header.path, configuration)
     except (EngineRefused, EngineCrashed, EngineTimeout) as failure:
@@ -53,7 +54,7 @@ def _devices(plan: MemoryForecast) -> tuple[DeviceMemory, ...]:
 
 
 def most_layers_that_fit(
-    header: GgufHeader, work: Traffic, configuration: Configuration, forecaster: Forecaster
+    header: GgufHeader, work: Traffic, configuration: Configuration, forecaster: Forecaster | str
 ) -> tuple[Configuration, Fit] | None:
     """The most layers on the GPU that fit, by bisection; None if not even a model without offloading fits."""
     found = None

@@ -44,6 +44,7 @@ from sweeper.rig.base import Rig
 from sweeper.rig.open import space_of
 from sweeper.space.auto import Facts
 
+NOT_INSTALLED = "llama-cpp-python is not installed"
 # The failures of llama.cpp's worker that leave a guess to arithmetic.
 _FAILURES = (EngineRefused, EngineCrashed, EngineTimeout)
 HERE = ("llama_cpp", "llama_server")  # the engines that run on this machine
@@ -72,6 +73,7 @@ class Here:
     forecaster: Forecaster | None
     gpu_offload: bool
     others_share: float = 0.0  # of the processors, taken by other programs just now
+    without: str = NOT_INSTALLED  # why there is no forecaster
     _speeds: dict[_Asked, KernelSpeeds | str] = field(default_factory=dict)
 
     @cached_property
@@ -103,17 +105,22 @@ class Here:
         card = next((card for card in self.machine.gpus if card.visible), None)
         return None if card is None else gpu.card_gb_per_second(card.uuid)
 
+    def disturbs(self, configuration: Configuration) -> bool:
+        """Whether other programs keep threads waiting for each other, which one thread alone need not do."""
+        return self.others_share > BUSY_SHARE and configuration.n_threads > 1
+
     def speeds(self, work: Traffic, configuration: Configuration) -> KernelSpeeds | str:
         """The speed of the kernels that a model needs, or the reason why it is not known."""
         if self.forecaster is None:
-            return "llama-cpp-python is not installed"
+            return self.without
         wanted = kernels_wanted(work)
         key = _Asked(tuple(wanted), configuration.n_threads, configuration.type_k)
         if key not in self._speeds:
             try:
-                self._speeds[key] = self.forecaster.kernel_speeds(
-                    wanted, configuration.n_threads, configuration.type_k
-                )
+                found = self.forecaster.kernel_speeds(wanted, configuration.n_threads, configuration.type_k)
+                if self.disturbs(configuration):
+                    found = found.at_least(self.forecaster.kernel_speeds(wanted, 1, configuration.type_k))
+                self._speeds[key] = found
             except _FAILURES as failure:
                 self._speeds[key] = str(failure)
         return self._speeds[key]
@@ -149,15 +156,15 @@ class look_around:  # noqa: N801 - a context manager, used like a function
         self._held = ExitStack()
 
     def __enter__(self) -> Here:
-        forecaster, offload = None, False
+        forecaster, offload, without = None, False, NOT_INSTALLED
         if importlib.util.find_spec("llama_cpp") is not None:
             forecaster = self._held.enter_context(Forecaster(self._environment))
             try:
                 offload = forecaster.can_offload()
-            except _FAILURES:
-                forecaster = None  # installed, and it does not start: the guess says which part is missing
+            except _FAILURES as failure:
+                forecaster, without = None, str(failure)
         others = psutil.cpu_percent(LOOK_SECONDS) / 100
-        return Here(self._root, self._known or machine.examine(), forecaster, offload, others)
+        return Here(self._root, self._known or machine.examine(), forecaster, offload, others, without)
 
     def __exit__(self, *_: object) -> None:
         self._held.close()
@@ -169,10 +176,10 @@ def guess(here: Here, located: Located, configuration: Configuration | None = No
     workload = settings.workload_record()
     work = traffic(header)
     configuration = configuration or first_configuration(here, located.composed, header, workload)
-    found = fit(header, work, configuration, here.forecaster)
+    found = fit(header, work, configuration, here.forecaster or here.without)
     notes: list[str] = []
     if not found.fits and configuration.n_gpu_layers > 0 and here.forecaster is not None:
-        part = most_layers_that_fit(header, work, configuration, here.forecaster)
+        part = most_layers_that_fit(header, work, configuration, here.forecaster or here.without)
         if part is not None:
             configuration, found = part
             notes.append(
@@ -339,6 +346,12 @@ def host_seconds(
             f"from memory bandwidth alone, because {speeds}: kernels reach 20 to 100 % of it",
         )
     expected = seconds_per_token(work, speeds, depth)
+    if here.disturbs(configuration):
+        return (
+            (expected / HIGH_FACTOR / configuration.n_threads, expected, expected / LOW_FACTOR),
+            f"from the speed of llama.cpp's kernels; other programs disturb the {configuration.n_threads} threads, so "
+            "the range reaches from one undisturbed thread to all of them",
+        )
     threads = "1 thread" if configuration.n_threads == 1 else f"{configuration.n_threads} threads"
     return (
         (expected / HIGH_FACTOR, expected, expected / LOW_FACTOR),

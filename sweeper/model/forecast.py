@@ -75,6 +75,15 @@ class KernelSpeeds:
     step_seconds: float  # of one small step of a graph
     attention_per_second: float  # elements of K and V, for each head of the query
 
+    def at_least(self, other: KernelSpeeds) -> KernelSpeeds:
+        """The better figure of both, for each kernel."""
+        weights = zip(self.weight_bytes_per_second, other.weight_bytes_per_second, strict=True)
+        return KernelSpeeds(
+            tuple(map(max, weights)),
+            min(self.step_seconds, other.step_seconds),
+            max(self.attention_per_second, other.attention_per_second),
+        )
+
 
 class Forecaster(WorkerProcess):
     """Asks llama.cpp for its plan, in a worker process that runs from the first forecast until `close`."""

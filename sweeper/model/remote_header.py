@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
-from sweeper.errors import ModelFileError, ModelMissingError, StoreError
+from sweeper.errors import ConfigError, ModelFileError, ModelMissingError, StoreError
 from sweeper.model.header import split_names
 from sweeper.model.hub import first_line, named_errors, resolved
 from sweeper.model.metadata import BadHeader, read_raw
@@ -98,9 +98,16 @@ def copy_header(url: str, target: Path, headers: Mapping[str, str] | None = None
 
 
 def copy_url(url: str, folder: Path) -> Path:
-    """The sparse file of the GGUF at ``url``, with those of all parts of a split model. Raises as `copy_header`."""
+    """The sparse file of the GGUF at ``url``, with those of all parts of a split model.
+
+    Raises:
+        ConfigError: it is not the address of a .gguf file.
+        ModelMissingError, ModelFileError, StoreError: as `copy_header`.
+    """
     address, question, query = url.partition("?")
-    base, _, name = address.rpartition("/")
+    base, _, name = address.replace("/blob/", "/resolve/").rpartition("/")  # a page of the hub, and its file
+    if not name.lower().endswith(".gguf"):
+        raise ConfigError(f"{url}: give the address of a .gguf file")
     names = split_names(name) or (name,)
     paths = [copy_header(f"{base}/{part}{question}{query}", folder / part) for part in names]
     return paths[0]

@@ -117,7 +117,7 @@ def test_the_header_of_a_shape_is_sparse_and_as_large_as_the_model(tmp_path):
 
 def test_without_llama_cpp_the_fit_is_arithmetic_and_says_so(tmp_path):
     header = header_of(NANO, tmp_path)
-    found = fit(header, traffic(header), Configuration(n_ctx=1024), None)
+    found = fit(header, traffic(header), Configuration(n_ctx=1024), "llama-cpp-python is not installed")
     (host,) = found.devices
     assert found.fits
     assert found.label.startswith(BY_ARITHMETIC)
@@ -128,7 +128,7 @@ def test_without_llama_cpp_the_fit_is_arithmetic_and_says_so(tmp_path):
 
 def test_without_llama_cpp_a_model_beyond_memory_does_not_fit(tmp_path):
     header = header_of(ModelShape(100, 65536, 262144, 32, 32), tmp_path)
-    found = fit(header, traffic(header), Configuration(), None)
+    found = fit(header, traffic(header), Configuration(), "it is absent")
     assert not found.fits
     assert "MiB are free" in str(found.reason)
 

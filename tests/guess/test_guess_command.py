@@ -2,11 +2,12 @@
 
 import json
 
+import gguf_bytes as raw
 import pytest
 from fast_sweep import FAST
 from hub_server import COMMIT, Hub, hub_serving
 
-from sweeper.errors import ModelFileError, ModelMissingError
+from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
 from sweeper.guess.locate import locate, shapes
 from sweeper.guess.run import guess_models
 from sweeper.model.header import read_header
@@ -105,6 +106,24 @@ def test_the_sparse_file_is_the_model_without_its_weights(hub, smallest_model, t
     real, sparse = read_header(smallest_model), read_header(path)
     assert (sparse.tensors, sparse.size_bytes) == (real.tensors, real.size_bytes)
     assert path.stat().st_blocks * 512 < real.size_bytes / 10
+
+
+def test_the_parts_of_a_split_model(hub, tmp_path):
+    for part in (1, 2):
+        keys = [*raw.LLAMA, raw.number("split.count", 2)]
+        tensors = (raw.tensor(f"t{part}", (8,)),)
+        hub.files[f"big-{part:05d}-of-00002.gguf"] = raw.whole(keys, tensors, bytes(32))
+    path = copy_url(
+        f"{hub.endpoint}/owner/model/blob/{COMMIT}/big-00001-of-00002.gguf?download=true", tmp_path
+    )
+    header = read_header(path)
+    assert [tensor.name for tensor in header.tensors] == ["t1", "t2"]
+    assert header.size_bytes == sum(len(hub.files[name]) for name in hub.files if name.startswith("big"))
+
+
+def test_an_address_of_no_model(hub, tmp_path):
+    with pytest.raises(ConfigError, match=r"give the address of a \.gguf file"):
+        copy_url(f"{hub.endpoint}/owner/model/", tmp_path)
 
 
 def test_a_server_without_ranges_sends_no_whole_model(hub, tmp_path):
