@@ -15,7 +15,11 @@ UNMEASURED = "no figure here was measured for this model just now: `sweeper swee
 
 def plain(guesses: Sequence[Guess]) -> dict[str, Any]:
     """The guesses as plain data for JSON."""
-    return {"guesses": [to_plain(each) for each in guesses], "note": UNMEASURED}
+    found = [to_plain(each) for each in guesses]
+    for data, each in zip(found, guesses, strict=True):
+        for entry, device in zip(data["fit"]["devices"], each.fit.devices, strict=True):
+            entry["needed_mib"] = device.needed_mib
+    return {"guesses": found, "note": UNMEASURED}
 
 
 def text(guesses: Sequence[Guess]) -> str:

@@ -305,6 +305,7 @@ def test_a_table_leaves_out_the_command_of_a_model_that_does_not_fit():
 def test_plain_data_has_the_labels():
     data = plain([a_guess()])
     assert data["guesses"][0]["tokens_per_second"]["label"] == "computed"
+    assert data["guesses"][0]["fit"]["devices"][0]["needed_mib"] == 230.0
     assert data["guesses"][0]["configuration"]["n_threads"] == 4
     assert "measured" in data["note"]
 
