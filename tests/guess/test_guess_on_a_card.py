@@ -9,8 +9,8 @@ from nano_models import NANO
 from sweeper.guess.fit import most_layers_that_fit
 from sweeper.guess.gpu import HIGH_SHARE, LOW_SHARE
 from sweeper.guess.run import Here, computed_speed, guess_models
-from sweeper.guess.traffic import ceiling_tokens_per_second, traffic
-from sweeper.model.forecast import HOST, MemoryForecast
+from sweeper.guess.traffic import ceiling_tokens_per_second, kernels_wanted, traffic
+from sweeper.model.forecast import HOST, KernelSpeeds, MemoryForecast
 from sweeper.model.header import read_header
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic_header
@@ -89,6 +89,22 @@ def test_the_most_layers_that_fit(free_mib, layers, tmp_path):
     configuration, fit = found
     assert configuration == replace(whole, n_gpu_layers=layers)
     assert fit.fits
+
+
+@pytest.mark.parametrize(
+    ("threads", "share", "widest"), [(1, 0.0, 1.25), (4, 0.0, 1.25), (1, 0.9, 1.25 * 1.5), (4, 0.9, 1.25 * 4)]
+)
+def test_other_programs_widen_the_range_upwards(threads, share, widest, tmp_path):
+    header = header_of(NANO, tmp_path)
+    work, wanted = traffic(header), Configuration(n_threads=threads)
+    here = here_with(None)
+    here.others_share = share
+    kernels = tuple(1e9 for _ in kernels_wanted(work))
+    here.speeds = lambda *_: KernelSpeeds(kernels, 1e-6, 1e9)
+    found = computed_speed(here, work, header, wanted, 0)
+    assert found is not None
+    assert found.high / found.expected == pytest.approx(widest)
+    assert found.low / found.expected == pytest.approx(0.75)
 
 
 def test_this_machine_takes_the_depth_of_the_workload(smallest_model, tmp_path):
