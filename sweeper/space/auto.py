@@ -9,7 +9,7 @@ from typing import Any
 from sweeper.limits.base import LimitRange
 from sweeper.parameters import DEFAULTS, LIMIT_KEYS, TUNABLES, Configuration, padded, why_it_changes_nothing
 from sweeper.records import MachineRecord, ModelRecord, Workload
-from sweeper.space.splits import USABLE_SHARE, splits_to_try
+from sweeper.space.splits import USABLE_SHARE, default_expert_layers, splits_to_try
 
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
@@ -99,13 +99,17 @@ class Facts:
 def default_configuration(facts: Facts) -> Configuration:
     """llama.cpp's own defaults: all layers on the GPU, one thread for each physical core, f16 cache.
 
-    A running server keeps its own settings instead.
+    Experts that do not fit on the GPUs stay on the CPU, as with llama-server's ``--fit``. A running server keeps its
+    own settings instead.
     """
     if facts.running is not None:
         return facts.running
     threads = facts.machine.performance_cores or facts.machine.physical_cores
     return Configuration(
         n_gpu_layers=facts.model.n_layer + 1 if facts.gpu_offload else 0,
+        n_cpu_moe=default_expert_layers(*_sizes(facts))
+        if facts.gpu_offload and _sizes_are_known(facts)
+        else 0,
         n_ctx=padded(facts.workload.n_ctx_needed),
         n_batch=DEFAULT_BATCH,
         n_ubatch=DEFAULT_UBATCH,
@@ -200,14 +204,22 @@ def _threads(machine: MachineRecord, most: int) -> list[int]:
 
 def _splits(facts: Facts) -> list[str | None]:
     """The splits to try; only llama.cpp's own and the even one if the size of a GPU or of the model is unknown."""
+    if not _sizes_are_known(facts):
+        return [None, ",".join(["1"] * facts.gpus)]
+    return splits_to_try(*_sizes(facts))
+
+
+def _sizes_are_known(facts: Facts) -> bool:
     memory = facts.gpu_memory_mib
-    file = facts.model.files.get(facts.model.base_quant)
-    if file is None or any(size is None for size in memory):
-        return [None, ",".join(["1"] * len(memory))]
-    return splits_to_try(
-        [float(size) for size in memory if size is not None],
+    return facts.model.base_quant in facts.model.files and bool(memory) and None not in memory
+
+
+def _sizes(facts: Facts) -> tuple[list[float], int, float, float]:
+    """The memory of each GPU, the layers, the size of the model and that of its experts; sizes in MiB."""
+    return (
+        [float(size) for size in facts.gpu_memory_mib if size is not None],
         facts.model.n_layer,
-        file.size_bytes / _BYTES_PER_MIB,
+        facts.model.files[facts.model.base_quant].size_bytes / _BYTES_PER_MIB,
         facts.model.expert_size_bytes / _BYTES_PER_MIB,
     )
 

@@ -65,6 +65,27 @@ def split_by_bytes(
     return ",".join(map(str, layers))
 
 
+def default_expert_layers(
+    memory_mib: Sequence[float], n_layer: int, model_mib: float, experts_mib: float
+) -> int:
+    """The fewest layers whose experts must stay on the host if the GPUs share the layers by their memory.
+
+    That is llama.cpp's own split, and about what llama-server's ``--fit`` chooses. All layers if nothing fits.
+    """
+    if experts_mib <= 0 or n_layer == 0 or not memory_mib:
+        return 0
+    expert, other = experts_mib / n_layer, (model_mib - experts_mib) / (n_layer + 1)
+    bounds = [sum(memory_mib[: i + 1]) / sum(memory_mib) * (n_layer + 1) for i in range(len(memory_mib))]
+    for left in range(n_layer):
+        filled = [0.0] * len(memory_mib)
+        for layer in range(n_layer + 1):
+            gpu = next((i for i, bound in enumerate(bounds) if layer < bound), len(bounds) - 1)
+            filled[gpu] += other + (expert if left <= layer < n_layer else 0.0)
+        if all(size <= USABLE_SHARE * memory for size, memory in zip(filled, memory_mib, strict=True)):
+            return left
+    return n_layer
+
+
 def host_expert_layers(memory_mib: float, n_layer: int, model_mib: float, experts_mib: float) -> int:
     """The fewest layers whose experts must stay on the host so that the other weights fit into ``memory_mib``."""
     if experts_mib <= 0 or n_layer == 0:

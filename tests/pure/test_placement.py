@@ -13,7 +13,7 @@ from sweeper.errors import SpaceError
 from sweeper.lab.simulator import MACHINES, machine_record, model_record
 from sweeper.parameters import Configuration, proportions, why_it_changes_nothing
 from sweeper.records import GpuRecord, ModelFile, Workload
-from sweeper.space.auto import Facts, fill_auto, unsettable
+from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
 from sweeper.space.splits import host_expert_layers, split_by_bytes, split_in_words, splits_to_try
 
@@ -113,6 +113,16 @@ def test_llama_cpp_never_searches_what_only_a_server_can_set() -> None:
     assert notes[0] == "n_parallel is not searched: only llama-server can set it (engine=llama_server)"
     assert set(SERVER) <= set(unsettable(found))
     assert fill_auto(dict.fromkeys(spec, "auto"), found) == ({}, ())  # nobody asked, so there is no note
+
+
+def test_the_default_leaves_experts_that_do_not_fit_on_the_cpu() -> None:
+    assert default_configuration(facts((24_000,), 18_500, 17_500)).n_cpu_moe == 0
+    assert default_configuration(facts((12_000,), 18_500)).n_cpu_moe == 0  # a dense model
+    one = default_configuration(facts((12_000,), 18_500, 17_500)).n_cpu_moe
+    layers = MACHINES["minipc"].model.n_layer
+    assert 18_500 - one * 17_500 / layers <= 0.85 * 12_000 < 18_500 - (one - 1) * 17_500 / layers
+    # By the number of layers, the second card holds the last third, with all of its experts.
+    assert default_configuration(facts((12_000, 6000), 18_500, 17_500)).n_cpu_moe > 2 * layers / 3
 
 
 def test_an_older_server_has_no_such_option() -> None:
