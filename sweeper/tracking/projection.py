@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import reason
-from sweeper.report.words import clean, figure, unit
+from sweeper.report.picks import labels
+from sweeper.report.words import clean, figure, own_settings, unit
 from sweeper.results.provisional import provisional
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -102,6 +103,7 @@ def sweep_image(record: SweepRecord) -> RunImage:
         status=status[record.state],
         start_ms=start_ms,
         end_ms=None if record.state == "running" else end_ms,
+        params=_sweep_params(record),
         tags=_tags(tags | {NAME: name}),
         metrics=_sweep_metrics(record),
     )
@@ -134,6 +136,8 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         if trial.number == record.recommended:
             tags["sweeper.provisional"] = _provisional(record, trial.number)
             tags[NOTE] = "\n\n".join(filter(None, (tags["sweeper.provisional"], tags[NOTE])))
+        tags["sweeper.settings"] = own_settings(record, trial)
+        tags["sweeper.pick"] = ", ".join(labels(record).get(trial.number, ()))
     name = _trial_name(record, trial)
     return RunImage(
         name=name,
@@ -211,6 +215,28 @@ def _trial_metrics(record: SweepRecord, trial: TrialRecord) -> dict[str, float]:
         if reading is not None and reading.n > 1:
             found |= {f"{objective.metric}.low": reading.low, f"{objective.metric}.high": reading.high}
     return _finite(found)
+
+
+def _sweep_params(record: SweepRecord) -> dict[str, str]:
+    """What was searched, with its values, and what was fixed. A resume changes neither, since MLflow could not."""
+    found = {key: f"searched: {_values(described)}"[:PARAM_LIMIT] for key, described in record.space.items()}
+    base = record.baseline_configuration
+    for key, value in ({} if base is None else base.to_dict()).items():
+        if key not in found:
+            shown = record.model.base_quant if key == "quant" and value is None else value
+            text = "as found" if shown is None else _flag(shown) if isinstance(shown, bool) else str(shown)
+            found[key] = f"fixed: {text}"[:PARAM_LIMIT]
+    return found
+
+
+def _values(described: Any) -> str:
+    """The values of one searched parameter: ``1 to 8``, ``0 to 30 in steps of 10``, ``64, 256, 512``."""
+    if isinstance(described, Mapping):
+        step = described.get("step") or 1
+        steps = f" in steps of {step}" if step != 1 else ""
+        return f"{described.get('low')} to {described.get('high')}{steps}"
+    values = described if isinstance(described, list | tuple) else [described]
+    return ", ".join("as found" if v is None else _flag(v) if isinstance(v, bool) else str(v) for v in values)
 
 
 def _sweep_metrics(record: SweepRecord) -> dict[str, float]:

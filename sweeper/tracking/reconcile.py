@@ -51,7 +51,11 @@ def bring(client: Any, run: Any, image: RunImage) -> None:
     if params or tags or metrics:
         client.log_batch(run_id, metrics=metrics, params=params, tags=tags)
     # The image never has the curve's name, and while the sweep runs it has no tags about the front.
-    kept = {"sweeper.hypervolume", *image.tags, *(() if FRONT in image.tags else (FRONT, "sweeper.role"))}
+    kept = {
+        "sweeper.hypervolume",
+        *image.tags,
+        *(() if FRONT in image.tags else (FRONT, "sweeper.role", "sweeper.pick", "sweeper.settings")),
+    }
     for key in here.tags:
         if key.startswith("sweeper.") and key not in kept:
             client.delete_tag(run_id, key)

@@ -32,8 +32,8 @@ ENVIRONMENT = {
 class Pages:
     """Addresses to open; all but ``home`` are None if the store has no sweep.
 
-    ``experiment`` lists all sweeps of the model. ``sweep`` shows the recommended commands. ``charts`` draws the
-    Pareto front and the swept parameters of that sweep.
+    ``experiment`` lists the trials of the sweep, sorted, with their figures. ``sweep`` shows the recommended
+    commands. ``charts`` draws the Pareto front and the swept parameters of that sweep.
     """
 
     home: str
@@ -114,7 +114,7 @@ class MlflowUi:
         runs_page = f"{home}/{run.info.experiment_id}/runs"
         return Pages(
             home=home + MODE,
-            experiment=runs_page + MODE,
+            experiment=f"{runs_page}{MODE}&viewStateShareKey={view_of(run.data.tags)}",
             sweep=f"{runs_page}/{run.info.run_id}{MODE}",
             charts=f"{runs_page}{MODE}&compareRunsMode=CHART&viewStateShareKey={view_of(run.data.tags)}",
         )

@@ -38,8 +38,9 @@ def _state(record: SweepRecord) -> dict[str, Any]:
     first, *others = metrics = [objective.metric for objective in record.objectives]
     columns = [
         *(f"metrics.`{metric}`" for metric in dict.fromkeys((*metrics, "joules_per_token"))),
-        *(f"params.`{key}`" for key in record.space),
-        *(f"tags.`{tag}`" for tag in ("sweeper.front", "sweeper.role", "sweeper.power.kind")),
+        # MLflow puts tags behind all parameters, where no screen shows them; one tag holds the settings instead.
+        *(f"tags.`{tag}`" for tag in ("sweeper.state", "sweeper.pick", "sweeper.settings", "sweeper.front")),
+        "tags.`sweeper.power.kind`",
     ]
     scatter: list[dict[str, object]] = [
         {
