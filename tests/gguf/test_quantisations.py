@@ -34,7 +34,15 @@ def rig_of(path: Path, root: Path) -> Rig:
         "engine_record": EngineRecord("llama_cpp", "1"),
         "model": obtain(ModelConfig(path=str(path)), root),
     }
-    return Rig(**given | {"notes": (), "use_files": lambda _: None, "make_room": lambda *_: None})
+    return Rig(
+        **given
+        | {
+            "notes": (),
+            "use_files": lambda _: None,
+            "make_room": lambda *_: None,
+            "measures_quality": True,
+        }
+    )
 
 
 def space_of(*quants: str) -> SearchSpace:
