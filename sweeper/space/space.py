@@ -94,7 +94,7 @@ class SearchSpace:
         context = self._first(
             "n_ctx", asked.n_ctx, lambda v: padded(v) == n_ctx and min(asked.n_batch, v, tokens) == n_batch
         )
-        alike = {t.name: self._alike(t, asked) for t in TUNABLES.values() if t.equal}
+        alike = {n: self._alike(TUNABLES[n], asked) for n in self.parameters if TUNABLES[n].equal}
         found = asked.with_(
             n_ctx=context,
             n_batch=self._first("n_batch", asked.n_batch, lambda v: min(v, context, tokens) == n_batch),
