@@ -321,7 +321,8 @@ def _plan(
     stop_reason: Callable[[], str | None] | None,
 ) -> SearchPlan:
     search = settings.search
-    points = sum(1 for _ in islice(space.grid(), MOST_COUNTED))
+    # More points than trials need no count, and a large space takes long to enumerate.
+    points = sum(1 for _ in islice(space.grid(), min(search.trials or MOST_COUNTED, MOST_COUNTED)))
     return SearchPlan(
         trials=search.trials,
         minutes=search.minutes,
