@@ -39,7 +39,7 @@ from sweeper.model.header import GgufHeader, read_header
 from sweeper.model.kernel_speed import MOST_BYTES
 from sweeper.nvml import cuda_variables
 from sweeper.records import Configuration, MachineRecord, ModelFile, ModelRecord, SweepRecord, Workload
-from sweeper.results.ceiling import MOST_CACHED_BYTES
+from sweeper.results.ceiling import BANDWIDTH_ERROR, MOST_CACHED_BYTES
 from sweeper.rig.base import Rig
 from sweeper.rig.open import space_of
 from sweeper.space.auto import Facts
@@ -348,21 +348,27 @@ def host_seconds(
             f"from memory bandwidth alone, because {speeds}: kernels reach 20 to 100 % of it",
         )
     expected = seconds_per_token(work, speeds, depth)
+    # No thread makes the memory faster; only caches do.
+    least = 0.0
+    if work.total_bytes >= MOST_CACHED_BYTES:
+        error = BUSY_FACTOR if here.others_share > BUSY_SHARE else BANDWIDTH_ERROR
+        bound = ceiling_tokens_per_second(work, depth, configuration, here.best_gb_per_second)
+        least = min(expected, 1 / bound / error)
     if here.disturbs(configuration):
         return (
-            (expected / HIGH_FACTOR / configuration.n_threads, expected, expected / LOW_FACTOR),
+            (max(least, expected / HIGH_FACTOR / configuration.n_threads), expected, expected / LOW_FACTOR),
             f"from the speed of llama.cpp's kernels; other programs disturb the {configuration.n_threads} threads, so "
             "the range reaches from one undisturbed thread to all of them",
         )
     if here.others_share > BUSY_SHARE:
         return (
-            (expected / HIGH_FACTOR / BUSY_FACTOR, expected, expected / LOW_FACTOR),
+            (max(least, expected / HIGH_FACTOR / BUSY_FACTOR), expected, expected / LOW_FACTOR),
             "from the speed of llama.cpp's kernels with 1 thread; other programs use the memory too, so the real speed "
             "may be higher",
         )
     threads = "1 thread" if configuration.n_threads == 1 else f"{configuration.n_threads} threads"
     return (
-        (expected / HIGH_FACTOR, expected, expected / LOW_FACTOR),
+        (max(least, expected / HIGH_FACTOR), expected, expected / LOW_FACTOR),
         f"from the speed of llama.cpp's kernels with {threads}, tried for less than a "
         f"second; −{1 - LOW_FACTOR:.0%} to +{HIGH_FACTOR - 1:.0%}, because memory speed varies with time",
     )

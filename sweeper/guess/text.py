@@ -35,7 +35,10 @@ def text(guesses: Sequence[Guess]) -> str:
     ]
     reasons += [f"watts ({each.watts.label}): {each.watts.reason}" for each in guesses]
     reasons += [f"ceiling (computed): {each.ceiling_reason}" for each in guesses]
-    reasons += [f"{each.model}: {note}" for each in guesses for note in each.notes]
+    shared = [note for note in guesses[0].notes if all(note in each.notes for each in guesses)]
+    reasons += [
+        note if note in shared else f"{each.model}: {note}" for each in guesses for note in each.notes
+    ]
     said = [*_table(guesses), "", *notes, *dict.fromkeys(reasons), f"({UNMEASURED})"]
     return "\n".join([*said, *(["next:", *commands] if commands else [])])
 

@@ -107,6 +107,17 @@ def test_other_programs_widen_the_range_upwards(threads, share, widest, tmp_path
     assert found.low / found.expected == pytest.approx(0.75)
 
 
+def test_the_range_of_a_large_model_ends_at_the_ceiling(tmp_path):
+    header = header_of(LARGE, tmp_path)
+    work, wanted = traffic(header), Configuration(n_threads=4)
+    here = here_with(None)
+    kernels = tuple(19e9 for _ in kernels_wanted(work))
+    here.speeds = lambda *_: KernelSpeeds(kernels, 1e-9, 1e12)
+    found = computed_speed(here, work, header, wanted, 0)
+    assert found is not None
+    assert found.high == pytest.approx(1.1 * ceiling_tokens_per_second(work, 0, wanted, 20.0))
+
+
 def test_this_machine_takes_the_depth_of_the_workload(smallest_model, tmp_path):
     words = ("space.n_threads=1", "space.n_threads_batch=1", "workload=code")
     (found,) = guess_models([str(smallest_model)], words, tmp_path)
