@@ -132,11 +132,14 @@ def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
     if rig.load is None:
         return None
     search, machine = settings.search, rig.machine
+    limit_seconds = search.quiet_seconds()
+    if settings.minutes is not None:  # twice the longest wait is then a sixth of the whole time
+        limit_seconds = min(limit_seconds, 60 * settings.minutes / 12)
     return Watch(
         rig.load,
         # Under a quota, the record counts fewer cores than others leave idle.
         machine.physical_cores if machine.cpu_quota is None else None,
-        search.quiet_seconds(),
+        limit_seconds,
         min((m for m in (search.minutes, settings.minutes) if m is not None), default=None),
         rig.clock,
         rig.sleep,

@@ -144,8 +144,8 @@ def words_of(answers: Answers) -> list[str]:
     if answers.model is not None:
         words.append(f"model.path={answers.model}")
     words += AIMS[answers.aim][1]
-    if answers.minutes is not None and not (quick and answers.minutes == 3):
-        words.append(f"search.minutes={answers.minutes:g}")
+    if answers.minutes is not None:
+        words.append(f"minutes={answers.minutes:g}")
     return ["sweep", *words]
 
 
@@ -209,7 +209,7 @@ def _ask_minutes(say: Callable[[str], None], read: Callable[[str], str]) -> floa
         return typed if typed and float(typed) > 0 else None
 
     words = {name: text for name, (text, _) in TIMES.items()}
-    answer = _choose(say, read, "How long may the search take? (or a time such as 45m)", words, minutes)
+    answer = _choose(say, read, "How long may it take? (or a time such as 45m)", words, minutes)
     return TIMES[answer][1] if answer in TIMES else float(answer)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import tempfile
 from collections.abc import Mapping
@@ -20,6 +21,18 @@ START_TIMEOUT_SECONDS = 60.0
 # How far a window may exceed its own time limit: one prompt batch on a slow machine cannot be interrupted.
 WINDOW_GRACE_SECONDS = 600.0
 LOAD_TIMEOUT_SECONDS = 1800.0
+
+
+HOW_TO_INSTALL = (
+    "install it with `pip install llama-cpp-python`, which needs a compiler, or tune a llama-server that you have: "
+    "engine=llama_server"
+)
+
+
+def demand_library() -> None:
+    """Raise EngineMissingError if llama-cpp-python is not installed. It is not loaded here."""
+    if importlib.util.find_spec("llama_cpp") is None:
+        raise EngineMissingError("llama-cpp-python is not installed", HOW_TO_INSTALL)
 
 
 class LlamaCppEngine:
@@ -67,8 +80,7 @@ class LlamaCppEngine:
                 why = failure.log_tail[-1] if failure.log_tail else str(failure)
                 raise EngineMissingError(
                     f"llama-cpp-python cannot be loaded ({why})",
-                    "install it with `pip install llama-cpp-python`, which needs a compiler, or tune a "
-                    "llama-server that you have: engine=llama_server",
+                    HOW_TO_INSTALL,
                 ) from failure
         return EngineRecord(
             name="llama_cpp",

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 
 def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
     """llama.cpp in a worker process, with this machine's meter and limits."""
-    from sweeper.engine.llama_cpp import LlamaCppEngine
+    from sweeper.engine.llama_cpp import LlamaCppEngine, demand_library
     from sweeper.model.forecast import Forecaster
 
+    demand_library()  # before anything is downloaded or written
     load, busy = look_around(settings, held, say)
     model = obtained(settings, root, say)
     forecaster = held.enter_context(Forecaster())

@@ -75,7 +75,7 @@ def test_every_answer_makes_a_command_that_sweeper_takes(aim: str, minutes: floa
     words = words_of(Answers(path, "llama-server", aim, minutes))
     assert words[0] == "sweep"
     settings = compose(words[1:]).settings
-    assert (settings.model.path, settings.search.minutes) == (str(path), minutes)
+    assert (settings.model.path, settings.minutes) == (str(path), minutes)
     assert run_hydra(words[1:], lambda one: 0) == 0
     assert ("n_ctx" in settings.objectives.targets) == (aim == "context")
 
@@ -143,7 +143,7 @@ def test_the_talk_shows_the_command_and_enter_runs_it(tmp_path: Path) -> None:
     model_at(tmp_path / "empty.gguf")
     terminal = Terminal(tmp_path)
     answer_all(terminal)
-    assert "sweeper sweep model.path=empty.gguf search.pick=fastest search.minutes=45" in terminal.seen
+    assert "sweeper sweep model.path=empty.gguf search.pick=fastest minutes=45" in terminal.seen
     terminal.type("\n")
     assert terminal.end() == 2
     assert "empty.gguf" in terminal.seen

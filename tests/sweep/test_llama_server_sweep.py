@@ -79,10 +79,8 @@ def test_report_apply_and_verify_know_the_server(
     assert {s["verdict"] for s in found["settings"]} == {"kept"}
 
 
-def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
-    tmp_path: Path, smallest_model: Path, llama_server: str
-) -> None:
-    """Nothing finds the library, as where it was never installed."""
+def _without_library(tmp_path: Path) -> str:
+    """A PYTHONPATH with which nothing finds llama-cpp-python, as where it was never installed."""
     hidden = tmp_path / "hidden"
     hidden.mkdir()
     (hidden / "sitecustomize.py").write_text(
@@ -91,7 +89,13 @@ def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
         "PathFinder.find_spec = lambda name, *rest: (\n"
         "    None if name.partition('.')[0] == 'llama_cpp' else find(name, *rest))\n"
     )
-    path = os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
+    return os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
+
+
+def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
+    tmp_path: Path, smallest_model: Path, llama_server: str
+) -> None:
+    path = _without_library(tmp_path)
     words = [word for word in QUICK if "type_k" not in word]
     named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=alone"
     done = sweep(tmp_path, *words, *named, "search.finalists=1", PYTHONPATH=path)
@@ -103,6 +107,24 @@ def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
     assert "quant is not searched for Q8_0" in notes
     assert "the quality loss of a smaller KV cache cannot be measured" in notes
     assert not any("kl_divergence" in t.metrics for t in record.trials)
+
+
+def test_without_llama_cpp_python_its_engine_names_the_other_one(
+    tmp_path: Path, smallest_model: Path
+) -> None:
+    path = _without_library(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-m", "sweeper", "sweep", f"model.path='{smallest_model}'"],
+        cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": path},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert done.returncode == 3
+    assert "llama-cpp-python is not installed: install it with" in done.stderr
+    assert "engine=llama_server" in done.stderr
 
 
 @pytest.mark.parametrize(
