@@ -486,10 +486,9 @@ def _check_space(space: Mapping[str, Any]) -> None:
         tunable = TUNABLES.get(name)
         if tunable is None:
             continue  # `build_space` says so
-        values = (
-            given.values() if isinstance(given, Mapping) else given if isinstance(given, list) else [given]
-        )
-        for value in values:
+        ends = {f".{end}": value for end, value in given.items()} if isinstance(given, Mapping) else {}
+        values = given if isinstance(given, list) else [given]
+        for end, value in ends.items() or [("", value) for value in values]:
             if not isinstance(value, str) or value == "auto" or "${" in value:
                 continue
             if tunable.kind == "flag":
@@ -497,7 +496,9 @@ def _check_space(space: Mapping[str, Any]) -> None:
                 raise ConfigError(f"space.{name}: {value!r} is neither true nor false{near}")
             if tunable.kind == "number":
                 shown = f"{spelling.examples(name) or '4'}, [1,4] or {{low: 1, high: 8}}"
-                raise ConfigError(f"space.{name}: {value!r} is not a whole number; write it like {shown}")
+                raise ConfigError(
+                    f"space.{name}{end}: {value!r} is not a whole number; write it like {shown}"
+                )
             if tunable.words:
                 _one_of(f"space.{name}", value, tunable.words)
 

@@ -136,8 +136,9 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         if trial.number == record.recommended:
             tags["sweeper.provisional"] = _provisional(record, trial.number)
             tags[NOTE] = "\n\n".join(filter(None, (tags["sweeper.provisional"], tags[NOTE])))
-        tags["sweeper.settings"] = own_settings(record, trial)
+        # MLflow shows columns in the order in which their tags were set.
         tags["sweeper.pick"] = ", ".join(labels(record).get(trial.number, ()))
+        tags["sweeper.settings"] = own_settings(record, trial)
     name = _trial_name(record, trial)
     return RunImage(
         name=name,

@@ -9,13 +9,13 @@ import pytest
 
 from sweeper.config import compose
 from sweeper.lab.simulator import MACHINES, machine_record, model_record
-from sweeper.parameters import TUNABLES
+from sweeper.parameters import NO_OFFLOAD, TUNABLES
 from sweeper.prepare import prepared
 from sweeper.records import SweepRecord, Workload
 from sweeper.report.progress import Progress
 from sweeper.search.gp_front import INITIAL_TRIALS
 from sweeper.search.memory_order import MemoryOrder
-from sweeper.space.auto import NO_OFFLOAD, Facts, default_configuration, fill_auto
+from sweeper.space.auto import Facts, default_configuration, fill_auto
 from sweeper.space.space import SearchSpace, Traits, build_space
 
 ASKED = {

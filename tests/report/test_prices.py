@@ -97,7 +97,8 @@ def test_another_price_starts_no_other_sweep(tmp_path: Path) -> None:
         with ExitStack() as held:
             rig, space, _ = open_rig(composed, held, lambda _: None)
             workload = rig.workload or composed.settings.workload_record()
-            return prepare.sweep_name(composed.settings, space, workload, rig, Path(composed.settings.root))
+            root = Path(composed.settings.root)
+            return prepare.sweep_name(composed.settings, space, workload, rig, root, composed.plain)
 
     assert name() == name("prices.per_kwh=0.42", "prices.hours_per_day=9", "prices.currency=CHF")
     assert name() != name("workload.prompt_tokens=99")

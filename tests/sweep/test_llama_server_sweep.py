@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -37,13 +38,12 @@ def sweep(folder: Path, *words: str, **environment: str) -> subprocess.Completed
 def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path, llama_server: str) -> Path:
     """A folder in which one sweep of a llama-server ran."""
     folder = tmp_path_factory.mktemp("swept")
-    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=served"
+    model = shutil.copy(smallest_model, folder / "own.gguf")  # no server of another test has it
+    named = f"engine.binary={llama_server}", f"model.path='{model}'", "name=served"
     done = sweep(folder, *QUICK, *named, LLAMA_ARG_CTX_SIZE="99")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
-    assert not [
-        p for p in psutil.process_iter(["cmdline"]) if str(smallest_model) in (p.info["cmdline"] or ())
-    ]
+    assert not [p for p in psutil.process_iter(["cmdline"]) if str(model) in (p.info["cmdline"] or ())]
     return folder
 
 

@@ -88,6 +88,31 @@ def llama_vocab_n_tokens(vocab):
     return 512
 
 
+def llama_model_meta_val_str(model, key, buffer, size):
+    return -1  # the file recommends no samplers
+
+
+def _sampler(*_):
+    return SimpleNamespace()
+
+
+llama_sampler_chain_default_params = llama_sampler_chain_init = _sampler
+llama_sampler_init_penalties = llama_sampler_init_top_k = llama_sampler_init_top_p = _sampler
+llama_sampler_init_min_p = llama_sampler_init_temp_ext = llama_sampler_init_dist = _sampler
+
+
+def llama_sampler_chain_add(chain, sampler):
+    pass
+
+
+def llama_sampler_sample(chain, context, index):
+    return 0
+
+
+def llama_sampler_free(chain):
+    pass
+
+
 def llama_model_n_ctx_train(model):
     return 2048
 
