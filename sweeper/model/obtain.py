@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -33,12 +34,13 @@ class ModelConfig:
     files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
 
 
-def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
+def obtain(wanted: ModelConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> ModelRecord:
     """Get the model; fetch or write it if it is not on this machine yet.
 
     Args:
         wanted: a path takes precedence over a repository, and a repository over a shape.
         root: the folder of sweeps. ``models/`` keeps synthetic models, ``hub/`` notes about fetched ones.
+        say: tells in one line what takes long.
 
     Raises:
         ConfigError: no model was requested, or the shape is wrong.
@@ -58,7 +60,7 @@ def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
         path, revision = fetched.path, fetched.commit
         name = wanted.name or path.stem
     elif wanted.shape:
-        source, path = "synthetic", _synthetic(wanted, wanted.shape, root)
+        source, path = "synthetic", _synthetic(wanted, wanted.shape, root, say)
         name = wanted.name or path.stem
     else:
         raise ConfigError(
@@ -89,7 +91,7 @@ def obtain(wanted: ModelConfig, root: Path) -> ModelRecord:
     )
 
 
-def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path) -> Path:
+def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path, say: Callable[[str], None]) -> Path:
     """The synthetic model's file. Its name contains a digest of its shape, quantisation and seed."""
     from sweeper.model.synthetic import write_synthetic
 
@@ -101,6 +103,7 @@ def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path) -> Path:
     digest = hashlib.sha256(terms.encode()).hexdigest()[:8]
     path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest}.gguf"
     if not path.exists():
+        say(f"writing {path.name} with random weights, once; a large model takes minutes")
         write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
     return path
 

@@ -38,7 +38,7 @@ def obtained(settings: Settings, root: Path, say: Callable[[str], None]) -> Mode
     """The model, downloaded if need be. Raises as `obtain`."""
     if settings.model.repo and not settings.model.path:
         say(f"downloading {settings.model.file} of {settings.model.repo}")
-    return obtain(settings.model, root)
+    return obtain(settings.model, root, say)
 
 
 def meter_and_limits(

@@ -108,6 +108,7 @@ def with_quality(
     meter = held.enter_context(
         QualityMeter(Path(best.path), root, text, layers, lambda path: rig.make_room(path, layers))
     )
+    say(f"measuring the quality loss against {best.quant}, once; a large model takes minutes")
     try:
         meter.divergence(Path(best.path))
     except TrialFailed as failure:

@@ -111,12 +111,15 @@ class Terminal:
         os.write(self.master, text.encode())
 
     def end(self, key: str = "") -> int:
-        """Read to the end. ``key`` is typed again while nothing comes: a signal in the wrong instant is lost."""
+        """Read to the end. ``key`` is typed again while nothing comes: Python loses a signal just before it waits."""
         try:
-            while key and not select.select([self.master], [], [], 5.0)[0]:
-                os.write(self.master, key.encode())
-            while piece := os.read(self.master, 4096):
-                self.seen += piece.decode()
+            while True:
+                if key and not select.select([self.master], [], [], 5.0)[0]:
+                    os.write(self.master, key.encode())
+                elif piece := os.read(self.master, 4096):
+                    self.seen += piece.decode()
+                else:
+                    break
         except OSError:  # the terminal's other end is closed
             pass
         os.close(self.master)
