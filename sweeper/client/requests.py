@@ -60,7 +60,7 @@ class Ids:
 
     @property
     def may_be_cached(self) -> bool:
-        """Whether the server should keep what it has of the prompt."""
+        """Whether the server may take part of the prompt from its cache."""
         return self.depth > 0 or self.repeat
 
 
@@ -81,7 +81,7 @@ class Words:
 
     @property
     def may_be_cached(self) -> bool:
-        """Whether the server should keep what it has of the prompt."""
+        """Whether the server may take part of the prompt from its cache."""
         return self.depth > 0 or self.repeat
 
 
@@ -109,7 +109,7 @@ class Given:
 
     @property
     def may_be_cached(self) -> bool:
-        """Whether the server should keep what it has of the prompt."""
+        """Whether the server may take part of the prompt from its cache."""
         return False
 
 

@@ -448,7 +448,7 @@ class LlamaServerEngine:
         return [tokens.randrange(running.header.vocab_size) for _ in range(length)]
 
     def _go_to_depth(self, running: _Running, depth: int) -> None:
-        """Fill the slot to ``depth`` tokens, outside the windows. It keeps what it has of them."""
+        """Fill the slot to ``depth`` tokens, outside the windows. Tokens that the slot already holds stay."""
         if depth > running.depth:
             self._ask(running, self._prompt(running, depth), 0, self._load_timeout_seconds, keep=True)
             running.depth = depth

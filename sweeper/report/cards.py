@@ -1,6 +1,7 @@
 """Would another graphics card pay? Computed from the figures that vendors publish: nothing here was measured.
 
-``cards.csv`` lists common cards with the source of their figures. The user's own figures take precedence.
+``cards.csv`` lists common cards. Its figures were written down from memory of the named specifications, and not checked
+against them. The user's own figures take precedence.
 """
 
 from __future__ import annotations
