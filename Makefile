@@ -93,16 +93,16 @@ SERVER_PROGRAMS := llama-server llama-fit-params llama-bench llama-perplexity
 
 server: $(BIN)/llama-server
 
-$(BIN)/llama-server: $(STAMP) cmake/server/CMakeLists.txt
-	@command -v cmake >/dev/null || { echo "llama-server needs CMake: apt install cmake"; exit 3; }
+$(BIN)/llama-server: $(STAMP) cmake/server/CMakeLists.txt cmake/server/requirements.lock
+	command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet --require-hashes -r cmake/server/requirements.lock
 	@echo "building llama-server from the source of $(LLAMA), which takes 4 minutes the first time"
 	mkdir -p $(SERVER_CACHE)/source
 	grep -A 2 '^llama-cpp-python==' requirements.lock > $(SERVER_CACHE)/llama.lock
-	test -d $(SERVER_CACHE)/source/vendor || { $(BIN)/python -m pip download --quiet --no-deps --no-binary :all: \
+	test -d $(SERVER_CACHE)/source/vendor || { $(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
 	  --require-hashes -r $(SERVER_CACHE)/llama.lock -d $(SERVER_CACHE) && \
 	  tar -xzf $(SERVER_CACHE)/llama_cpp_python-*.tar.gz -C $(SERVER_CACHE)/source --strip-components 1; }
 	lib=$$($(BIN)/python -c 'import llama_cpp, os; print(os.path.join(os.path.dirname(llama_cpp.__file__), "lib"))') && \
-	{ cmake -S cmake/server -B $(SERVER_CACHE)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_VERSION=$(LLAMA) -DLLAMA_LIB="$$lib" \
+	{ PATH="$(CURDIR)/$(BIN):$$PATH" && export PATH && cmake -S cmake/server -B $(SERVER_CACHE)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_VERSION=$(LLAMA) -DLLAMA_LIB="$$lib" \
 	  -DLLAMA_RPATH='$$ORIGIN'"/../$${lib#*/$(VENV)/}" -DLLAMA_SOURCE=$(SERVER_CACHE)/source/vendor/llama.cpp && \
 	cmake --build $(SERVER_CACHE)/build --parallel $(JOBS); } >$(SERVER_CACHE)/log 2>&1 || { tail -20 $(SERVER_CACHE)/log; exit 3; }
 	cp $(addprefix $(SERVER_CACHE)/build/bin/,$(SERVER_PROGRAMS)) $(BIN)/

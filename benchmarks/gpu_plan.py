@@ -97,6 +97,7 @@ SMALL = Plan(
     table_workload=Workload("table", 32, 8, warmup_seconds=0.05),
     table_stage=Stage(seconds=0.2, repeats=1, update_periods=1, warmup_seconds=0.05),
     sweep_overrides=(
+        "search.wait_for_quiet=false",  # a test must not wait for the other work of a machine
         "search.trials=3",
         "search.finalists=1",
         "workload.prompt_tokens=32",
