@@ -124,6 +124,7 @@ class Coverage:
     held_or_warned: float  # of all loads: these, and windows that warn of a load in step
     error: float  # of steady loads
     bar: float
+    held_by_twice: float  # the share of steady windows that a bar of twice the median error would hold
 
     @property
     def all_held(self) -> float:
@@ -145,11 +146,13 @@ def coverage(sensor: Sensor, windows: int, seed: int = 1) -> Coverage:
         if name == "steady":
             errors = [error for error, bar, _ in found if bar is not None]
             bars = [bar for _, bar, _ in found if bar is not None]
-    return Coverage(held, statistics.fmean(good), statistics.median(errors), statistics.median(bars))
+    median = statistics.median(errors)
+    twice = statistics.fmean(error <= 2 * median for error in errors)
+    return Coverage(held, statistics.fmean(good), median, statistics.median(bars), twice)
 
 
 def table(windows: int, seed: int) -> None:
-    heads = [*LOADS, "all", "or warned", "error, steady", "bar, steady"]
+    heads = [*LOADS, "all", "or warned", "error, steady", "bar, steady", "bar / error", "held by 2 errors"]
     print(f"| sensor | {' | '.join(heads)} |")
     print("|---" * (len(heads) + 1) + "|")
     for sensor in SENSORS:
@@ -157,6 +160,7 @@ def table(windows: int, seed: int) -> None:
         cells = [f"{share:.0%}" for share in found.held.values()]
         cells += [f"{found.all_held:.1%}", f"{found.held_or_warned:.1%}"]
         cells += [f"{found.error:.3%}", f"{found.bar:.3%}"]
+        cells += [f"{found.bar / found.error:.1f}", f"{found.held_by_twice:.0%}"]
         print(f"| {sensor.name} | {' | '.join(cells)} |", flush=True)
 
 

@@ -92,6 +92,10 @@ def for_hydra(
             f"{len(paths)} models are named: give one, or sweep one after the other with "
             f"-m model.path={','.join(paths)}"
         )
+    # A repository without its group would leave the default model's name and vocabulary in place.
+    keys = [word.lstrip("+").partition("=")[0] for word in spelled]
+    if "model.repo" in keys and "model" not in keys:
+        spelled.append("model=hub")
     return [new for word in spelled for new in _override(word, top, can_parse, several)]
 
 

@@ -71,6 +71,11 @@ def test_a_plain_meaning_is_taken(
         assert one.settings.search.seed == 7
 
 
+def test_a_repository_needs_no_group() -> None:
+    found = compose(["model.repo=owner/name", "model.file=m.gguf"]).plain["model"]
+    assert (found["repo"], found["name"], found["shape"]) == ("owner/name", None, None)
+
+
 BOUNDS = [
     ("time_to_first_token_seconds", "<=500ms", "<=", 0.5),
     ("time_to_first_token_seconds", "=< 0,5 s", "<=", 0.5),
