@@ -24,6 +24,7 @@ from sweeper.client.prompt_file import read_prompts
 from sweeper.errors import ConfigError
 from sweeper.metrics import OBJECTIVES, ONLY_WITH_USERS, Direction
 from sweeper.model.obtain import ModelConfig
+from sweeper.model.texts import texts_of
 from sweeper.overrides import PATHS, at_home, flags_as_overrides, for_hydra, split_flags
 from sweeper.parameters import PARAMETER_NAMES, TUNABLES
 from sweeper.power_settings import PowerSettings, check_settings
@@ -38,6 +39,9 @@ T = TypeVar("T")
 MOST_OBJECTIVES = 3
 # A compiler or an update is often done after a minute. What lasts longer may last for hours.
 QUIET_SECONDS = 60.0
+# The time for comparing the quality of quantisations and cache types: this much, and at most this share of the minutes.
+QUALITY_MINUTES = 10.0
+QUALITY_SHARE = 1 / 6
 ENGINES = ("llama_cpp", "llama_server", "endpoint", "simulated", "replay")
 SERVES_USERS = ("llama_server", "endpoint")
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
@@ -145,6 +149,13 @@ class Settings:
         path: Any = self.workload.prompts
         prompts = None if path is None else read_prompts(Path(path)).record
         return Workload(**{**vars(self.workload), "prompts": prompts})
+
+    def quality_seconds(self) -> float:
+        """The time in which all comparisons of quality should end, in s."""
+        if self.model.quality_minutes is not None:
+            return 60 * self.model.quality_minutes
+        limits = [QUALITY_SHARE * m for m in (self.minutes, self.search.minutes) if m is not None]
+        return 60 * min([*limits, QUALITY_MINUTES])
 
     def prices_record(self) -> Prices:
         """The prices as a record."""
@@ -373,7 +384,9 @@ def _expand_home(settings: Settings) -> None:
             raise ConfigError(f"{key}: the path is empty; give a path, or leave the key out")
         if isinstance(value, dict):
             value.update({item: at_home(f"{key}.{item}", path) for item, path in value.items()})
-        elif value is not None:
+        elif isinstance(value, list):
+            value[:] = [at_home(key, path) if isinstance(path, str) else path for path in value]
+        elif isinstance(value, str):
             setattr(owner, name, at_home(key, value))
 
 
@@ -405,6 +418,8 @@ def _keys_without_value(tree: Mapping[str, Any], prefix: str = "") -> Iterator[s
 # The lowest allowed value of each number. None stands for no value.
 LEAST = {
     "minutes": 0.01,
+    "model.quality_tokens": 512,
+    "model.quality_minutes": 0.01,
     "workload.prompt_tokens": 1,
     "workload.generated_tokens": 1,
     "workload.screening_repeats": 1,
@@ -436,6 +451,8 @@ def _check_values(settings: Settings) -> None:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
     settings.search.quiet_seconds()
     _check_users(settings)
+    if settings.model.text is not None:
+        texts_of(settings.model.text).read()  # a missing or short text ends the command before a sweep begins
     settings.workload_record()  # a broken file of prompts ends the command before a sweep begins
     _one_of("search.sampler", settings.search.sampler, SAMPLERS)
     _one_of("engine.name", settings.engine.name, ENGINES)

@@ -24,7 +24,7 @@ class Metric:
     short: str  # the name in a comparison: "-3 % speed"
     phase: Phase | None = None
     direction: Direction = "minimize"
-    exact: bool = False  # computed or read once, so it has no spread
+    exact: bool = False  # computed or read once, so repeats of a trial do not change it
     is_objective: bool = True  # can be an objective or a constraint
 
     @property
@@ -124,6 +124,17 @@ METRICS = {
             "decode",
             exact=True,
         ),
+        Metric(
+            "top_token_agreement_percent",
+            "same most likely token",
+            "%",
+            "same top token %",
+            "same top tokens",
+            "decode",
+            "maximize",
+            exact=True,
+            is_objective=False,
+        ),
         Metric("n_ctx", "context length", "tokens", "context", "context", None, "maximize", exact=True),
     )
 }
@@ -136,6 +147,8 @@ NEED_PREFILL = (
     *(m.name for m in METRICS.values() if m.phase == "prefill"),
     *("time_to_first_token_seconds", "request_seconds"),
 )
+# Known before a trial, because they depend only on its quantisation and cache types.
+OF_QUALITY = ("kl_divergence", "top_token_agreement_percent")
 # Measured at the client while all users are busy, if the workload has several.
 ONLY_WITH_USERS = ("tokens_per_second_per_user", "time_to_first_token_p95_seconds")
 OF_USERS = (*ONLY_WITH_USERS, "time_to_first_token_seconds", "request_seconds")

@@ -157,7 +157,7 @@ def _override(
         path = value.startswith(("/", "~/"))
         yield f"{typed}={quoted(at_home(key, value))}" if path else word
         return
-    if kind is str:
+    if kind is str or (key in PATHS and kind is Any and not value.startswith("[")):
         value = _text(key, value, top, several, can_parse)
     elif (plain := _plain_value(key, value, kind, several)) is not None:
         value = plain

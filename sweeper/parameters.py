@@ -499,6 +499,8 @@ PARAMETER_NAMES = tuple(TUNABLES)
 MODEL_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "model")
 CONTEXT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "context")
 LIMIT_KEYS = tuple(t.name for t in TUNABLES.values() if t.change == "limit")
+# The parameters that change what the model predicts, and so its quality.
+LOSSY_KEYS = ("quant", "type_k", "type_v")
 # The parameters that a server sets itself or through its options; it sets neither quant nor limits.
 SERVER_TUNABLES = tuple(t for t in TUNABLES.values() if t.change != "limit" and t.name != "quant")
 

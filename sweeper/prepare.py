@@ -40,6 +40,7 @@ from sweeper.tracking import Tracker
 CORNERS = 6
 # The display counts a grid up to this size; counting a space of millions would take longer than a trial.
 MOST_COUNTED = 20_000
+MIXED_QUALITY = "the KL divergence of trials up to"
 OpenProgress = Callable[[SweepRecord, SearchPlan], Progress]
 
 
@@ -231,6 +232,7 @@ def _header(
         sweeper_version=__version__,
         config=json.loads(json.dumps({**composed.plain, TYPED: list(composed.typed)}, default=str)),
         baseline_configuration=baseline,
+        quality=rig.quality_record,
     )
 
 
@@ -243,12 +245,26 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
         model=header.model,  # the same files, perhaps at another path
         prices=header.prices,
         pick=header.pick,
-        notes=header.notes,
+        notes=(*header.notes, *_mixed_quality(study, kept, header)),
         config=header.config,
+        quality=header.quality or kept.quality,
     )
     if to_plain(fresh) != to_plain(kept):
         study.save_header(fresh)
     return fresh
+
+
+def _mixed_quality(study: SweepStudy, kept: SweepRecord, header: SweepRecord) -> tuple[str, ...]:
+    """Notes that the quality of a resumed sweep's trials was not measured alike; this one and earlier ones."""
+    earlier = tuple(note for note in kept.notes if note.startswith(MIXED_QUALITY))
+    measured = [t.number for t in study.trials() if "kl_divergence" in t.metrics]
+    if not measured or header.quality in ("", kept.quality):
+        return earlier
+    how = kept.quality or "over 256 tokens of another text, by an older version"
+    return (
+        *earlier,
+        f"{MIXED_QUALITY} #{max(measured)} was measured {how}; that of later ones {header.quality}",
+    )
 
 
 def sweep_name(

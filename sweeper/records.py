@@ -427,6 +427,8 @@ class SweepRecord:
     baseline_configuration: Configuration | None = (
         None  # the engine's defaults, whichever trial measured them
     )
+    # Reference, texts and program of the KL divergence; empty: not measured, or over 256 tokens by an old version.
+    quality: str = ""
 
     def trial(self, number: int) -> TrialRecord:
         """The trial of that number. Raises KeyError if there is none."""

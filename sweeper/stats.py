@@ -184,6 +184,22 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
     return float(max(low, 0.0) if min(values) >= 0 else low), float(high)
 
 
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """The 95 % interval of the mean by Student's t, in the unit of ``values``; (value, value) of one value.
+
+    The low end is not below 0 unless a value is. Raises ValueError if there is no value, or one is not finite.
+    """
+    from scipy.special import stdtrit
+
+    _demand_numbers(values)
+    mean, count = statistics.fmean(values), len(values)
+    if count == 1:
+        return mean, mean
+    half = float(stdtrit(count - 1, (1 + CONFIDENCE) / 2)) * statistics.stdev(values) / math.sqrt(count)
+    low = mean - half
+    return (max(low, 0.0) if min(values) >= 0 else low), mean + half
+
+
 def reading(values: Sequence[float]) -> Reading:
     """Median, 95 % interval and number of repeats. Raises ValueError if there is no value."""
     low, high = interval(values)

@@ -21,6 +21,7 @@ from sweeper.limits.base import LimitControl
 from sweeper.measure.disturbance import Watch, worst
 from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
 from sweeper.meter.base import PowerMeter
+from sweeper.metrics import OF_QUALITY
 from sweeper.parameters import LIMIT_KEYS
 from sweeper.records import (
     Caveat,
@@ -96,7 +97,7 @@ class Sweep:
     plan: SearchPlan
     report_folder: Path
     write_report: Callable[[SweepRecord, Path], Mapping[str, Path]]
-    quality: Callable[[Configuration], Reading | None]
+    quality: Callable[[Configuration], Mapping[str, Reading]]
     forecast: Callable[[Configuration], str | None]
     standing_caveats: tuple[Caveat, ...] = ()  # for every trial, such as SYNTHETIC_QUALITY
     stop: StopFlag = field(default_factory=StopFlag)
@@ -252,7 +253,7 @@ class Sweep:
         """Run one trial and return its record, even if the trial failed."""
         began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
-        quality, failed = (None, None) if why else self._quality(configuration)
+        quality, failed = ({}, None) if why else self._quality(configuration)
         base = TrialRecord(number, "infeasible", configuration, reason=why or failed, started_utc=utc)
         if why or failed:
             return replace(base, seconds=self.clock() - began), None
@@ -270,32 +271,31 @@ class Sweep:
             ), None
         return self._record_of(base, measurement, header, self.clock() - began), measurement
 
-    def _quality(self, configuration: Configuration) -> tuple[Reading | None, str | None]:
+    def _quality(self, configuration: Configuration) -> tuple[Mapping[str, Reading], str | None]:
         """The quality loss of the configuration, measured once for its levels; or the reason why it is unknown."""
         try:
             return self.quality(configuration), None
         except TrialFailed as failure:
-            return None, f"its quality cannot be measured: {failure}"
+            return {}, f"its quality cannot be measured: {failure}"
 
     def _measure(
         self,
         configuration: Configuration,
         stage: Stage,
-        quality: Reading | None,
+        quality: Mapping[str, Reading],
         hopeless: Hopeless | None = None,
     ) -> Measurement:
         for name in LIMIT_KEYS:
             if name in self.space.parameters or getattr(configuration, name) is not None:
                 self.limits.set(name, getattr(configuration, name))
         wait_for_temperature(self.meter, self._reference_celsius, self.clock, self.sleep)
-        known = {"kl_divergence": quality} if quality else {}
         return measure(
             configuration,
             self.engine,
             self.meter,
             self.study.header().workload,
             stage,
-            known,
+            quality,
             self.progress.phase,
             self.clock,
             self.sleep,
@@ -344,7 +344,7 @@ class Sweep:
             return
         began = self.clock()
         try:
-            again = self._measure(baseline.configuration, self._screening(header), None)
+            again = self._measure(baseline.configuration, self._screening(header), {})
         except TrialFailed as failure:
             self.progress.note(f"the control measurement failed: {failure}")
             return
@@ -402,7 +402,8 @@ class Sweep:
     def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
         began = self.clock()
         try:
-            m = self._measure(trial.configuration, stage, trial.metrics.get("kl_divergence"))
+            quality = {name: trial.metrics[name] for name in OF_QUALITY if name in trial.metrics}
+            m = self._measure(trial.configuration, stage, quality)
         except TrialFailed as failure:
             self.progress.note(f"trial {trial.number} could not be measured again: {failure}")
             return

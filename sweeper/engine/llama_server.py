@@ -146,7 +146,7 @@ class LlamaServerEngine:
             UsageError: an additional argument that it lacks, or that sweeper sets itself.
         """
         if self._dialect is None:
-            found = dialect_of(program_of(self._binary), self._whole_environment())
+            found = dialect_of(program_of(self._binary), self.whole_environment())
             found.check(self._arguments)
             self._dialect = found
         return self._dialect
@@ -336,7 +336,7 @@ class LlamaServerEngine:
                 *self._arguments,
             ]
             log = self._log_file()
-            process = ServerProcess(argv, log, self._changes_of_environment(dialect))
+            process = ServerProcess(argv, log, self.changes_of_environment(dialect))
             url = f"http://{HOST}:{port}"
             running = _Running(process, url, log, configuration, header, oom_kills())
             self._running = running
@@ -415,12 +415,13 @@ class LlamaServerEngine:
             self._folder = tempfile.TemporaryDirectory(prefix="sweeper-llama-server-")
         return Path(self._folder.name) / "log"
 
-    def _whole_environment(self) -> dict[str, str]:
+    def whole_environment(self) -> dict[str, str]:
+        """The environment in which the server and the programs beside it run."""
         return {
             name: value for name, value in os.environ.items() if not name.startswith("LLAMA_ARG_")
         } | self._environment
 
-    def _changes_of_environment(self, dialect: Dialect) -> dict[str, str | None]:
+    def changes_of_environment(self, dialect: Dialect) -> dict[str, str | None]:
         """Without the variables that override options silently, and without a backtrace, which starts a debugger."""
         removed: dict[str, str | None] = dict.fromkeys(dialect.variables(os.environ))
         return removed | {"GGML_NO_BACKTRACE": "1"} | self._environment

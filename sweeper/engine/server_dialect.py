@@ -254,6 +254,21 @@ def dialect_of(program: tuple[str, ...], environment: Mapping[str, str]) -> Dial
     return Dialect(program, options, version[1].strip() if version else "unknown", devices, offload)
 
 
+def perplexity_tool(server: Dialect, environment: Mapping[str, str]) -> Dialect | None:
+    """The ``llama-perplexity`` beside a server; None if there is none, or it cannot compare two models.
+
+    Raises:
+        EngineMissingError: it cannot run here.
+    """
+    program = Path(server.program[0]).with_name("llama-perplexity")
+    if len(server.program) > 1 or not os.access(program, os.X_OK):
+        return None
+    options = parse_help(_ask((str(program),), "--help", environment))
+    if "--kl-divergence-base" not in options:
+        return None
+    return Dialect((str(program),), options, server.version, server.devices, server.gpu_offload)
+
+
 def fitted(dialect: Dialect, configuration: Configuration, header: GgufHeader) -> dict[str, int] | None:
     """The placement that ``llama-fit-params`` beside the server prints; None without an answer.
 

@@ -45,7 +45,7 @@ def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Calla
         meter=SimulatedMeter(engine.trace, clock),
         limits=SimulatedLimits(simulated.limit_ranges(kind)),
         notes=(),
-        quality=lambda c: exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant]),
+        quality=lambda c: {"kl_divergence": exactly(KL_DIVERGENCE[c.quant or kind.model.base_quant])},
         forecast=lambda _: None,
         quants=tuple(KL_DIVERGENCE),
         clock=clock,
@@ -64,9 +64,9 @@ def replay_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable
     engine = ReplayEngine(table, clock, settings.search.seed)
     divergence = {quant: file.kl_divergence for quant, file in table.header.model.files.items()}
 
-    def quality(configuration: Configuration) -> Reading | None:
+    def quality(configuration: Configuration) -> dict[str, Reading]:
         known = divergence.get(configuration.quant or table.header.model.base_quant)
-        return None if known is None else exactly(known)
+        return {} if known is None else {"kl_divergence": exactly(known)}
 
     return Rig(
         engine=engine,

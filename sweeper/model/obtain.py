@@ -30,7 +30,9 @@ class ModelConfig:
     seed: int = 0
     quant: str = "F16"
     shape: dict[str, Any] | None = None
-    text: str | None = None
+    text: Any = None  # the user's own text for the quality check: a file or a list of files
+    quality_tokens: int = 4096  # of text that each candidate's quality is measured on, at first
+    quality_minutes: float | None = None  # for all comparisons of quality; None: `Settings.quality_seconds`
     files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
 
 

@@ -228,8 +228,11 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
     if loss and before and trial.configuration.quant != base.configuration.quant:
         how = "more" if loss.median > before.median else "less"
         limits = [f"; limit {c.bound:g}" for c in record.constraints if c.metric == "kl_divergence"]
+        same = trial.metrics.get("top_token_agreement_percent")
+        agreement = [f"; the most likely token is the same in {figure(same.median)} %"] if same else []
         figures = (
-            f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token{''.join(limits)}"
+            f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token"
+            f"{''.join([*limits, *agreement])}"
         )
         said.append(f"{how} quality lost ({figures})")
     request = request_in_words(record, base, trial)

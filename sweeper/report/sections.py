@@ -35,8 +35,11 @@ LEGEND = (
 AGAINST = " Percentages compare with the baseline; below a row are the settings that differ from it."
 FRONT = "The Pareto front holds the trials that no other trial beats beyond noise."
 QUALITY = (
-    "KL divergence: how far answers move from those of the most precise file (0: not at all), in nats/token."
+    "KL divergence: how far answers move from those of the most precise file (0: not at all), in nats/token"
 )
+SAME_TOP = "same top: how often the most likely token is the same"
+# Versions that measured no top-token agreement read this many tokens of another text.
+OLD_QUALITY_TOKENS = 256
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
 
@@ -86,7 +89,7 @@ def front_table(record: SweepRecord) -> Table | None:
         against = {} if base is None or is_base or not comparable(base, trial) else base.metrics
         cells = [
             (
-                words.figures(trial, m),
+                words.quality(trial) if m == "kl_divergence" else words.figures(trial, m),
                 "" if describe(m).exact else words.change(trial.metrics.get(m), against.get(m)),
             )
             for m in metrics
@@ -98,9 +101,15 @@ def front_table(record: SweepRecord) -> Table | None:
                 below=" · ".join(filter(None, (", ".join(names), words.own_settings(record, trial)))),
             )
         )
-    heads = ["  trial", *(words.head(m, record.power) for m in metrics)]
+    heads = ["  trial", *(words.head(m, record.power) + _beside(m, trials) for m in metrics)]
     stays = {*objectives, *(["kl_divergence"] if _differs(trials, "kl_divergence") else [])}
     return Table(heads, rows, gives_way=[0, *(0 if m in stays else EXTRA[m] for m in metrics)])
+
+
+def _beside(metric: str, trials: Sequence[TrialRecord]) -> str:
+    """What the head of the KL divergence adds where its cells hold the top-token agreement as well."""
+    known = any("top_token_agreement_percent" in trial.metrics for trial in trials)
+    return " · same top" if known and metric == "kl_divergence" else ""
 
 
 def _differs(trials: Sequence[TrialRecord], metric: str) -> bool:
@@ -113,9 +122,25 @@ def legend(record: SweepRecord) -> str:
     said = [LEGEND + ("" if record.baseline is None else AGAINST)]
     if record.front:
         said.append(FRONT)
-    if any("kl_divergence" in trial.metrics for trial in front_trials(record)):
-        said.append(QUALITY)
+    trials = front_trials(record)
+    if any("kl_divergence" in trial.metrics for trial in trials):
+        same = [SAME_TOP] if _beside("kl_divergence", trials) else []
+        said.append("; ".join([QUALITY, *same]) + f"{_over(trials)}.")
     return " ".join(said)
+
+
+def _over(trials: Sequence[TrialRecord]) -> str:
+    """How many tokens of text the quality rests on; empty where nothing was measured.
+
+    Figures of older versions are told apart by their 256 tokens.
+    """
+    counts = {t.metrics["kl_divergence"].n for t in trials if "kl_divergence" in t.metrics} - {1}
+    if not counts:
+        return ""
+    least, most = min(counts), max(counts)
+    said = f", over {f'{least:,} to ' if least < most else ''}{most:,} tokens of text"
+    mixed = least <= OLD_QUALITY_TOKENS < most
+    return said + (f" ({least:,}: by an older version, on another text)" if mixed else "")
 
 
 def compared(record: SweepRecord) -> list[tuple[str, TrialRecord]]:
@@ -251,6 +276,7 @@ def setting(record: SweepRecord) -> Facts:
         ),
         ("objectives", ", ".join(f"{o.direction} {describe(o.metric).title}" for o in record.objectives)),
         ("constraints", ", ".join(map(str, record.constraints)) or "none"),
+        *([("KL divergence", words.clean(record.quality))] if record.quality else []),
         ("trials", words.tally(record)),
     ]
 

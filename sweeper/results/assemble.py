@@ -9,6 +9,7 @@ from typing import Protocol
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.measure.disturbance import is_disturbed, worst
 from sweeper.measure.trial import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
+from sweeper.parameters import LOSSY_KEYS
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
 from sweeper.results import picks
@@ -71,7 +72,7 @@ def conclude(record: SweepRecord) -> SweepRecord:
 def _not_judged(record: SweepRecord) -> Iterator[str]:
     """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial."""
     complete = [trial for trial in record.trials if trial.state == "complete"]
-    changes = {"quant", "type_k", "type_v"} & set(record.space)
+    changes = set(LOSSY_KEYS) & set(record.space)
     default = (
         "it could not be measured" if changes else "no searched parameter changes it, so it was not measured"
     )

@@ -12,6 +12,8 @@ from sweeper.engine.base import Engine
 from sweeper.limits.base import LimitControl
 from sweeper.measure.disturbance import MachineLoad
 from sweeper.meter.base import PowerMeter
+from sweeper.model.quality import Effort, Meter
+from sweeper.model.texts import Texts
 from sweeper.records import Caveat, Configuration, EngineRecord, MachineRecord, ModelRecord, Reading, Workload
 from sweeper.space.space import SearchSpace
 
@@ -27,7 +29,8 @@ class Rig:
     meter: PowerMeter
     limits: LimitControl
     notes: tuple[str, ...]
-    quality: Callable[[Configuration], Reading | None]
+    # The metrics of `OF_QUALITY`, as far as they can be known.
+    quality: Callable[[Configuration], Mapping[str, Reading]]
     forecast: Callable[[Configuration], str | None]
     quants: tuple[
         str, ...
@@ -47,6 +50,10 @@ class Rig:
     # The placement that the engine chooses itself, with which the baseline runs; None: the engine chooses none.
     own_placement: Callable[[Configuration], Mapping[str, Any]] | None = None
     measures_quality: bool = True  # False: nothing here can measure the loss of a quantisation
+    makes_quantisations: bool = True  # False: only the user's own files
+    # Opens what compares the quality of files, with the arguments of `QualityMeter`; None: that class itself.
+    quality_meter: Callable[[Path, Path, Texts, int, Callable[[Path], None], Effort], Meter] | None = None
+    quality_record: str = ""  # see `SweepRecord.quality`
     load: MachineLoad | None = None  # None on machines with virtual time: nothing can disturb them
     running: Configuration | None = (
         None  # the settings of a running server, which keeps them; only limits vary

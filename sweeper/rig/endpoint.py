@@ -110,7 +110,7 @@ def endpoint_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[
             *meter_notes,
             *prompt_notes,
         ),
-        quality=lambda _: None,
+        quality=lambda _: {},
         forecast=lambda _: None,
         running=running,
     )

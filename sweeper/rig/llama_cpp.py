@@ -51,7 +51,7 @@ def llama_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[st
         meter=meter,
         limits=limits,
         notes=(busy, *notes) if busy else notes,
-        quality=lambda _: None,
+        quality=lambda _: {},
         forecast=lambda c: why_it_does_not_fit(forecaster, engine, c),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" else (),
         use_files=engine.use_files,

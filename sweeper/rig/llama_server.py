@@ -1,7 +1,8 @@
 """The rig of the user's own llama-server, with this machine's meter and limits. It needs no llama-cpp-python.
 
 Where llama-cpp-python is installed, it plans memory and measures quality, and makes quantisations. Without it, the
-model is tuned as it is, and configurations that do not fit are learned from their failures.
+model is tuned as it is, and configurations that do not fit are learned from their failures. A llama-perplexity beside
+the server then measures quality.
 """
 
 from __future__ import annotations
@@ -9,21 +10,28 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from sweeper.client.prompt_file import read_prompts
 from sweeper.config import Settings
-from sweeper.errors import ConfigError
+from sweeper.engine.server_dialect import perplexity_tool
+from sweeper.errors import ConfigError, EngineMissingError
 from sweeper.records import Caveat, Configuration
 from sweeper.rig.base import Rig
 from sweeper.rig.here import look_around, meter_and_limits, obtained, this_machine
 from sweeper.rig.llama_cpp import make_room, why_it_does_not_fit
 
+if TYPE_CHECKING:
+    from sweeper.engine.llama_server import LlamaServerEngine
+    from sweeper.engine.perplexity import PerplexityMeter
+
 NO_LIBRARY = (
-    "without llama-cpp-python, quality is not measured, memory is not planned, and no quantisations are made: "
-    "the model is tuned as it is"
+    "without llama-cpp-python, memory is not planned and no quantisations are made, so the model is tuned "
+    "as it is"
 )
+NO_QUALITY = "without llama-cpp-python or a llama-perplexity beside the server, quality is not measured"
 
 
 def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
@@ -55,14 +63,18 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
         )
     has_library = importlib.util.find_spec("llama_cpp") is not None
     forecaster = held.enter_context(Forecaster()) if has_library else None
-    notes += [] if has_library else [NO_LIBRARY]
+    perplexity, missing = (None, []) if has_library else _perplexity(engine)
+    notes += missing
+    measures_quality = has_library or perplexity is not None
     meter, sensors, limits = meter_and_limits(settings, root, held, say, record.gpu_offload)
 
     def forecast(configuration: Configuration) -> str | None:
         return None if forecaster is None else why_it_does_not_fit(forecaster, engine, configuration)
 
     def room(path: Path, n_gpu_layers: int) -> None:
-        if forecaster is not None:
+        if forecaster is None:
+            engine.unload()  # nothing here can tell whether both fit
+        else:
             make_room(forecaster, engine, path, n_gpu_layers)
 
     return Rig(
@@ -73,16 +85,33 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
         meter=meter,
         limits=limits,
         notes=(*notes, *sensors),
-        quality=lambda _: None,
+        quality=lambda _: {},
         forecast=forecast,
-        standing_caveats=(Caveat.SYNTHETIC_QUALITY,) if model.source == "synthetic" and has_library else (),
+        standing_caveats=(Caveat.SYNTHETIC_QUALITY,)
+        if model.source == "synthetic" and measures_quality
+        else (),
         use_files=engine.use_files,
         make_room=room,
         options=engine.dialect.keys(),
         own_placement=engine.own_placement if engine.dialect.find("fit") else None,
-        measures_quality=has_library,
+        measures_quality=measures_quality,
+        makes_quantisations=has_library,
+        quality_meter=perplexity,
         load=load,
     )
+
+
+def _perplexity(engine: LlamaServerEngine) -> tuple[partial[PerplexityMeter] | None, list[str]]:
+    """What measures quality without llama-cpp-python, if anything does, and notes on what is missing."""
+    from sweeper.engine.perplexity import PerplexityMeter
+
+    try:
+        tool = perplexity_tool(engine.dialect, engine.whole_environment())
+    except EngineMissingError as error:
+        return None, [NO_LIBRARY, f"quality is not measured: {error}"]
+    if tool is None:
+        return None, [NO_LIBRARY, NO_QUALITY]
+    return partial(PerplexityMeter, tool, engine.changes_of_environment(tool)), [NO_LIBRARY]
 
 
 def _refuse_variables(environment: Mapping[str, Any]) -> None:

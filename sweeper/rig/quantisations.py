@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 from sweeper.config import Settings
 from sweeper.errors import EngineMissingError, MissingError, ModelFileError, SweeperError, TrialFailed
-from sweeper.records import Configuration, Reading
+from sweeper.measure.trial import exactly
+from sweeper.model.quality import Divergence, Effort, Meter, QualityMeter
+from sweeper.model.texts import texts_of
+from sweeper.parameters import LOSSY_KEYS
+from sweeper.records import Configuration, ModelFile, Reading
 from sweeper.rig.base import Rig
 from sweeper.space.space import SearchSpace
 
@@ -32,7 +38,7 @@ def with_quantisations(
     from sweeper.model.quantise import quantised
 
     files, notes = dict(rig.model.files), list(rig.notes)
-    if not rig.measures_quality:  # what measures quality makes quantisations
+    if not rig.makes_quantisations:
         none = {quant: EngineMissingError(NO_QUANTISER) for quant in _quants(space) if quant not in files}
         space = _without(space, none, rig.model.base_quant)
         notes += [f"quant is not searched for {', '.join(none)}: {NO_QUANTISER}"] if none else []
@@ -93,47 +99,99 @@ def with_quality(
     If the space has no parameter that changes quality, this measures nothing. If the most precise file cannot be run,
     the sweep goes on without figures of quality, and a note says so.
     """
-    if (
-        rig.use_files is None
-        or not rig.measures_quality
-        or not {"quant", "type_k", "type_v"} & set(space.parameters)
-    ):
+    if rig.use_files is None or not rig.measures_quality or not set(LOSSY_KEYS) & set(space.parameters):
         return rig
-    from sweeper.measure.trial import exactly
-    from sweeper.model.quality import QualityMeter
-
     best = max(rig.model.files.values(), key=lambda file: file.size_bytes)
+    texts, effort = texts_of(settings.model.text), _effort(settings, space)
     layers = rig.model.n_layer + 1 if rig.engine_record.gpu_offload else 0
-    text = Path(settings.model.text) if settings.model.text else None
+    room = partial(_make_room, rig, layers)
     meter = held.enter_context(
-        QualityMeter(Path(best.path), root, text, layers, lambda path: rig.make_room(path, layers))
+        (rig.quality_meter or QualityMeter)(Path(best.path), root, texts, layers, room, effort)
     )
-    say(f"measuring the quality loss against {best.quant}, once; a large model takes minutes")
+    say(
+        f"measuring the quality loss against {best.quant}, once: {effort.tokens:,} tokens with each file and cache "
+        f"type, or as many as {_seconds(effort.seconds)} allow"
+    )
+    compare = _Comparison(meter, rig.model.files, effort, say)
     try:
-        meter.divergence(Path(best.path))
+        compare(best.quant)
     except TrialFailed as failure:
         return replace(rig, notes=(*rig.notes, f"the quality loss is not measured: {failure}"))
     files = dict(rig.model.files)
     failed: dict[str, TrialFailed] = {}
+    figures = []
     for quant in _quants(space):
         try:
-            divergence = meter.divergence(Path(files[quant].path)).mean
+            found = compare(quant)
         except TrialFailed as failure:
             failed[quant] = failure
             say(f"{quant} is ruled out, because its quality loss cannot be measured: {failure}")
         else:
-            files[quant] = replace(files[quant], kl_divergence=divergence)
-    figures = (f"{quant} {files[quant].kl_divergence:.4f}" for quant in _quants(space) if quant not in failed)
-    say(f"quality loss (KL divergence from {best.quant}, nats/token): {', '.join(figures)}")
+            files[quant] = replace(files[quant], kl_divergence=found.mean)
+            figures.append(f"{quant} {found.mean:.4f} ({found.agreement:.1f} %)")
+    say(
+        f"quality loss (KL divergence from {best.quant} in nats/token, and how often the most likely token is the "
+        f"same): {', '.join(figures)}"
+    )
 
-    def quality(configuration: Configuration) -> Reading | None:
+    def quality(configuration: Configuration) -> dict[str, Reading]:
         quant = configuration.quant or rig.model.base_quant
         if quant in failed:
             raise failed[quant]
-        found = meter.divergence(Path(files[quant].path), configuration.type_k, configuration.type_v)
-        if found.mean == 0:
-            return exactly(0.0)
-        half = 1.96 * found.standard_error
-        return Reading(found.mean, max(0.0, found.mean - half), found.mean + half, found.tokens)
+        return _readings(compare(quant, configuration.type_k, configuration.type_v))
 
-    return replace(rig, model=replace(rig.model, files=files), quality=quality)
+    record = f"against {best.quant} on {texts.name} ({texts.sha256()[:12]}), by {meter.program}"
+    return replace(rig, model=replace(rig.model, files=files), quality=quality, quality_record=record)
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """Compares files and cache types with the reference, and says what each comparison cost."""
+
+    meter: Meter
+    files: Mapping[str, ModelFile]
+    effort: Effort
+    say: Callable[[str], None]
+
+    def __call__(self, quant: str, type_k: str = "f16", type_v: str = "f16") -> Divergence:
+        """The divergence of this quantisation with these cache types. Raises as `QualityMeter.divergence`."""
+        before = self.meter.spent_seconds
+        found = self.meter.divergence(Path(self.files[quant].path), type_k, type_v)
+        seconds = self.meter.spent_seconds - before
+        if seconds > 0:  # else it was kept
+            cache = "" if type_k == type_v == "f16" else f" with type_k={type_k} type_v={type_v}"
+            self.say(
+                f"quality of {quant}{cache} over {found.tokens:,} tokens: {_seconds(seconds)}{self._doubt(found)}"
+            )
+        return found
+
+    def _doubt(self, found: Divergence) -> str:
+        if self.effort.decides(found):
+            return ""
+        return (
+            f"; its KL divergence of {found.low:.4f} to {found.high:.4f} may be on either side of your limit"
+        )
+
+
+def _effort(settings: Settings, space: SearchSpace) -> Effort:
+    """The text and the time of each comparison. The reference has the same time as each candidate."""
+    choices = (len(space.parameters[name].values) for name in LOSSY_KEYS if name in space.parameters)
+    bounds = tuple(c.bound for c in settings.constraint_records() if c.metric == "kl_divergence")
+    return Effort(settings.model.quality_tokens, settings.quality_seconds() / math.prod(choices), bounds)
+
+
+def _make_room(rig: Rig, n_gpu_layers: int, path: Path) -> None:
+    rig.make_room(path, n_gpu_layers)
+
+
+def _readings(found: Divergence) -> dict[str, Reading]:
+    """The metrics of a divergence. Those of the reference are known exactly."""
+    if found.high == 0:
+        return {"kl_divergence": exactly(0.0), "top_token_agreement_percent": exactly(100.0)}
+    divergence = Reading(found.mean, found.low, found.high, found.tokens)
+    agreement = Reading(found.agreement, found.agreement_low, found.agreement_high, found.tokens)
+    return {"kl_divergence": divergence, "top_token_agreement_percent": agreement}
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"

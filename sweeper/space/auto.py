@@ -24,7 +24,8 @@ SERVER_KEEPS = (
     "the space has an effect"
 )
 NO_QUALITY = (
-    "the quality loss of a smaller KV cache cannot be measured without llama-cpp-python, so it stays f16; "
+    "the quality loss of a smaller KV cache cannot be measured without llama-cpp-python or a llama-perplexity beside "
+    "the server, so it stays f16; "
     "space.type_k=[f16,q8_0] searches it anyway"
 )
 HIGH_PRECISION = ("F32", "F16", "BF16")

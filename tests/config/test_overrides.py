@@ -38,6 +38,7 @@ def composed(*words: str) -> list[Composed]:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_path_means_what_is_typed(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / name).write_text("a text is read at once " * 200)
     typed = [name, f"./{name}", f"{tmp_path}/{name}", f"~/{name}"]
     keys = ["model.path", "root", "engine.table", "model.text"]
     settings = compose([f"{key}={path}" for key, path in zip(keys, typed, strict=True)]).settings

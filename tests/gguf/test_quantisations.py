@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import re
 from contextlib import ExitStack
-from dataclasses import fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,12 @@ from sweeper.space.space import SearchSpace, Traits, build_space
 
 @pytest.fixture
 def settings() -> Settings:
-    return compose(["model.path=x.gguf"]).settings
+    return compose(["model.path=x.gguf", "model.quality_tokens=512"]).settings
 
 
 def rig_of(path: Path, root: Path) -> Rig:
     """A rig with a model and nothing else."""
-    given: dict[str, Any] = {field.name: None for field in fields(Rig)}
+    given: dict[str, Any] = {field.name: None for field in fields(Rig) if field.default is MISSING}
     given |= {
         "engine_record": EngineRecord("llama_cpp", "1"),
         "model": obtain(ModelConfig(path=str(path)), root),
@@ -40,7 +41,6 @@ def rig_of(path: Path, root: Path) -> Rig:
             "notes": (),
             "use_files": lambda _: None,
             "make_room": lambda *_: None,
-            "measures_quality": True,
         }
     )
 
@@ -133,11 +133,75 @@ def test_one_level_that_cannot_be_compared_rules_out_that_level(
         with pytest.raises(EngineCrashed, match="it died"):
             rig.quality(space.base.with_(quant="Q8_0"))
         loss = rig.quality(space.base.with_(quant="Q4_0"))
-    assert loss is not None
-    assert loss.median > 0
-    assert lines[0].startswith("measuring the quality loss against F16")
-    assert lines[1] == "Q8_0 is ruled out, because its quality loss cannot be measured: it died"
-    assert "F16 0.0000, Q4_0 " in lines[2]
+    assert loss["kl_divergence"].median > 0
+    assert 0 < loss["top_token_agreement_percent"].median < 100
+    assert {reading.n for reading in loss.values()} == {512}
+    assert lines[0].startswith("measuring the quality loss against F16, once: 512 tokens with each file")
+    assert "Q8_0 is ruled out, because its quality loss cannot be measured: it died" in lines
+    cost = next(line for line in lines if line.startswith("quality of Q4_0"))
+    assert re.fullmatch(r"quality of Q4_0 over 512 tokens: \d+\.\d s", cost)
+    assert "F16 0.0000 (100.0 %), Q4_0 " in lines[-1]
+
+
+def test_the_cost_of_a_cache_type_is_shown_once(nano: Path, tmp_path: Path, settings: Settings) -> None:
+    space = build_space({"type_k": ["f16", "q4_0"]}, Configuration(n_ctx=1024, quant="F16"), Traits())
+    lines: list[str] = []
+    with ExitStack() as held:
+        rig = with_quality(rig_of(nano, tmp_path), space, settings, tmp_path, held, lines.append)
+        before = len(lines)
+        losses = [rig.quality(space.base.with_(type_k="q4_0")) for _ in range(2)]
+        exact = rig.quality(space.base)
+    assert losses[0] == losses[1]
+    assert [line.partition(":")[0] for line in lines[before:]] == [
+        "quality of F16 with type_k=q4_0 type_v=f16 over 512 tokens"
+    ]
+    assert {name: reading.median for name, reading in exact.items()} == {
+        "kl_divergence": 0.0,
+        "top_token_agreement_percent": 100.0,
+    }
+    assert rig.quality_record.startswith("against F16 on prose, code and dialogue (")
+
+
+class FixedMeter:
+    """Gives one divergence, at a cost of 38 s."""
+
+    program = "a fixed meter"
+
+    def __init__(self, found: quality.Divergence) -> None:
+        self.found, self.spent_seconds = found, 0.0
+
+    def __enter__(self) -> FixedMeter:
+        return self
+
+    def __exit__(self, *_: object) -> None: ...
+
+    def divergence(self, *_: object) -> quality.Divergence:
+        self.spent_seconds += 38
+        return self.found
+
+
+@pytest.mark.parametrize(("low", "high", "is_said"), [(0.04, 0.06, False), (0.09, 0.12, True)])
+def test_a_loss_too_close_to_the_limit_is_said(
+    nano: Path, tmp_path: Path, settings: Settings, low: float, high: float, is_said: bool
+) -> None:
+    found = quality.Divergence((low + high) / 2, low, high, 93.0, 92.0, 94.0, 16_384)
+    lines: list[str] = []
+    space = build_space({"type_k": ["f16", "q4_0"]}, Configuration(n_ctx=1024, quant="F16"), Traits())
+    efforts = []
+
+    def meter(*given: Any) -> FixedMeter:
+        efforts.append(given[-1])
+        return FixedMeter(found)
+
+    with ExitStack() as held:
+        rig = replace(rig_of(nano, tmp_path), quality_meter=meter)
+        rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
+        loss = rig.quality(space.base.with_(type_k="q4_0"))
+    assert efforts == [quality.Effort(512, 300.0, (0.1,))]  # 10 minutes for two files and cache types
+    assert (loss["kl_divergence"].low, loss["kl_divergence"].high) == (low, high)
+    said = "quality of F16 with type_k=q4_0 type_v=f16 over 16,384 tokens: 38 s"
+    doubt = f"; its KL divergence of {low:.4f} to {high:.4f} may be on either side of your limit"
+    assert lines[-1] == said + (doubt if is_said else "")
 
 
 @pytest.fixture

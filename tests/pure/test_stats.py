@@ -16,6 +16,24 @@ samples = st.lists(values, min_size=1, max_size=12)
 positive = st.lists(st.floats(0.1, 1e6), min_size=1, max_size=12)
 
 
+def test_the_interval_of_a_mean_is_students():
+    low, high = stats.mean_interval([1.0, 2.0, 3.0, 4.0])
+    assert (low + high) / 2 == pytest.approx(2.5)
+    assert (high - low) / 2 == pytest.approx(3.18245 * statistics.stdev([1, 2, 3, 4]) / 2, rel=1e-5)
+    assert stats.mean_interval([7.0]) == (7.0, 7.0)
+    assert stats.mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0)
+    assert stats.mean_interval([0.0, 1.0])[0] == 0.0  # nothing of this kind is negative
+    assert stats.mean_interval([-1.0, 1.0])[0] < -1
+
+
+@pytest.mark.parametrize("count", [2, 3, 8, 16])
+def test_the_interval_of_a_mean_holds_in_95_of_100_cases(count):
+    draw = random.Random(count)
+    cases = [[draw.gauss(5, 1) for _ in range(count)] for _ in range(2000)]
+    held = sum(low <= 5 <= high for low, high in map(stats.mean_interval, cases))
+    assert 0.93 < held / len(cases) < 0.97
+
+
 @given(samples)
 def test_median_and_mad_agree_with_numpy(sample):
     centre = float(np.median(sample))
@@ -23,7 +41,9 @@ def test_median_and_mad_agree_with_numpy(sample):
     assert stats.mad(sample) == pytest.approx(float(np.median(np.abs(np.array(sample) - centre))), abs=1e-6)
 
 
-@pytest.mark.parametrize("call", [stats.median, stats.mad, stats.reading, stats.outliers, stats.interval])
+@pytest.mark.parametrize(
+    "call", [stats.median, stats.mad, stats.reading, stats.outliers, stats.interval, stats.mean_interval]
+)
 @pytest.mark.parametrize("bad", [[], [1.0, math.nan], [math.inf]])
 def test_nothing_is_said_about_no_value_or_no_number(call, bad):
     with pytest.raises(ValueError, match="value"):

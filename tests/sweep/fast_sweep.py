@@ -8,6 +8,7 @@ FAST = (
     "space.n_threads_batch=1",
     "space.quant=[F16,Q8_0]",
     "search.minutes=null",
+    "model.quality_tokens=512",
     "search.wait_for_quiet=false",  # a test must not wait for the other work of a machine
     "search.finalists=2",
     "workload.prompt_tokens=64",

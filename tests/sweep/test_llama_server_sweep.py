@@ -97,16 +97,42 @@ def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
 ) -> None:
     path = _without_library(tmp_path)
     words = [word for word in QUICK if "type_k" not in word]
-    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=alone"
+    server = tmp_path / "llama-server"
+    server.symlink_to(llama_server)  # without llama-perplexity beside it
+    named = f"engine.binary={server}", f"model.path='{smallest_model}'", "name=alone"
     done = sweep(tmp_path, *words, *named, "search.finalists=1", PYTHONPATH=path)
     assert done.returncode == 0, done.stderr
     record = assemble(SweepStudy.load(tmp_path / "mlruns", "alone"))
     assert [t.state for t in record.trials] == ["complete"] * 2, [t.reason for t in record.trials]
     notes = " ".join(record.notes)
-    assert "without llama-cpp-python, quality is not measured" in notes
+    assert (
+        "without llama-cpp-python or a llama-perplexity beside the server, quality is not measured" in notes
+    )
     assert "quant is not searched for Q8_0" in notes
     assert "the quality loss of a smaller KV cache cannot be measured" in notes
     assert not any("kl_divergence" in t.metrics for t in record.trials)
+
+
+def test_without_llama_cpp_python_the_program_beside_the_server_measures_quality(
+    tmp_path: Path, smallest_model: Path, llama_server: str
+) -> None:
+    if not Path(llama_server).with_name("llama-perplexity").is_file():
+        pytest.skip("no llama-perplexity beside the llama-server")
+    path = _without_library(tmp_path)
+    words = [word for word in QUICK if "type_k" not in word and "n_ubatch" not in word]
+    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=beside"
+    cache = ("space.n_ubatch=64", "space.type_k=[f16,q4_0]", "search.finalists=1")
+    done = sweep(tmp_path, *words, *named, *cache, PYTHONPATH=path)
+    assert done.returncode == 0, done.stderr
+    assert "quality of F16 with type_k=q4_0 type_v=f16 over 765 tokens: " in done.stderr
+    record = assemble(SweepStudy.load(tmp_path / "mlruns", "beside"))
+    assert [t.state for t in record.trials] == ["complete"] * 2, [t.reason for t in record.trials]
+    loss = {t.configuration.type_k: t.metrics["kl_divergence"] for t in record.trials}
+    assert (loss["f16"].median, loss["q4_0"].n) == (0, 765)
+    assert 0 < loss["q4_0"].low < loss["q4_0"].median < loss["q4_0"].high
+    assert all("top_token_agreement_percent" in t.metrics for t in record.trials)
+    assert "by llama-perplexity" in record.quality
+    assert "quant is not searched for Q8_0" in " ".join(record.notes)
 
 
 def test_without_llama_cpp_python_its_engine_names_the_other_one(

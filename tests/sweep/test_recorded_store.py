@@ -18,6 +18,7 @@ STORE = Path(__file__).parent.parent / "fixtures" / "recorded" / "mlruns.tar.xz"
 # The overrides that `cut` was started with, and one that keeps a test from waiting for the other work of a machine.
 CUT = (
     "search.wait_for_quiet=false",
+    "model.quality_tokens=512",
     *("experiment=quick", "model=tiny_15m", "name=cut", "search.trials=6", "search.minutes=null"),
     *("space.type_k=f16", "space.n_ubatch=[32,64]", "space.n_threads=[1,2]", "space.n_threads_batch=1"),
     *("space.quant=[F16,Q8_0]", "search.finalists=2", "workload.prompt_tokens=64", "workload.n_ctx=256"),
@@ -64,4 +65,10 @@ def test_a_recorded_sweep_that_was_killed_resumes(recorded: Path, sweeper: Calla
     assert header.state == "complete"
     assert header.engine.sampling == ""  # its other figures were measured without
     assert "began without sampling tokens, and goes on so" in said.stderr
+    # Its trials have a quality over 256 tokens of the text of that time, and a note tells them apart from later ones.
+    assert any(
+        note.startswith("the KL divergence of trials up to #") and "over 256 tokens of another text" in note
+        for note in header.notes
+    )
+    assert header.quality.startswith("against F16 on prose, code and dialogue (")
     assert all(Path(file.path).is_relative_to(recorded) for file in header.model.files.values())
