@@ -46,7 +46,7 @@ TARGETS = (
 )
 
 _SWEEP_HELP = """\
-usage: sweeper sweep [KEY=VALUE ...] [--json] [Hydra's flags]
+usage: sweeper sweep [KEY=VALUE ...] [--json] [--verbose] [Hydra's flags]
 
 Search the settings of llama.cpp for the most tokens per second and the fewest watts.
 
@@ -59,10 +59,14 @@ Search the settings of llama.cpp for the most tokens per second and the fewest w
   sweeper sweep -m model=tinyllama_1b,llama_3b      run one sweep after the other
 
   --json               print the Pareto front as JSON on standard output
+  --verbose            list every trial above the live screen
   --cfg job            print the whole configuration (--cfg job -p space: one part of it)
   --info defaults      list the files that make up the configuration
   --config-dir DIR     a folder that takes precedence over the bundled configuration
   --hydra-help         describe Hydra's own flags
+
+Ctrl-C ends the search: sweeper finishes the current trial, measures the baseline and the pick once more, and prints the
+result. Press it again to stop at once. The same command resumes the sweep.
 
 Groups and their choices (GROUP=CHOICE):
 """
@@ -189,9 +193,9 @@ def _sweep(arguments: list[str]) -> int:
             for file in sorted(folder.glob("*.yaml")):
                 put(f"    {file.stem:<20} {_first_comment(file)}".rstrip())
         return EXIT_DONE
-    as_json = "--json" in arguments
-    words = [word for word in arguments if word != "--json"]
-    return run_hydra(words, lambda composed: _run_sweep(composed, as_json))
+    as_json, verbose = "--json" in arguments, "--verbose" in arguments
+    words = [word for word in arguments if word not in ("--json", "--verbose")]
+    return run_hydra(words, lambda composed: _run_sweep(composed, as_json, verbose))
 
 
 def _first_comment(file: Path) -> str:
@@ -202,7 +206,7 @@ def _first_comment(file: Path) -> str:
     return re.split(r"(?<=\.) |; `", text)[0].rstrip(".")
 
 
-def _run_sweep(composed: Composed, as_json: bool) -> int:
+def _run_sweep(composed: Composed, as_json: bool, verbose: bool) -> int:
     """Run one sweep and print its table."""
     from sweeper import prepare
     from sweeper.report.live import open_progress
@@ -211,6 +215,7 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
     screen = console(stderr=True)
 
     said: set[str] = set()
+    begun = False
 
     def say(text: str) -> None:
         said.add(text)
@@ -221,12 +226,13 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
             if note not in said:
                 say(note)
         expected = Plan(prepare.finalist_measurements(plan), FINALIST_COST, plan.minutes)
-        return open_progress(screen, header.objectives, header.power, expected, plan.first[0])
+        return open_progress(screen, header, expected, verbose=verbose)
 
     try:
         with prepare.prepared(composed, display, say) as sweep:
             say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
-            with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.note):
+            begun = True
+            with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.stopping):
                 record = sweep.run()
     except SweeperError as error:
         say_error(str(error))
@@ -237,7 +243,8 @@ def _run_sweep(composed: Composed, as_json: bool) -> int:
         say(f"this sweep is complete; to measure anew, add name={done.anew}")
         return EXIT_DONE
     except KeyboardInterrupt:
-        say_error("stopped at once: all finished trials are kept, and the same command resumes the sweep")
+        kept = "all finished trials are kept; `sweeper report` shows the pick so far, and the same command resumes"
+        say_error(f"stopped at once: {kept} the sweep" if begun else "stopped before the first trial")
         return EXIT_STOPPED
     commands.show(record, "json" if as_json else "table")
     if sweep.stop.set_by_hand:
@@ -250,14 +257,14 @@ FINALIST_COST = 1.2
 
 
 @contextmanager
-def _first_interrupt_concludes(stop: StopFlag, note: Callable[[str], None]) -> Iterator[None]:
-    """After one Ctrl-C, the sweep finishes the current trial and concludes. A second Ctrl-C stops it at once."""
+def _first_interrupt_concludes(stop: StopFlag, tell: Callable[[], None]) -> Iterator[None]:
+    """After one Ctrl-C, the sweep ends its search, visits the pick and concludes. A second one stops it at once."""
 
     def on_interrupt(_number: int, _frame: object) -> None:
         if stop.set_by_hand:
             raise KeyboardInterrupt
         stop.set_by_hand = True
-        note("stopping after the current trial; press Ctrl-C again to stop at once")
+        tell()
 
     before = signal.signal(signal.SIGINT, on_interrupt)
     try:

@@ -25,17 +25,21 @@ if TYPE_CHECKING:
     from sweeper.records import EngineRecord, Prices, SweepRecord
 
 
-def load_record(root: Path, sweep: str | None, *, real: bool = False) -> SweepRecord:
+def load_record(
+    root: Path, sweep: str | None, *, real: bool = False, to_look_at: bool = False
+) -> SweepRecord:
     """The sweep of that name. Without a name, the latest sweep.
 
-    ``real`` prefers the latest sweep that is not simulated. Raises SweepMissingError or StoreError.
+    ``real`` prefers the latest sweep that is not simulated. ``to_look_at`` gives a running sweep as its live screen
+    shows it. Raises SweepMissingError or StoreError.
     """
     from sweeper.errors import SweepMissingError
-    from sweeper.results.assemble import assemble
+    from sweeper.results.assemble import assemble, so_far
     from sweeper.search.study import SweepStudy, sweep_names
 
     def load(name: str) -> SweepRecord:
-        found = assemble(SweepStudy.load(root, name))
+        study = SweepStudy.load(root, name)
+        found = so_far(study) if to_look_at else assemble(study)
         # The folder may have moved since, and the next commands name it.
         return replace(found, config={**found.config, "root": str(root)})
 
@@ -71,7 +75,7 @@ def report(options: argparse.Namespace) -> int:
     from sweeper.apply.base import unfinished
     from sweeper.report.files import write_report
 
-    record = load_record(options.root, options.sweep)
+    record = load_record(options.root, options.sweep, to_look_at=True)
     record = replace(record, prices=_prices(options, record))
     show(record, "json" if options.json else options.format)
     if state := unfinished(record, options.root):

@@ -34,7 +34,16 @@ from sweeper.records import (
 )
 from sweeper.report.caveats import why_nothing
 from sweeper.report.progress import Progress
-from sweeper.results.assemble import assemble, baseline_of, choose_finalists, conclude, growth, violations_of
+from sweeper.results.assemble import (
+    assemble,
+    baseline_of,
+    choose_finalists,
+    choose_to_confirm,
+    conclude,
+    growth,
+    so_far,
+    violations_of,
+)
 from sweeper.search.early_stop import EarlyStop
 from sweeper.search.finals import (
     FINAL_VISITS,
@@ -56,6 +65,7 @@ MOST_DUPLICATES = 5
 GROWTH = 0.01
 # If a control measurement differs from the baseline by more than this, and by more than noise, the machine drifts.
 DRIFT = 0.05
+BY_HAND = "stopped by hand"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +88,7 @@ class SearchPlan:
 
 @dataclass(slots=True)
 class StopFlag:
-    """The first Ctrl-C sets it: the sweep finishes the current trial, then concludes."""
+    """The first Ctrl-C sets it: the sweep finishes the current trial, visits the pick once, then concludes."""
 
     set_by_hand: bool = False
 
@@ -130,6 +140,7 @@ class Sweep:
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
             self._track(lambda: self.tracker.sync(assemble(self.study)))
+            self._show()
         if self.plan.early_stop:
             self._early_stop = EarlyStop(header.objectives, header.constraints)
             for trial in self.study.trials():
@@ -155,7 +166,7 @@ class Sweep:
     # -- the search ---------------------------------------------------------------------------------------
 
     def _search(self) -> str:
-        """Ask, measure and tell until there is a reason to stop, then run the final stage. Returns the reason."""
+        """Ask, measure and tell until there is a reason to stop, then visit the best trials. Returns the reason."""
         distributions = self.space.distributions()
         grid = self.space.grid() if self.plan.exhaustive else None
         if not self.study.trials():
@@ -181,14 +192,16 @@ class Sweep:
             self._control(count)
         if self.watch:
             self.watch.finals_begin()
-        if not self.stop.set_by_hand:
+        if self.stop.set_by_hand:
+            self._confirm()
+        else:
             self._final_stage()
-        return reason
+        return BY_HAND if self.stop.set_by_hand else reason
 
     def _reason_to_stop(self) -> str | None:
         plan, trials = self.plan, self.study.trials()
         if self.stop.set_by_hand:
-            return "stopped by hand"
+            return BY_HAND
         if plan.trials is not None and len(trials) >= plan.trials:
             return f"the limit of {plan.trials} trials is reached"
         if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
@@ -245,7 +258,12 @@ class Sweep:
         if self._early_stop is not None:
             self._early_stop.learn(record)
         self.progress.trial_finished(record)
+        self._show()
         self._track(lambda: self.tracker.trial_finished(header, record))
+
+    def _show(self) -> None:
+        """Offer the display the sweep so far."""
+        self.progress.so_far(lambda: so_far(self.study))
 
     def _measured(
         self, number: int, configuration: Configuration, header: SweepRecord
@@ -388,6 +406,8 @@ class Sweep:
                 self.progress.undecided(len(order), disturbed=bool(in_doubt(assemble(self.study))))
             for number in order:
                 if self.stop.set_by_hand:
+                    if visit == 0:  # else every finalist has had a visit
+                        self._confirm()
                     return
                 if self.budget is not None and self.budget.left() < self._last_visit_seconds(number):
                     self.progress.note(
@@ -399,6 +419,20 @@ class Sweep:
                 deep = self.plan.full_depth and visit < FINAL_VISITS
                 self._visit(trial, visit, replace(stage, full_depth=deep))
 
+    def _confirm(self) -> None:
+        """After Ctrl-C: one visit to the baseline, the pick and its near-ties, unless they have one already.
+
+        sweeper recommends only trials that it measured twice, so without these visits a stopped search has no answer.
+        """
+        record, visited = assemble(self.study), {visit.trial for visit in self.study.visits()}
+        screened = conclude(replace(record, trials=self.study.trials()))
+        order = [number for number in choose_to_confirm(screened) if number not in visited]
+        self.progress.confirming(len(order))
+        for place, number in enumerate(order, 1):
+            trial = record.trial(number)
+            self.progress.trial_started(place, len(order), trial.configuration)
+            self._visit(trial, 0, visit_stage(record.workload))
+
     def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
         began = self.clock()
         try:
@@ -409,6 +443,7 @@ class Sweep:
             return
         self.study.save_visit(visit_of(trial.number, visit, m, self.clock() - began))
         self.progress.trial_finished(assemble(self.study).trial(trial.number))
+        self._show()
 
     # -- the conclusion -----------------------------------------------------------------------------------
 

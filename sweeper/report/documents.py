@@ -6,7 +6,7 @@ from typing import Any
 
 from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.caveats import why_nothing
-from sweeper.report.picks import Picked, marks, picks, recommended
+from sweeper.report.picks import Picked, current, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
 from sweeper.results.price import month_of
 from sweeper.results.provisional import visits_of
@@ -27,6 +27,7 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
             }
             for picked in picks(record)
         },
+        "current_pick": _current(record),
     }
 
 
@@ -73,6 +74,15 @@ def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
         "caveats": _caveats(record.caveats),
         "baseline": None if baseline is None else _point(baseline),
     }
+
+
+def _current(record: SweepRecord) -> dict[str, Any] | None:
+    """The pick of a sweep so far, which nothing recommends before it was measured twice."""
+    best = current(record)
+    if best is None:
+        return None
+    about = {"pick": best.pick, "words": best.words, "provisional": best.provisional}
+    return {**about, "recommended": best.recommended, **_point(best.trial)}
 
 
 def _month(record: SweepRecord) -> dict[str, Any] | None:

@@ -1,70 +1,76 @@
-"""Progress while a sweep runs: two live lines in a terminal, plain lines in a pipe.
+"""Progress while a sweep runs: a live screen in a terminal, plain lines in a pipe.
 
-The lines change only when an event comes, so that no thread of the display wakes up while power is
-measured.
+The screen changes only when an event comes, so that no thread of the display wakes up while power is measured.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Self
 
 from rich.console import Console, Group
 from rich.live import Live
+from rich.segment import Segments
 from rich.text import Text
 
-from sweeper.records import Configuration, Objective, PowerSource, SweepRecord, TrialRecord
+from sweeper.records import Configuration, SweepRecord, TrialRecord
+from sweeper.report.caveats import failures
 from sweeper.report.caveats import reason as why_lost
+from sweeper.report.picks import current, sureness
 from sweeper.report.progress import Plan, Progress
-from sweeper.report.tables import writable
+from sweeper.report.screen import screen
+from sweeper.report.tables import wrapped, writable
 from sweeper.report.time_left import TimeLeft, in_words
-from sweeper.report.words import STATES, clean, figure, settings, spread, unit
-from sweeper.results.front import orient
+from sweeper.report.words import STATES, broken_constraints, clean, figure, settings, spread, tally, unit
 
 Clock = Callable[[], float]
+# After a look at the sweep so far, the display looks away for this many times as long: with thousands of simulated
+# trials a look takes longer than a trial.
+LOOKS_AWAY = 50
+# The live screen leaves so many rows of the terminal to the notes above it.
+ROWS_FOR_NOTES = 2
+AGAIN = "press Ctrl-C again to stop at once"
 
 
 def open_progress(
     console: Console,
-    objectives: Sequence[Objective],
-    power: PowerSource,
+    header: SweepRecord,
     plan: Plan | None = None,
-    baseline: Configuration | None = None,
     clock: Clock = time.monotonic,
+    *,
+    verbose: bool = False,
 ) -> PlainProgress:
     """The display that suits ``console``: live where it is a terminal that can move its cursor, else plain.
 
-    Enter it right before the search: its time runs from here. Lines show how trials differ
-    from ``baseline``; its default is the configuration of the first trial.
+    Enter it right before the search: its time runs from here. Lines show how trials differ from the baseline of
+    ``header``; its default is the configuration of the first trial. ``verbose`` also prints a line for each trial
+    above a live screen.
     """
     is_live = console.is_terminal and not console.is_dumb_terminal
     display = LiveProgress if is_live else PlainProgress
-    return display(console, objectives, power, plan or Plan(), baseline, clock)
+    return display(console, header, plan or Plan(), clock, verbose)
 
 
 class PlainProgress(Progress):
-    """One line for each trial that ended, and for each note: for pipes, logs and dumb terminals."""
+    """One line for each trial that ended, each new pick and each note: for pipes, logs and dumb terminals."""
 
     def __init__(
-        self,
-        console: Console,
-        objectives: Sequence[Objective],
-        power: PowerSource,
-        plan: Plan,
-        baseline: Configuration | None,
-        clock: Clock,
+        self, console: Console, header: SweepRecord, plan: Plan, clock: Clock, verbose: bool = False
     ) -> None:
         self._console = console
-        self._objectives = objectives
-        self._power = power
+        self._objectives = header.objectives
+        self._power = header.power
         self._left = TimeLeft(plan)
-        self._base = baseline
+        self._base = header.baseline_configuration
         self._clock = clock
+        self._verbose = verbose
         self._started = self._since = clock()
         self._stage, self._number, self._total = "trial", 0, 0
         self._running = False
-        self._best: TrialRecord | None = None
+        self._looks_at = self._started
+        self._named: int | None = None  # the pick that was named last
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """Only a live display shows a trial before it ended."""
@@ -78,11 +84,15 @@ class PlainProgress(Progress):
         self._left.trial_took(now - self._since)
         self._since = now
         self._running = False
-        if trial.feasible and self._objectives[0].metric in trial.metrics:
-            again = self._best is not None and trial.number == self._best.number
-            if again or self._best is None or self._first(trial) > self._first(self._best):
-                self._best = trial
         self._print_trial(trial)
+
+    def so_far(self, record: Callable[[], SweepRecord]) -> None:
+        """Show the sweep so far, unless the last look at it was too short a time ago."""
+        began = self._clock()
+        if began >= self._looks_at:
+            self._show_record(record())
+            now = self._clock()
+            self._looks_at = now + LOOKS_AWAY * (now - began)
 
     def note(self, text: str) -> None:
         """Print the note."""
@@ -102,6 +112,22 @@ class PlainProgress(Progress):
             line = f"the search is over; {measurements} measurements of the {trials} best trials are left"
         self._print(line, "bold")
 
+    def stopping(self) -> None:
+        """Print what one Ctrl-C does."""
+        self.note(f"stopping: sweeper finishes this trial and measures the pick once more; {AGAIN}")
+
+    def confirming(self, measurements: int) -> None:
+        """Print which measurements follow after Ctrl-C, if any."""
+        self._start_stage(measurements)
+        if measurements:
+            times = "measurement" if measurements == 1 else "measurements"
+            self._print(
+                f"stopped by hand; {measurements} more {times} of the baseline, the pick and its near-ties, so that "
+                f"sweeper can recommend one; {AGAIN}",
+                "bold",
+                whole=True,
+            )
+
     def undecided(self, measurements: int, disturbed: bool = False) -> None:
         """Print that sweeper measures some finalists once more."""
         self._start_stage(measurements)
@@ -117,11 +143,6 @@ class PlainProgress(Progress):
         self._since = self._clock()
         self._left.finalists_started(measurements)
         self._stage, self._number, self._total = "finalist measurement", 0, measurements
-
-    def _first(self, trial: TrialRecord) -> float:
-        """The first objective, oriented so that more is better."""
-        objective = self._objectives[0]
-        return orient(trial.metrics[objective.metric], objective).value
 
     def _time_left(self) -> str:
         now = self._clock()
@@ -147,18 +168,31 @@ class PlainProgress(Progress):
     def _print_trial(self, trial: TrialRecord) -> None:
         self._print(f"{self._line(trial)}  ({self._time_left()})")
 
+    def _show_record(self, record: SweepRecord) -> None:
+        """Name the pick if it is another one than before."""
+        best = current(record)
+        if best is not None and best.trial.number != self._named:
+            self._named = best.trial.number
+            own = settings(best.trial.configuration, self._base or Configuration())
+            line = f"current pick: #{best.trial.number}  {self._figures(best.trial)}  {own}"
+            self._print(f"{line}  ({sureness(record, best)})")
+
     def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
         self._console.print(writable(Text(line), self._console.encoding), soft_wrap=True, highlight=False)
 
 
 class LiveProgress(PlainProgress):
-    """Two lines that change in place, below the lines of the trials that ended.
+    """A screen that changes in place, below the notes.
 
-    ``trial 12/40  decode  29.8 tok/s  224 W``, and below it
-    ``best so far 31.2 ± 0.2 tok/s, 210 ± 1 W (#7) · about 6 min left``.
+    ``trial 12/40  decode  29.8 tok/s  224 W``, below it the time left and how the trials ended, and then what
+    :func:`screen` shows.
     """
 
     _live: Live
+    _record: SweepRecord | None = None
+    # The width and the number of rows that there are, and the rows of the screen that fit, ready to write.
+    _body: tuple[tuple[int, int], Segments] | None = None
+    _keys = "Ctrl-C ends the search with a recommendation"
 
     def __enter__(self) -> Self:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
@@ -182,12 +216,17 @@ class LiveProgress(PlainProgress):
         self._show("  ".join([name, *parts]))
 
     def trial_finished(self, trial: TrialRecord) -> None:
-        """Print the trial's line above the live ones."""
+        """Show the time left; print the trial's line above the screen only where the user wants the list."""
         super().trial_finished(trial)
         self._show()
 
+    def stopping(self) -> None:
+        """Print what this Ctrl-C does, and show what the next one does."""
+        self._keys = AGAIN
+        super().stopping()
+
     def finished(self, record: SweepRecord) -> None:
-        """Remove the live lines and print why the sweep ended."""
+        """Remove the screen and print why the sweep ended."""
         self._live.update(Text(), refresh=True)
         super().finished(record)
 
@@ -196,19 +235,43 @@ class LiveProgress(PlainProgress):
         self._show()
 
     def _print_trial(self, trial: TrialRecord) -> None:
-        # The reason of a failed trial is shown whole. The report has the settings of the other trials.
-        self._print(self._line(trial), "" if trial.feasible else "yellow", whole=not trial.feasible)
+        if self._verbose:
+            # The reason of a failed trial is shown whole. The report has the settings of the other trials.
+            self._print(self._line(trial), "" if trial.feasible else "yellow", whole=not trial.feasible)
 
     def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
         text = Text(line, style=style)
-        self._console.print(writable(text, self._console.encoding) if whole else self._fitted(text))
+        shown = writable(text, self._console.encoding) if whole else self._fitted(text)
+        self._console.print(shown, soft_wrap=False)  # words stay whole
+
+    def _show_record(self, record: SweepRecord) -> None:
+        self._record, self._body = record, None
+        self._show()
 
     def _show(self, phase: str = "") -> None:
         now = f"{self._stage} {self._number}/{self._total}  {phase}".rstrip()
-        best = self._best
-        known = "" if best is None else f"best so far {self._figures(best)} (#{best.number}) · "
-        lines = [Text(now, style="bold"), Text(known + self._time_left(), style="dim")]
-        self._live.update(Group(*(self._fitted(line) for line in lines)), refresh=True)
+        rows = [Text(now, style="bold"), *self._tallied()]
+        width, height = self._console.size
+        if self._record is not None:
+            room = max(0, height - len(rows) - 1 - ROWS_FOR_NOTES)
+            if self._body is None or self._body[0] != (width, room):
+                body = Group(*map(self._fitted, screen(self._record, width, room)))
+                self._body = (width, room), Segments(self._console.render(body))
+        # Short, and last: a terminal writes ^C behind it.
+        keys = Text(self._keys, style="dim")
+        shown = [*map(self._fitted, rows), *([self._body[1]] if self._body else []), self._fitted(keys)]
+        self._live.update(Group(*shown), refresh=True)
+
+    def _tallied(self) -> list[Text]:
+        """The time left, how the trials ended, and the commonest reason of those that failed."""
+        record, left = self._record, self._time_left()
+        if record is None or not record.trials:
+            return [Text(left, style="dim")]
+        on_front = f"{len(record.front)} on the Pareto front"
+        rows = wrapped(f"{left} · {tally(record)} · {on_front}", self._console.width, "dim")
+        # The tally names the broken constraints.
+        others = replace(record, trials=tuple(t for t in record.trials if not broken_constraints(t)))
+        return rows + [Text(f"{count} × {clean(why)}", "yellow") for why, count in failures(others)[:1]]
 
     def _fitted(self, line: Text) -> Text:
         """One row of the terminal: a line that wraps would leave its rest behind when it changes."""

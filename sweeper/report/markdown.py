@@ -7,7 +7,16 @@ from collections.abc import Iterable
 
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
-from sweeper.report.picks import heading, meaning, meanings, next_commands, picks_by_trial, recommended, title
+from sweeper.report.picks import (
+    current_words,
+    heading,
+    meaning,
+    meanings,
+    next_commands,
+    picks_by_trial,
+    recommended,
+    title,
+)
 from sweeper.report.sections import costs, front_table, legend, month, origin, phases, setting
 from sweeper.report.tables import Facts, Table, joined
 from sweeper.report.words import clean, machine_name, own_settings, warnings
@@ -101,7 +110,8 @@ def _answer(record: SweepRecord) -> str:
     best = recommended(record)
     commands = "\n".join(f"{command}  # {purpose}" for command, purpose in next_commands(record))
     if best is None:
-        return f"**Nothing can be recommended yet**: {escape(why_nothing(record))}.\n\n{fence(commands)}"
+        why = f"**Nothing can be recommended yet**: {escape(why_nothing(record))}."
+        return "\n\n".join(filter(None, (why, escape(current_words(record)), fence(commands))))
     own = own_settings(record, best.trial)
     head = f"**{heading(record, best)}** ({escape(best.pick)}):"
     return "\n\n".join(

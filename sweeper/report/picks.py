@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import shlex
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
 from sweeper.records import TYPED, SweepRecord, TrialRecord
-from sweeper.report.words import baseline_of, clean, disturbed, figure
+from sweeper.report.words import baseline_of, clean, disturbed, figure, own_settings
 from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
-from sweeper.results.picks import PROMPTS, choose, parse_pick, reads_prompts_faster
+from sweeper.results.picks import KEEP_DEFAULT, PROMPTS, choose, parse_pick, reads_prompts_faster
 from sweeper.results.price import request_in_words
 from sweeper.results.provisional import comparable, provisional
 
@@ -35,17 +36,54 @@ class Picked:
         """The pick's name beside its trial: a trial that does not do what the pick asks is only the nearest."""
         return f"nearest to {self.pick}" if self.nearest else self.pick
 
+    @property
+    def sign(self) -> str:
+        """The sign beside its trial: full where sweeper recommends the trial, hollow where it may not yet."""
+        return "★" if self.recommended else "☆"
+
 
 def picks(record: SweepRecord) -> tuple[Picked, ...]:
     """The sweep's own pick first, then the named ones; empty where nothing may be recommended.
 
     Where the objectives cannot answer the sweep's own pick, the first that they can answer is recommended.
     """
-    found: list[Picked] = []
+    return tuple(_found(record))
+
+
+def recommended(record: SweepRecord) -> Picked | None:
+    """The recommended pick, or None where sweeper may not recommend a trial yet."""
+    return next(_found(record), None)
+
+
+def current(record: SweepRecord) -> Picked | None:
+    """The recommended pick; before any trial was measured twice, what the screening alone would pick.
+
+    The second is never called recommended. None where no trial counts.
+    """
+    return recommended(record) or next(_found(record, of_screening=True), None)
+
+
+def sureness(record: SweepRecord, best: Picked) -> str:
+    """How sure a pick is: the visits that it lacks, and its near-ties."""
+    said = [best.provisional or "all visits are made", *_tied(record, best.trial)]
+    return "; ".join([*said, KEEP_DEFAULT] if best.trial.number == record.baseline else said)
+
+
+def current_words(record: SweepRecord) -> str:
+    """The current pick and how sure it is, where nothing may be recommended yet; else empty."""
+    best = current(record)
+    if best is None or best.recommended:
+        return ""
+    own = own_settings(record, best.trial)
+    return f"Current pick ({best.label}): #{best.trial.number}, {own}; {clean(best.words)}"
+
+
+def _found(record: SweepRecord, *, of_screening: bool = False) -> Iterator[Picked]:
+    recommends = not of_screening
     sweep = shlex.quote(clean(record.sweep))
     for name in dict.fromkeys((record.pick, *NAMED)):
         try:
-            choice = choose(record, name)
+            choice = choose(record, name, allow_screening=of_screening)
         except (NoResultError, ConfigError):
             # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
             continue
@@ -55,13 +93,8 @@ def picks(record: SweepRecord) -> tuple[Picked, ...]:
         # `apply` takes no pick that nothing keeps: it is given the trial.
         pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
         command = f"sweeper apply {sweep} --pick {pick} --to llama-server{_root_option(record)}"
-        found.append(Picked(name, choice.trial, words, not found, command, choice.nearest is not None, doubt))
-    return tuple(found)
-
-
-def recommended(record: SweepRecord) -> Picked | None:
-    """The recommended pick, or None where sweeper may not recommend a trial yet."""
-    return next(iter(picks(record)), None)
+        yield Picked(name, choice.trial, words, recommends, command, choice.nearest is not None, doubt)
+        recommends = False
 
 
 def heading(record: SweepRecord, best: Picked) -> str:

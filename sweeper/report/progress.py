@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Self
 
@@ -36,7 +37,8 @@ class Progress:
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """The ``number``-th of ``total`` begins, counted from 1; earlier trials of a resumed sweep count.
 
-        After :meth:`finalists` both count the measurements of that stage, those of :meth:`undecided` included.
+        After :meth:`finalists` both count the measurements of that stage, those of :meth:`undecided` included; after
+        :meth:`confirming` they count its measurements.
         """
 
     def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
@@ -45,11 +47,20 @@ class Progress:
     def trial_finished(self, trial: TrialRecord) -> None:
         """The trial that was started last is over, whatever became of it."""
 
+    def so_far(self, record: Callable[[], SweepRecord]) -> None:
+        """The sweep may have another front or pick now. Making ``record`` takes milliseconds, more with many trials."""
+
     def note(self, text: str) -> None:
         """One line that the user must see, now."""
 
     def finalists(self, trials: int, measurements: int) -> None:
         """The search is over: so many candidates are measured again, in so many measurements that are left."""
+
+    def stopping(self) -> None:
+        """The user pressed Ctrl-C once: the trial in flight is finished, and :meth:`confirming` follows if needed."""
+
+    def confirming(self, measurements: int) -> None:
+        """The user stopped the search: so many measurements of the baseline, the pick and its near-ties follow."""
 
     def undecided(self, measurements: int, disturbed: bool = False) -> None:
         """So many more measurements of some finalists follow: they are a near-tie, or others disturbed them."""

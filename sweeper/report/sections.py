@@ -8,7 +8,7 @@ from sweeper.metrics import METRICS, OF_USERS, describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report import words
 from sweeper.report.caveats import lost_trials, reason
-from sweeper.report.picks import labels, recommended
+from sweeper.report.picks import current, labels, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
 from sweeper.results.price import (
@@ -75,17 +75,19 @@ def front_table(record: SweepRecord) -> Table | None:
     trials = [trial for trial in front_trials(record) if trial.metrics]
     if not trials:
         return None
-    base, best, named = words.baseline_of(record), recommended(record), labels(record)
+    base, best, named = words.baseline_of(record), current(record), labels(record)
     objectives = [objective.metric for objective in record.objectives]
     wanted = dict.fromkeys([*objectives, *EXTRA])
     metrics = [m for m in wanted if any(m in trial.metrics for trial in trials)]
     rows = []
     for trial in trials:
         is_base = trial is base
-        is_best = best is not None and not best.nearest and trial is best.trial
+        chosen = best if best is not None and not best.nearest and trial is best.trial else None
         off = bool(record.front) and trial.number not in record.front
         place = "baseline, not on the Pareto front" if off else "baseline"
         names = (*((place,) if is_base else ()), *named.get(trial.number, ()))
+        if chosen and not chosen.recommended:
+            names += ("current pick",)
         against = {} if base is None or is_base or not comparable(base, trial) else base.metrics
         cells = [
             (
@@ -96,8 +98,8 @@ def front_table(record: SweepRecord) -> Table | None:
         ]
         rows.append(
             Row(
-                [f"{'★' if is_best else ' '} #{trial.number}", *cells],
-                kind="pick" if is_best else "baseline" if is_base else "",
+                [f"{chosen.sign if chosen else ' '} #{trial.number}", *cells],
+                kind="pick" if chosen else "baseline" if is_base else "",
                 below=" · ".join(filter(None, (", ".join(names), words.own_settings(record, trial)))),
             )
         )

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.text import Text
 
 SIGNS = str.maketrans({"±": "+-", "−": "-", "–": "-", "·": "-", "★": "*", "×": "x", "…": "...", "€": "EUR"})
+SIGNS |= str.maketrans(dict(zip("☆●■│┤└─┬", "*o#|++-+", strict=True)))  # of the live screen
 GAP = "  "
 WIDTH = 80  # where the terminal's width is not known
 NARROWEST = 24  # below this lines run over: no table is readable there
@@ -71,11 +72,16 @@ def total(columns: Sequence[Column]) -> int:
     return sum(column.width for column in columns) + len(GAP) * (len(columns) - 1)
 
 
-def table_lines(table: Table, width: int) -> list[Text]:
+def table_lines(table: Table, width: int, beside: int = 0) -> list[Text]:
     """A line for each row, and the line below it.
 
-    Where the columns do not fit side by side, each row becomes a few lines under its first cell.
+    Where the columns do not fit side by side, each row becomes a few lines under its first cell. What runs below a row
+    stands beside it instead where columns that stay leave it at least ``beside`` terminal cells; 0: never.
     """
+    columns = fitting(_columns(table), width - (len(GAP) + beside if beside else 0))
+    room = width - total(columns) - len(GAP)
+    if beside and room >= beside:
+        return _lines_beside(table, columns, room)
     columns = fitting(_columns(table), width)
     is_wide = total(columns) <= width
     lines = [_line(columns, [column.head for column in columns], "bold")] if is_wide else []
@@ -89,6 +95,19 @@ def table_lines(table: Table, width: int) -> list[Text]:
             for head, cell in zip(table.heads[1:], others, strict=True):
                 lines += wrapped(f"{head}: {cell}", width, indent="  ")
         lines += wrapped(row.below, width, "dim", indent="    ")
+    return lines
+
+
+def _lines_beside(table: Table, columns: Sequence[Column], room: int) -> list[Text]:
+    """The same with what runs below a row as a last column of ``room`` terminal cells."""
+    lines = [_line(columns, [column.head for column in columns], "bold")]
+    indent = " " * (total(columns) + len(GAP))
+    for index, row in enumerate(table.rows):
+        own = _line(
+            columns, [column.cells[index] for column in columns], "bold green" if row.kind == "pick" else ""
+        )
+        first, *more = wrapped(row.below, room, "dim") or [Text()]
+        lines += [Text.assemble(own, GAP, first), *(Text.assemble(indent, line) for line in more)]
     return lines
 
 

@@ -8,7 +8,14 @@ from rich.text import Text
 
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
-from sweeper.report.picks import meanings, next_commands, picks_by_trial, recommended, title
+from sweeper.report.picks import (
+    current_words,
+    meanings,
+    next_commands,
+    picks_by_trial,
+    recommended,
+    title,
+)
 from sweeper.report.sections import front_table, legend, month
 from sweeper.report.tables import NARROWEST, WIDTH, as_text, show, table_lines, wrapped
 from sweeper.report.words import clean, machine_name, power_line, tally, warnings
@@ -38,6 +45,7 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
         lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim"), Text()]
     if recommended(record) is None:
         lines += wrapped(f"No recommendation: {clean(why_nothing(record))}.", width, "bold")
+        lines += wrapped(current_words(record), width, indent="  ")
         for reason, count in failures(record)[:5]:
             lines += wrapped(f"{count} × {clean(reason)}", width, indent="  ")
         lines.append(Text())

@@ -21,6 +21,8 @@ from sweeper.stats import VisitNoise
 # The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
 NEAR_THE_LINE = 0.03
 MOST_CONTENDERS = 3
+# After Ctrl-C, so many near-ties of the pick get a visit as well. Their user waits, and each visit takes seconds.
+MOST_NEAR_TIES = 2
 # A visit has only a few windows, so one visit in twenty has one of these caveats by chance. SPREAD_UNKNOWN of a visit
 # never counts: all visits together know the spread.
 OF_SPREAD = {Caveat.NOISY, Caveat.OUTLIERS, Caveat.SLOW_FIRST_RUN}
@@ -43,8 +45,23 @@ class Kept(Protocol):
 
 def assemble(study: Kept) -> SweepRecord:
     """The whole sweep so far: screening, final figures if there are any, Pareto front, recommendation."""
+    return _assembled(study, study.visits())
+
+
+def so_far(study: Kept) -> SweepRecord:
+    """The sweep as its user should see it now.
+
+    While the first round of visits runs, the figures of the screening decide. The trials that happened to be visited
+    first would otherwise be the whole front.
+    """
+    visits = study.visits()
+    in_first_round = study.header().state == "running" and all(visit.visit == 0 for visit in visits)
+    return _assembled(study, () if in_first_round else visits)
+
+
+def _assembled(study: Kept, visits: Sequence[Visit]) -> SweepRecord:
     header = study.header()
-    trials = with_finals(study.trials(), study.visits(), header)
+    trials = with_finals(study.trials(), visits, header)
     return conclude(replace(header, trials=trials, baseline=baseline_of(trials, header)))
 
 
@@ -63,7 +80,7 @@ def conclude(record: SweepRecord) -> SweepRecord:
     shares = hypervolumes(record.trials, record.objectives, front)
     concluded = replace(record, front=front, hypervolume=shares)
     caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
-    picked = _picked(concluded, record.pick, allow_screening=False)
+    picked = _picked(concluded, record.pick, screening=False)
     concluded = replace(concluded, recommended=picked[0] if picked else None, caveats=caveats)
     notes = (*record.notes, *_not_judged(record), *full_context_notes(concluded))
     return replace(concluded, notes=tuple(dict.fromkeys(notes)))
@@ -270,6 +287,36 @@ def choose_finalists(
         chosen += _picked(record, "knee") + _picked(record, "greenest")
         chosen = list(dict.fromkeys(chosen))[:most]
         chosen += _by_volume(points, chosen, most - len(chosen))
+    return _after_baseline(record, chosen)
+
+
+def choose_to_confirm(record: SweepRecord) -> tuple[int, ...]:
+    """Choose the trials that need one visit each, so that a sweep that its user stopped can recommend one.
+
+    Args:
+        record: the sweep, with the figures of its screening.
+
+    Returns:
+        The baseline, the pick, the fastest trial if it sets the pick's threshold, and the near-ties that the pick would
+        choose next. Empty if no trial counts.
+    """
+    chosen = _picked(record, record.pick) or list(record.front[:1])
+    if not chosen:
+        return ()
+    pick, line = record.trial(chosen[0]), picks.line_of(record.objectives, record.pick)
+    if line is not None and line.share is not None:
+        speed = record.objectives[line.bounded].metric
+        chosen.append(max(_front_of(record), key=lambda t: t.metrics[speed].median).number)
+    for _ in range(MOST_NEAR_TIES):
+        rest = tuple(trial for trial in record.trials if trial.number not in chosen)
+        following = _picked(replace(record, trials=rest, baseline=None), record.pick)
+        if not following or not fronts.tied(pick, record.trial(following[0]), record.objectives):
+            break
+        chosen += following
+    return _after_baseline(record, chosen)
+
+
+def _after_baseline(record: SweepRecord, chosen: Sequence[int]) -> tuple[int, ...]:
     head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
     return tuple(dict.fromkeys([*head, *chosen]))
 
@@ -278,12 +325,16 @@ def _front_of(record: SweepRecord) -> list[TrialRecord]:
     return [t for t in record.on_front() if _counts(t, record.objectives)]
 
 
-def _picked(record: SweepRecord, pick: str, *, allow_screening: bool = True) -> list[int]:
-    """The trial that a pick would choose now; empty if none fits, or the pick does not work with the objectives."""
+def _picked(record: SweepRecord, pick: str, *, screening: bool = True) -> list[int]:
+    """The trial that a pick would choose now; empty if none fits, or the pick does not work with the objectives.
+
+    Of a ``screening``, it is the best rival of the baseline.
+    """
     try:
-        return [picks.choose(record, pick, allow_screening=allow_screening).trial.number]
+        chosen = picks.choose(record, pick, allow_screening=screening, prefer_baseline=not screening)
     except (NoResultError, ConfigError):
         return []
+    return [chosen.trial.number]
 
 
 def _contenders(record: SweepRecord, other: SweepRecord) -> list[int]:

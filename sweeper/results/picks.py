@@ -70,13 +70,20 @@ def parse_pick(text: str) -> Pick:
     raise ConfigError(f"pick={text!r} is not a pick: choose {GRAMMAR}; --pick also takes a trial's number")
 
 
-def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bool = False) -> Recommendation:
+def choose(
+    record: SweepRecord,
+    pick: str = DEFAULT_PICK,
+    *,
+    allow_screening: bool = False,
+    prefer_baseline: bool = True,
+) -> Recommendation:
     """The trial of ``record`` that ``pick`` chooses, and its price compared with the baseline, in words.
 
     docs/reading-a-report.md defines each pick and the two rules for near-ties. Speed and cost are those of
     `speed_metric` and `cost_metric`. Medians decide; of two equal trials, the faster one wins.
 
-    Eligible trials are feasible and measured twice; with ``allow_screening``, all feasible trials are eligible.
+    Eligible trials are feasible and measured twice; with ``allow_screening``, all feasible trials are eligible. Without
+    ``prefer_baseline``, a near-tie does not go to the baseline: the search looks for rivals of the baseline.
 
     Raises:
         ConfigError: ``pick`` is not in the grammar, or does not work with this sweep's objectives.
@@ -89,7 +96,7 @@ def choose(record: SweepRecord, pick: str = DEFAULT_PICK, *, allow_screening: bo
     words = ""
     if nearest is None:
         first = trial
-        trial = _without_ties(record, trial, fitting, *metrics, with_baseline=not allow_screening)
+        trial = _without_ties(record, trial, fitting, *metrics, prefer_baseline=prefer_baseline)
         if trial.number == record.baseline and str(rule) == record.pick:
             words = KEEP_DEFAULT
         elif trial.number == record.baseline and trial is not first:
@@ -240,7 +247,8 @@ def _apply_rule(
     if fitting:
         return cheapest(fitting) if rule.kind == "at-least" else best(fitting, fast, cheap), fitting, None
     said = f"the nearest is #{nearest.number} ({amount_words(nearest, metric or '')})"
-    which = "no trial that keeps the constraints and was measured twice"
+    twice = " and was measured twice" if all(t.remeasured for t in trials) else ""
+    which = f"no trial that keeps the constraints{twice}"
     return nearest, (), f"{which} {verb} {amount:g} {unit}; {said}"
 
 
@@ -251,19 +259,19 @@ def _without_ties(
     speed: str | None,
     cost: str | None,
     *,
-    with_baseline: bool,
+    prefer_baseline: bool,
 ) -> TrialRecord:
     """The trial to prefer among those that noise cannot tell from ``chosen``.
 
     First those that lose least quality, then the one that reads prompts fastest; and the baseline, if nothing is
-    better than it beyond noise. The screening, which only selects finalists, goes on ``with_baseline=False``.
+    better than it beyond noise, unless ``prefer_baseline`` is False.
     """
     alike = _least_quality_lost(chosen, fitting, speed, cost)
     if chosen not in alike:
         chosen = max(alike, key=lambda t: (*(t.metrics[m].median for m in (speed,) if m), -t.number))
     if PROMPTS not in {o.metric for o in record.objectives}:
         chosen = _best_with_prompts(chosen, alike, speed, cost)
-    base = next((t for t in fitting if with_baseline and t.number == record.baseline), None)
+    base = next((t for t in fitting if prefer_baseline and t.number == record.baseline), None)
     return chosen if base is None or _beats(record, chosen, base, (speed, cost)) else base
 
 

@@ -13,7 +13,7 @@ from typing import Any, Literal
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report.caveats import reason
 from sweeper.report.picks import labels
-from sweeper.report.words import clean, figure, own_settings, unit
+from sweeper.report.words import MISSING, broken_constraints, clean, figure, own_settings, unit
 from sweeper.results.provisional import provisional
 
 Status = Literal["RUNNING", "FINISHED", "FAILED", "KILLED"]
@@ -113,10 +113,15 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
     """A trial's child run, without the tag that names its parent."""
     start = milliseconds(trial.started_utc or record.started_utc)
     intervals = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
-    tags = _sweep_wide(record) | {
+    over = record.state != "running"  # the front is known at the end, and a resume may change it
+    tags = {
+        # MLflow shows columns in the order in which their tags were set, so every trial has these from the start.
+        "sweeper.state": _state(trial),
+        "sweeper.pick": (", ".join(labels(record).get(trial.number, ())) if over else "") or MISSING,
+        "sweeper.settings": own_settings(record, trial),
+        **_sweep_wide(record),
         "sweeper.kind": "trial",
         "sweeper.trial": str(trial.number),
-        "sweeper.state": trial.state,
         "sweeper.feasible": _flag(trial.feasible),
         "sweeper.remeasured": _flag(trial.remeasured),
         "sweeper.visits": "" if trial.visits is None else str(trial.visits),
@@ -129,16 +134,13 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         "sweeper.in_force": json.dumps(dict(trial.in_force), default=str) if trial.in_force else "",
         NOTE: _trial_note(trial),
     }
-    if record.state != "running":  # the front is known at the end, and a resume may change it
+    if over:
         tags[FRONT] = _flag(trial.number in record.front)
         roles = (("baseline", record.baseline), ("recommended", record.recommended))
         tags["sweeper.role"] = ", ".join(role for role, number in roles if number == trial.number)
         if trial.number == record.recommended:
             tags["sweeper.provisional"] = _provisional(record, trial.number)
             tags[NOTE] = "\n\n".join(filter(None, (tags["sweeper.provisional"], tags[NOTE])))
-        # MLflow shows columns in the order in which their tags were set.
-        tags["sweeper.pick"] = ", ".join(labels(record).get(trial.number, ()))
-        tags["sweeper.settings"] = own_settings(record, trial)
     name = _trial_name(record, trial)
     return RunImage(
         name=name,
@@ -149,6 +151,18 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
         tags=_tags(tags | {NAME: name}),
         metrics=_trial_metrics(record, trial),
     )
+
+
+def ruled_out_by(metric: str) -> str:
+    """The state, in MLflow, of a trial with figures that break a constraint on ``metric``."""
+    return f"ruled out by {metric}"
+
+
+def _state(trial: TrialRecord) -> str:
+    """The trial's state; where it breaks constraints, the first of them."""
+    broken = broken_constraints(trial)
+    # A constraint is written as `metric <= bound`.
+    return ruled_out_by(broken[0].split()[0]) if trial.state == "complete" and broken else trial.state
 
 
 def milliseconds(utc: str) -> int:

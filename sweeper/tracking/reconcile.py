@@ -54,7 +54,7 @@ def bring(client: Any, run: Any, image: RunImage) -> None:
     kept = {
         "sweeper.hypervolume",
         *image.tags,
-        *(() if FRONT in image.tags else (FRONT, "sweeper.role", "sweeper.pick", "sweeper.settings")),
+        *(() if FRONT in image.tags else (FRONT, "sweeper.role")),
     }
     for key in here.tags:
         if key.startswith("sweeper.") and key not in kept:

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from sweeper.records import SweepRecord
-from sweeper.tracking.projection import milliseconds, sweep_id
+from sweeper.tracking.projection import milliseconds, ruled_out_by, sweep_id
 
 TAG = "mlflow.sharedViewState."
 CARD_HEIGHT = 440  # pixels: a screen of 1000 shows one chart and the top of the next
@@ -69,9 +69,12 @@ def _state(record: SweepRecord) -> dict[str, Any]:
         "columns": 1,  # side by side, the names of 6 parameters run into each other
         "cardHeight": CARD_HEIGHT,
     }
+    # A trial that breaks a constraint is often the fastest, and would stand above the pick.
+    unwanted = dict.fromkeys(ruled_out_by(constraint.metric) for constraint in record.constraints)
     return {
         "searchFilter": f"tags.`sweeper.id` = '{sweep_id(record)}' and tags.`sweeper.kind` = 'trial'"
-        " and attributes.status = 'FINISHED'",
+        " and attributes.status = 'FINISHED'"
+        + "".join(f" and tags.`sweeper.state` != '{state}'" for state in unwanted),
         "orderByKey": f"metrics.`{first}`",
         "orderByAsc": record.objectives[0].direction == "minimize",
         "selectedColumns": columns,

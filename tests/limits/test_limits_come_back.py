@@ -284,7 +284,7 @@ def test_a_sweep_that_leaves_a_limit_exits_with_3(
     sweep = SimpleNamespace(
         study=SimpleNamespace(header=lambda: SimpleNamespace(sweep="one")),
         plan=SimpleNamespace(total=1),
-        progress=nullcontext(SimpleNamespace(note=print)),
+        progress=nullcontext(SimpleNamespace(stopping=lambda: None)),
         stop=SimpleNamespace(set_by_hand=False),
         limits=SimpleNamespace(outcomes=(outcome,)),
         run=lambda: None,

@@ -252,7 +252,8 @@ def test_a_tie_goes_to_the_baseline():
     ] * 4
     assert choose(tie).words == "keep the default settings: nothing measured better beyond noise"
     # The screening selects candidates, and noise is no reason to drop one.
-    assert choose(tie, "fastest", allow_screening=True).trial.number == 1
+    assert choose(tie, "fastest", allow_screening=True, prefer_baseline=False).trial.number == 1
+    assert choose(tie, "fastest", allow_screening=True).trial.number == 0
 
 
 @pytest.mark.parametrize(

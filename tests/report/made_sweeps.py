@@ -21,6 +21,7 @@ from sweeper.records import (
     TrialRecord,
     Workload,
 )
+from sweeper.results.assemble import conclude
 
 SPEED = Objective("tokens_per_second", "maximize")
 WATTS = Objective("watts", "minimize")
@@ -274,6 +275,15 @@ def no_front(**kept: object) -> SweepRecord:
     return replace(
         record, state="stopped", trials=trials, front=(), recommended=None, stopped_because="Ctrl-C"
     )
+
+
+def running(record: SweepRecord, trials: int) -> SweepRecord:
+    """``record`` after its first so many trials, before anything was measured twice."""
+    screened = tuple(replace(t, remeasured=False) for t in record.trials[:trials])
+    begun = replace(
+        record, state="running", trials=screened, baseline=0 if trials else None, stopped_because=""
+    )
+    return conclude(begun)
 
 
 def single_point() -> SweepRecord:

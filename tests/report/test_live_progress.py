@@ -3,12 +3,15 @@ import re
 from dataclasses import replace
 
 import pytest
-from made_sweeps import sweep
+from made_sweeps import running, sweep
 from rich.console import Console
+from small_terminal import SmallTerminal
 
 from sweeper.records import Objective, SweepRecord
 from sweeper.report.live import LiveProgress, PlainProgress, open_progress
+from sweeper.report.picks import current
 from sweeper.report.progress import Plan, Progress
+from sweeper.report.words import tally
 
 
 class Clock:
@@ -29,6 +32,7 @@ def play(record: SweepRecord, display: PlainProgress, clock: Clock, trials: int 
             progress.phase("decode", 1234.5, 23.4)
             clock.now += 12
             progress.trial_finished(trial)
+            progress.so_far(lambda number=number: running(record, number))
         progress.note("no right to set the power limit")
         progress.finalists(2, 2)
         for number in (1, 2):
@@ -38,16 +42,15 @@ def play(record: SweepRecord, display: PlainProgress, clock: Clock, trials: int 
         progress.finished(record)
 
 
-def played(record: SweepRecord, **settings: object) -> str:
+def played(record: SweepRecord, verbose: bool = False, trials: int = 9, **settings: object) -> str:
     out, clock = io.StringIO(), Clock()
     console = Console(file=out, **settings)  # type: ignore[arg-type]
-    display = open_progress(console, record.objectives, record.power, Plan(2, 2.0), clock=clock)
-    play(record, display, clock)
+    play(record, open_progress(console, record, Plan(2, 2.0), clock, verbose=verbose), clock, trials)
     return out.getvalue()
 
 
 def test_a_pipe_gets_one_plain_line_for_each_trial() -> None:
-    lines = played(sweep(), width=60).splitlines()
+    lines = [line for line in played(sweep(), width=60).splitlines() if not line.startswith("current pick")]
     assert [line.split(": ")[0] for line in lines[:3]] == ["trial 1/9", "trial 2/9", "trial 3/9"]
     assert "\x1b" not in "".join(lines)
     assert "decode" not in "".join(lines)
@@ -84,7 +87,7 @@ def test_a_trial_outside_a_constraint_says_so() -> None:
     lost = next(t for t in record.trials if t.state == "infeasible")
     measured = replace(lost, state="complete", reason=None)
     moved = replace(record, trials=(record.trials[0], measured, *record.trials[1:]))
-    line = played(moved).splitlines()[1]
+    line = next(row for row in played(moved).splitlines() if row.startswith("trial 2/9"))
     assert "rejected: breaks kl_divergence <= 0.02" in line
     assert "tok/s" in line
 
@@ -96,11 +99,83 @@ def test_two_speeds_are_told_apart() -> None:
     assert re.search(r"± [\d.]+ tok/s, .* prefill tok/s", first)
 
 
-def test_a_terminal_shows_phase_speed_watts_and_best_so_far() -> None:
+def test_a_pipe_names_the_pick_when_it_changes() -> None:
+    record = sweep()
+    named = re.findall(r"current pick: #(\d+) .*", played(record))
+    picks = [best.trial.number for n in range(1, 10) if (best := current(running(record, n)))]
+    assert named == [str(now) for before, now in zip([None, *picks], picks, strict=False) if now != before]
+    assert len(named) > 1
+    assert "(provisional: 0 of 3 visits, its figures are those of the screening)" in played(record)
+
+
+def test_a_look_that_takes_long_is_rare() -> None:
+    record, clock, looks = sweep(), Clock(), []
+
+    def slowly() -> SweepRecord:
+        looks.append(clock.now)
+        clock.now += 1
+        return running(record, 1)
+
+    display = open_progress(Console(file=io.StringIO()), record, clock=clock)
+    for _ in range(100):
+        display.so_far(slowly)
+        clock.now += 1
+    assert looks == [100, 151]
+
+
+def test_a_terminal_shows_phase_speed_watts_and_the_current_pick() -> None:
     text = played(sweep(), width=100, force_terminal=True, color_system="standard")
     assert "decode  1234 tok/s  23.4 W estimated" in text
-    assert "best so far" in text
+    assert "current pick: ☆ #" in text
     assert "no right to set the power limit" in text
+
+
+@pytest.mark.parametrize(("verbose", "lines"), [(False, 0), (True, 9)])
+def test_a_terminal_lists_the_trials_only_if_asked(verbose: bool, lines: int) -> None:
+    terminal = SmallTerminal(100, 500)
+    play_in(terminal, sweep(), verbose=verbose)
+    assert sum(row.startswith("trial ") for row in terminal.shown()) == lines
+
+
+def play_in(terminal: SmallTerminal, record: SweepRecord, trials: int = 9, verbose: bool = False) -> None:
+    clock = Clock()
+    console = Console(
+        file=terminal,  # type: ignore[arg-type]
+        width=terminal.width,
+        height=terminal.height,
+        force_terminal=True,
+        color_system=None,
+    )
+    play(record, open_progress(console, record, Plan(2, 2.0), clock, verbose=verbose), clock, trials)
+
+
+@pytest.mark.parametrize("width", [80, 100, 160])
+@pytest.mark.parametrize("gpu", [False, True])
+def test_the_screen_stays_where_it_is(width: int, gpu: bool) -> None:
+    terminal = SmallTerminal(width, 24)
+    screens = []
+    terminal.after_each_write = lambda: screens.append(terminal.shown())
+    play_in(terminal, sweep(gpu=gpu, kind="measured" if gpu else "estimated"), trials=40)
+    live = [rows for rows in screens if any("Ctrl-C ends" in row for row in rows)]
+    assert len(live) > 100
+    for rows in live:  # nothing of an older screen is left above or below
+        assert sum(row.startswith(("trial ", "finalist measurement ")) for row in rows) == 1
+        assert sum("current pick" in row for row in rows) <= 2  # the pick's own line, and the mark of its row
+        assert "Ctrl-C ends" in next(row for row in reversed(rows) if row)
+    assert not [row for row in terminal.gone if row.startswith(("trial ", "current pick", "☆"))]
+    assert not any("Ctrl-C ends" in row for row in terminal.shown())  # the screen goes when the sweep ends
+
+
+def test_ctrl_c_tells_what_follows() -> None:
+    out = io.StringIO()
+    display = open_progress(Console(file=out, width=200), sweep())
+    display.stopping()
+    assert "measures the pick once more; press Ctrl-C again to stop at once" in out.getvalue()
+    display.confirming(3)
+    assert "3 more measurements of the baseline, the pick and its near-ties" in out.getvalue()
+    assert "press Ctrl-C again to stop at once" in out.getvalue()
+    display.confirming(0)
+    assert out.getvalue().count("stopped by hand") == 1
 
 
 @pytest.mark.parametrize("width", [20, 40, 80])
@@ -112,21 +187,25 @@ def test_live_lines_never_wrap(width: int) -> None:
     assert [line for line in lines if len(line) > width and not line.startswith(notes)] == []
 
 
-def test_the_best_is_the_best_of_those_that_count() -> None:
+def test_trials_that_lost_are_a_count_with_the_commonest_reason() -> None:
+    terminal, seen = SmallTerminal(160, 50), []
+    terminal.after_each_write = lambda: seen.append(terminal.shown())
     record = sweep()
-    text = played(record, width=200, force_terminal=True, color_system=None)
-    counted = [t for t in record.trials[:9] if t.feasible]
-    best = max(counted, key=lambda t: t.metrics["tokens_per_second"].median)
-    assert f"(#{best.number})" in text.split("best so far")[-1]
+    play_in(terminal, record, trials=40)
+    rows = next(rows for rows in reversed(seen) if any("Ctrl-C ends" in row for row in rows))
+    searched = running(record, 40)
+    assert any(tally(searched) in row for row in rows)
+    ran_out = [trial for trial in searched.trials if trial.state == "out_of_memory"]
+    assert f"{len(ran_out)} × {ran_out[0].reason}" in rows
 
 
 def test_a_dumb_terminal_gets_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
     record = sweep()
     monkeypatch.setenv("TERM", "dumb")
-    dumb = open_progress(Console(force_terminal=True), record.objectives, record.power)
+    dumb = open_progress(Console(force_terminal=True), record)
     assert isinstance(dumb, PlainProgress)
     monkeypatch.setenv("TERM", "xterm")
-    able = open_progress(Console(force_terminal=True), record.objectives, record.power)
+    able = open_progress(Console(force_terminal=True), record)
     assert isinstance(able, LiveProgress)
 
 
@@ -136,7 +215,7 @@ def test_a_terminal_in_ascii_gets_through() -> None:
     record, clock = sweep(), Clock()
     for forced in (False, True):
         console = Console(file=out, width=80, force_terminal=forced)
-        play(record, open_progress(console, record.objectives, record.power, clock=clock), clock)
+        play(record, open_progress(console, record, clock=clock), clock)
     assert b"+-" in raw.getvalue()
 
 
@@ -144,7 +223,7 @@ def test_the_terminal_is_given_back_when_the_sweep_breaks() -> None:
     out = io.StringIO()
     console = Console(file=out, width=80, force_terminal=True)
     record = sweep()
-    display = open_progress(console, record.objectives, record.power)
+    display = open_progress(console, record)
     with pytest.raises(KeyboardInterrupt):
         interrupted(display, record)
     hidden, given_back = out.getvalue().rfind("\x1b[?25l"), out.getvalue().rfind("\x1b[?25h")
@@ -167,13 +246,13 @@ def interrupted(display: PlainProgress, record: SweepRecord) -> None:
 )
 def test_what_follows_the_search_is_told(left: int, words: str) -> None:
     out, record = io.StringIO(), sweep()
-    open_progress(Console(file=out), record.objectives, record.power).finalists(6, left)
+    open_progress(Console(file=out), record).finalists(6, left)
     assert words in out.getvalue()
 
 
 def test_nothing_is_said_of_finalists_where_there_are_none() -> None:
     out, record = io.StringIO(), sweep()
-    open_progress(Console(file=out), record.objectives, record.power).finalists(0, 0)
+    open_progress(Console(file=out), record).finalists(0, 0)
     assert out.getvalue() == ""
 
 
@@ -182,6 +261,9 @@ def test_silence_is_a_progress_too() -> None:
     progress.trial_started(1, 1, record.trials[0].configuration)
     progress.phase("decode", 1.0, 2.0)
     progress.trial_finished(record.trials[0])
+    progress.so_far(lambda: record)
     progress.note("")
     progress.finalists(0, 0)
+    progress.stopping()
+    progress.confirming(0)
     progress.finished(record)

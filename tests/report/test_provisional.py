@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from made_sweeps import sweep
+from made_sweeps import failed_only, running, sweep
 from rich.cells import cell_len
 
 from sweeper.apply.run import plan
@@ -15,9 +15,10 @@ from sweeper.report.compare_formats import render_comparison
 from sweeper.report.documents import front_document, recommendation_document
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report, picks_markdown
-from sweeper.report.picks import next_commands
+from sweeper.report.picks import current, next_commands
 from sweeper.report.sections import headline
 from sweeper.report.terminal import front_text
+from sweeper.report.words import own_settings
 from sweeper.tracking.projection import sweep_image, trial_image
 
 SAID = "provisional: 1 of 3 visits"
@@ -95,3 +96,40 @@ def test_the_quality_lost_stands_wherever_it_differs(width: int) -> None:
     text = front_text(record, width)
     assert "KL divergence" in text
     assert max(cell_len(line) for line in text.splitlines() if "sweeper " not in line) <= width
+
+
+@pytest.mark.parametrize("write", [front_text, markdown_report, html_report])
+def test_a_running_sweep_names_its_current_pick_and_how_sure_it_is(write) -> None:
+    record = running(sweep(kind="measured", gpu=True), 30)
+    said = " ".join(write(record).replace("\\", "").split())
+    best = current(record)
+    assert f"Current pick (within:5%): #{best.trial.number}, {own_settings(record, best.trial)}" in said
+    assert "provisional: 0 of 3 visits, its figures are those of the screening" in said
+    assert "Run this" not in said
+    assert "(recommended" not in said
+    assert "Current pick" not in " ".join(write(stopped()).split())
+
+
+def test_programs_are_told_the_current_pick() -> None:
+    record = running(sweep(kind="measured", gpu=True), 30)
+    found = front_document(record)["current_pick"]
+    assert (found["recommended"], found["visits"]) == (False, 0)
+    assert found["trial"] == current(record).trial.number
+    assert front_document(stopped())["current_pick"]["recommended"] is True
+    assert recommendation_document(record)["recommended"] is None
+    assert front_document(failed_only())["current_pick"] is None
+
+
+def test_a_tie_goes_to_the_baseline_before_the_final_stage_as_well() -> None:
+    record = running(sweep(), 1)
+    twin = replace(record.trials[0], number=1, configuration=record.trials[0].configuration.with_(n_batch=64))
+    best = current(replace(record, trials=(*record.trials, twin)))
+    assert best.trial.number == 0
+    assert "keep the default settings" in best.words
+
+
+def test_a_pick_that_nothing_reaches_is_only_the_nearest() -> None:
+    record = replace(running(sweep(), 30), pick="at-least:1000000tok/s")
+    best = current(record)
+    assert best.nearest
+    assert "measured twice" not in best.words

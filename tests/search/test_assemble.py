@@ -22,7 +22,7 @@ from sweeper.records import (
     Window,
     Workload,
 )
-from sweeper.results.assemble import conclude, with_finals
+from sweeper.results.assemble import MOST_NEAR_TIES, choose_to_confirm, conclude, with_finals
 
 TRIAL = TrialRecord(
     0, "complete", Configuration(), {"tokens_per_second": Reading(9, 8, 10, 3), "watts": Reading(5, 4, 6, 3)}
@@ -115,3 +115,35 @@ def test_a_single_visit_is_no_more_certain_than_its_distance_from_the_screening(
     one, three = once.metrics["tokens_per_second"], full.metrics["tokens_per_second"]
     assert one.low <= 9 <= one.high  # the screening's median
     assert one.high - one.low > 10 * (three.high - three.low)
+
+
+def plain(number: int, speed: float, watts: float, noise: float = 0.001) -> TrialRecord:
+    def around(value: float) -> Reading:
+        return Reading(value, value * (1 - noise), value * (1 + noise), 3)
+
+    metrics = {"tokens_per_second": around(speed), "watts": around(watts)}
+    return TrialRecord(number, "complete", Configuration(n_threads=number + 1), metrics)
+
+
+def screened(*trials: TrialRecord, pick: str = "within:5%") -> SweepRecord:
+    return conclude(replace(record(), state="running", trials=trials, pick=pick))
+
+
+def test_a_stopped_search_confirms_the_baseline_the_pick_and_the_fastest() -> None:
+    found = screened(plain(0, 10, 50), plain(1, 20, 60), plain(2, 19.5, 40), plain(3, 15, 30))
+    assert choose_to_confirm(found) == (0, 2, 1)
+    assert choose_to_confirm(replace(found, pick="fastest")) == (0, 1)
+    assert choose_to_confirm(replace(found, pick="greenest")) == (0, 1)  # without J/token, the front's first
+
+
+def test_near_ties_are_confirmed_as_well_but_not_without_end() -> None:
+    ties = [plain(number, 20 + 0.01 * number, 60, noise=0.05) for number in range(1, 9)]
+    found = screened(plain(0, 10, 50), *ties, pick="fastest")
+    assert choose_to_confirm(found) == (0, 8, 7, 6)
+    assert MOST_NEAR_TIES == 2
+
+
+def test_a_trial_that_does_not_count_is_not_confirmed() -> None:
+    failed = replace(plain(1, 20, 60), state="failed", metrics={})
+    assert choose_to_confirm(screened(plain(0, 10, 50), failed)) == (0,)
+    assert choose_to_confirm(conclude(replace(record(), trials=(failed,), baseline=None))) == ()

@@ -1,7 +1,8 @@
-"""Ctrl-C once finishes the trial in flight and concludes; twice stops now. A full disk is one line."""
+"""Ctrl-C once finishes the trial in flight, visits the pick and concludes; twice stops now. A full disk is one line."""
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -55,17 +56,31 @@ def _states(folder: Path) -> list[str]:
     return [t.state for t in SweepStudy.load(folder / "mlruns", "stopped").trials()]
 
 
-def test_once_concludes_with_what_is_finished(tmp_path: Path, smallest_model: Path) -> None:
+def _report(folder: Path, *arguments: str) -> str:
+    command = [sys.executable, "-m", "sweeper", "report", "stopped", *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
+    return " ".join(done.stdout.split())
+
+
+def test_once_concludes_with_a_pick_that_was_measured_again(tmp_path: Path, smallest_model: Path) -> None:
     sweep = _start(tmp_path, smallest_model, *SLOW)
     _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
     time.sleep(0.8)  # into the second trial, whose windows last 3 s
     sweep.send_signal(signal.SIGINT)
-    assert sweep.wait(timeout=60) == 130
+    assert sweep.wait(timeout=120) == 130
     log = _log_of(tmp_path).read_text()
     assert "Traceback" not in log
     assert "stopped by hand" in log
+    assert "current pick: #" in log
+    assert "of the baseline, the pick and its near-ties" in log
     assert _states(tmp_path) == ["complete"] * 2  # the one in flight was finished
     assert (tmp_path / "mlruns/reports/stopped/report.html").exists()
+    best = json.loads(_report(tmp_path, "--json"))["current_pick"]
+    assert (best["recommended"], best["visits"], best["provisional"]) == (
+        True,
+        1,
+        "provisional: 1 of 3 visits",
+    )
 
 
 def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_model: Path) -> None:
@@ -74,7 +89,7 @@ def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_m
     sweep.send_signal(signal.SIGINT)
     _wait_until(tmp_path, sweep, lambda log: "Ctrl-C again" in log)
     sweep.send_signal(signal.SIGINT)
-    assert sweep.wait(timeout=60) == 130
+    assert sweep.wait(timeout=120) == 130
     # The trial in flight was not finished, as it is after one Ctrl-C.
     log = _log_of(tmp_path).read_text()
     assert "Traceback" not in log
@@ -82,6 +97,24 @@ def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_m
     again = _start(tmp_path, smallest_model, *SLOW)
     assert again.wait(timeout=120) == 0
     assert _states(tmp_path) == ["complete"] * 3
+
+
+def test_the_second_ctrl_c_ends_the_visits_and_the_report_names_the_pick(
+    tmp_path: Path, smallest_model: Path
+) -> None:
+    sweep = _start(tmp_path, smallest_model, *SLOW)
+    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    sweep.send_signal(signal.SIGINT)
+    _wait_until(tmp_path, sweep, lambda log: "of the baseline, the pick and its near-ties" in log)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=120) == 130
+    log = _log_of(tmp_path).read_text()
+    assert "stopped at once" in log
+    assert "Traceback" not in log
+    said = _report(tmp_path)
+    assert "No recommendation" in said
+    assert "Current pick (within:5%): #" in said
+    assert "provisional: 0 of 3 visits, its figures are those of the screening" in said
 
 
 @pytest.fixture

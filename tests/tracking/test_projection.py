@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tracked_sweep import MACHINE, POWER, reading, record, trial, trials
 
-from sweeper.records import TrialRecord
+from sweeper.records import Constraint, TrialRecord
 from sweeper.tracking.description import LIMIT, describe
 from sweeper.tracking.projection import STATUS, TAG_LIMIT, experiment_name, sweep_id, sweep_image, trial_image
 from sweeper.tracking.reconcile import BEGIN, merged_note
@@ -139,7 +139,34 @@ def test_a_trial_outside_a_constraint_says_so_in_its_name_and_its_description() 
     image = trial_image(record(), trial(1, violations={"kl_divergence <= 0.1": 0.05}))
     assert image.status == "FINISHED"
     assert image.name.endswith("rejected by a constraint")
+    assert image.tags["sweeper.state"] == "ruled out by kl_divergence"
     assert "rejected: breaks kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
+
+
+def test_the_view_leaves_out_what_a_constraint_rejects() -> None:
+    bounds = (
+        Constraint("kl_divergence", "<=", 0.1),
+        Constraint("watts", "<=", 50),
+        Constraint("watts", ">=", 1),
+    )
+    _, value = view_tag(record(constraints=bounds))
+    packed = json.loads(value)["state"].removeprefix("deflate;")
+    wanted = json.loads(zlib.decompress(base64.b64decode(packed)))["searchFilter"]
+    assert wanted.count("!=") == 2
+    for metric in ("kl_divergence", "watts"):
+        state = trial_image(record(), trial(1, violations={f"{metric} <= 0.1": 0.05})).tags["sweeper.state"]
+        assert f"tags.`sweeper.state` != '{state}'" in wanted
+
+
+@pytest.mark.parametrize("state", ["running", "complete"])
+def test_every_trial_has_the_tags_of_the_first_columns_from_the_start(state: str) -> None:
+    swept = record(state)
+    for one in swept.trials:
+        tags = trial_image(swept, one).tags
+        assert list(tags)[:3] == ["sweeper.state", "sweeper.pick", "sweeper.settings"]
+    picks = [trial_image(swept, one).tags["sweeper.pick"] for one in swept.trials]
+    assert ("within:5%" in " ".join(picks)) == (state == "complete")
+    assert "–" in picks
 
 
 def test_a_stopped_sweep_still_answers_first() -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import base64
+import json
+import zlib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -11,8 +14,9 @@ from store_view import client_of, runs_of, seen, sqlite_of
 from tracked_sweep import MACHINE, POWER, START, reading, record, trial, unlucky
 
 from sweeper.errors import StoreError
-from sweeper.records import SweepRecord
+from sweeper.records import Constraint, SweepRecord
 from sweeper.tracking import Tracker
+from sweeper.tracking.views import view_tag
 
 
 def swept(tracker: Tracker, final: SweepRecord, files: dict[str, Path] | None = None) -> None:
@@ -92,6 +96,22 @@ def test_a_child_has_only_swept_params_medians_and_the_sweeps_tags(root: Path) -
     }.items():  # fmt: skip
         assert fifth.data.tags[key] == value
     assert children[1].data.tags["sweeper.front"] == "false"
+
+
+def test_the_view_finds_the_trials_that_count_and_shows_state_and_pick_first(root: Path) -> None:
+    bound = Constraint("kl_divergence", "<=", 0.1)
+    trials = (trial(0, remeasured=True), trial(1, violations={str(bound): 0.05}), trial(2, remeasured=True))
+    final = record(trials=trials, constraints=(bound,), front=(2,), recommended=2, hypervolume=())
+    Tracker.open(None, root).sweep_finished(final, {})
+    client = client_of(sqlite_of(root))
+    parent, children = runs_of(client, final)
+    assert children[1].data.tags["sweeper.state"] == "ruled out by kl_divergence"
+    packed = json.loads(view_tag(final)[1])["state"].removeprefix("deflate;")
+    wanted = json.loads(zlib.decompress(base64.b64decode(packed)))["searchFilter"]
+    found = client.search_runs([parent.info.experiment_id], wanted)
+    assert sorted(run.data.tags["sweeper.trial"] for run in found) == ["0", "2"]
+    # MLflow's page shows columns in the order of the tags that it gets.
+    assert all(list(run.data.tags)[:2] == ["sweeper.state", "sweeper.pick"] for run in children)
 
 
 def test_what_has_no_figures_says_why(root: Path) -> None:
