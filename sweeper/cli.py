@@ -29,7 +29,7 @@ from sweeper.overrides import at_home
 if TYPE_CHECKING:
     from sweeper.config import Composed
     from sweeper.records import SweepRecord
-    from sweeper.sweep import StopFlag
+    from sweeper.sweep import SearchPlan, StopFlag
 
 # The names in `sweeper.apply.targets.registry`. Importing it would cost `--help` half a second; a test compares both.
 TARGETS = (
@@ -209,6 +209,7 @@ def _first_comment(file: Path) -> str:
 def _run_sweep(composed: Composed, as_json: bool, verbose: bool) -> int:
     """Run one sweep and print its table."""
     from sweeper import prepare
+    from sweeper.report.heartbeat import Aloud
     from sweeper.report.live import open_progress
     from sweeper.report.progress import Plan
 
@@ -217,20 +218,22 @@ def _run_sweep(composed: Composed, as_json: bool, verbose: bool) -> int:
     said: set[str] = set()
     begun = False
 
-    def say(text: str) -> None:
+    def show(text: str) -> None:
         said.add(text)
         screen.print(text, style="dim", highlight=False, markup=False)
 
     def display(header: SweepRecord, plan: Any) -> Any:
         for note in header.notes:
             if note not in said:
-                say(note)
+                show(note)
         expected = Plan(prepare.finalist_measurements(plan), FINALIST_COST, plan.minutes)
         return open_progress(screen, header, expected, verbose=verbose)
 
     try:
-        with prepare.prepared(composed, display, say) as sweep:
-            say(f"sweep {sweep.study.header().sweep}: {sweep.plan.total} trials at most")
+        with Aloud(show, "preparing the sweep") as say, prepare.prepared(composed, display, say) as sweep:
+            say.rest()
+            for line in _opening(sweep.study.header(), sweep.plan):
+                show(line)
             begun = True
             with sweep.progress as progress, _first_interrupt_concludes(sweep.stop, progress.stopping):
                 record = sweep.run()
@@ -250,6 +253,18 @@ def _run_sweep(composed: Composed, as_json: bool, verbose: bool) -> int:
     if sweep.stop.set_by_hand:
         return EXIT_STOPPED
     return EXIT_DONE if all(outcome.done for outcome in sweep.limits.outcomes) else EXIT_MISSING
+
+
+def _opening(header: SweepRecord, plan: SearchPlan) -> Iterator[str]:
+    """The first lines of a sweep: its name, its limits, and which contexts it tries first."""
+    from sweeper.report.words import limits
+
+    yield f"sweep {header.sweep}: {plan.total} trials at most"
+    if header.constraints:
+        yield f"limits: {limits(header.constraints)}"
+    if plan.ladder:
+        first, last = plan.ladder[0].n_ctx, plan.ladder[-1].n_ctx
+        yield f"the first trials: the default settings at {first:,} to {last:,} tokens, until a context breaks a limit"
 
 
 # A visit to a finalist takes about this many times as long as a screening trial: longer windows, same load and warm-up.
@@ -281,7 +296,10 @@ _EXIT_CODES = (
     "found the server slower than promised; inconclusive results exit 0 with a warning. 70: a fault in sweeper "
     "itself. 130: you stopped the command by hand."
 )
-_PICKS = "fastest, greenest, knee, within:N%% (for example within:5%%), at-least:Ntok/s, at-most:NW or a trial's number"
+_PICKS = (
+    "longest, fastest, greenest, knee, within:N%% (for example within:5%%), at-least:Ntok/s, at-most:NW or a trial's "
+    "number"
+)
 
 
 class _Intermixed(argparse.ArgumentParser):
@@ -443,8 +461,8 @@ def _add_apply(add: Any) -> None:
     )
     _flag(apply, "--force", "apply even if machine, engine or model changed since the sweep")
     words = (
-        "the model's name on the server (default: model, quantisation and a word for the pick: fast, green, knee, "
-        "eco for within, paced for at-least, capped for at-most, tuned for a trial's number)"
+        "the model's name on the server (default: model, quantisation and a word for the pick: long, fast, green, "
+        "knee, eco for within, paced for at-least, capped for at-most, tuned for a trial's number)"
     )
     apply.add_argument("--name", help=words)
     words = "the port of the server (default: its usual port, for example 8080 for llama-server)"

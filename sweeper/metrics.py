@@ -93,6 +93,14 @@ METRICS = {
             is_objective=False,
         ),
         Metric(
+            "time_to_first_token_seconds_at_full_depth",
+            "time to first token when the prompt fills the context",
+            "s",
+            "first word when full s",
+            "time to first token when full",
+            is_objective=False,
+        ),
+        Metric(
             "net_joules_per_token",
             "energy per token above idle",
             "J/token",
@@ -149,6 +157,7 @@ NEED_PREFILL = (
 )
 # Known before a trial, because they depend only on its quantisation and cache types.
 OF_QUALITY = ("kl_divergence", "top_token_agreement_percent")
+FIRST_WHEN_FULL = "time_to_first_token_seconds_at_full_depth"
 # Measured at the client while all users are busy, if the workload has several.
 ONLY_WITH_USERS = ("tokens_per_second_per_user", "time_to_first_token_p95_seconds")
 OF_USERS = (*ONLY_WITH_USERS, "time_to_first_token_seconds", "request_seconds")

@@ -31,7 +31,7 @@ from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.time_budget import TimeBudget
 from sweeper.search.transfer import Earlier, from_earlier
-from sweeper.search.warm_start import initial_design
+from sweeper.search.warm_start import context_ladder, initial_design
 from sweeper.space.space import SearchSpace
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
@@ -81,8 +81,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         rig = with_quality(rig, space, settings, root, held, say)
         objectives, lost = measurable(settings, rig)
         first, earlier, learned = _design(name, settings, rig, space, root, objectives)
+        ladder = context_ladder(space, space.base) if _wants_context(objectives) else ()
+        first = tuple(dict.fromkeys((*ladder[:1], *first)))  # the shortest context is the baseline's
         said = (*rig.notes, *notes, *lost, *learned)
-        header = _header(name, settings, workload, composed, rig, space, said, first[0], objectives)
+        header = _header(name, settings, workload, composed, rig, space, said, first[0], objectives, ladder)
         sampler = make_sampler(
             settings.search.sampler,
             space,
@@ -98,14 +100,10 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         rig.measure_as(kept.engine)
         if kept.engine.sampling != header.engine.sampling:
             say(f"sweep {name} began without sampling tokens, and goes on so; a new name=… measures with it")
-        plan = _plan(settings, space, first, stopping_of(sampler))
+        plan = _plan(settings, space, first, ladder, stopping_of(sampler))
         if rig.workload is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)
         stop = StopFlag()
-        budget = None
-        if settings.minutes is not None:  # virtual time starts with the sweep
-            start = began if rig.clock is time.monotonic else rig.clock()
-            budget = TimeBudget(60 * settings.minutes, rig.clock, start)
         yield Sweep(
             study=study,
             space=space,
@@ -124,8 +122,16 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             clock=rig.clock,
             sleep=rig.sleep,
             watch=_watch(rig, settings, stop),
-            budget=budget,
+            budget=_budget(rig, settings, began),
         )
+
+
+def _budget(rig: Rig, settings: Settings, began: float) -> TimeBudget | None:
+    """The limit of the whole job, which began at ``began``. Virtual time starts with the sweep."""
+    if settings.minutes is None:
+        return None
+    start = began if rig.clock is time.monotonic else rig.clock()
+    return TimeBudget(60 * settings.minutes, rig.clock, start)
 
 
 def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
@@ -189,10 +195,22 @@ def measurable(settings: Settings, rig: Rig) -> tuple[tuple[Objective, ...], tup
     return kept, (f"{lost} left the objectives, because no sensor measures it",) if lost else ()
 
 
+def _wants_context(objectives: tuple[Objective, ...]) -> bool:
+    """Whether the sweep looks for the longest context."""
+    return Objective("n_ctx", "maximize") in objectives
+
+
 def _pick(settings: Settings, rig: Rig, objectives: tuple[Objective, ...]) -> str:
-    """The user's pick, or the fastest trial in place of the default rule, if that rule's watts have no sensor."""
-    without = rig.meter.source.kind == "none" and len(objectives) == 1
-    return "fastest" if without and settings.search.pick == DEFAULT_PICK else settings.search.pick
+    """The user's pick, or what takes the place of the default rule.
+
+    That is the longest context where it is an objective, and the fastest trial where no sensor measures that rule's
+    watts.
+    """
+    if settings.search.pick != DEFAULT_PICK:
+        return settings.search.pick
+    if _wants_context(objectives):
+        return "longest"
+    return "fastest" if rig.meter.source.kind == "none" and len(objectives) == 1 else DEFAULT_PICK
 
 
 def _header(
@@ -205,6 +223,7 @@ def _header(
     notes: tuple[str, ...],
     baseline: Configuration,
     objectives: tuple[Objective, ...],
+    ladder: tuple[Configuration, ...],
 ) -> SweepRecord:
     now = datetime.now(UTC).isoformat(timespec="seconds")
     return SweepRecord(
@@ -233,6 +252,7 @@ def _header(
         config=json.loads(json.dumps({**composed.plain, TYPED: list(composed.typed)}, default=str)),
         baseline_configuration=baseline,
         quality=rig.quality_record,
+        ladder=ladder,
     )
 
 
@@ -248,6 +268,7 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
         notes=(*header.notes, *_mixed_quality(study, kept, header)),
         config=header.config,
         quality=header.quality or kept.quality,
+        ladder=header.ladder,
     )
     if to_plain(fresh) != to_plain(kept):
         study.save_header(fresh)
@@ -303,7 +324,7 @@ def sweep_name(
         if kept.state != "complete":
             return name
         if _question(kept.config) == _question(plain):
-            prices, pick = settings.prices_record(), settings.search.pick
+            prices, pick = settings.prices_record(), _pick(settings, rig, kept.objectives)
             if (kept.prices, kept.pick) != (prices, pick):
                 study.save_header(replace(kept, prices=prices, pick=pick))
             anew = next(free for n in count(2) if (free := f"{base}-{n}") not in names)
@@ -337,6 +358,7 @@ def _plan(
     settings: Settings,
     space: SearchSpace,
     first: tuple[Configuration, ...],
+    ladder: tuple[Configuration, ...],
     stop_reason: Callable[[], str | None] | None,
 ) -> SearchPlan:
     search = settings.search
@@ -355,6 +377,7 @@ def _plan(
         stop_reason=stop_reason,
         early_stop=search.early_stop,
         full_depth=search.full_depth,
+        ladder=ladder,
     )
 
 

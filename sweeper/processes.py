@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import IO, Any, Self
 
 from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMemory
@@ -65,8 +65,17 @@ class WorkerProcess:
         """The worker's process id; None while there is none."""
         return None if self._process is None else self._process.pid
 
-    def ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
+    def ask(
+        self,
+        what: str,
+        timeout_seconds: float,
+        tell: Callable[[int], None] | None = None,
+        /,
+        **arguments: Any,
+    ) -> dict[str, Any]:
         """The worker's answer to one request.
+
+        ``tell`` gets how much is done, as often as the worker says so. Each time, ``timeout_seconds`` begin anew.
 
         Raises:
             EngineRefused: with the worker's reason and its last words; it lives on.
@@ -76,10 +85,14 @@ class WorkerProcess:
         """
         process = self._running()
         assert process.stdin is not None
+        request = {"do": what, "with": arguments} | ({"tells": True} if tell else {})
         try:
-            process.stdin.write(json.dumps({"do": what, "with": arguments}).encode() + b"\n")
+            process.stdin.write(json.dumps(request).encode() + b"\n")
             process.stdin.flush()
             answer = json.loads(self._answer(process, what, timeout_seconds))
+            while tell is not None and "done" in answer:
+                tell(answer["done"])
+                answer = json.loads(self._answer(process, what, timeout_seconds))
         except BrokenPipeError:
             raise self._death(process, what) from None
         except BaseException:

@@ -241,6 +241,14 @@ class Window:
 
 
 @dataclass(frozen=True, slots=True)
+class Fill:
+    """The timed filling of an empty context, without a pause for anything else."""
+
+    tokens: int
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
 class Measurement:
     """The measurement of one trial. ``windows`` are the raw data; ``metrics`` are computed from them."""
 
@@ -254,6 +262,7 @@ class Measurement:
     warmup_seconds: float
     reloaded: bool  # False: the model was still loaded from the previous trial
     log_tail: tuple[str, ...] = ()
+    fill: Fill | None = None  # of the whole context; None: it was not filled, or not timed
 
 
 @dataclass(frozen=True, slots=True)
@@ -269,6 +278,7 @@ class Visit:
     resident_watts: float | None = None
     seconds: float = 0.0  # the whole visit
     measured_seconds: float = 0.0  # of these, load, warm-up and windows
+    fill: Fill | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -395,7 +405,8 @@ class SweepRecord:
     """A whole sweep. The report, the picks, `apply`, `verify` and `compare` read this record.
 
     ``front`` and ``baseline`` are trial numbers. ``hypervolume`` has one value for each finished trial, relative
-    to the final reference point. ``space`` lists the possible values of each searched parameter.
+    to the final reference point. ``space`` lists the possible values of each searched parameter. ``ladder`` has the
+    baseline's settings at each context, the shortest first, if the sweep looks for the longest context.
     """
 
     sweep: str
@@ -429,6 +440,7 @@ class SweepRecord:
     )
     # Reference, texts and program of the KL divergence; empty: not measured, or over 256 tokens by an old version.
     quality: str = ""
+    ladder: tuple[Configuration, ...] = ()
 
     def trial(self, number: int) -> TrialRecord:
         """The trial of that number. Raises KeyError if there is none."""

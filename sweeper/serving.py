@@ -26,19 +26,25 @@ def serve(handlers: Mapping[str, Handler]) -> None:
     """Answer requests ``{"do": name, "with": {…}}`` by ``handlers`` until standard input ends.
 
     An answer is ``{"ok": {…}}`` or ``{"refused": reason}``. Any other exception ends the process: its
-    traceback is in the log.
+    traceback is in the log. The handler of a request with ``"tells": true`` gets an argument ``tell``, which sends
+    ``{"done": number}`` ahead of the answer.
     """
     _die_with_parent()
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    for line in sys.stdin:
-        request = json.loads(line)
-        try:
-            answer: dict[str, Any] = {"ok": handlers[request["do"]](**request["with"])}
-        except Refused as refused:
-            answer = {"refused": str(refused)}
+
+    def send(answer: Mapping[str, Any]) -> None:
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
+
+    for line in sys.stdin:
+        request = json.loads(line)
+        more = {"tell": lambda done: send({"done": done})} if request.get("tells") else {}
+        try:
+            answer: dict[str, Any] = {"ok": handlers[request["do"]](**request["with"], **more)}
+        except Refused as refused:
+            answer = {"refused": str(refused)}
+        send(answer)
 
 
 def _die_with_parent() -> None:

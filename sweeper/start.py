@@ -47,14 +47,7 @@ AIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "both": ("speed and power: nearly the fastest for the fewest watts", ()),
     "speed": ("speed: the most tokens per second", ("search.pick=fastest",)),
     "power": ("power: the least energy per token", ("search.pick=greenest",)),
-    "context": (
-        "context: the longest one at a bearable speed",
-        (
-            "objectives=longest_context",
-            "workload=long_context",
-            "space.n_ctx={low: 2048, high: 32768, log: true}",
-        ),
-    ),
+    "context": ("context: how long it may be at a bearable speed", ("experiment=longest_context",)),
 }
 SERVERS = {
     "llama-server": "llama-server",

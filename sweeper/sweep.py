@@ -7,6 +7,7 @@ catches only the errors of a trial, by their type.
 from __future__ import annotations
 
 import itertools
+import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -84,6 +85,8 @@ class SearchPlan:
     stop_reason: Callable[[], str | None] | None = None  # the sampler's stopping rule
     early_stop: bool = False  # end trials that another trial beats in every objective beyond noise
     full_depth: bool = True  # measure finalists also as deep as their context allows
+    # The default settings at each context, the shortest first; they run before all other trials.
+    ladder: tuple[Configuration, ...] = ()
 
 
 @dataclass(slots=True)
@@ -119,6 +122,7 @@ class Sweep:
     _reference_celsius: float | None = None
     _tracking_failed: str | None = None
     _early_stop: EarlyStop | None = None
+    _ladder_is_over: bool = False
 
     def run(self) -> SweepRecord:
         """Run to the end, or resume where an earlier run stopped.
@@ -139,6 +143,7 @@ class Sweep:
             self.progress.note(f"trial {number} was interrupted when the sweep stopped: it runs again")
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
+            self.progress.phase("bringing MLflow up to date")
             self._track(lambda: self.tracker.sync(assemble(self.study)))
             self._show()
         if self.plan.early_stop:
@@ -169,18 +174,17 @@ class Sweep:
         """Ask, measure and tell until there is a reason to stop, then visit the best trials. Returns the reason."""
         distributions = self.space.distributions()
         grid = self.space.grid() if self.plan.exhaustive else None
-        if not self.study.trials():
-            for configuration in self.plan.first:
-                self.study.enqueue(self.space.params_of(configuration))
         duplicates = 0
         while (reason := self._reason_to_stop()) is None:
             known = self.study.known()
-            if grid is not None or duplicates >= MOST_DUPLICATES:
+            on_ladder = duplicates < MOST_DUPLICATES and self._enqueue_first(known)
+            if not on_ladder and (grid is not None or duplicates >= MOST_DUPLICATES):
                 other = self._unmeasured(known, grid)
                 if other is None:
                     reason = "every configuration of the space has been measured"
                     break
                 self.study.enqueue(self.space.params_of(other))
+            self.progress.phase("choosing the next trial")
             proposal = self.study.ask(distributions)
             configuration = self.space.configuration(proposal.params)
             if configuration.digest in known:
@@ -197,6 +201,46 @@ class Sweep:
         else:
             self._final_stage()
         return BY_HAND if self.stop.set_by_hand else reason
+
+    def _enqueue_first(self, known: Mapping[str, int]) -> bool:
+        """Queue the next context of the ladder, or after it the first configurations. True while the ladder goes on."""
+        step = self._next_step()
+        if step is not None:
+            self.study.enqueue(self.space.params_of(step))
+        # Also where the sweep was killed between the ladder and the first of the others.
+        elif known.keys() <= {c.digest for c in self.plan.ladder}:
+            for configuration in self.plan.first:
+                if configuration.digest not in known:
+                    self.study.enqueue(self.space.params_of(configuration))
+        return step is not None
+
+    def _next_step(self) -> Configuration | None:
+        """The next context of the ladder; None at its end, or once a context broke a limit or failed."""
+        trials = {trial.configuration: trial for trial in self.study.trials()}
+        before: TrialRecord | None = None
+        for step in self.plan.ladder:
+            if step not in trials:
+                if before is not None and not self._ladder_is_over:
+                    self._ladder_is_over = self._is_too_long(step, before)
+                return None if self._ladder_is_over else step
+            before = trials[step]
+            if not before.feasible:
+                return None
+        return None
+
+    def _is_too_long(self, step: Configuration, before: TrialRecord) -> bool:
+        """Whether the time left is too short for a longer context, by the time of the one before. It says so."""
+        expected = before.seconds * step.n_ctx / before.configuration.n_ctx
+        left = math.inf if self.budget is None else self.budget.left()
+        if self.plan.minutes is not None:
+            left = min(left, 60 * self.plan.minutes - (self.clock() - self._began))
+        if expected <= left:
+            return False
+        self.progress.note(
+            f"{step.n_ctx:,} tokens are not tried with the default settings: that would take about {expected:.0f} s "
+            f"(computed), and {left:.0f} s are left"
+        )
+        return True
 
     def _reason_to_stop(self) -> str | None:
         plan, trials = self.plan, self.study.trials()
@@ -270,14 +314,20 @@ class Sweep:
     ) -> tuple[TrialRecord, Measurement | None]:
         """Run one trial and return its record, even if the trial failed."""
         began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        self.progress.phase("checking memory and quality")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
         quality, failed = ({}, None) if why else self._quality(configuration)
         base = TrialRecord(number, "infeasible", configuration, reason=why or failed, started_utc=utc)
         if why or failed:
             return replace(base, seconds=self.clock() - began), None
         try:
+            stage = self._screening(header)
             hopeless = self._early_stop.hopeless if self._early_stop else None
-            measurement = self._measure(configuration, self._screening(header), quality, hopeless)
+            if configuration in self.plan.ladder:
+                # It answers the user's question itself: also how long the first token takes, and to the end.
+                least = None if stage.least_prefill is None else max(1, stage.least_prefill)
+                stage, hopeless = replace(stage, least_prefill=least), None
+            measurement = self._measure(configuration, stage, quality, hopeless)
             _demand_objectives(measurement, header)
         except TrialFailed as failure:
             return replace(
@@ -306,7 +356,7 @@ class Sweep:
         for name in LIMIT_KEYS:
             if name in self.space.parameters or getattr(configuration, name) is not None:
                 self.limits.set(name, getattr(configuration, name))
-        wait_for_temperature(self.meter, self._reference_celsius, self.clock, self.sleep)
+        wait_for_temperature(self.meter, self._reference_celsius, self.clock, self.sleep, self.progress.phase)
         return measure(
             configuration,
             self.engine,
@@ -457,7 +507,9 @@ class Sweep:
             replace(header, state=state, stopped_because=reason, updated_utc=now, notes=notes)
         )
         record = assemble(self.study)
+        self.progress.phase("writing the report")
         files = self.write_report(record, self.report_folder)
+        self.progress.phase("writing to MLflow")
         try:
             self.tracker.sweep_finished(record, files)
         except StoreError as error:

@@ -13,6 +13,7 @@ _LINE_ENDS = "\u0085\u2028\u2029"  # YAML and str.splitlines take them for ends 
 
 # The word that a pick adds to the model's name, so that one file can hold two picks.
 _PICK_WORDS = {
+    "longest": "long",
     "fastest": "fast",
     "greenest": "green",
     "knee": "knee",

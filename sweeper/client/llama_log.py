@@ -24,6 +24,8 @@ _OFFLOADED = re.compile(r"offloaded (\d+)/(\d+) layers to GPU")
 _MOVED = re.compile(r"tensor blk\.(\d+)\.\S*exps\S* .*buffer type overridden to CPU")
 _FITTED = re.compile(r"  - (\w+) \(.*\): +\d+ layers(?: \( *(\d+) overflowing\))?, ")
 _LOAD_MODE = re.compile(r"load_mode = ([\w+]+)\)")
+# `prompt processing, n_tokens = 1536, progress = 0.10`; before 2026 `prompt processing progress, n_past = …`.
+_PROGRESS = re.compile(r"prompt processing(?: progress)?, .*?\bprogress = ([\d.]+)")
 _HOST = ("CPU", "BLAS", "AMX")
 
 
@@ -92,6 +94,12 @@ def threads(whole_log: str) -> dict[str, int]:
     if found := _THREADS.search(whole_log):
         return {"n_threads": int(found[1]), "n_threads_batch": int(found[2])}
     return {}
+
+
+def prompt_share(log: str) -> float | None:
+    """The share of the latest prompt that is processed, 0 to 1; None if the log does not tell."""
+    found = _PROGRESS.findall(log)
+    return min(1.0, float(found[-1])) if found else None
 
 
 def fitted_experts(whole_log: str) -> int | None:

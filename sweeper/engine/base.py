@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from sweeper.client.steady import UsersRun
-from sweeper.records import Caveat, Configuration, EngineRecord
+from sweeper.records import Caveat, Configuration, EngineRecord, Fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,5 +112,24 @@ class ServesUsers(Protocol):
 
         Raises:
             TrialFailed: the engine failed, or there was no steady part.
+        """
+        ...
+
+
+@runtime_checkable
+class FillsContexts(Protocol):
+    """An engine that can fill a context ahead of the windows at its depth, tell how far it is, and time it."""
+
+    def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
+        """Fill the context to ``depth`` tokens, or do nothing if it holds them.
+
+        ``tell`` gets the number of tokens that are done, about every second, as far as the engine knows it. Nothing is
+        told of a context that is restored.
+
+        Returns:
+            The time, if this call filled an empty context with the engine's own clock running; else None.
+
+        Raises:
+            TrialFailed: the engine failed.
         """
         ...

@@ -13,7 +13,7 @@ from sweeper.client.steady import Answer, UsersRun
 from sweeper.client.tokenise import SPARE_TOKENS
 from sweeper.engine.base import LoadReport, Run
 from sweeper.errors import EngineRefused, MissingError, VerifyError
-from sweeper.records import Configuration, EngineRecord
+from sweeper.records import Configuration, EngineRecord, Fill
 from sweeper.stats import median
 
 TIMED_AT_CLIENT = "timed at the client"
@@ -65,6 +65,12 @@ class EndpointEngine:
         self._loaded = True
         seconds = answers[-1].ended - answers[0].sent
         return LoadReport({**self._endpoint.in_force, "n_ctx": self._endpoint.n_ctx}, seconds, reloaded=first)
+
+    def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
+        """See `FillsContexts`. A server may hold the tokens from an earlier request, so no time is returned."""
+        self._demand_load()
+        self._fill(depth)
+        return None
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Time to the first token of new prompts, as the client sees it.

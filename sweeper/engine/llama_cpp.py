@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib.util
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any, Self
 
@@ -14,7 +14,7 @@ from sweeper.errors import EngineMissingError, EngineRefused, TrialFailed
 from sweeper.model.available_memory import given_back_mib
 from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS, padded
 from sweeper.processes import WorkerProcess
-from sweeper.records import Caveat, Configuration, EngineRecord
+from sweeper.records import Caveat, Configuration, EngineRecord, Fill
 
 # To start, a worker only imports the library and names its build (0.3 s on a quiet machine), so this long is a hang.
 START_TIMEOUT_SECONDS = 60.0
@@ -140,6 +140,12 @@ class LlamaCppEngine:
         caveats = _caveats(configuration, in_force, int(reply["n_ctx_train"]))
         return LoadReport(in_force, float(reply["seconds"]), reload, memory_mib, vram_mib, caveats)
 
+    def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
+        """See `FillsContexts`. A hang is a time without any progress, however long the whole takes."""
+        self._demand_loaded()
+        reply = self._ask("fill", self._window_grace_seconds, tell, depth=depth)
+        return None if reply["seconds"] is None else Fill(depth, reply["seconds"])
+
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol."""
         return self._window("prefill", tokens, depth, min_seconds, max_seconds)
@@ -168,8 +174,7 @@ class LlamaCppEngine:
     def _window(
         self, what: str, tokens: int, depth: int, min_seconds: float, max_seconds: float, **more: Any
     ) -> Run:
-        if self._loaded is None:
-            raise EngineRefused("nothing is loaded")
+        self._demand_loaded()
         reply = self._ask(
             what,
             max_seconds + self._window_grace_seconds,
@@ -181,6 +186,10 @@ class LlamaCppEngine:
         )
         rounds = tuple(reply["round_seconds"])
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)
+
+    def _demand_loaded(self) -> None:
+        if self._loaded is None:
+            raise EngineRefused("nothing is loaded")
 
     def _kept_for(self, configuration: Configuration) -> str | None:
         """Path of the file for contexts of this configuration's model and cache layout; None if there is none.
@@ -197,9 +206,11 @@ class LlamaCppEngine:
                 return None  # keeping contexts only saves time
         return f"/proc/{os.getpid()}/fd/{self._kept[layout].fileno()}"
 
-    def _ask(self, what: str, timeout_seconds: float, **arguments: Any) -> dict[str, Any]:
+    def _ask(
+        self, what: str, timeout_seconds: float, tell: Callable[[int], None] | None = None, **arguments: Any
+    ) -> dict[str, Any]:
         try:
-            return self._worker.ask(what, timeout_seconds, **arguments)
+            return self._worker.ask(what, timeout_seconds, tell, **arguments)
         except TrialFailed:
             self._forget()  # it is unknown what a refused worker still holds, so the next load starts afresh
             raise

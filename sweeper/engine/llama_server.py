@@ -14,8 +14,9 @@ import random
 import re
 import secrets
 import tempfile
+import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Self
@@ -43,7 +44,7 @@ from sweeper.model.available_memory import given_back_mib
 from sweeper.model.header import GgufHeader, read_header
 from sweeper.parameters import LIMIT_KEYS, padded
 from sweeper.processes import death_of, last_of, oom_kills, reason_in, speaks_of_memory
-from sweeper.records import Caveat, Configuration, EngineRecord
+from sweeper.records import Caveat, Configuration, EngineRecord, Fill
 from sweeper.servers import HOST, ServerProcess, free_port, until_answers
 
 LOAD_TIMEOUT_SECONDS = 1800.0
@@ -60,6 +61,7 @@ _ANSWER_FIELDS = ("timings", "stop_type")  # the rest of an answer would be text
 _PORT_TAKEN = "couldn't bind"
 _NO_TEXT = "does not match the expected"  # of build 10434
 SEEDS_TRIED = 4
+TOLD_EVERY_SECONDS = 1.0  # of how far the server is with a long prompt, by its log
 _BAD_VALUE = re.compile(r'error while handling argument "(\S+)":[^\n]*')
 _NO_ARGUMENT = re.compile(r"error: (invalid argument|unknown argument|the argument has been removed)[^\n]*")
 # What no other configuration can mend, so the sweep ends.
@@ -233,6 +235,22 @@ class LlamaServerEngine:
         except BaseException:
             self._end()
             raise
+
+    def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
+        """See `FillsContexts`. The server's log tells how far it is, and its timings how long it took."""
+        running = self._demand_loaded()
+        begin = running.log.stat().st_size
+
+        def look() -> None:
+            with running.log.open("rb") as log:
+                log.seek(begin)
+                share = llama_log.prompt_share(log.read().decode("utf-8", "replace"))
+            if share is not None:
+                tell(round(share * depth))
+
+        with _polled(look):
+            timings = self._go_to_depth(running, depth)
+        return Fill(depth, timings.prompt_seconds) if timings and not timings.cached_tokens else None
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol. A prompt is processed as a whole, so ``max_seconds`` ends the window after it."""
@@ -448,11 +466,13 @@ class LlamaServerEngine:
         tokens = random.Random(_SEED)
         return [tokens.randrange(running.header.vocab_size) for _ in range(length)]
 
-    def _go_to_depth(self, running: _Running, depth: int) -> None:
-        """Fill the slot to ``depth`` tokens, outside the windows. Tokens that the slot already holds stay."""
-        if depth > running.depth:
-            self._ask(running, self._prompt(running, depth), 0, self._load_timeout_seconds, keep=True)
-            running.depth = depth
+    def _go_to_depth(self, running: _Running, depth: int) -> Timings | None:
+        """Fill the slot to ``depth`` tokens, outside the windows; None if it holds them. Tokens that it holds stay."""
+        if depth <= running.depth:
+            return None
+        timings = self._ask(running, self._prompt(running, depth), 0, self._load_timeout_seconds, keep=True)
+        running.depth = depth
+        return timings
 
     def _at_depth(
         self, running: _Running, prompt: list[int], depth: int, new_tokens: int, seconds: float
@@ -566,6 +586,25 @@ class LlamaServerEngine:
             ended = time.monotonic()
             if ended - started >= min_seconds:
                 return Run(total, sum(seconds), started, ended, len(seconds), tuple(seconds))
+
+
+@contextlib.contextmanager
+def _polled(look: Callable[[], None]) -> Iterator[None]:
+    """Call ``look`` about every second in a thread of its own, until the block ends."""
+    ended = threading.Event()
+
+    def poll() -> None:
+        while not ended.wait(TOLD_EVERY_SECONDS):
+            with contextlib.suppress(OSError):  # the log of a server that was ended meanwhile
+                look()
+
+    thread = threading.Thread(target=poll, name="sweeper-fill", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
 
 
 def _tokens_without_text(path: Path) -> list[tuple[int, bool]]:

@@ -1,6 +1,6 @@
 """The child side of the llama.cpp engine: one process that loads models and times inference.
 
-It answers the requests ``hello``, ``load``, ``prefill``, ``decode`` and ``memory`` (see `sweeper.serving`).
+It answers the requests ``hello``, ``load``, ``fill``, ``prefill``, ``decode`` and ``memory`` (see `sweeper.serving`).
 
 The loops are those of llama-bench: random tokens, no tokenising inside a window, the device synchronised before each
 clock reading, and the context cleared back to its depth between rounds. Decode also samples each token, as a server
@@ -29,6 +29,8 @@ from sweeper.system import peak_memory_mib
 _OFFLOADED = re.compile(r"offloaded (\d+)/\d+ layers to GPU")
 _NOT_LOCKED = re.compile(r"failed to (mlock|VirtualLock)")
 MOST_OF_FREE_DISK = 0.1  # a kept context takes no more than this share
+# While a context is filled, the parent hears about this often how far it is. Each time waits for the device.
+TOLD_EVERY_SECONDS = 1.0
 _SEED = 42  # the same tokens for every configuration, so that each activates the same experts
 
 
@@ -113,6 +115,15 @@ class Worker:
             "n_ctx_train": self.api.llama_model_n_ctx_train(self.model),
         }
 
+    def fill(self, depth: int, tell: Callable[[int], None]) -> dict[str, Any]:
+        """Fill the context to ``depth`` tokens, and ``tell`` how many are done.
+
+        ``seconds`` of the answer is None if the context was not empty before, or was restored.
+        """
+        was_empty = self.depth == 0
+        seconds = self._go_to_depth(depth, tell)
+        return {"seconds": seconds if was_empty else None}
+
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> dict[str, Any]:
         """Run rounds of ``tokens`` prompt tokens on top of ``depth``."""
         self._go_to_depth(depth)
@@ -166,31 +177,44 @@ class Worker:
     def _random(self, count: int) -> list[int]:
         return [self.tokens.randrange(self.n_vocab) for _ in range(count)]
 
-    def _process(self, tokens: list[int]) -> None:
-        n_batch = self.api.llama_n_batch(self.context)
-        for start in range(0, len(tokens), n_batch):
-            part = tokens[start : start + n_batch]
+    def _process(self, tokens: list[int], tell: Callable[[int], None] | None = None, before: int = 0) -> None:
+        """Process a prompt. With ``tell``, in parts as large as llama.cpp computes at once, on top of ``before``."""
+        api = self.api
+        size, told = (api.llama_n_ubatch if tell else api.llama_n_batch)(self.context), time.monotonic()
+        for start in range(0, len(tokens), size):
+            part = tokens[start : start + size]
             array = (ctypes.c_int32 * len(part))(*part)
-            status = self.api.llama_decode(self.context, self.api.llama_batch_get_one(array, len(part)))
+            status = api.llama_decode(self.context, api.llama_batch_get_one(array, len(part)))
             if status != 0:
                 raise Refused(f"llama_decode answered {status} on a prompt of {len(tokens)} tokens")
-        self.api.llama_synchronize(self.context)
+            if tell is not None and time.monotonic() - told >= TOLD_EVERY_SECONDS:
+                api.llama_synchronize(self.context)
+                tell(before + start + len(part))
+                told = time.monotonic()
+        api.llama_synchronize(self.context)
 
-    def _go_to_depth(self, depth: int) -> None:
+    def _go_to_depth(self, depth: int, tell: Callable[[int], None] | None = None) -> float | None:
         """Fill the context to ``depth`` tokens, on top of its present tokens, or restore a kept context.
 
         On a slow machine, filling takes longer than the rest of a trial, and speed does not depend on the tokens'
         values.
+
+        Returns:
+            The seconds of filling; None if nothing was filled.
         """
+        seconds = None
         if depth <= self.depth:
             self._back_to(depth)
         elif self.depth or not self._restored(depth):
             self._back_to(self.depth)
+            tokens = self._random(depth - self.depth)
             began = time.perf_counter()
-            self._process(self._random(depth - self.depth))
-            if time.perf_counter() - began >= self.keep_from_seconds:
+            self._process(tokens, tell, self.depth)
+            seconds = time.perf_counter() - began
+            if seconds >= self.keep_from_seconds:
                 self._keep(depth)
         self.depth = depth
+        return seconds
 
     def _back_to(self, depth: int) -> None:
         if depth == 0:
@@ -290,5 +314,5 @@ def _vram_used_mib() -> float | None:
 
 if __name__ == "__main__":
     worker = Worker()
-    requests = (worker.hello, worker.load, worker.prefill, worker.decode, worker.memory)
+    requests = (worker.hello, worker.load, worker.fill, worker.prefill, worker.decode, worker.memory)
     serve({request.__name__: request for request in requests})

@@ -17,15 +17,13 @@ from sweeper.lab.tables import Table, TableRow, header_of, read_table, record_ta
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.measure.trial import Stage, exactly
 from sweeper.records import Configuration, Reading
+from sweeper.report.heartbeat import SILENCE_SECONDS
 from sweeper.rig.base import Rig
 from sweeper.rig.open import idle_power, open_rig
 from sweeper.rig.quantisations import with_quality
 
 if TYPE_CHECKING:
     from sweeper.config import Composed, Settings
-
-# Visits between two lines of `sweeper record`.
-TOLD_EVERY = 20
 
 
 def simulated_rig(settings: Settings, _root: Path, _held: ExitStack, _say: Callable[[str], None]) -> Rig:
@@ -115,10 +113,12 @@ def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str]
             idle_watts=idle.median if idle else None,
             passes=passes,
         )
-        began = rig.clock()
+        began = told = rig.clock()
 
         def tell(done: int, total: int, row: TableRow) -> None:
-            if done % TOLD_EVERY == 0 or done == total:
-                say(f"{done} of {total} visits, {rig.clock() - began:.0f} s")
+            nonlocal told
+            if done == total or rig.clock() - told >= SILENCE_SECONDS:
+                told = rig.clock()
+                say(f"{done} of {total} visits, {told - began:.0f} s")
 
         return record_table(path, header, rig.engine, rig.meter, stage, limits=rig.limits, progress=tell)

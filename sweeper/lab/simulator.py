@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import random
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 
 from sweeper.engine.base import KEPT_FROM_SECONDS, LoadReport, Run
@@ -25,6 +25,7 @@ from sweeper.limits.base import LimitRange
 from sweeper.records import (
     Configuration,
     EngineRecord,
+    Fill,
     GpuRecord,
     MachineRecord,
     ModelFile,
@@ -173,6 +174,15 @@ class SimulatedEngine(VirtualEngine):
         self._depth = 0
         return LoadReport(configuration.to_dict(), seconds, reload, *self._memory)
 
+    def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
+        """See `FillsContexts`."""
+        was_empty = self._depth == 0
+        seconds = self._go_to_depth(depth)
+        if seconds is None:
+            return None
+        tell(depth)
+        return Fill(depth, seconds) if was_empty else None
+
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Run rounds of ``tokens`` until ``min_seconds`` are over."""
         self._go_to_depth(depth)
@@ -187,9 +197,13 @@ class SimulatedEngine(VirtualEngine):
         truth = self._truth(self._in_force(), 1, tokens, depth)
         return self._noisy(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
 
-    def _go_to_depth(self, depth: int) -> None:
-        """Fill a new context, or restore a kept context of the same layout, in the time that the worker would take."""
+    def _go_to_depth(self, depth: int) -> float | None:
+        """Fill a new context, or restore a kept context of the same layout, in the time that the worker would take.
+
+        Returns the seconds of filling; None if nothing was filled.
+        """
         c, missing = self._in_force(), depth - self._depth
+        filled = None
         if missing > 0:
             layout = (c.quant, c.type_k, c.type_v, c.flash_attn)
             truth = self._truth(c, missing, 1, self._depth)
@@ -197,12 +211,15 @@ class SimulatedEngine(VirtualEngine):
             if self._kept.get(layout) == depth:
                 size = self.machine.model.cache_bytes_per_token(c.type_k, c.type_v) * depth / 1e6
                 seconds = min(seconds, size / self.machine.disk_mb_per_second)
-            elif seconds >= KEPT_FROM_SECONDS:
-                self._kept[layout] = depth
+            else:
+                filled = seconds
+                if seconds >= KEPT_FROM_SECONDS:
+                    self._kept[layout] = depth
             started = self.clock()
             self.clock.advance(seconds)
             self.trace.add(started, self.clock(), truth.prompt_watts)
         self._depth = depth
+        return filled
 
     def _truth(self, c: Configuration, prompt: int, generated: int, depth: int) -> Outcome:
         workload = Workload(prompt_tokens=prompt, generated_tokens=generated, depth=depth)

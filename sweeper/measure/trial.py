@@ -13,14 +13,15 @@ from datetime import UTC, datetime
 
 from sweeper import stats
 from sweeper.client.steady import UsersRun
-from sweeper.engine.base import Engine, Run
+from sweeper.engine.base import Engine, FillsContexts, Run
 from sweeper.measure.disturbance import Watch, is_disturbed, mostly_disturbed
 from sweeper.measure.users import serve_window, served_metrics
 from sweeper.meter.base import PowerMeter
-from sweeper.metrics import NEED_PREFILL, OF_USERS
+from sweeper.metrics import FIRST_WHEN_FULL, NEED_PREFILL, OF_USERS
 from sweeper.records import (
     Caveat,
     Configuration,
+    Fill,
     Measurement,
     Phase,
     Reading,
@@ -59,6 +60,7 @@ RESIDENT_UPDATE_PERIODS = 10
 MOST_FILL_SECONDS = 60.0
 
 PHASES: tuple[Phase, ...] = ("prefill", "decode")
+MEMORY = ("memory_mib", "vram_mib")
 # The parameter with the number of threads of each phase.
 THREADS: dict[Phase, str] = {"prefill": "n_threads_batch", "decode": "n_threads"}
 NO_PREFILL = (
@@ -66,8 +68,15 @@ NO_PREFILL = (
     "finalists measure prompts (objectives=speed_prompt_watts makes prompt speed an objective)"
 )
 
+NO_MEMORY = "the engine cannot read it on this machine"
+NOT_FILLED = "the context was not filled anew for this trial, so filling it was not timed"
+
 PhaseListener = Callable[[str, float | None, float | None], None]
-"""sweeper calls it at the start of each phase (load, warm-up, prefill, decode) with the latest tok/s and W, or None."""
+"""sweeper calls it at the start of each phase with the latest tok/s and W, or None, and while a context is filled.
+
+The phases are load, at rest, filling, warm-up, prefill, decode, and waiting. A measurement begins right after
+``at rest``, ``prefill`` and ``decode``, and lasts until the next call.
+"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +171,12 @@ def measure(
     load = engine.load(configuration)
     n_ctx = load.in_force.get("n_ctx", configuration.n_ctx)  # None: a server that does not report it
     depth = workload.depth_at(int(n_ctx or configuration.n_ctx))
+    if stage.resident_seconds > 0:
+        tell("at rest", None, None)
     resident = _at_rest(meter, stage, clock, sleep)
+    full = workload.full_depth(int(n_ctx)) if n_ctx else None  # None: the windows run there
+    filled = _fill(engine, depth, tell, cold=load.reloaded)
+    fill = filled if full is None else None  # only the time of a full context counts
     tell("warm-up", None, None)
     warmup_seconds, prompt_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
     prompts = _Prompts(stage, meter.update_period_seconds, prompt_seconds)
@@ -172,22 +186,24 @@ def measure(
     threads = {phase: int(load.in_force.get(name, 0)) or None for phase, name in THREADS.items()}
     rounds = _Rounds(engine, meter, workload, depth, stage, prompts, tell, watch, threads)
     windows, stopped_early = rounds.run(hopeless)
-    full = workload.full_depth(int(n_ctx)) if stage.full_depth else None
-    if full is not None and _fill_seconds(windows, full) <= MOST_FILL_SECONDS:
+    if stage.full_depth and full is not None and _fill_seconds(windows, full) <= MOST_FILL_SECONDS:
+        fill = _fill(engine, full, tell)
         windows += rounds.at(full)
     metrics, missing = metrics_of(windows, workload)
     metrics.update(known or {})
     if resident is not None:
         metrics["resident_watts"] = resident
-    if n_ctx:
-        metrics["n_ctx"] = exactly(float(n_ctx))
-    else:
-        missing["n_ctx"] = "the server does not report its context"
-    for name, value in zip(("memory_mib", "vram_mib"), engine.memory(), strict=True):
-        if value is None:
-            missing[name] = "the engine cannot read it on this machine"
-        else:
+    first = first_token_when_full(fill, windows, workload)
+    context = float(n_ctx) if n_ctx else None
+    for name, value, why in (
+        *((name, value, NO_MEMORY) for name, value in zip(MEMORY, engine.memory(), strict=True)),
+        ("n_ctx", context, "the server does not report its context"),
+        (FIRST_WHEN_FULL, first, _why_no_first(fill) if depth and full is None else None),
+    ):
+        if value is not None:
             metrics[name] = exactly(value)
+        elif why is not None:
+            missing[name] = why
     return Measurement(
         configuration=configuration,
         in_force=load.in_force,
@@ -198,6 +214,7 @@ def measure(
         load_seconds=load.load_seconds,
         warmup_seconds=warmup_seconds,
         reloaded=load.reloaded,
+        fill=fill,
     )
 
 
@@ -233,6 +250,10 @@ def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tu
     return tuple(caveat for caveat in Caveat if caveat in rest)
 
 
+def _why_no_first(fill: Fill | None) -> str:
+    return NOT_FILLED if fill is None else NO_PREFILL
+
+
 def _at_rest(
     meter: PowerMeter, stage: Stage, clock: Callable[[], float], sleep: Callable[[float], None]
 ) -> Reading | None:
@@ -246,6 +267,19 @@ def _at_rest(
         ended = clock()
     watts = window.reading(started, ended).watts
     return None if watts is None else exactly(watts)
+
+
+def _fill(engine: Engine, depth: int, tell: PhaseListener, *, cold: bool = False) -> Fill | None:
+    """Fill the context ahead of its windows, and tell how far it is. None if the engine cannot time that."""
+    if not depth or not isinstance(engine, FillsContexts):
+        return None
+    if cold:
+        # The first prompt after a load reads the weights from disk, which is no part of filling a context.
+        tell("warm-up", None, None)
+        engine.prefill(WARMUP_PROMPT_TOKENS, 0, 0.0, WARMUP_STEP_SECONDS)
+    name = f"filling {depth:,} tokens"
+    tell(name, None, None)
+    return engine.fill(depth, lambda done: tell(f"{name}, {100 * done / depth:.0f} %", None, None))
 
 
 @dataclass(slots=True)
@@ -419,6 +453,7 @@ def wait_for_temperature(
     reference_celsius: float | None,
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
+    listener: PhaseListener | None = None,
 ) -> float:
     """Wait until the device is within 3 °C of the reference, for at most a minute. Returns the seconds waited."""
     began = clock()
@@ -426,6 +461,8 @@ def wait_for_temperature(
         now = meter.temperature_celsius()
         if now is None or now <= reference_celsius + TEMPERATURE_TOLERANCE_CELSIUS:
             break
+        if listener is not None:
+            listener("waiting until the device is cooler", None, None)
         sleep(1.0)
     return clock() - began
 
@@ -490,6 +527,17 @@ def _at_full_depth(windows: Sequence[Window]) -> dict[str, Reading]:
             if phase == "decode" and len(watts) == len(of_phase):
                 metrics["watts_at_full_depth"] = stats.reading(watts)
     return metrics
+
+
+def first_token_when_full(fill: Fill | None, windows: Sequence[Window], workload: Workload) -> float | None:
+    """The seconds to the first token of a prompt that fills the whole context; None if a part was not measured.
+
+    They are the seconds of filling the context to its depth, and those of the prompt's last tokens at that depth.
+    """
+    if fill is None or workload.users > 1:
+        return None
+    per_token = [w.seconds / w.tokens for w in windows if w.phase == "prefill" and w.depth == fill.tokens]
+    return fill.seconds + workload.prompt_tokens * stats.median(per_token) if per_token else None
 
 
 def exactly(value: float) -> Reading:

@@ -105,8 +105,9 @@ def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path, say: Call
     digest = hashlib.sha256(terms.encode()).hexdigest()[:8]
     path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest}.gguf"
     if not path.exists():
-        say(f"writing {path.name} with random weights, once; a large model takes minutes")
+        say(f"writing {path.name} with random weights … (once; a large model takes minutes)")
         write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
+        say(f"wrote {path.name}")
     return path
 
 

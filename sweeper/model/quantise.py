@@ -79,7 +79,7 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
         raise EngineRefused(
             f"{source.name} holds {', '.join(sorted(quantised_types))} tensors, which cannot be quantised again"
         )
-    target = root / "quantised" / digest[:16] / f"{level}.gguf"
+    target = _target(digest, level, root)
     notes = target.with_suffix(".json")
     with held(target.with_suffix(".lock")):
         made = not (target.is_file() and notes.is_file())
@@ -89,6 +89,17 @@ def quantised(source: Path, level: str, root: Path, threads: int | None = None) 
         result = read_header(target)
     file = ModelFile(level, str(target), sha256_of(target, root), result.size_bytes)
     return Quantised(file, tuple(kept["warnings"]), float(kept["seconds"]), made)
+
+
+def is_made(source: Path, level: str, root: Path) -> bool:
+    """Whether `quantised` finds the level instead of making it. Raises ModelFileError, ModelMissingError."""
+    header = read_header(source)
+    digest = sha256_of_model(header.parts, root)
+    return level == header.file_type or _target(digest, level, root).is_file()
+
+
+def _target(digest: str, level: str, root: Path) -> Path:
+    return root / "quantised" / digest[:16] / f"{level}.gguf"
 
 
 def check_level(level: str) -> None:

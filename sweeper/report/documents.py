@@ -6,6 +6,7 @@ from typing import Any
 
 from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.caveats import why_nothing
+from sweeper.report.contexts import contexts_document
 from sweeper.report.picks import Picked, current, marks, picks, recommended
 from sweeper.report.words import baseline_of, half_width
 from sweeper.results.price import month_of
@@ -13,11 +14,15 @@ from sweeper.results.provisional import visits_of
 
 
 def front_document(record: SweepRecord) -> dict[str, Any]:
-    """The content of ``front.json``: the sweep, the baseline, every point of the front, and the picks by name."""
+    """The content of ``front.json``: the sweep, the baseline, every point of the front, and the picks by name.
+
+    ``contexts`` has rows only if the sweep looks for the longest one.
+    """
     named = marks(record)
     return {
         **_about(record),
         "cost_per_month": _month(record),
+        "contexts": [_context(record, row) for row in contexts_document(record)],
         "front": [{"picks": list(named.get(t.number, ())), **_point(t)} for t in record.on_front()],
         "picks": {
             picked.pick: {
@@ -29,6 +34,12 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
         },
         "current_pick": _current(record),
     }
+
+
+def _context(record: SweepRecord, row: dict[str, Any]) -> dict[str, Any]:
+    """One row of the contexts with the figures of its trial, none where it was not tried."""
+    metrics = {} if row["trial"] is None else record.trial(row["trial"]).metrics
+    return {**row, "metrics": {name: reading_document(reading) for name, reading in metrics.items()}}
 
 
 def recommendation_document(record: SweepRecord) -> dict[str, Any]:

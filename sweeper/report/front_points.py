@@ -12,7 +12,7 @@ from sweeper.records import Caveat, SweepRecord, TrialRecord
 from sweeper.report.caveats import caveat_name, caveats_of
 from sweeper.report.charts import Axis, Chart, fit
 from sweeper.report.picks import picks
-from sweeper.report.words import axis_title, clean, half_width, outcome, own_settings, spread, unit
+from sweeper.report.words import axis_title, clean, figures, half_width, outcome, own_settings, unit
 from sweeper.results.front import undominated
 
 # The label of trials off the front: another trial beats them, or they were measured once only.
@@ -143,9 +143,9 @@ def _interval(trial: TrialRecord, metric: str) -> list[float] | None:
 def _words(record: SweepRecord, trial: TrialRecord, general: Container[Caveat]) -> list[str]:
     """The lines beside a point under the pointer: number, figures, the trial's own caveats, settings."""
     metrics = dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"])
-    figures = [f"{spread(trial.metrics[m])} {unit(m, record.power)}" for m in metrics if m in trial.metrics]
+    shown = [f"{figures(trial, m)} {unit(m, record.power)}" for m in metrics if m in trial.metrics]
     own = ", ".join(caveat_name(caveat) for caveat in trial.caveats if caveat not in general)
-    lines = [f"trial #{trial.number}", *figures, *([own] if own else []), own_settings(record, trial)]
+    lines = [f"trial #{trial.number}", *shown, *([own] if own else []), own_settings(record, trial)]
     return [clean(line) for line in lines]
 
 

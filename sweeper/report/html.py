@@ -17,7 +17,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from sweeper.records import SweepRecord, to_plain
-from sweeper.report import charts, picks, sections, words
+from sweeper.report import charts, contexts, picks, sections, words
 from sweeper.report.caveats import advice_lines, failures, lost_trials, why_nothing
 from sweeper.report.front_points import REST, front_chart, front_data, front_points, planes_of
 from sweeper.report.influence import LEAST_TRIALS, influences
@@ -54,9 +54,9 @@ def _template() -> Template:
         finalize=lambda item: item if isinstance(item, Markup) else words.clean(item),
     )
     environment.globals.update(
-        advice_lines=advice_lines, charts=charts, failures=failures, least_trials=LEAST_TRIALS,
-        lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST, sections=sections,
-        why_nothing=why_nothing, words=words,
+        advice_lines=advice_lines, charts=charts, contexts=contexts, failures=failures,
+        least_trials=LEAST_TRIALS, lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST,
+        sections=sections, why_nothing=why_nothing, words=words,
     )  # fmt: skip
     environment.filters["sha256"] = _hash
     return environment.get_template("page.html.j2")

@@ -1,6 +1,7 @@
 """Progress while a sweep runs: a live screen in a terminal, plain lines in a pipe.
 
-The screen changes only when an event comes, so that no thread of the display wakes up while power is measured.
+The screen changes when an event comes, and about every 10 s while something other than a measurement goes on. No
+thread of the display wakes up while power is measured.
 """
 
 from __future__ import annotations
@@ -15,15 +16,18 @@ from rich.live import Live
 from rich.segment import Segments
 from rich.text import Text
 
+from sweeper.metrics import FIRST_WHEN_FULL
 from sweeper.records import Configuration, SweepRecord, TrialRecord
 from sweeper.report.caveats import failures
 from sweeper.report.caveats import reason as why_lost
+from sweeper.report.heartbeat import SILENCE_SECONDS, Activity, Heartbeat
 from sweeper.report.picks import current, sureness
 from sweeper.report.progress import Plan, Progress
 from sweeper.report.screen import screen
 from sweeper.report.tables import wrapped, writable
 from sweeper.report.time_left import TimeLeft, in_words
-from sweeper.report.words import STATES, broken_constraints, clean, figure, settings, spread, tally, unit
+from sweeper.report.words import STATES, broken_constraints, clean, figure, figures, settings, tally, unit
+from sweeper.results.contexts import CONTEXT, DECODE
 
 Clock = Callable[[], float]
 # After a look at the sweep so far, the display looks away for this many times as long: with thousands of simulated
@@ -32,6 +36,12 @@ LOOKS_AWAY = 50
 # The live screen leaves so many rows of the terminal to the notes above it.
 ROWS_FOR_NOTES = 2
 AGAIN = "press Ctrl-C again to stop at once"
+# The phases whose watts or speed are measured, from the event to the next one.
+MEASURED = ("at rest", "prefill", "decode")
+# Other phases of a trial, in words.
+PHASES = {"load": "loading the model", "warm-up": "warming up"}
+# A plain log tells of a measurement only after so long a silence: a trial's line usually comes before.
+PLAIN_SILENCE_SECONDS = 3 * SILENCE_SECONDS
 
 
 def open_progress(
@@ -54,7 +64,7 @@ def open_progress(
 
 
 class PlainProgress(Progress):
-    """One line for each trial that ended, each new pick and each note: for pipes, logs and dumb terminals."""
+    """One line for each trial, new pick and note, and in long silences: for pipes, logs and dumb terminals."""
 
     def __init__(
         self, console: Console, header: SweepRecord, plan: Plan, clock: Clock, verbose: bool = False
@@ -71,12 +81,28 @@ class PlainProgress(Progress):
         self._running = False
         self._looks_at = self._started
         self._named: int | None = None  # the pick that was named last
+        self._activity = Activity(clock)
+        self._heartbeat = Heartbeat(self._beat, SILENCE_SECONDS)
+
+    def __enter__(self) -> Self:
+        self._heartbeat.__enter__()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._heartbeat.__exit__()
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """Only a live display shows a trial before it ended."""
         self._number, self._total, self._running = number, total, True
         if self._base is None and number == 1:
             self._base = configuration
+
+    def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
+        """Note what is under way; a line about it comes only in a long silence."""
+        self._activity(PHASES.get(name, name))
+        self._heartbeat.goes_on(name not in MEASURED)
+        if name in MEASURED and self._heartbeat.silence() > PLAIN_SILENCE_SECONDS:
+            self._print(f"{self._place()}measuring {name}", "dim")
 
     def trial_finished(self, trial: TrialRecord) -> None:
         """Print the trial's line. A trial's time runs from the end of the trial before it."""
@@ -136,6 +162,7 @@ class PlainProgress(Progress):
 
     def finished(self, record: SweepRecord) -> None:
         """Print why the sweep ended."""
+        self._heartbeat.goes_on(False)
         because = f": {clean(record.stopped_because)}" if record.stopped_because else ""
         self._print(f"sweep {clean(record.sweep)} {record.state}{because}", "bold")
 
@@ -143,6 +170,13 @@ class PlainProgress(Progress):
         self._since = self._clock()
         self._left.finalists_started(measurements)
         self._stage, self._number, self._total = "finalist measurement", 0, measurements
+
+    def _place(self) -> str:
+        return f"{self._stage} {self._number}/{self._total}: " if self._running else ""
+
+    def _beat(self) -> None:
+        """Say what goes on, after a silence."""
+        self._print(f"{self._place()}{clean(self._activity.words)}", "dim")
 
     def _time_left(self) -> str:
         now = self._clock()
@@ -162,8 +196,13 @@ class PlainProgress(Progress):
         return f"{place}  {STATES[trial.state]}{reason}  {own}"
 
     def _figures(self, trial: TrialRecord) -> str:
-        shown = [o.metric for o in self._objectives if o.metric in trial.metrics]
-        return ", ".join(f"{spread(trial.metrics[m])} {unit(m, self._power)}" for m in shown)
+        metrics = [o.metric for o in self._objectives]
+        is_long = CONTEXT in metrics  # then its speed is told in any case
+        shown = dict.fromkeys([*metrics, *([DECODE] if is_long else [])])
+        said = [f"{figures(trial, m)} {unit(m, self._power)}" for m in shown if m in trial.metrics]
+        if is_long and FIRST_WHEN_FULL in trial.metrics:
+            said.append(f"first word after {figures(trial, FIRST_WHEN_FULL)} s")
+        return ", ".join(said)
 
     def _print_trial(self, trial: TrialRecord) -> None:
         self._print(f"{self._line(trial)}  ({self._time_left()})")
@@ -178,6 +217,7 @@ class PlainProgress(Progress):
             self._print(f"{line}  ({sureness(record, best)})")
 
     def _print(self, line: str, style: str = "", *, whole: bool = False) -> None:
+        self._heartbeat.said()
         self._console.print(writable(Text(line), self._console.encoding), soft_wrap=True, highlight=False)
 
 
@@ -197,9 +237,10 @@ class LiveProgress(PlainProgress):
     def __enter__(self) -> Self:
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
-        return self
+        return super().__enter__()
 
     def __exit__(self, *_: object) -> None:
+        super().__exit__()
         self._live.stop()
 
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
@@ -208,12 +249,17 @@ class LiveProgress(PlainProgress):
         self._show()
 
     def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
-        """Show the phase, with its latest figures."""
-        figures = ((speed, "tokens_per_second"), (watts, "watts"))
+        """Show the phase, with its latest figures, or with its time if it lasts long."""
+        self._activity(PHASES.get(name, name))
+        self._heartbeat.goes_on(name not in MEASURED)
+        if name not in MEASURED and self._activity.is_long:
+            self._beat()
+            return
+        latest = ((speed, "tokens_per_second"), (watts, "watts"))
         parts = [
-            f"{figure(value)} {unit(metric, self._power)}" for value, metric in figures if value is not None
+            f"{figure(value)} {unit(metric, self._power)}" for value, metric in latest if value is not None
         ]
-        self._show("  ".join([name, *parts]))
+        self._show("  ".join([PHASES.get(name, name), *parts]))
 
     def trial_finished(self, trial: TrialRecord) -> None:
         """Show the time left; print the trial's line above the screen only where the user wants the list."""
@@ -229,6 +275,9 @@ class LiveProgress(PlainProgress):
         """Remove the screen and print why the sweep ended."""
         self._live.update(Text(), refresh=True)
         super().finished(record)
+
+    def _beat(self) -> None:
+        self._show(clean(self._activity.words))
 
     def _start_stage(self, measurements: int) -> None:
         super()._start_stage(measurements)
@@ -249,18 +298,20 @@ class LiveProgress(PlainProgress):
         self._show()
 
     def _show(self, phase: str = "") -> None:
-        now = f"{self._stage} {self._number}/{self._total}  {phase}".rstrip()
+        self._heartbeat.said()
+        place = f"{self._stage} {self._number}/{self._total}  " if self._number else ""
+        now = f"{place}{phase}".rstrip()
         rows = [Text(now, style="bold"), *self._tallied()]
         width, height = self._console.size
         if self._record is not None:
             room = max(0, height - len(rows) - 1 - ROWS_FOR_NOTES)
             if self._body is None or self._body[0] != (width, room):
-                body = Group(*map(self._fitted, screen(self._record, width, room)))
-                self._body = (width, room), Segments(self._console.render(body))
+                fitting = Group(*map(self._fitted, screen(self._record, width, room)))
+                self._body = (width, room), Segments(self._console.render(fitting))
         # Short, and last: a terminal writes ^C behind it.
         keys = Text(self._keys, style="dim")
-        shown = [*map(self._fitted, rows), *([self._body[1]] if self._body else []), self._fitted(keys)]
-        self._live.update(Group(*shown), refresh=True)
+        body = self._body[1] if self._body else Segments(())
+        self._live.update(Group(*map(self._fitted, rows), body, self._fitted(keys)), refresh=True)
 
     def _tallied(self) -> list[Text]:
         """The time left, how the trials ended, and the commonest reason of those that failed."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable
 
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
+from sweeper.report.contexts import LEGEND, TITLE, contexts_table, summary
 from sweeper.report.picks import (
     current_words,
     heading,
@@ -35,6 +36,7 @@ def markdown_report(record: SweepRecord) -> str:
         f"# {escape(record.model.name)} on {escape(machine_name(record))}",
         *(f"**{escape(warning)}**" for warning in warnings(record)),
         _answer(record),
+        _contexts(record),
         _front(record),
         *(
             f"**{escape(title(record, found))}**: {escape(found[0].words)}"
@@ -138,6 +140,13 @@ def _command_first(record: SweepRecord) -> str:
         own_settings(record, best.trial)
     )
     return f"{fence(first)}\n" + "\n\n".join(filter(None, (words, escape(month(record)), own, rest)))
+
+
+def _contexts(record: SweepRecord) -> str:
+    table = contexts_table(record)
+    if table is None:
+        return ""
+    return f"## {TITLE}\n\n{escape(summary(record))}\n\n{markdown_table(table)}\n\n{escape(LEGEND)}"
 
 
 def _front(record: SweepRecord) -> str:

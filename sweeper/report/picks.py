@@ -9,14 +9,22 @@ from dataclasses import dataclass
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import describe
 from sweeper.records import TYPED, SweepRecord, TrialRecord
-from sweeper.report.words import baseline_of, clean, disturbed, figure, own_settings
+from sweeper.report.words import clean, disturbed, figure, own_settings, when_full
+from sweeper.results.contexts import CONTEXT, default_at
 from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
-from sweeper.results.picks import KEEP_DEFAULT, PROMPTS, choose, parse_pick, reads_prompts_faster
+from sweeper.results.picks import (
+    KEEP_DEFAULT,
+    LONGEST_WITHIN,
+    PROMPTS,
+    choose,
+    parse_pick,
+    reads_prompts_faster,
+)
 from sweeper.results.price import request_in_words
 from sweeper.results.provisional import comparable, provisional
 
-NAMED = ("fastest", "knee", "greenest")
+NAMED = ("longest", "fastest", "knee", "greenest")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,8 @@ class Picked:
     @property
     def label(self) -> str:
         """The pick's name beside its trial: a trial that does not do what the pick asks is only the nearest."""
+        if self.pick == "longest":
+            return "longest context"
         return f"nearest to {self.pick}" if self.nearest else self.pick
 
     @property
@@ -82,6 +92,8 @@ def _found(record: SweepRecord, *, of_screening: bool = False) -> Iterator[Picke
     recommends = not of_screening
     sweep = shlex.quote(clean(record.sweep))
     for name in dict.fromkeys((record.pick, *NAMED)):
+        if name == "fastest" and speed_metric(record) == CONTEXT:
+            continue  # it would be the longest context
         try:
             choice = choose(record, name, allow_screening=of_screening)
         except (NoResultError, ConfigError):
@@ -89,7 +101,8 @@ def _found(record: SweepRecord, *, of_screening: bool = False) -> Iterator[Picke
             continue
         words = ", ".join([choice.words, *_beside(record, choice.trial)])
         doubt = provisional(record, choice.trial)
-        words = "; ".join([*filter(None, [choice.nearest, doubt]), words, *_tied(record, choice.trial)])
+        full = when_full(record, choice.trial) if record.ladder else None
+        words = "; ".join([*filter(None, [choice.nearest, doubt, full]), words, *_tied(record, choice.trial)])
         # `apply` takes no pick that nothing keeps: it is given the trial.
         pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
         command = f"sweeper apply {sweep} --pick {pick} --to llama-server{_root_option(record)}"
@@ -122,6 +135,8 @@ def meaning(record: SweepRecord, pick: str) -> str:
     gain, cost = describe(speed or "speed").title, describe(expense or "power").title
     amount = str(rule).partition(":")[2].replace("%", " %").replace("tok/s", " tok/s").replace("W", " W")
     return {
+        "longest": "the longest context that keeps every limit; "
+        f"there, the least {cost} within {LONGEST_WITHIN:g} % of the best decode speed",
         "fastest": f"the best {gain}",
         "greenest": "the least energy for each token",
         "knee": "where giving up more speed begins to save little",
@@ -246,11 +261,11 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
 
     A pick weighs one speed against one cost; a third objective may pay for both.
     """
-    base = baseline_of(record)
+    base = default_at(record, trial)
     if base is None or base.number == trial.number or not comparable(base, trial):
         return []
     said = []
-    told = (speed_metric(record), cost_metric(record), "kl_divergence")
+    told = (speed_metric(record), cost_metric(record), "kl_divergence", CONTEXT if record.ladder else None)
     for name in dict.fromkeys([PROMPTS, *(o.metric for o in record.objectives)]):
         here, there = trial.metrics.get(name), base.metrics.get(name)
         if name in told or not here or not there or not there.median:

@@ -18,6 +18,7 @@ POINTS: dict[str, dict[str, Any]] = {
     "outside": {"marker": "x", "color": BLACK, "alpha": 0.5, "markersize": 4.5, "zorder": 1},
     "baseline": {"marker": "s", "color": BLACK, "fillstyle": "none", "markersize": 9, "zorder": 4},
     "fastest": {"marker": "^", "color": VERMILLION, "markersize": 9, "zorder": 5},
+    "longest": {"marker": ">", "color": "#CC79A7", "markersize": 9, "zorder": 5},
     "knee": {"marker": "D", "color": "#E69F00", "markersize": 9, "zorder": 5},
     "greenest": {"marker": "v", "color": "#009E73", "markersize": 9, "zorder": 5},
     "pick": {"marker": "o", "color": VERMILLION, "markersize": 16, "fillstyle": "none", "zorder": 6},

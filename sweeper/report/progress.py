@@ -42,7 +42,11 @@ class Progress:
         """
 
     def phase(self, name: str, speed: float | None = None, watts: float | None = None) -> None:
-        """``load``, ``warm-up``, ``prefill`` or ``decode`` is under way, with tok/s and W as far as known."""
+        """What is under way, with tok/s and W as far as known: a phase of a trial, or a wait.
+
+        A measurement begins right after ``at rest``, ``prefill`` and ``decode``: nothing may disturb it until the next
+        event. Other threads may report phases as well.
+        """
 
     def trial_finished(self, trial: TrialRecord) -> None:
         """The trial that was started last is over, whatever became of it."""

@@ -11,6 +11,7 @@ from sweeper.report.caveats import lost_trials, reason
 from sweeper.report.picks import current, labels, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
+from sweeper.results.contexts import baseline_name, default_at
 from sweeper.results.price import (
     energy_words,
     kwh_per_year,
@@ -32,7 +33,7 @@ LEGEND = (
     "±: half the width of the 95 % confidence interval; ± ?: measured only once. "
     "Decode is generating text; prefill is reading the prompt."
 )
-AGAINST = " Percentages compare with the baseline; below a row are the settings that differ from it."
+AGAINST = " Percentages compare with {}; below a row are the settings that differ from the baseline."
 FRONT = "The Pareto front holds the trials that no other trial beats beyond noise."
 QUALITY = (
     "KL divergence: how far answers move from those of the most precise file (0: not at all), in nats/token"
@@ -46,18 +47,19 @@ AT_THE_LIMIT = "at the limit, as far as both were measured"
 
 def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str, str, str]]:
     """The recommended trial's figures: median, title, spread with unit, change from the baseline."""
-    base = words.baseline_of(record)
+    base = default_at(record, trial)
     for metric in dict.fromkeys([*(o.metric for o in record.objectives), "joules_per_token"]):
         reading = trial.metrics.get(metric)
         if reading is None:
             continue
         median, half = words.parts(reading)
+        half = "" if describe(metric).exact else half
         against = ""
         if base is not None and base is not trial and comparable(base, trial):
             against = words.change(reading, base.metrics.get(metric))
         if against:
             against += " to compare with" if against == words.TOO_NOISY else ", compared with"
-            against += " the baseline"
+            against += f" {baseline_name(record)}"
         under = (
             f"{'± ' if half else ''}{half} {describe(metric).unit}{words.doubt(record.power, metric)}".strip()
         )
@@ -88,7 +90,8 @@ def front_table(record: SweepRecord) -> Table | None:
         names = (*((place,) if is_base else ()), *named.get(trial.number, ()))
         if chosen and not chosen.recommended:
             names += ("current pick",)
-        against = {} if base is None or is_base or not comparable(base, trial) else base.metrics
+        here = default_at(record, trial)
+        against = {} if here is None or here is trial or not comparable(here, trial) else here.metrics
         cells = [
             (
                 words.quality(trial) if m == "kl_divergence" else words.figures(trial, m),
@@ -121,7 +124,7 @@ def _differs(trials: Sequence[TrialRecord], metric: str) -> bool:
 
 def legend(record: SweepRecord) -> str:
     """The meaning of the signs and words in the table of the front."""
-    said = [LEGEND + ("" if record.baseline is None else AGAINST)]
+    said = [LEGEND + ("" if record.baseline is None else AGAINST.format(baseline_name(record)))]
     if record.front:
         said.append(FRONT)
     trials = front_trials(record)
@@ -186,18 +189,18 @@ def costs(record: SweepRecord) -> Facts:
 
     The year of a trial is for the tokens that the baseline generates, as in the words of a pick.
     """
-    prices, base = record.prices, words.baseline_of(record)
+    prices = record.prices
+    whose = "the default settings' at the same context" if record.ladder else "the baseline's"
     kind = f" ({record.power.kind})" if words.doubt(record.power) else ""
 
     entries = []
     for names, trial in compared(record):
         if watts := trial.metrics.get("watts"):
             told = [f"{money(per_hour(watts.median, prices), prices)} an hour"]
+            base = default_at(record, trial)
             if base and {"watts", "tokens_per_second"} <= trial.metrics.keys() & base.metrics.keys():
                 year = energy_words(yearly_kwh(trial, base, prices), prices)
-                told.append(
-                    f"{year} a year for the tokens of the baseline's {prices.hours_per_day:g} h a day"
-                )
+                told.append(f"{year} a year for the tokens of {whose} {prices.hours_per_day:g} h a day")
             entries.append((f"{names}, generating{kind}", "; ".join(told)))
     waiting = [(f"machine at rest{kind}", record.idle_watts)]
     if best := recommended(record):

@@ -8,6 +8,7 @@ from rich.text import Text
 
 from sweeper.records import SweepRecord
 from sweeper.report.caveats import advice_lines, failures, why_nothing
+from sweeper.report.contexts import LEGEND, TITLE, contexts_table, summary
 from sweeper.report.picks import (
     current_words,
     meanings,
@@ -41,6 +42,10 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
     for warning in warnings(record):
         lines += wrapped(warning, width, "bold yellow")
     lines.append(Text())
+    if contexts := contexts_table(record):
+        said = f"{summary(record)} {LEGEND}"
+        lines += [*wrapped(TITLE, width, "bold"), *table_lines(contexts, width), Text()]
+        lines += [*wrapped(said, width), Text()]
     if table := front_table(record):
         lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim"), Text()]
     if recommended(record) is None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import math
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from sweeper.metrics import describe
-from sweeper.records import Configuration, PowerSource, Reading, SweepRecord, TrialRecord, Workload
+from sweeper.metrics import FIRST_WHEN_FULL, describe
+from sweeper.records import (
+    Configuration,
+    Constraint,
+    PowerSource,
+    Reading,
+    SweepRecord,
+    TrialRecord,
+    Workload,
+)
 from sweeper.results import front
+from sweeper.results.contexts import metrics_when_full
 from sweeper.space.auto import Facts, default_configuration
 
 TOO_NOISY = "too noisy"  # for a change that noise hides
@@ -155,6 +164,28 @@ def prompts_in_words(workload: Workload) -> str:
     if own is None:
         return f"{workload.prompt_tokens} prompt tokens"
     return f"{own.prompts} prompts of {clean(own.name)} ({own.sha256[:12]})"
+
+
+def limits(constraints: Sequence[Constraint]) -> str:
+    """The constraints in words: ``decode speed at least 5 tok/s``; empty if there are none."""
+
+    def one(constraint: Constraint) -> str:
+        how = "at most" if constraint.op == "<=" else "at least"
+        metric = describe(constraint.metric)
+        return f"{metric.title} {how} {constraint.bound:g} {metric.unit}".strip()
+
+    return ", ".join(map(one, constraints))
+
+
+def when_full(record: SweepRecord, trial: TrialRecord) -> str:
+    """``16,384 tokens: 20.1 tok/s with a full context, first word after 166 s``, without what was not measured."""
+    speed, _ = metrics_when_full(record)
+    said = []
+    if speed in trial.metrics:
+        said.append(f"{figure(trial.metrics[speed].median)} tok/s with a full context")
+    if FIRST_WHEN_FULL in trial.metrics:
+        said.append(f"first word after {figure(trial.metrics[FIRST_WHEN_FULL].median)} s")
+    return ": ".join(filter(None, (f"{trial.configuration.n_ctx:,} tokens", ", ".join(said))))
 
 
 def machine_name(record: SweepRecord) -> str:

@@ -6,17 +6,25 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Protocol
 
+from sweeper import stats
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.measure.disturbance import is_disturbed, worst
-from sweeper.measure.trial import FINAL_UPDATE_PERIODS, caveats_of, exactly, metrics_of
+from sweeper.measure.trial import (
+    FINAL_UPDATE_PERIODS,
+    caveats_of,
+    exactly,
+    first_token_when_full,
+    metrics_of,
+)
+from sweeper.metrics import FIRST_WHEN_FULL
 from sweeper.parameters import LOSSY_KEYS
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
 from sweeper.results import picks
 from sweeper.results.ceiling import with_ceiling_caveats
+from sweeper.results.contexts import default_at
 from sweeper.results.depth import full_context_notes
 from sweeper.results.plateau import with_cap_caveats
-from sweeper.stats import VisitNoise
 
 # The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
 NEAR_THE_LINE = 0.03
@@ -122,13 +130,13 @@ def with_finals(
 
 def _noise(
     metric: str, trials: Sequence[TrialRecord], medians: Mapping[int, Mapping[str, Sequence[float]]]
-) -> VisitNoise | None:
+) -> stats.VisitNoise | None:
     """The usual scatter of visits; while no finalist has two, that between each one's screening and its visit.
 
     A screening is shorter and its choice flatters it, so the second scatter is rather too large. Without it, the
     windows of a single visit would set the interval, and these share one load of the model.
     """
-    found = VisitNoise.of([of[metric] for of in medians.values() if metric in of])
+    found = stats.VisitNoise.of([of[metric] for of in medians.values() if metric in of])
     if found is not None:
         return found
     pairs = [
@@ -136,7 +144,7 @@ def _noise(
         for t in trials
         if metric in medians.get(t.number, {}) and metric in t.metrics
     ]
-    return VisitNoise.of(pairs)
+    return stats.VisitNoise.of(pairs)
 
 
 def undisturbed(visits: Sequence[Visit]) -> list[Visit]:
@@ -178,7 +186,7 @@ def _with_final(
     trial: TrialRecord,
     visits: Sequence[Visit],
     header: SweepRecord,
-    noise: Mapping[str, VisitNoise | None],
+    noise: Mapping[str, stats.VisitNoise | None],
     medians: Mapping[str, Sequence[float]],
 ) -> TrialRecord:
     """Replace a finalist's figures. Only final windows count, because the screening that selected it flatters it."""
@@ -192,6 +200,9 @@ def _with_final(
         peaks = [peak for visit in visits if (peak := getattr(visit, name)) is not None]
         if peaks:
             metrics[name] = exactly(max(peaks))
+    first = [first_token_when_full(visit.fill, visit.windows, header.workload) for visit in visits]
+    if known := [seconds for seconds in first if seconds is not None]:
+        metrics[FIRST_WHEN_FULL] = stats.reading(known)
     resident = [visit.resident_watts for visit in visits if visit.resident_watts is not None]
     if resident:
         metrics["resident_watts"] = Reading(
@@ -267,7 +278,7 @@ def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
 def choose_finalists(
     record: SweepRecord, most: int, as_measured: SweepRecord | None = None
 ) -> tuple[int, ...]:
-    """Choose the trials to measure again: the baseline, the ends of the front, the picks, then the largest volumes.
+    """Choose the trials to measure again: the baselines, the ends of the front, the picks, then the largest volumes.
 
     Args:
         record: the sweep, as measured, or with the means of a model of all trials (``smoothed``).
@@ -276,7 +287,8 @@ def choose_finalists(
             near the pick's threshold in either record are considered.
 
     Returns:
-        Trial numbers without duplicates. The baseline comes first and does not count towards ``most``.
+        Trial numbers without duplicates. The baseline comes first and does not count towards ``most``, nor do the
+        default settings at the context of the pick, if the sweep looks for the longest context.
     """
     points = {t.number: fronts.oriented(t, record.objectives) for t in _front_of(record)}
     chosen: list[int] = []
@@ -284,7 +296,7 @@ def choose_finalists(
         numbers, columns = list(points), zip(*points.values(), strict=True)
         chosen = [numbers[column.index(max(column))] for column in columns]  # the ends
         chosen += _picked(record, record.pick) + _contenders(record, as_measured or record)
-        chosen += _picked(record, "knee") + _picked(record, "greenest")
+        chosen += [number for name in ("longest", "knee", "greenest") for number in _picked(record, name)]
         chosen = list(dict.fromkeys(chosen))[:most]
         chosen += _by_volume(points, chosen, most - len(chosen))
     return _after_baseline(record, chosen)
@@ -317,8 +329,15 @@ def choose_to_confirm(record: SweepRecord) -> tuple[int, ...]:
 
 
 def _after_baseline(record: SweepRecord, chosen: Sequence[int]) -> tuple[int, ...]:
-    head = [record.baseline] if record.baseline is not None and record.trial(record.baseline).feasible else []
+    compared = [record.baseline, *(_default_of(record, number) for number in _picked(record, record.pick))]
+    head = [number for number in compared if number is not None and record.trial(number).feasible]
     return tuple(dict.fromkeys([*head, *chosen]))
+
+
+def _default_of(record: SweepRecord, number: int) -> int | None:
+    """The trial that a pick is compared with: on a ladder of contexts, the default settings at its own context."""
+    default = default_at(record, record.trial(number))
+    return None if default is None else default.number
 
 
 def _front_of(record: SweepRecord) -> list[TrialRecord]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from sweeper.errors import ConfigError, NoResultError
 from sweeper.metrics import POWERS, SPEEDS, describe
 from sweeper.records import Objective, SweepRecord, TrialRecord
+from sweeper.results.contexts import CONTEXT, DECODE, default_at
 from sweeper.results.front import clearly_better, orient, overlap, undominated, within_noise
 from sweeper.results.objectives import amount_words, cost_metric, first_of, speed_metric
 from sweeper.results.price import price_in_words
@@ -17,22 +18,25 @@ from sweeper.results.price import price_in_words
 # A trial that misses a threshold by less than this, and by less than noise, counts as reaching it. No repeat settles
 # so small a difference.
 LEAST_TOLD_APART = 0.01
-GRAMMAR = "fastest, greenest, knee, within:N% (for example within:5%), at-least:Ntok/s or at-most:NW"
+GRAMMAR = "longest, fastest, greenest, knee, within:N% (for example within:5%), at-least:Ntok/s or at-most:NW"
 DEFAULT_PICK = "within:5%"
 PROMPTS = "prompt_tokens_per_second"
 QUALITY = "kl_divergence"
 BASELINE_TIES = "this is the baseline: nothing measured better beyond noise"
+DEFAULT_TIES = "these are the default settings: nothing measured better beyond noise"
 KEEP_DEFAULT = "keep the default settings: nothing measured better beyond noise"
-_PLAIN = ("fastest", "greenest", "knee")
+_PLAIN = ("longest", "fastest", "greenest", "knee")
+# The pick `longest` takes the fewest watts within so many percent of the best speed at the longest context.
+LONGEST_WITHIN = 5.0
 # The unit of each kind's amount, and what a user may write for it.
 _UNITS = {"within": ("%", "%?"), "at-least": ("tok/s", "(?:tok/s|t/s)?"), "at-most": ("W", "(?:w|watts)?")}
 
 
 @dataclass(frozen=True, slots=True)
 class Pick:
-    """A rule that picks one point of a front. ``amount`` is in %, tok/s or W; None for the first three kinds."""
+    """A rule that picks one point of a front. ``amount`` is in %, tok/s or W; None for the first four kinds."""
 
-    kind: str  # fastest, greenest, knee, within, at-least or at-most
+    kind: str  # longest, fastest, greenest, knee, within, at-least or at-most
     amount: float | None = None
 
     def __str__(self) -> str:
@@ -97,10 +101,11 @@ def choose(
     if nearest is None:
         first = trial
         trial = _without_ties(record, trial, fitting, *metrics, prefer_baseline=prefer_baseline)
-        if trial.number == record.baseline and str(rule) == record.pick:
+        is_default = trial is default_at(record, trial)
+        if is_default and str(rule) == record.pick:
             words = KEEP_DEFAULT
-        elif trial.number == record.baseline and trial is not first:
-            words = BASELINE_TIES
+        elif is_default and trial is not first:
+            words = DEFAULT_TIES if record.ladder else BASELINE_TIES
     words = words or price_in_words(record, trial)
     return Recommendation(trial, str(rule), words, nearest)
 
@@ -168,10 +173,14 @@ def undecided(record: SweepRecord) -> tuple[int, ...]:
 def _pick_metrics(record: SweepRecord, rule: Pick) -> tuple[str | None, str | None]:
     """The metrics (speed, cost) that the rule needs. Raises ConfigError if the sweep does not have them."""
     speed, cost = speed_metric(record), cost_metric(record)
+    if rule.kind == "longest" and any(o.metric == CONTEXT for o in record.objectives):
+        return next((o.metric for o in record.objectives if o.metric in SPEEDS), DECODE), cost
     if rule.kind == "greenest":
         return None, "prompt_joules_per_token" if speed == PROMPTS else "joules_per_token"
     wanted = None
-    if speed is None:
+    if rule.kind == "longest":
+        wanted = "the objective n_ctx (objectives=longest_context)"
+    elif speed is None:
         wanted = "an objective that is maximised"
     elif rule.kind == "fastest":
         return speed, None
@@ -229,11 +238,14 @@ def _apply_rule(
         return best([t for t in among if cost is None or _costs_alike(least, t, cost)], fast, cheap)
 
     amount = rule.amount or 0.0
+    if rule.kind == "longest":
+        longest = max(t.metrics[CONTEXT].median for t in trials)
+        trials, amount = [t for t in trials if t.metrics[CONTEXT].median == longest], LONGEST_WITHIN
     if rule.kind == "knee":
         return _knee(trials, fast, cheap), trials, None
     if rule.kind in ("fastest", "greenest"):  # one of the two keys is 0 for all trials
         return best(trials, fast, cheap), trials, None
-    if rule.kind == "within":
+    if rule.kind in ("within", "longest"):
         least = (1 - amount / 100) * max(map(fast, trials))
         near = [t for t in trials if fast(t) >= (1 - LEAST_TOLD_APART) * least]
         reaching = [t for t in near if fast(t) >= least or (speed and t.metrics[speed].high >= least)]
@@ -271,7 +283,8 @@ def _without_ties(
         chosen = max(alike, key=lambda t: (*(t.metrics[m].median for m in (speed,) if m), -t.number))
     if PROMPTS not in {o.metric for o in record.objectives}:
         chosen = _best_with_prompts(chosen, alike, speed, cost)
-    base = next((t for t in fitting if prefer_baseline and t.number == record.baseline), None)
+    default = default_at(record, chosen) if prefer_baseline else None
+    base = next((t for t in fitting if t is default), None)
     return chosen if base is None or _beats(record, chosen, base, (speed, cost)) else base
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from sweeper.errors import UsageError
 from sweeper.metrics import describe
 from sweeper.records import Prices, Reading, SweepRecord, TrialRecord, Workload
+from sweeper.results.contexts import CONTEXT, DECODE, baseline_name, default_at
 from sweeper.results.front import overlap, too_noisy
 from sweeper.results.objectives import amount_words, cost_metric, speed_metric
 from sweeper.results.provisional import comparable
@@ -29,23 +30,25 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     Both energy figures are those of :func:`yearly_kwh`. The power of the waiting machine is not included. If the
     intervals of two figures overlap, they are called "same within noise". Estimated or simulated watts are labelled.
     """
-    label = _label(record)
-    shown = [m for m in (speed_metric(record), cost_metric(record)) if m and m in trial.metrics]
-    base = None if record.baseline is None else record.trial(record.baseline)
+    label, speed = _label(record), speed_metric(record)
+    if record.ladder and speed == CONTEXT:  # both have the same context
+        speed = DECODE
+    shown = [m for m in (speed, cost_metric(record)) if m and m in trial.metrics]
+    base, named = default_at(record, trial), baseline_name(record)
     absolute = ", ".join(f"{amount_words(trial, m)}{label if describe(m).power else ''}" for m in shown)
     if base is None or base.state != "complete" or not all(m in base.metrics for m in shown):
         return f"{absolute}; no baseline to compare with"
     if base.number == trial.number:
-        return "this is the baseline"
+        return "these are the default settings" if record.ladder else "this is the baseline"
     if any(too_noisy(t.metrics[m]) for t in (base, trial) for m in shown):
-        return f"{absolute}; too noisy to compare with the baseline"
+        return f"{absolute}; too noisy to compare with {named}"
     if not comparable(base, trial):
-        return f"{absolute}; nothing to compare with yet: only the screening measured the baseline"
+        return f"{absolute}; nothing to compare with yet: only the screening measured {named}"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
-    prefix = "prompt_" if speed_metric(record) == "prompt_tokens_per_second" else ""
+    prefix = "prompt_" if speed == "prompt_tokens_per_second" else ""
     if energy := _energy_words(base, trial, record.prices, prefix, label):
         parts.append(energy)
-    return f"compared with the baseline: {', '.join(parts)}"
+    return f"compared with {named}: {', '.join(parts)}"
 
 
 def _label(record: SweepRecord) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from sweeper.records import SweepRecord, TrialRecord
+from sweeper.results.contexts import default_at
 
 FINAL_VISITS = 3  # of each finalist and of the baseline; the final stage may add more
 
@@ -20,11 +21,11 @@ def comparable(base: TrialRecord, trial: TrialRecord) -> bool:
 
 
 def visits_behind(record: SweepRecord, trial: TrialRecord) -> int | None:
-    """The visits that a comparison of ``trial`` with the baseline rests on: those of the trial that has fewer.
+    """The visits that a comparison of ``trial`` with its baseline rests on: those of the trial that has fewer.
 
     None if the record does not say.
     """
-    base = None if record.baseline is None else record.trial(record.baseline)
+    base = default_at(record, trial)
     pair = [trial] if base is None or not base.feasible else [trial, base]
     counts = [visits_of(one) for one in pair]
     return None if None in counts else min(count for count in counts if count is not None)

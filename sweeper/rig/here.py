@@ -36,9 +36,13 @@ def look_around(
 
 def obtained(settings: Settings, root: Path, say: Callable[[str], None]) -> ModelRecord:
     """The model, downloaded if need be. Raises as `obtain`."""
-    if settings.model.repo and not settings.model.path:
-        say(f"downloading {settings.model.file} of {settings.model.repo}")
-    return obtain(settings.model, root, say)
+    fetches = settings.model.repo and not settings.model.path
+    if fetches:
+        say(f"downloading {settings.model.file} of {settings.model.repo} …")
+    model = obtain(settings.model, root, say)
+    if fetches:
+        say(f"{model.name} is here")
+    return model
 
 
 def meter_and_limits(

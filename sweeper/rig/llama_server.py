@@ -69,7 +69,8 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     meter, sensors, limits = meter_and_limits(settings, root, held, say, record.gpu_offload)
 
     def forecast(configuration: Configuration) -> str | None:
-        return None if forecaster is None else why_it_does_not_fit(forecaster, engine, configuration)
+        own = configuration.fit and record.gpu_offload  # then the server chooses a placement that fits
+        return None if forecaster is None or own else why_it_does_not_fit(forecaster, engine, configuration)
 
     def room(path: Path, n_gpu_layers: int) -> None:
         if forecaster is None:

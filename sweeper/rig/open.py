@@ -15,7 +15,7 @@ from sweeper.records import Reading
 from sweeper.rig.base import Rig
 from sweeper.rig.quantisations import with_quantisations
 from sweeper.search.warm_start import nearest
-from sweeper.space.auto import Facts, default_configuration, fill_auto, unsettable
+from sweeper.space.auto import ONE_CONTEXT, Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
 
 # The function that opens the rig of each engine, called with the settings, the root, an ExitStack and `say`. The
@@ -67,6 +67,7 @@ def open_rig(
 
 def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
     """The space that this machine can search, and notes on what it cannot."""
+    facts = replace(facts, longest_context="n_ctx" in composed.settings.objectives.targets)
     spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
     traits = Traits(
         n_layer=facts.model.n_layer,
@@ -79,8 +80,12 @@ def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, 
         has_experts=facts.model.expert_count > 0,
         gpus=facts.gpus,
         engine=facts.engine,
+        fills_context=facts.workload.depth is None,
     )
-    return build_space(spec, default_configuration(facts), traits), notes
+    space = build_space(spec, default_configuration(facts), traits)
+    if facts.longest_context and facts.running is None and "n_ctx" not in space.parameters:
+        notes = (*notes, ONE_CONTEXT.format(space.base.n_ctx))
+    return space, notes
 
 
 def with_own_placement(space: SearchSpace, placement: Mapping[str, Any]) -> SearchSpace:

@@ -35,7 +35,7 @@ def with_quantisations(
     """
     if rig.use_files is None:
         return rig, space
-    from sweeper.model.quantise import quantised
+    from sweeper.model.quantise import is_made, quantised
 
     files, notes = dict(rig.model.files), list(rig.notes)
     if not rig.makes_quantisations:
@@ -49,6 +49,8 @@ def with_quantisations(
         if quant in files:
             continue
         try:
+            if not is_made(base, quant, root):
+                say(f"making {quant} with llama.cpp's quantiser … (once; a large model takes minutes)")
             made = quantised(base, quant, root)
         except (MissingError, ModelFileError, TrialFailed) as failure:
             failed[quant] = failure
@@ -109,8 +111,8 @@ def with_quality(
         (rig.quality_meter or QualityMeter)(Path(best.path), root, texts, layers, room, effort)
     )
     say(
-        f"measuring the quality loss against {best.quant}, once: {effort.tokens:,} tokens with each file and cache "
-        f"type, or as many as {_seconds(effort.seconds)} allow"
+        f"measuring the quality loss against {best.quant} … (once: {effort.tokens:,} tokens with each file and cache "
+        f"type, or as many as {_seconds(effort.seconds)} allow)"
     )
     compare = _Comparison(meter, rig.model.files, effort, say)
     try:

@@ -36,12 +36,13 @@ class Encoder:
 
     def __init__(self, space: SearchSpace) -> None:
         self._n_layer = space.traits.n_layer
+        self._fills_context = space.traits.fills_context
         self._columns = [_column(parameter, space) for parameter in space.parameters.values()]
         self.dimensions = sum(len(next(iter(column.values()))) for _, column in self._columns)
 
     def weights(self, metric: str | None) -> Array:
         """The weight of each feature (d,) in models of ``metric``: 1, or `IDLE_WEIGHT`."""
-        idle = idle_for(metric)
+        idle = idle_for(metric, self._fills_context)
         each = [
             IDLE_WEIGHT if name in idle else 1.0
             for name, column in self._columns
@@ -65,10 +66,14 @@ class Encoder:
         return value
 
 
-def idle_for(metric: str | None) -> tuple[str, ...]:
-    """Parameters that llama.cpp ignores in the phase of ``metric``; none for metrics of both phases."""
+def idle_for(metric: str | None, fills_context: bool = False) -> tuple[str, ...]:
+    """Parameters that llama.cpp ignores in the phase of ``metric``; none for metrics of both phases.
+
+    The context length counts in every phase if windows run as deep as it allows.
+    """
     phase = describe(metric).phase if metric is not None else None
-    return tuple(t.name for t in TUNABLES.values() if phase is not None and t.idle_in == phase)
+    idle = (t.name for t in TUNABLES.values() if phase is not None and t.idle_in == phase)
+    return tuple(name for name in idle if not (fills_context and name == "n_ctx"))
 
 
 def weighted(features: Array, weights: Array) -> Array:

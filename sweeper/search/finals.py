@@ -77,7 +77,16 @@ def visit_of(number: int, visit: int, measurement: Measurement, seconds: float) 
     caveats = tuple(c.name.lower() for c in measurement.caveats if c is not Caveat.SHORT_WINDOW)
     measured = measured_seconds(measurement)
     return Visit(
-        number, visit, measurement.windows, caveats, memory_mib, vram_mib, resident_watts, seconds, measured
+        number,
+        visit,
+        measurement.windows,
+        caveats,
+        memory_mib,
+        vram_mib,
+        resident_watts,
+        seconds,
+        measured,
+        measurement.fill,
     )
 
 

@@ -118,7 +118,7 @@ class GpFrontSampler(BaseSampler):
         self._metrics = tuple(metrics)
         self._idle = set(space.parameters) if metrics else set()
         for metric in (*metrics, *constrained):
-            self._idle &= set(idle_for(metric))
+            self._idle &= set(idle_for(metric, space.traits.fills_context))
         self._earlier = earlier if len(earlier) >= LEAST_EARLIER else ()
         self._prior: Prior | None = None
         self._line = line

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from sweeper.metrics import describe
 from sweeper.records import Objective, Reading, SweepRecord, TrialRecord
 from sweeper.search.encoding import Encoder, weighted
 from sweeper.search.gaussian_process import GaussianProcess, fit, one_thread, starting_hyper
@@ -33,7 +34,8 @@ def smoothed(record: SweepRecord, space: SearchSpace) -> SweepRecord:
     if not LEAST_TRIALS <= len(whole) <= MOST_TRIALS:
         return record
     with one_thread():
-        means = {o.metric: _means(whole, o, space) for o in record.objectives}
+        noisy = [o for o in record.objectives if not describe(o.metric).exact]
+        means = {o.metric: _means(whole, o, space) for o in noisy}
     changed = {t.number: t for t in record.trials}
     for i, trial in enumerate(whole):
         metrics = _with_means(trial, {m: v[i] for m, v in means.items()})

@@ -40,7 +40,7 @@ def initial_design(
     weights: at full speed, at the lowest cap, with few threads, and partly on the GPU. Random points far apart come
     last.
     """
-    base = {p.name: nearest(p.values, getattr(baseline, p.name)) for p in space.parameters.values()}
+    base = _point_of(space, baseline)
     fast: dict[str, Any] = _smallest_weights(space) | _part_way(space, 1.0, "n_gpu_layers", "n_parallel")
     placed = _placements(space, base | fast, fits)
     fast |= placed[0] if placed else {}
@@ -61,6 +61,21 @@ def initial_design(
     corners = dict.fromkeys(space.configuration(params) for params in wished)
     design = [c for c in corners if not space.violations(c)][:count]
     return (*design, *_far_apart(space, design, count - len(design), seed))
+
+
+def context_ladder(space: SearchSpace, baseline: Configuration) -> tuple[Configuration, ...]:
+    """The baseline's settings at each context of the space, the shortest first; empty if contexts are not searched."""
+    if "n_ctx" not in space.parameters:
+        return ()
+    base = _point_of(space, baseline)
+    contexts = sorted(space.parameters["n_ctx"].values)
+    found = (space.configuration({**base, "n_ctx": n_ctx}) for n_ctx in contexts)
+    return tuple(c for c in dict.fromkeys(found) if not space.violations(c))
+
+
+def _point_of(space: SearchSpace, configuration: Configuration) -> dict[str, Any]:
+    """The values of the space's parameters that are nearest to a configuration."""
+    return {p.name: nearest(p.values, getattr(configuration, p.name)) for p in space.parameters.values()}
 
 
 def _beside_own_placement(space: SearchSpace, base: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:

@@ -14,6 +14,7 @@ from sweeper.space.splits import USABLE_SHARE, default_expert_layers, splits_to_
 # llama.cpp's own defaults (common_params).
 DEFAULT_BATCH = 2048
 DEFAULT_UBATCH = 512
+MOST_CONTEXT = 32_768  # to try, if the model does not say how long its training was
 # Up to this number of CPUs, every thread count is tried; above it, powers of two and the corners of the CPU.
 MOST_THREADS_ONE_BY_ONE = 8
 # Common levels, from the best to the smallest one that keeps the default quality bound on real models.
@@ -27,6 +28,10 @@ NO_QUALITY = (
     "the quality loss of a smaller KV cache cannot be measured without llama-cpp-python or a llama-perplexity beside "
     "the server, so it stays f16; "
     "space.type_k=[f16,q8_0] searches it anyway"
+)
+ONE_CONTEXT = (
+    "the longest context is wanted, but {} tokens are the only context of this space: set space.n_ctx, for example "
+    "space.n_ctx=[4096,8192]"
 )
 HIGH_PRECISION = ("F32", "F16", "BF16")
 # If the whole model fits on the GPUs, `auto` leaves these at their defaults.
@@ -48,6 +53,7 @@ class Facts:
     options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
     measures_quality: bool = True  # whether the loss of a smaller KV cache can be measured
     running: Configuration | None = None  # the settings of a running server, which sweeper cannot change
+    longest_context: bool = False  # the context length is an objective
 
     @property
     def gpu_memory_mib(self) -> tuple[int | None, ...]:
@@ -169,7 +175,7 @@ def _auto(name: str, facts: Facts) -> Any:
     machine = facts.machine
     prompt = facts.workload.prompt_tokens
     ranges: dict[str, Any] = {
-        "n_ctx": padded(facts.workload.n_ctx_needed),
+        "n_ctx": _contexts(facts),
         "n_batch": {"low": min(256, prompt), "high": DEFAULT_BATCH, "log": True},
         "n_ubatch": {"low": min(64, prompt), "high": 2048 if facts.gpu_offload else 1024, "log": True},
         "n_threads": _threads(machine, machine.physical_cores),
@@ -193,6 +199,18 @@ def _auto(name: str, facts: Facts) -> Any:
     if tunable.tried:
         return list(tunable.tried)
     return ranges.get(name, getattr(default_configuration(facts), name))
+
+
+def _contexts(facts: Facts) -> int | list[int]:
+    """The context of the workload; if the longest one is wanted, powers of two from it to the length of training.
+
+    A forecast of memory rules out those that do not fit, one by one.
+    """
+    least = padded(facts.workload.n_ctx_needed)
+    if not facts.longest_context:
+        return least
+    most = max(least, facts.model.n_ctx_train or MOST_CONTEXT)
+    return [*(2**e for e in range(most.bit_length()) if least <= 2**e < most), most]
 
 
 def _threads(machine: MachineRecord, most: int) -> list[int]:

@@ -57,6 +57,7 @@ class Traits:
     gpus: int | None = None  # None: unknown
     engine: str | None = None  # the engine's name; None: unknown
     quants: tuple[str, ...] = ()
+    fills_context: bool = False  # windows run as deep as the context allows
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +67,8 @@ class SearchSpace:
     parameters: Mapping[str, Parameter]
     base: Configuration
     traits: Traits = field(default_factory=Traits)
-    # The point whose placement is the one that llama-server chooses itself. It runs with `fit`, as the baseline.
+    # The point whose placement is the one that llama-server chooses itself. It runs with `fit`, as the baseline, and so
+    # does the same point with another context.
     own_placement: Configuration | None = None
 
     @property
@@ -102,7 +104,8 @@ class SearchSpace:
             n_gpu_layers=n_gpu_layers,
             **alike,
         )
-        return found.with_(fit=True) if found == self.own_placement else found
+        own = self.own_placement
+        return found.with_(fit=True) if own is not None and found == own.with_(n_ctx=found.n_ctx) else found
 
     def _alike(self, tunable: Tunable, asked: Configuration) -> Any:
         """The first value with the same effect, by the parameter's own rule."""

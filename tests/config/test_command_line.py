@@ -5,13 +5,16 @@ from __future__ import annotations
 import errno
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
+from typing import NoReturn
 
 import pytest
 
 from sweeper import commands, errors
 from sweeper.cli import _parser, main
+from sweeper.errors import NoResultError
 
 SIMULATED = [
     "engine=simulated",
@@ -198,3 +201,28 @@ def test_a_quantisation_that_a_simulated_machine_does_not_know(
 ) -> None:
     assert main(["sweep", "experiment=demo", "space.quant=Q9", f"root={tmp_path}"]) == 2
     assert "space.quant: 'Q9' is not one of F16" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["sweep"], ["sweep", "--verbose"]])
+def test_verbose_reaches_the_display(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+
+    def prepared(_composed: object, display: Callable[..., object], _say: object) -> NoReturn:
+        display(SimpleNamespace(notes=()), SimpleNamespace(finalists=1, minutes=None))
+        raise NoResultError("enough")
+
+    monkeypatch.setattr("sweeper.report.live.open_progress", lambda *_, verbose: asked.append(verbose))
+    monkeypatch.setattr("sweeper.prepare.prepared", prepared)
+    assert main(words) == 4
+    assert asked == ["--verbose" in words]
+
+
+def test_ctrl_c_before_the_first_trial_promises_no_result(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def prepared(*_: object) -> NoReturn:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("sweeper.prepare.prepared", prepared)
+    assert main(["sweep"]) == 130
+    assert capsys.readouterr().err == "sweeper: stopped before the first trial\n"

@@ -175,7 +175,7 @@ def test_wrong_answers_are_asked_again(tmp_path: Path, monkeypatch: pytest.Monke
     answers = iter(["99", "no.gguf", "1", "x", "2", "9", "context", "-4m", "short", ""])
     asked = start.ask(said.append, lambda _: next(answers))
     assert asked is not None
-    assert asked[0][:3] == ["sweep", "search=quick", "objectives=longest_context"]
+    assert asked[0][:3] == ["sweep", "search=quick", "experiment=longest_context"]
     assert sum("There is no file" in line for line in said) == 2
 
 

@@ -51,7 +51,7 @@ def tokens_seen(worker: Worker) -> list[list[int]]:
     """Lengths of what is processed from now on."""
     seen: list[list[int]] = []
     process = type(worker)._process
-    worker._process = lambda tokens: (seen.append(len(tokens)), process(worker, tokens))[1]
+    worker._process = lambda tokens, *tell: (seen.append(len(tokens)), process(worker, tokens, *tell))[1]
     return seen
 
 

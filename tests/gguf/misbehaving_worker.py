@@ -39,7 +39,14 @@ def large(count):
     return {"value": "x" * count}
 
 
+def count(to, pause_seconds, tell):
+    for number in range(1, to + 1):
+        time.sleep(pause_seconds)
+        tell(number)
+    return {"value": to}
+
+
 if __name__ == "__main__":
     assert signal.SIGABRT == 6
-    handlers = (echo, die, leave, hang, refuse, fail, large)
+    handlers = (echo, die, leave, hang, refuse, fail, large, count)
     serve({handler.__name__: handler for handler in handlers})

@@ -96,3 +96,18 @@ def test_close_ends_it_and_may_be_called_twice(worker):
 def test_a_module_that_is_not_there_says_so():
     with WorkerProcess("no_such_worker") as missing, pytest.raises(EngineCrashed, match="No module named"):
         missing.ask("echo", 20)
+
+
+def test_a_long_task_tells_how_much_is_done(worker):
+    told = []
+    assert worker.ask("count", 20, told.append, to=3, pause_seconds=0.0) == {"value": 3}
+    assert told == [1, 2, 3]
+    assert worker.ask("echo", 20, value=4)["value"] == 4
+
+
+def test_a_task_that_goes_on_telling_is_no_hang(worker):
+    told = []
+    assert worker.ask("count", 5.0, told.append, to=12, pause_seconds=0.5)["value"] == 12  # 6 s in all
+    assert len(told) == 12
+    with pytest.raises(EngineTimeout, match=r"did not answer «hang» within 0 s"):
+        worker.ask("hang", 0.2)

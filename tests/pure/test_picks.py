@@ -70,6 +70,7 @@ FIVE = (trial(0, 20, 60), trial(1, 19.4, 43.2), trial(2, 19, 50), trial(3, 10, 2
     ("text", "pick"),
     [
         ("fastest", Pick("fastest")),
+        ("longest", Pick("longest")),
         (" Greenest ", Pick("greenest")),
         ("knee", Pick("knee")),
         ("within:5%", Pick("within", 5)),
@@ -484,3 +485,36 @@ def test_prompts_that_were_measured_once_break_no_tie():
     slow, quick = reads(1, 20, 40, 10), reads(2, 19.8, 40.1, 50)
     for a, b in ((once(slow), once(quick)), (slow, once(quick)), (once(slow), quick)):
         assert choose(sweep(reads(0, 10, 40, 5), a, b), "within:5%").trial.number == 1
+
+
+def test_the_longest_context_at_few_watts_near_its_best_speed():
+    objectives = (Objective("n_ctx", "maximize"), *TWO)
+
+    def at(number, n_ctx, speed, watts):
+        return trial(number, speed, watts, noise=0.001, metrics={"n_ctx": n_ctx})
+
+    short, fast, near, slow = (
+        at(0, 4096, 30, 30),
+        at(1, 8192, 20, 30),
+        at(2, 8192, 19.5, 25),
+        at(3, 8192, 9, 12),
+    )
+    record = sweep(short, fast, near, slow, objectives=objectives)
+    assert choose(record, "longest").trial.number == 2
+    assert choose(record, "fastest").trial.number == 0
+    broken = dataclasses.replace(near, violations={"tokens_per_second >= 19.8": 0.3})
+    assert choose(sweep(short, fast, broken, slow, objectives=objectives), "longest").trial.number == 1
+    with pytest.raises(
+        ConfigError, match=r"pick=longest needs the objective n_ctx \(objectives=longest_context\)"
+    ):
+        choose(sweep(*FIVE), "longest")
+
+
+def test_without_a_sensor_the_longest_context_is_the_fastest_there():
+    objectives = (Objective("n_ctx", "maximize"), Objective("tokens_per_second", "maximize"))
+    trials = [
+        trial(0, 30, None, metrics={"n_ctx": 4096}),
+        trial(1, 10, None, metrics={"n_ctx": 8192}),
+        trial(2, 20, None, metrics={"n_ctx": 8192}),
+    ]
+    assert choose(sweep(*trials, objectives=objectives), "longest").trial.number == 2

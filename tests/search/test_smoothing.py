@@ -10,7 +10,7 @@ import pytest
 from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.simulator import MACHINES, SimulatedEngine, machine_record, model_record
 from sweeper.lab.virtual_time import VirtualClock
-from sweeper.records import Configuration, Objective, SweepRecord, TrialRecord, Workload
+from sweeper.records import Configuration, Objective, Reading, SweepRecord, TrialRecord, Workload
 from sweeper.search.smoothing import LEAST_TRIALS, smoothed
 from sweeper.space.space import Traits, build_space
 from sweeper.stats import reading, relative_noise
@@ -118,3 +118,15 @@ def test_the_noise_of_a_median_is_found_from_its_repeats(record):
     found = relative_noise(t.metrics["tokens_per_second"] for t in record.trials)
     assert found == pytest.approx(NOISE * 1.25 / math.sqrt(3), rel=0.3)
     assert relative_noise([reading([3.0])]) is None
+
+
+def test_what_has_no_noise_is_left_as_it_is(record):
+    def with_context(trial):
+        n_ctx = 1024.0 * (1 + trial.number % 3)
+        return replace(trial, metrics={**trial.metrics, "n_ctx": Reading(n_ctx, n_ctx, n_ctx, 1)})
+
+    objectives = (Objective("n_ctx", "maximize"), *record.objectives)
+    whole = replace(record, objectives=objectives, trials=tuple(map(with_context, record.trials)))
+    found = smoothed(whole, SPACE).trials
+    assert [t.metrics["n_ctx"] for t in found] == [t.metrics["n_ctx"] for t in whole.trials]
+    assert found != whole.trials
