@@ -450,6 +450,8 @@ def _check_values(settings: Settings) -> None:
     if not 0 <= settings.prices.hours_per_day <= 24:
         raise ConfigError(f"prices.hours_per_day: {settings.prices.hours_per_day:g} is not between 0 and 24")
     settings.search.quiet_seconds()
+    if settings.model.draft is not None and settings.engine.name != "llama_server":
+        raise ConfigError("model.draft: only engine=llama_server can use a draft model")
     _check_users(settings)
     if settings.model.text is not None:
         texts_of(settings.model.text).read()  # a missing or short text ends the command before a sweep begins
@@ -471,15 +473,6 @@ def _check_users(settings: Settings) -> None:
             "workload.prompts: your own prompts need "
             + " or ".join(f"engine={name}" for name in SERVES_USERS)
             + f", and not engine={settings.engine.name}"
-        )
-    if (
-        settings.workload.prompts is not None
-        and settings.engine.name == "llama_server"
-        and settings.workload.users == 1
-    ):
-        raise ConfigError(
-            "workload.prompts: with engine=llama_server, several users send them; set workload.users=2 or more, or "
-            "measure one user with engine=endpoint"
         )
     if settings.workload.users > 1:
         if settings.engine.name not in SERVES_USERS:

@@ -26,6 +26,7 @@ class Metric:
     direction: Direction = "minimize"
     exact: bool = False  # computed or read once, so repeats of a trial do not change it
     is_objective: bool = True  # can be an objective or a constraint
+    most: float | None = None  # the highest value that is possible
 
     @property
     def power(self) -> bool:
@@ -121,6 +122,17 @@ METRICS = {
             "95th percentile of the time to first token",
         ),
         Metric("request_seconds", "time of one request", "s", "request s", "time of a request"),
+        Metric(
+            "draft_acceptance",
+            "accepted share of drafted tokens",
+            "0 to 1",
+            "accepted",
+            "acceptance of drafts",
+            "decode",
+            "maximize",
+            is_objective=False,
+            most=1.0,
+        ),
         Metric("memory_mib", "peak memory", "MiB", "MiB", "memory", exact=True),
         Metric("vram_mib", "peak device memory", "MiB", "VRAM MiB", "GPU memory", exact=True),
         Metric(

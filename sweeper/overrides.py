@@ -27,6 +27,7 @@ PATHS = (
     "model.path",
     "model.text",
     "model.files",
+    "model.draft",
     "engine.table",
     "workload.prompts",
     "power.limits.zeusd_socket",

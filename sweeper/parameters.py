@@ -29,6 +29,7 @@ SPECULATION = (
     *("none", "draft-simple", "draft-eagle3", "draft-mtp", "draft-dflash", "draft-dspark"),
     *("ngram-simple", "ngram-map-k", "ngram-map-k4v", "ngram-mod", "ngram-cache"),
 )
+NO_SPECULATION = SPECULATION[0]
 _TRUE = ("on", "true", "1", "enabled")
 _PROPORTIONS = re.compile(r"\d+(\.\d+)?([,/]\d+(\.\d+)?)*")
 
@@ -455,8 +456,7 @@ TUNABLES = {
             "model",
             words=SPECULATION,
             memory="more",
-            engines=("llama_server",),
-            idle_in="prefill",
+            engines=("llama_server",),  # never idle, because a draft model evaluates each prompt too
             option="spec-type",
             environment="LLAMA_ARG_SPEC_TYPE",
             option_is_new=True,

@@ -101,7 +101,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         if kept.engine.sampling != header.engine.sampling:
             say(f"sweep {name} began without sampling tokens, and goes on so; a new name=… measures with it")
         plan = _plan(settings, space, first, ladder, stopping_of(sampler))
-        if rig.workload is not None:  # a recorded table knows no other depth
+        if rig.space is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)
         stop = StopFlag()
         yield Sweep(
@@ -310,6 +310,7 @@ def sweep_name(
         "workload": _as_first_released(workload),
         "engine": [rig.engine_record.name, settings.engine.environment, *_address(settings)],
         "model": model.files[model.base_quant].sha256,
+        **({"draft": model.draft.file.sha256} if model.draft else {}),
         "sampler": settings.search.sampler,
         "power": settings.power.source,
         "machine": rig.machine.fingerprint,

@@ -226,6 +226,14 @@ class Served:
 
 
 @dataclass(frozen=True, slots=True)
+class Drafts:
+    """The tokens that speculative decoding drafted in one window, and those of them that the model accepted."""
+
+    drafted: int
+    accepted: int
+
+
+@dataclass(frozen=True, slots=True)
 class Window:
     """One timed window of one phase, raw."""
 
@@ -238,6 +246,7 @@ class Window:
     utc: str | None = None
     disturbance: Disturbance | None = None  # None: not looked at
     served: Served | None = None  # of a decode window with several users
+    drafts: Drafts | None = None  # of a decode window; None: nothing was to be drafted
 
 
 @dataclass(frozen=True, slots=True)
@@ -293,6 +302,14 @@ class ModelFile:
 
 
 @dataclass(frozen=True, slots=True)
+class DraftModel:
+    """A draft model of speculative decoding. ``spec_type`` is the only kind of speculation that uses its file."""
+
+    file: ModelFile
+    spec_type: str
+
+
+@dataclass(frozen=True, slots=True)
 class ModelRecord:
     """The model of the sweep. ``files`` maps each available quantisation to its file."""
 
@@ -310,6 +327,13 @@ class ModelRecord:
     kv_elements: int | None = None  # keys and values of one token in all layers; None: not known
     repo: str | None = None
     revision: str | None = None
+    mtp_layers: int = 0  # layers of multi-token prediction, with which the model itself can draft
+    draft: DraftModel | None = None
+
+    def draft_file(self, configuration: Configuration) -> ModelFile | None:
+        """The draft model's file, if a server with this configuration loads it."""
+        draft = self.draft
+        return draft.file if draft is not None and draft.spec_type == configuration.spec_type else None
 
     def file(self, quant: str | None) -> ModelFile:
         """The file of a quantisation; None stands for the original file."""

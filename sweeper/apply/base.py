@@ -38,6 +38,12 @@ class Request:
         return self.trial.configuration
 
     @property
+    def draft_path(self) -> str | None:
+        """The absolute path of the draft model that the configuration loads; None without one."""
+        file = self.record.model.draft_file(self.configuration)
+        return None if file is None else str(Path(file.path).expanduser().absolute())
+
+    @property
     def environment(self) -> dict[str, str]:
         """The variables of the engine's worker, for example OMP_WAIT_POLICY: the server needs them too."""
         return environment_of(self.record)

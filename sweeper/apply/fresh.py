@@ -48,6 +48,8 @@ def require_fresh(
             found.append(f"the engine's {name} was {then!r} and is {now!r}")
     if not record.engine.simulated:
         found += _model(model_file(record, trial))
+        draft = record.model.draft_file(trial.configuration)
+        found += [] if draft is None else _model(draft, "the draft model")
     if found and not force:
         raise StaleRecordError(
             f"sweep {record.sweep!r} no longer describes this machine: {'; '.join(found)}. "
@@ -73,21 +75,21 @@ def _machine(then: MachineRecord, now: MachineRecord) -> list[str]:
     return found or [f"the machine's fingerprint was {then.fingerprint} and is {now.fingerprint}"]
 
 
-def _model(then: ModelFile) -> list[str]:
+def _model(then: ModelFile, what: str = "the model") -> list[str]:
     path = Path(then.path)
     try:
         whole = path.stat().st_size == then.size_bytes
         parts = [path] if whole else [path.with_name(name) for name in split_names(path.name) or [path.name]]
         size = sum(part.stat().st_size for part in parts)
         if size != then.size_bytes:
-            return [f"the model {path} had {then.size_bytes} bytes and has {size}"]
+            return [f"{what} {path} had {then.size_bytes} bytes and has {size}"]
         now = combined([_sha256_of(part) for part in parts])
     except OSError as error:
         raise ModelMissingError(
-            f"the model {error.filename or path} cannot be read ({error.strerror}): put it back, or run the sweep again"
+            f"{what} {error.filename or path} cannot be read ({error.strerror}): put it back, or run the sweep again"
         ) from error
     if now != then.sha256:
-        return [f"the model {path} has another content (SHA-256 {then.sha256[:12]}…, now {now[:12]}…)"]
+        return [f"{what} {path} has another content (SHA-256 {then.sha256[:12]}…, now {now[:12]}…)"]
     return []
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sweeper.apply.base import LOOPBACK, Request
 from sweeper.apply.names import refuse_characters, refuse_outer_spaces
-from sweeper.client.llama_options import Option, options_of
+from sweeper.client.llama_options import DRAFT, Option, options_of
 
 
 def check_alias(name: str) -> None:
@@ -15,7 +15,8 @@ def check_alias(name: str) -> None:
 
 def model_options(request: Request) -> tuple[Option, ...]:
     """Every option that the request's configuration decides, in a fixed order."""
-    return options_of(request.configuration, request.model_path, request.record.model.expert_count > 0)
+    model = request.record.model
+    return options_of(request.configuration, request.model_path, model.expert_count > 0, model.draft)
 
 
 def server_argv(
@@ -23,15 +24,18 @@ def server_argv(
     program: str = "llama-server",
     *,
     model_path: str | None = None,
+    draft_path: str | None = None,
     host: str = LOOPBACK,
     port: str | None = None,
 ) -> tuple[str, ...]:
-    """The plain command line that serves this one model; ``model_path`` is the path as the server sees it."""
+    """The plain command line that serves this one model.
+
+    ``model_path`` and ``draft_path`` are the paths of the model and its draft model as the server sees them.
+    """
     check_alias(request.name)
+    seen = {"model": model_path, DRAFT: draft_path}
     words = [program]
     for option in model_options(request):
-        if option.key == "model" and model_path is not None:
-            words += ["--model", model_path]
-        else:
-            words += option.argv()
+        path = seen.get(option.key)
+        words += option.argv() if path is None or option.value is None else (f"--{option.key}", path)
     return (*words, "--alias", request.name, "--host", host, "--port", port or str(request.port))

@@ -99,6 +99,8 @@ def plan(
     path = model_file(record, trial).path  # empty if the sweep is simulated
     model_path = str(Path(path).expanduser().absolute()) if path else NO_MODEL
     name = options.name or alias_of(record, trial, pick)
+    if drafting := record.model.draft_file(trial.configuration):
+        check_text("the draft model's path", drafting.path)
     request = Request(
         record=record,
         trial=trial,

@@ -7,10 +7,14 @@ import re
 from typing import Any, Protocol
 
 from sweeper.client.requests import Api
+from sweeper.records import Drafts
 
 _COUNT = b'"tokens_predicted":'
 _COUNT_AND_DIGITS = len(_COUNT) + 20
 _EVALUATED = re.compile(rb'"prompt_n":(\d+)[,}]')  # only the last event of an answer has it
+# ... and these two, if tokens were drafted
+_DRAFTS = re.compile(rb'"draft_n":(\d+),"draft_n_accepted":(\d+)[,}]')
+_TAIL_BYTES = 80  # more than any of these takes, because the network may cut it
 
 
 class BrokenAnswer(Exception):
@@ -24,6 +28,7 @@ class Counter(Protocol):
     total: int | None  # tokens, as the server counts them at the end
     finished: bool  # the server said that the answer is complete
     prompt_tokens: int | None  # evaluated for this request, so without those from a prefix cache
+    drafts: Drafts | None  # of speculative decoding, if the server reports them
 
     def feed(self, data: bytes) -> None:
         """Read the next bytes. Raises BrokenAnswer."""
@@ -46,6 +51,7 @@ class LlamaServerCounter:
         self.total: int | None = None
         self.finished = False
         self.prompt_tokens: int | None = None
+        self.drafts: Drafts | None = None
         self._tail = b""
 
     def feed(self, data: bytes) -> None:
@@ -61,9 +67,11 @@ class LlamaServerCounter:
             self.finished, self.total = True, int(self.pieces)
         if evaluated := _EVALUATED.search(text):
             self.prompt_tokens = int(evaluated[1])
+        if drafts := _DRAFTS.search(text):
+            self.drafts = Drafts(int(drafts[1]), int(drafts[2]))
         if b"error" in text and (text.startswith(b"error:") or b'"error":{' in text):
             raise BrokenAnswer(_message(text))
-        self._tail = text[-_COUNT_AND_DIGITS:]
+        self._tail = text[-_TAIL_BYTES:]
 
 
 class LineCounter:
@@ -74,6 +82,7 @@ class LineCounter:
         self.total: int | None = None
         self.finished = False
         self.prompt_tokens: int | None = None
+        self.drafts: Drafts | None = None
         self._is_ollama = is_ollama
         self._rest = b""
 

@@ -13,7 +13,11 @@ from sweeper.parameters import SERVER_TUNABLES, SPLIT_MODES, TUNABLES
 _TYPE_NAMES = {number: name for name, number in CACHE_TYPE_NUMBERS.items()}
 _SPLIT_NAMES = {number: name for name, number in SPLIT_MODES.items()}
 # llama-server's options that take a value. It has some short names with one dash, and some with two.
-_OPTIONS = {"-m": "model", "--model": "model", "-lm": "load_mode", "--load-mode": "load_mode"} | {
+_PATHS = {"model": ("m", "model"), "draft": ("spec-draft-model", "md", "model-draft")}
+_OPTIONS = {"-lm": "load_mode", "--load-mode": "load_mode"} | {
+    f"{dashes}{key}": name for name, keys in _PATHS.items() for key in keys for dashes in ("-", "--")
+}
+_OPTIONS |= {
     f"{dashes}{key}": tunable.name
     for tunable in SERVER_TUNABLES
     if tunable.option and not tunable.is_switch

@@ -29,6 +29,10 @@ _PROGRESS = re.compile(r"prompt processing(?: progress)?, .*?\bprogress = ([\d.]
 _HOST = ("CPU", "BLAS", "AMX")
 
 
+_SPECULATES = re.compile(r"adding speculative implementation '([\w-]+)'")
+_NO_SPECULATION = re.compile(
+    r"failed to initialize speculative decoding context: ([^\n]+)|(speculative decoding not supported[^\n]*)"
+)
 _LOAD = "llama_model_loader: loaded meta data"
 
 
@@ -37,8 +41,14 @@ def plain(log: str) -> str:
 
     With ``--fit on``, llama-server plans loads before it does one, and logs the buffers of each plan.
     """
+    return loads(log, 1)[0]
+
+
+def loads(log: str, count: int) -> list[str]:
+    """The last ``count`` loads of a log, each as `plain` has it: a draft model is loaded after the model itself."""
     text = _PREFIX.sub("", log)
-    return text[max(0, text.rfind(_LOAD)) :] if _LOAD in text else text
+    starts = [found.start() for found in re.finditer(re.escape(_LOAD), text)][-count:] or [0]
+    return [text[start:end] for start, end in zip(starts, [*starts[1:], len(text)], strict=True)]
 
 
 def buffers(log: str) -> dict[str, dict[str, float]]:
@@ -109,6 +119,18 @@ def fitted_experts(whole_log: str) -> int | None:
     """
     devices = dict(_FITTED.findall(whole_log))
     return sum(int(overflow or 0) for overflow in devices.values()) if devices else None
+
+
+def speculation(whole_log: str) -> tuple[str | None, str | None]:
+    """The kind of speculation in force, and the reason why there is none; None for what the log does not tell.
+
+    A server that cannot speculate only logs it, and answers without.
+    """
+    refused = _NO_SPECULATION.search(whole_log)
+    if refused is not None:
+        return None, (refused[1] or refused[2]).strip()
+    kinds = _SPECULATES.findall(whole_log)
+    return (kinds[-1] if kinds else None), None
 
 
 def reason(log: str) -> str:

@@ -16,6 +16,7 @@ from sweeper.parameters import (
     Tunable,
     server_context,
 )
+from sweeper.records import DraftModel
 
 _VARIABLE = "LLAMA_ARG_"
 # What `--load-mode` replaced in 2026: a build knows these options, or `--load-mode`, or both.
@@ -24,6 +25,10 @@ _LOAD_VARIABLES = tuple(_VARIABLE + word for word in ("MMAP", "NO_MMAP", "MLOCK"
 # Other places that a model comes from. With one of them, `--model` only says where the download goes.
 _SOURCES = ("hf-repo", "hf", "hfr", "hf-file", "hff", "model-url", "mu", "docker-repo", "dr")
 _SOURCE_VARIABLES = tuple(_VARIABLE + word for word in ("HF_REPO", "HF_FILE", "MODEL_URL", "DOCKER_REPO"))
+# A draft model's file; its other names; and other places that it comes from.
+DRAFT = "spec-draft-model"
+DRAFT_SPELLINGS = ("md", "model-draft", "spec-draft-hf", "hfd", "hfrd", "hf-repo-draft")
+_DRAFT_VARIABLES = (_VARIABLE + "MODEL_DRAFT", _VARIABLE + "SPEC_DRAFT_HF_REPO")
 # With `--fit on`, llama-server decides these itself, but only if they are left to it.
 PLACEMENT = ("n_gpu_layers", "n_cpu_moe", "n_cpu_ffn", "tensor_split")
 
@@ -62,8 +67,12 @@ class Option:
         return frozenset(own)
 
 
-def options_of(c: Configuration, model_path: str, has_experts: bool) -> tuple[Option, ...]:
+def options_of(
+    c: Configuration, model_path: str, has_experts: bool, draft: DraftModel | None = None
+) -> tuple[Option, ...]:
     """Every option that the configuration ``c`` decides, in a fixed order. Those that it leaves out have no value.
+
+    With a ``draft`` model, its file is one of them: it has a value only if ``c`` speculates with it.
 
     ``fit`` is off because llama-server would change layers and context to what it thinks fits, unless the
     configuration itself leaves the placement to llama-server.
@@ -77,6 +86,7 @@ def options_of(c: Configuration, model_path: str, has_experts: bool) -> tuple[Op
             for t in SERVER_TUNABLES
             if t.option and t not in _FIRST and (has_experts or not t.experts_only)
         ),
+        *((_draft_option(draft, c),) if draft is not None else ()),
         Option(
             "kv-unified", "on" if c.n_parallel > 1 else None, ("kvu", "no-kvu"), "LLAMA_ARG_KV_UNIFIED", True
         ),
@@ -87,6 +97,12 @@ def options_of(c: Configuration, model_path: str, has_experts: bool) -> tuple[Op
             "LLAMA_ARG_LOAD_MODE",
         ),
     )
+
+
+def _draft_option(draft: DraftModel, configuration: Configuration) -> Option:
+    used = draft.spec_type == configuration.spec_type
+    spellings = (*DRAFT_SPELLINGS, *_DRAFT_VARIABLES)
+    return Option(DRAFT, draft.file.path if used else None, spellings, "LLAMA_ARG_SPEC_DRAFT_MODEL")
 
 
 def _option(tunable: Tunable, configuration: Configuration) -> Option:

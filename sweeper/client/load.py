@@ -157,7 +157,9 @@ class LoadTest:
             ratio = counter.total / counter.pieces
             arrivals = [(moment, count * ratio) for moment, count in arrivals]
         self._ratios.append((counter.total or int(counter.pieces), counter.pieces))
-        self.answers.append(Answer(user, opened.sent, arrivals, self.clock(), True, counter.prompt_tokens))
+        self.answers.append(
+            Answer(user, opened.sent, arrivals, self.clock(), True, counter.prompt_tokens, counter.drafts)
+        )
         del self._open[user]
 
     async def _receive(self, session: ClientSession, url: str, body: object, opened: _Open) -> None:

@@ -9,7 +9,7 @@ from typing import Any, Self
 from sweeper.client.requests import Given, Prompt, Prompts, Target, to_json
 from sweeper.client.steady import Answer, UsersRun
 from sweeper.processes import WorkerProcess
-from sweeper.records import Served
+from sweeper.records import Drafts, Served
 
 # Until the last of many users receives its first token, a slow server may evaluate many long prompts.
 RAMP_SECONDS = 1800.0
@@ -63,6 +63,7 @@ class LoadClient:
                 tuple(served["first_token_seconds"]),
                 tuple(served["request_seconds"]),
             ),
+            _drafts(found["drafts"]),
         )
 
     def rounds(
@@ -84,6 +85,7 @@ class LoadClient:
                 a["ended"],
                 a["complete"],
                 a["prompt_tokens"],
+                _drafts(a["drafts"]),
             )
             for a in found["answers"]
         )
@@ -112,3 +114,7 @@ class LoadClient:
         found = self._worker.ask(what, timeout_seconds, **arguments)
         self._sent = (self._worker.pid, id(self._given))
         return found
+
+
+def _drafts(plain: dict[str, int] | None) -> Drafts | None:
+    return None if plain is None else Drafts(**plain)

@@ -16,6 +16,7 @@ from typing import Any
 
 from sweeper.client.requests import Prompt
 from sweeper.errors import ConfigError, MissingError
+from sweeper.model.texts import Texts
 from sweeper.records import PromptFile
 
 # More prompts change no figure, and each window sends all of them to the load generator.
@@ -23,6 +24,9 @@ MOST_PROMPTS = 1000
 _EXPECTED = 'expected {"prompt": "…"} or {"messages": [{"role": "user", "content": "…"}]}'
 _WRAPPERS = ("body", "request")
 _KEY = "workload.prompts"
+BUNDLED = "sweeper's bundled text"
+# Two or three sentences, about 70 tokens, say what comes next. Longer passages would be fewer.
+PASSAGE_CHARACTERS = 300
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,6 +35,16 @@ class OwnPrompts:
 
     record: PromptFile
     prompts: tuple[Prompt, ...]  # at most `MOST_PROMPTS`, spread evenly over the file
+
+
+@functools.cache
+def bundled_prompts() -> OwnPrompts:
+    """Passages of the bundled texts, for a sweep that needs real text and has no prompts of the user's own."""
+    texts = Texts()
+    whole = texts.mixed()
+    starts = range(0, len(whole), PASSAGE_CHARACTERS)
+    passages = tuple(whole[start : start + PASSAGE_CHARACTERS] for start in starts)
+    return OwnPrompts(PromptFile(BUNDLED, texts.sha256(), len(passages), 0), passages)
 
 
 def read_prompts(path: Path) -> OwnPrompts:

@@ -6,8 +6,9 @@ import random
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
+T = TypeVar("T")
 Api = Literal["llama-server", "openai", "ollama"]
 Prompt = str | list[int] | list[dict[str, Any]]
 """A text, a list of token ids, or a list of chat messages."""
@@ -42,6 +43,7 @@ class Ids:
 
     The first ``depth`` ids belong to the user and are the same in every test, so a server may keep them in its prefix
     cache, as it keeps a conversation. The rest is new in every request; with ``repeat``, it is the same in every one.
+    Each prompt ends with one of ``ends``, if there are any: real text in which speculative decoding can guess.
     """
 
     tokens: int
@@ -50,13 +52,15 @@ class Ids:
     depth: int = 0
     seed: int = field(default_factory=new_seed)
     repeat: bool = False
+    ends: Sequence[Sequence[int]] = ()
 
     def prompt(self, user: int, number: int) -> Prompt:
         """The prompt of request ``number`` of a user."""
         own = random.Random(f"depth/{user}")
         fresh = random.Random(f"{self.seed}/{user}/{0 if self.repeat else number}")
         every = range(self.low, self.high + 1)
-        return own.choices(every, k=self.depth) + fresh.choices(every, k=self.tokens)
+        end = list(_in_turn(self.ends, user, number)[-self.tokens :]) if self.ends else []
+        return own.choices(every, k=self.depth) + fresh.choices(every, k=self.tokens - len(end)) + end
 
     @property
     def may_be_cached(self) -> bool:
@@ -99,7 +103,7 @@ class Given:
         llama-server, which is asked to evaluate them again.
         """
         mark = random.Random(f"{self.seed}/{user}/{number}")
-        chosen = self.prompts[(user * 7919 + number) % len(self.prompts)]
+        chosen = _in_turn(self.prompts, user, number)
         if isinstance(chosen, str):
             return f"{salt(mark)} {chosen}"
         first = chosen[0] if chosen else None
@@ -111,6 +115,11 @@ class Given:
     def may_be_cached(self) -> bool:
         """Whether the server may take part of the prompt from its cache."""
         return False
+
+
+def _in_turn(items: Sequence[T], user: int, number: int) -> T:
+    """The items in turn; each user begins at another place."""
+    return items[(user * 7919 + number) % len(items)]
 
 
 Prompts = Ids | Words | Given

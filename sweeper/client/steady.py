@@ -12,7 +12,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from operator import itemgetter
 
-from sweeper.records import Served
+from sweeper.records import Drafts, Served
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +28,7 @@ class Answer:
     ended: float
     complete: bool  # False: the client cut it off at the end of the test
     prompt_tokens: int | None = None  # evaluated for this request, if the server reports it
+    drafts: Drafts | None = None  # if the server drafted tokens, and reports it at the end of the answer
 
     def tokens_until(self, moment: float) -> float:
         """The tokens that had arrived at ``moment``."""
@@ -46,6 +47,7 @@ class UsersRun:
     started: float
     ended: float
     served: Served
+    drafts: Drafts | None = None  # of the answers that were complete inside the steady part
 
     @property
     def seconds(self) -> float:
@@ -84,13 +86,14 @@ def steady_part(answers: Sequence[Answer], users: int) -> UsersRun | str:
     if tokens <= 0:
         return f"no token arrived while all {users} users were busy"
     inside = [answer for answer in answers if answer.sent >= started]
+    whole = [answer for answer in answers if answer.complete and started < answer.ended <= ended]
     return UsersRun(
         tokens=tokens,
         started=started,
         ended=ended,
         served=Served(
             users=users,
-            requests=sum(answer.complete and started < answer.ended <= ended for answer in answers),
+            requests=len(whole),
             first_token_seconds=tuple(
                 answer.arrivals[0][0] - answer.sent
                 for answer in inside
@@ -100,4 +103,11 @@ def steady_part(answers: Sequence[Answer], users: int) -> UsersRun | str:
                 answer.ended - answer.sent for answer in inside if answer.complete and answer.ended <= ended
             ),
         ),
+        drafts=drafts_of(whole),
     )
+
+
+def drafts_of(answers: Iterable[Answer]) -> Drafts | None:
+    """The drafts of all answers together; None if no answer reports any."""
+    told = [answer.drafts for answer in answers if answer.drafts is not None]
+    return Drafts(sum(d.drafted for d in told), sum(d.accepted for d in told)) if told else None

@@ -8,7 +8,7 @@ from types import TracebackType
 from typing import Any, Protocol, Self, runtime_checkable
 
 from sweeper.client.steady import UsersRun
-from sweeper.records import Caveat, Configuration, EngineRecord, Fill
+from sweeper.records import Caveat, Configuration, Drafts, EngineRecord, Fill
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Run:
     ended: float
     rounds: int
     round_seconds: tuple[float, ...] = field(default=())
+    drafts: Drafts | None = None  # of speculative decoding
 
     @property
     def tokens_per_second(self) -> float:

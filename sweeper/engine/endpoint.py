@@ -9,7 +9,7 @@ from typing import Any, Self
 
 from sweeper.client.load_client import LoadClient
 from sweeper.client.requests import Given, Ids, Prompt, Prompts, Target, Words, salt, text
-from sweeper.client.steady import Answer, UsersRun
+from sweeper.client.steady import Answer, UsersRun, drafts_of
 from sweeper.client.tokenise import SPARE_TOKENS
 from sweeper.engine.base import LoadReport, Run
 from sweeper.errors import EngineRefused, MissingError, VerifyError
@@ -103,7 +103,9 @@ class EndpointEngine:
             return self._by_difference(answers, short)
         count = round(sum(a.arrivals[-1][1] - a.arrivals[0][1] for a in timed))
         seconds = tuple(a.arrivals[-1][0] - a.arrivals[0][0] for a in timed)
-        return Run(count, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), seconds)
+        return Run(
+            count, sum(seconds), answers[0].sent, answers[-1].ended, len(answers), seconds, drafts_of(answers)
+        )
 
     def _by_difference(self, answers: Sequence[Answer], short: Sequence[Answer]) -> Run:
         """The decode speed from the whole time of answers, as `sweeper verify` measures it: medians, for outliers."""

@@ -13,6 +13,7 @@ import os
 import random
 import re
 import secrets
+import sys
 import tempfile
 import threading
 import time
@@ -42,9 +43,9 @@ from sweeper.errors import (
 from sweeper.http import get, post
 from sweeper.model.available_memory import given_back_mib
 from sweeper.model.header import GgufHeader, read_header
-from sweeper.parameters import LIMIT_KEYS, padded
+from sweeper.parameters import LIMIT_KEYS, NO_SPECULATION, padded
 from sweeper.processes import death_of, last_of, oom_kills, reason_in, speaks_of_memory
-from sweeper.records import Caveat, Configuration, EngineRecord, Fill
+from sweeper.records import Caveat, Configuration, DraftModel, Drafts, EngineRecord, Fill
 from sweeper.servers import HOST, ServerProcess, free_port, until_answers
 
 LOAD_TIMEOUT_SECONDS = 1800.0
@@ -80,6 +81,7 @@ class Timings:
     prompt_seconds: float
     decoded_tokens: int  # without the first token, which belongs to the prompt's last batch
     decode_seconds: float
+    drafts: Drafts
 
 
 @dataclass(slots=True)
@@ -94,14 +96,16 @@ class _Running:
     oom_kills: int
     report: LoadReport | None = None
     pid: int | None = None  # of the process that listens, if this user can see it
-    depth: int = 0  # tokens of the fixed prompt that the slot holds
+    held: list[int] = field(default_factory=list)  # the tokens with which the slot's cache begins
     refills: bool = False  # the model cannot forget a part of its context
     tokens_per_second: float | None = None  # of the latest decode
     memory_mib: float | None = None
     ruled_out: list[tuple[int, bool]] = field(default_factory=list)  # the body's ``logit_bias``
     # Prompts that no earlier window had, or the prefix cache would answer.
     client: LoadClient | None = None  # of several users
-    own_prompts: tuple[list[int], ...] | None = None  # the user's, as this model's token ids
+    texts: tuple[list[int], ...] | None = None  # real text as this model's token ids; None: not yet asked for
+    text: int = 0  # the number of the text that decode goes on with; another one after each prompt
+    seed: int = _SEED
     fresh: random.Random = field(default_factory=lambda: random.Random(_SEED + 1))
 
 
@@ -115,7 +119,7 @@ class LlamaServerEngine:
         window_grace_seconds: a window that exceeds its limit by more than this is a hang.
         load_timeout_seconds: a load that takes longer than this is a hang.
         arguments: additional arguments of the server.
-        prompts: the user's own, which several users send; empty: random ones.
+        prompts: the user's own, which generation goes on with; empty: random ones, unless `use_texts` gives others.
     """
 
     def __init__(
@@ -135,6 +139,8 @@ class LlamaServerEngine:
         self._load_timeout_seconds = load_timeout_seconds
         self._arguments = tuple(arguments)
         self._prompts = tuple(prompts)
+        self._texts: tuple[Prompt, ...] = ()
+        self._draft: DraftModel | None = None
         self._dialect: Dialect | None = None
         self._running: _Running | None = None
         self._folder: tempfile.TemporaryDirectory[str] | None = None
@@ -181,6 +187,14 @@ class LlamaServerEngine:
         """Add files of the model, by quantisation."""
         self._files.update(model_files)
 
+    def use_draft(self, draft: DraftModel | None) -> None:
+        """Load this draft model wherever a configuration speculates with its kind."""
+        self._draft = draft
+
+    def use_texts(self, texts: Sequence[Prompt]) -> None:
+        """End prompts with one of these real texts before generation, if there are no prompts of the user's own."""
+        self._texts = tuple(texts)
+
     def path_of(self, configuration: Configuration) -> Path:
         """The model file of this configuration."""
         return self._files[configuration.quant]
@@ -194,7 +208,8 @@ class LlamaServerEngine:
         if not self.dialect.gpu_offload or self.dialect.find("fit") is None:
             return {}
         header = read_header(self.path_of(configuration))
-        found = fitted(self.dialect, configuration, header)
+        speculates = configuration.spec_type != NO_SPECULATION  # which llama-fit-params does not plan for
+        found = None if speculates else fitted(self.dialect, configuration, header)
         if found is None:
             in_force = self.load(configuration.with_(fit=True)).in_force
             found = {name: int(in_force.get(name, 0)) for name in ("n_gpu_layers", "n_cpu_moe")}
@@ -249,13 +264,14 @@ class LlamaServerEngine:
                 tell(round(share * depth))
 
         with _polled(look):
-            timings = self._go_to_depth(running, depth)
+            timings = self._go_to(running, self._prompt(running, depth))
         return Fill(depth, timings.prompt_seconds) if timings and not timings.cached_tokens else None
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol. A prompt is processed as a whole, so ``max_seconds`` ends the window after it."""
         running = self._demand_loaded()
         known, fresh = self._prompt(running, depth), running.fresh
+        running.text += 1
 
         def one_round(_: float) -> tuple[int, float]:
             for _ in range(SEEDS_TRIED):
@@ -265,25 +281,36 @@ class LlamaServerEngine:
                     break  # else the cache knew a part of the prompt, as after an answer that had to be repeated
             return timings.prompt_tokens, timings.prompt_seconds
 
-        self._go_to_depth(running, depth)
+        self._go_to(running, known)
         return self._rounds(one_round, min_seconds, max_seconds)
 
     def decode(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
-        """See the Protocol. A round that would last longer than ``max_seconds`` generates fewer tokens."""
+        """See the Protocol. A round that would last longer than ``max_seconds`` generates fewer tokens.
+
+        With real text, it comes after the ``depth`` tokens, and each round goes on differently. The text is processed
+        before the window.
+        """
         running = self._demand_loaded()
-        prompt = self._prompt(running, depth + 1)
-        self._go_to_depth(running, depth)
+        prompt = self._to_go_on_with(running, tokens, depth)
+        is_text, depth = bool(running.texts), len(prompt) - 1
+        drafted = accepted = 0
+        self._go_to(running, prompt[:depth])
         if running.tokens_per_second is None:
             probe = self._at_depth(running, prompt, depth, PROBE_TOKENS, max_seconds)
             running.tokens_per_second = probe.decoded_tokens / probe.decode_seconds
 
         def one_round(left_seconds: float) -> tuple[int, float]:
+            nonlocal drafted, accepted
+            running.seed += is_text
             affordable = int((running.tokens_per_second or 1.0) * left_seconds)
             timings = self._at_depth(running, prompt, depth, max(1, min(tokens, affordable)), max_seconds)
             running.tokens_per_second = timings.decoded_tokens / timings.decode_seconds
+            drafted, accepted = drafted + timings.drafts.drafted, accepted + timings.drafts.accepted
             return timings.decoded_tokens, timings.decode_seconds
 
-        return self._rounds(one_round, min_seconds, max_seconds)
+        run = self._rounds(one_round, min_seconds, max_seconds)
+        speculates = running.configuration.spec_type != NO_SPECULATION
+        return replace(run, drafts=Drafts(drafted, accepted)) if speculates else run
 
     def serve(
         self,
@@ -296,28 +323,28 @@ class LlamaServerEngine:
     ) -> UsersRun:
         """See `ServesUsers`. The steady part is timed at the client; only there are all users together."""
         running = self._demand_loaded()
-        running.depth = 0  # the users' prompts take the place of what the slots hold
+        running.held = []  # the users' prompts take the place of what the slots hold
         if running.client is None:
             extra = {"logit_bias": running.ruled_out} if running.ruled_out else {}
             running.client = LoadClient(Target(running.url, "llama-server", extra=extra))
+        prompts = self._users_prompts(running, prompt_tokens, generated_tokens, depth)
         try:
-            prompts = self._users_prompts(running, prompt_tokens, generated_tokens, depth)
-            return running.client.users(
+            run = running.client.users(
                 prompts, users, generated_tokens, min_seconds, max_seconds, self._load_timeout_seconds
             )
         except SweeperError as error:
             raise self._failed_request(running, error, 0.0, math.inf) from error
+        speculates = running.configuration.spec_type != NO_SPECULATION
+        return replace(run, drafts=run.drafts or Drafts(0, 0)) if speculates else run
 
     def _users_prompts(
         self, running: _Running, prompt_tokens: int, generated_tokens: int, depth: int
     ) -> Prompts:
-        if not self._prompts:
-            last = running.header.vocab_size - 1
-            return Ids(prompt_tokens, min(FIRST_ID, last), last, depth=depth)
-        if running.own_prompts is None:
-            most = running.configuration.n_ctx - generated_tokens - SPARE_TOKENS
-            running.own_prompts = tokenised(running.url, self._prompts, most).prompts
-        return Given(running.own_prompts)
+        texts = self._real_texts(running, generated_tokens)
+        if self._prompts:
+            return Given(texts)
+        last = running.header.vocab_size - 1
+        return Ids(prompt_tokens, min(FIRST_ID, last), last, depth=depth, ends=texts)
 
     def memory(self) -> tuple[float | None, float | None]:
         """The peak of the server's resident memory, and the devices' buffers by its log, in MiB."""
@@ -348,7 +375,9 @@ class LlamaServerEngine:
             name, port = f"sweeper-{secrets.token_hex(8)}", free_port()
             argv = [
                 *dialect.program,
-                *dialect.words(options_of(configuration, str(path.absolute()), header.expert_count > 0)),
+                *dialect.words(
+                    options_of(configuration, str(path.absolute()), header.expert_count > 0, self._draft)
+                ),
                 *dialect.own_words(),
                 *("--host", HOST, "--port", str(port), "--alias", name),
                 *self._arguments,
@@ -397,8 +426,10 @@ class LlamaServerEngine:
         if speaks_of_memory(tail) or speaks_of_memory(tuple(text.splitlines())):
             return OutOfMemory(f"llama-server could not load the model: {why}", tail)
         if any(words in text.lower() for words in _BAD_MODEL):
+            is_draft = self._draft is not None and "failed to load draft model" in text
+            path = self._draft.file.path if self._draft is not None and is_draft else header.path
             return ModelFileError(
-                f"{header.path} cannot be tuned: {program} says {why!r}; give another file, or a newer llama-server"
+                f"{path} cannot be tuned: {program} says {why!r}; give another file, or a newer llama-server"
             )
         if _PORT_TAKEN in text:
             return EngineRefused(f"llama-server could not bind a port, {PORTS_TRIED} times: {why}", tail)
@@ -410,16 +441,20 @@ class LlamaServerEngine:
 
     def _report(self, running: _Running, seconds: float) -> LoadReport:
         whole = running.log.read_text("utf-8", "replace")
-        log = llama_log.plain(whole)
         asked = running.configuration
+        drafts = self._draft is not None and self._draft.spec_type == asked.spec_type
+        log, *of_draft = llama_log.loads(whole, 2 if drafts else 1)
         in_force = llama_log.threads(whole) | llama_log.in_force(log)
         experts = llama_log.fitted_experts(whole) if asked.fit else None
         if experts is not None and running.header.expert_count:
             in_force["n_cpu_moe"] = experts
         if "n_ctx" in in_force:
             in_force["n_ctx"] //= asked.n_parallel  # the slots share it
+        if asked.spec_type != NO_SPECULATION:
+            in_force |= _speculation(asked.spec_type, whole)
         offload = self.dialect.gpu_offload
-        vram = sum(llama_log.on_devices(log).values()) if offload else None
+        devices = [mib for load in (log, *of_draft) for mib in llama_log.on_devices(load).values()]
+        vram = sum(devices) if offload else None
         caveats = []
         if (trained := running.header.n_ctx_train) and in_force.get("n_ctx", asked.n_ctx) > padded(trained):
             caveats.append(Caveat.BEYOND_TRAINING)
@@ -466,12 +501,33 @@ class LlamaServerEngine:
         tokens = random.Random(_SEED)
         return [tokens.randrange(running.header.vocab_size) for _ in range(length)]
 
-    def _go_to_depth(self, running: _Running, depth: int) -> Timings | None:
-        """Fill the slot to ``depth`` tokens, outside the windows; None if it holds them. Tokens that it holds stay."""
-        if depth <= running.depth:
+    def _real_texts(self, running: _Running, generated_tokens: int) -> tuple[list[int], ...]:
+        """The user's own prompts that fit the context, else other real texts; empty if prompts are random."""
+        if running.texts is None:
+            given = self._prompts or self._texts
+            most = running.configuration.n_ctx - generated_tokens - SPARE_TOKENS
+            if not self._prompts:
+                most = sys.maxsize  # the other texts are cut to what fits
+            try:
+                running.texts = tokenised(running.url, given, most).prompts if given else ()
+            except SweeperError as error:
+                raise self._failed_request(running, error, 0.0, math.inf) from error
+        return running.texts
+
+    def _to_go_on_with(self, running: _Running, generated_tokens: int, depth: int) -> list[int]:
+        """The prompt of decode: random tokens to ``depth``, then a real text, or else one more random token."""
+        texts = self._real_texts(running, generated_tokens)
+        if not texts:
+            return self._prompt(running, depth + 1)
+        room = max(1, running.configuration.n_ctx - depth - generated_tokens - SPARE_TOKENS)
+        return self._prompt(running, depth) + texts[running.text % len(texts)][-room:]
+
+    def _go_to(self, running: _Running, tokens: list[int]) -> Timings | None:
+        """Fill the slot with these tokens, outside the windows; None if its cache begins with them already."""
+        if running.held[: len(tokens)] == tokens:
             return None
-        timings = self._ask(running, self._prompt(running, depth), 0, self._load_timeout_seconds, keep=True)
-        running.depth = depth
+        timings = self._ask(running, tokens, 0, self._load_timeout_seconds, keep=True)
+        running.held = tokens
         return timings
 
     def _at_depth(
@@ -482,7 +538,7 @@ class LlamaServerEngine:
         A recurrent model, or one with a sliding window, cannot go back to its depth after it generated. Then each round
         fills the context anew, outside the time that counts.
         """
-        running.depth = depth  # the slot drops what it has beyond the common beginning
+        running.held = prompt[:depth]  # the slot drops what it has beyond the common beginning
         if depth == 0:
             return self._ask(running, prompt, new_tokens, seconds, keep=False)
         for _ in range(2):
@@ -510,6 +566,7 @@ class LlamaServerEngine:
             "id_slot": 0,
             "stream": False,
             "response_fields": _ANSWER_FIELDS,
+            "seed": running.seed,
         }
         answer = self._answer(running, body, seconds + self._window_grace_seconds)
         timings = answer["timings"]
@@ -526,10 +583,11 @@ class LlamaServerEngine:
             prompt_seconds=max(1e-6, timings["prompt_ms"] / 1000),
             decoded_tokens=made - 1,
             decode_seconds=max(1e-6, timings["predicted_ms"] / 1000),
+            drafts=Drafts(int(timings.get("draft_n", 0)), int(timings.get("draft_n_accepted", 0))),
         )
 
     def _answer(
-        self, running: _Running, body: dict[str, Any], timeout_seconds: float, seed: int = _SEED
+        self, running: _Running, body: dict[str, Any], timeout_seconds: float, tries: int = SEEDS_TRIED
     ) -> dict[str, Any]:
         """The answer to ``body``.
 
@@ -537,14 +595,14 @@ class LlamaServerEngine:
         tokens and special ones are ruled out, and another seed generates another text.
         """
         began = time.monotonic()
-        more = {"seed": seed} | ({"logit_bias": running.ruled_out} if running.ruled_out else {})
+        more = {"logit_bias": running.ruled_out} if running.ruled_out else {}
         try:
             answer: dict[str, Any] = post(f"{running.url}/completion", body | more, timeout_seconds)
             answer["timings"]["predicted_n"]  # an answer without timings is a refusal
         except (SweeperError, LookupError, TypeError) as error:
-            if _NO_TEXT in str(error) and seed + 1 < _SEED + SEEDS_TRIED:
+            if _NO_TEXT in str(error) and tries > 1:
                 running.ruled_out = running.ruled_out or _tokens_without_text(running.header.path)
-                return self._answer(running, body, timeout_seconds, seed + 1)
+                return self._answer(running, body | {"seed": body["seed"] + 1}, timeout_seconds, tries - 1)
             raise self._failed_request(running, error, time.monotonic() - began, timeout_seconds) from error
         except BaseException:
             self._end()  # an answer that comes later must not disturb the next request
@@ -605,6 +663,14 @@ def _polled(look: Callable[[], None]) -> Iterator[None]:
     finally:
         ended.set()
         thread.join()
+
+
+def _speculation(asked: str, whole_log: str) -> dict[str, str]:
+    """The kind of speculation in force. Raises EngineRefused if the server goes on without the one that was asked."""
+    found, refused = llama_log.speculation(whole_log)
+    if refused is not None:
+        raise EngineRefused(f"llama-server does not speculate with {asked}: {refused}")
+    return {} if found is None else {"spec_type": found}
 
 
 def _tokens_without_text(path: Path) -> list[tuple[int, bool]]:

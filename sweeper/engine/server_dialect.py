@@ -16,10 +16,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from sweeper.client.llama_options import Option
+from sweeper.client.llama_options import DRAFT, DRAFT_SPELLINGS, Option
 from sweeper.errors import EngineMissingError, UsageError
 from sweeper.model.header import GgufHeader
-from sweeper.parameters import SERVER_TUNABLES, Configuration, Tunable, server_context
+from sweeper.parameters import SERVER_TUNABLES, SPECULATION, Configuration, Tunable, server_context
 
 _ASK_SECONDS = 60.0  # a container may have to start first
 _REMOVED = "has been removed"
@@ -134,6 +134,17 @@ class Dialect:
         # `--cpu-moe` is an old switch for all layers, and no `--n-cpu-moe N`.
         return tunable.kind == "flag" or self.options[name].value is not None
 
+    def speculation(self) -> frozenset[str]:
+        """The kinds of speculation that the program lists; without an option for a draft model, none that needs it."""
+        name = self.find("spec-type")
+        if name is None:
+            return frozenset()
+        entry = self.options[name]
+        listed = set(SPECULATION).intersection(re.findall(r"[\w-]+", f"{entry.value} {entry.text}"))
+        if self.find(DRAFT, *DRAFT_SPELLINGS) is None:
+            listed = {kind for kind in listed if not kind.startswith("draft") or kind == "draft-mtp"}
+        return frozenset(listed)
+
     def words(self, options: Iterable[Option]) -> list[str]:
         """The command line of these options. One that this build lacks is left out."""
         return [word for option in options for word in self._words(option)]
@@ -187,7 +198,12 @@ class Dialect:
 
     def check(self, arguments: Sequence[str]) -> None:
         """Raise UsageError for additional arguments that the program lacks, or that sweeper sets itself."""
-        reserved = {*OWN, *(key for t in SERVER_TUNABLES if t.option for key in (t.option, *t.spellings))}
+        drafts = {DRAFT, *DRAFT_SPELLINGS}
+        reserved = {
+            *OWN,
+            *drafts,
+            *(key for t in SERVER_TUNABLES if t.option for key in (t.option, *t.spellings)),
+        }
         for word in arguments:
             if not re.match(r"--?[A-Za-z]", word):
                 continue
@@ -200,6 +216,7 @@ class Dialect:
                     (t.name for t in SERVER_TUNABLES if t.option and {t.option, *t.spellings} & keys), None
                 )
                 how = f"set space.{mine}" if mine else "leave it out"
+                how = "set model.draft" if keys & drafts else how
                 raise UsageError(f"engine.arguments: sweeper sets {name} itself: {how}")
             if entry is None:
                 raise UsageError(f"engine.arguments: {self.program[0]} knows no {name}: see its --help")

@@ -97,7 +97,7 @@ def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str]
         for note in (*rig.notes, *notes):
             say(note)
         rig = with_quality(rig, space, settings, Path(settings.root), held, say)
-        workload = settings.workload_record()
+        workload = rig.workload or settings.workload_record()
         stage = Stage.recording(workload)
         idle = idle_power(rig)
         header = header_of(

@@ -17,7 +17,7 @@ from sweeper.engine.base import Engine, FillsContexts, Run
 from sweeper.measure.disturbance import Watch, is_disturbed, mostly_disturbed
 from sweeper.measure.users import serve_window, served_metrics
 from sweeper.meter.base import PowerMeter
-from sweeper.metrics import FIRST_WHEN_FULL, NEED_PREFILL, OF_USERS
+from sweeper.metrics import FIRST_WHEN_FULL, NEED_PREFILL, OF_USERS, describe
 from sweeper.records import (
     Caveat,
     Configuration,
@@ -67,6 +67,7 @@ NO_PREFILL = (
     "a prompt takes longer here than the rest of a trial, and no objective or constraint depends on it: only "
     "finalists measure prompts (objectives=speed_prompt_watts makes prompt speed an objective)"
 )
+NO_DRAFT = "the server drafted no token in these windows"
 
 NO_MEMORY = "the engine cannot read it on this machine"
 NOT_FILLED = "the context was not filled anew for this trial, so filling it was not timed"
@@ -342,7 +343,9 @@ class _Rounds:
         if phase == "prefill":
             self.prompts.took(energy.seconds)
         served = run.served if isinstance(run, UsersRun) else None
-        return Window(phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance, served)
+        return Window(
+            phase, repeat, run.tokens, run.seconds, energy, self.depth, utc, disturbance, served, run.drafts
+        )
 
     def _may_repeat(self, window: Window) -> bool:
         watch = self.watch
@@ -473,8 +476,8 @@ def wait_for_temperature(
 def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str, Reading], dict[str, str]]:
     """Compute the metrics of raw windows: readings by metric, and a reason for each missing metric."""
     windows, full = _by_depth(windows)
-    metrics = _at_full_depth(full)
-    missing: dict[str, str] = {}
+    metrics, missing = _acceptance(windows)
+    metrics |= _at_full_depth(full)
     seconds_per_token: dict[Phase, list[float]] = {}
     for phase in reversed(PHASES):
         of_phase = [w for w in windows if w.phase == phase]
@@ -507,6 +510,15 @@ def metrics_of(windows: Sequence[Window], workload: Workload) -> tuple[dict[str,
         metrics = {name: value for name, value in metrics.items() if name not in OF_USERS} | found
         missing = {name: why for name, why in missing.items() if name not in found} | reasons
     return metrics, missing
+
+
+def _acceptance(windows: Sequence[Window]) -> tuple[dict[str, Reading], dict[str, str]]:
+    """The share of drafted tokens that the model accepted, or a reason why there is none; neither without drafts."""
+    told = [w.drafts for w in windows if w.drafts is not None]
+    shares = [drafts.accepted / drafts.drafted for drafts in told if drafts.drafted]
+    if shares:
+        return {"draft_acceptance": possible("draft_acceptance", stats.reading(shares))}, {}
+    return {}, {"draft_acceptance": NO_DRAFT} if told else {}
 
 
 def _by_depth(windows: Sequence[Window]) -> tuple[list[Window], list[Window]]:
@@ -543,6 +555,12 @@ def first_token_when_full(fill: Fill | None, windows: Sequence[Window], workload
 def exactly(value: float) -> Reading:
     """A reading of a value without spread, such as a peak or a size."""
     return Reading(value, value, value, 1)
+
+
+def possible(metric: str, reading: Reading) -> Reading:
+    """The reading with an interval that ends at the highest possible value of the metric."""
+    most = describe(metric).most
+    return reading if most is None else replace(reading, high=min(reading.high, most))
 
 
 def caveats_of(windows: Sequence[Window], update_periods: int) -> tuple[Caveat, ...]:

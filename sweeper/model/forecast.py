@@ -39,6 +39,19 @@ class MemoryForecast:
         """The total of all buffers on one device."""
         return sum(part.get(device, 0.0) for part in (self.weights_mib, self.kv_mib, self.compute_mib))
 
+    def beside(self, other: MemoryForecast) -> MemoryForecast:
+        """The forecast of both loads together."""
+
+        def together(mine: Mapping[str, float], theirs: Mapping[str, float]) -> dict[str, float]:
+            return {device: mine.get(device, 0.0) + theirs.get(device, 0.0) for device in {*mine, *theirs}}
+
+        return MemoryForecast(
+            together(self.weights_mib, other.weights_mib),
+            together(self.kv_mib, other.kv_mib),
+            together(self.compute_mib, other.compute_mib),
+            self.free_mib,
+        )
+
     @property
     def devices(self) -> tuple[str, ...]:
         """The devices with buffers, the host first."""
@@ -161,6 +174,14 @@ class Forecaster(WorkerProcess):
             compute_mib=_on_devices(answer["compute"]),
             free_mib=free,
         )
+
+
+def of_draft(configuration: Configuration) -> Configuration:
+    """The settings with which llama-server loads a draft model beside the model.
+
+    It has a context as long as the model's, an f16 cache, and all of its layers on the devices.
+    """
+    return configuration.with_(n_gpu_layers=-1, n_cpu_moe=0, n_cpu_ffn=0, type_k="f16", type_v="f16")
 
 
 def check(configuration: Configuration) -> None:

@@ -50,6 +50,7 @@ class GgufHeader:
     kv_elements: int | None = (
         None  # keys and values of one token in all layers; None if the file does not say
     )
+    mtp_layers: int = 0  # layers that predict further tokens, if the file has their tensors
 
 
 def read_header(path: Path) -> GgufHeader:
@@ -103,6 +104,7 @@ def read_header(path: Path) -> GgufHeader:
         expert_used_count=whole(values, f"{architecture}.expert_used_count"),
         active_share=_active_share(values, architecture, tensors),
         kv_elements=_kv_elements(values, architecture, n_layer),
+        mtp_layers=_mtp_layers(values, architecture, tensors),
     )
 
 
@@ -115,6 +117,12 @@ def _active_share(values: Mapping[str, Value], architecture: str, tensors: Seque
     total = sum(tensor.bytes for tensor in tensors)
     of_experts = sum(tensor.bytes for tensor in tensors if "_exps" in tensor.name)
     return 1 - of_experts / total * (1 - used / experts) if total and 0 < used <= experts else None
+
+
+def _mtp_layers(values: Mapping[str, Value], architecture: str, tensors: Sequence[Tensor]) -> int:
+    """The layers of multi-token prediction. Converters may keep their number and leave out their tensors."""
+    has_tensors = any(".nextn." in tensor.name for tensor in tensors)
+    return whole(values, f"{architecture}.nextn_predict_layers") if has_tensors else 0
 
 
 def _kv_elements(values: Mapping[str, Value], architecture: str, n_layer: int) -> int | None:

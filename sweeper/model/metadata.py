@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 import os
 import struct
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, field
 from typing import BinaryIO
 
 from sweeper.model.ggml_types import TYPE_BY_NUMBER
@@ -26,6 +26,7 @@ MAX_ELEMENTS_WALKED = 1 << 22  # total elements of string arrays; walking so man
 MAX_NESTING = 3
 MAX_WEIGHTS = 1 << 53  # of one tensor; this bounds products of dimensions
 DEFAULT_ALIGNMENT = 32  # the specification's
+MAX_KEPT_BYTES = 1 << 26  # of one array of strings; a vocabulary of 262,144 tokens takes 2 MiB
 KEEP_STRING_BYTES = 65_536  # longer strings are skipped (chat templates have up to 20 kB)
 
 _STRING, _ARRAY = 8, 9
@@ -52,10 +53,14 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class RawHeader:
-    """A header as in the file. ``values`` holds None for an array or a very long string."""
+    """A header as in the file. ``values`` holds None for an array or a very long string.
+
+    ``strings`` holds the arrays of strings that the caller asked for.
+    """
 
     values: Mapping[str, Value]
     tensors: tuple[Tensor, ...]
+    strings: Mapping[str, tuple[bytes, ...]] = field(default_factory=dict)
 
 
 class _Reader:
@@ -92,6 +97,17 @@ class _Reader:
             seek(length, os.SEEK_CUR)
         self.skip(0)  # checks that the last string ends inside the file
 
+    def strings(self, count: int) -> tuple[bytes, ...]:
+        """Strings of at most `MAX_KEPT_BYTES` together; the caller has compared their number with the file's size."""
+        found, left = [], MAX_KEPT_BYTES
+        for _ in range(count):
+            length = self.count()
+            left -= length
+            if left < 0:
+                raise BadHeader(f"an array of strings in its header takes more than {MAX_KEPT_BYTES} bytes")
+            found.append(self.take(length))
+        return tuple(found)
+
     def number(self, form: str) -> int | float | bool:
         value: int | float | bool = struct.unpack(form, self.take(struct.calcsize(form)))[0]
         return value
@@ -106,8 +122,10 @@ class _Reader:
         return self.take(length).decode("utf-8", "replace")
 
 
-def read_raw(stream: BinaryIO, size: int) -> RawHeader:
+def read_raw(stream: BinaryIO, size: int, keep: Container[str] = ()) -> RawHeader:
     """The header of a GGUF file of ``size`` bytes, version 2 or 3, little endian; all tensors lie inside the file.
+
+    ``keep`` has the keys of arrays of strings that are worth their memory, for example a vocabulary.
 
     Raises:
         BadHeader: the header cannot be read or is impossible; the message contains the reason.
@@ -129,11 +147,15 @@ def read_raw(stream: BinaryIO, size: int) -> RawHeader:
     if tensor_count > min(MAX_TENSORS, reader.left // 24):
         raise BadHeader(f"its header claims {tensor_count} tensors, which {size} bytes cannot hold")
     values: dict[str, Value] = {}
+    kept: dict[str, tuple[bytes, ...]] = {}
     for _ in range(key_count):
         key = reader.name("a key")
         if key in values:
             raise BadHeader(f"the key {key[:80]!r} is in its header twice")
-        values[key] = _read_value(reader, key)
+        value = _read_value(reader, key, key in keep)
+        if isinstance(value, tuple):
+            kept[key], value = value, None
+        values[key] = value
     tensors: dict[str, Tensor] = {}
     for _ in range(tensor_count):
         tensor = _read_tensor(reader)
@@ -151,7 +173,7 @@ def read_raw(stream: BinaryIO, size: int) -> RawHeader:
                 f"it is truncated: {tensor.name[:80]!r} ends at byte {end}, the file at {size}; "
                 "download or copy it again"
             )
-    return RawHeader(values, tuple(tensors.values()))
+    return RawHeader(values, tuple(tensors.values()), kept)
 
 
 def whole(values: Mapping[str, Value], key: str, default: int = 0) -> int:
@@ -160,7 +182,7 @@ def whole(values: Mapping[str, Value], key: str, default: int = 0) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) else default
 
 
-def _read_value(reader: _Reader, key: str) -> Value:
+def _read_value(reader: _Reader, key: str, keep: bool) -> Value | tuple[bytes, ...]:
     kind = reader.count("<I")
     if kind in _SCALARS:
         return reader.number(_SCALARS[kind])
@@ -170,17 +192,18 @@ def _read_value(reader: _Reader, key: str) -> Value:
             return reader.take(length).decode("utf-8", "replace")
         reader.skip(length)
     elif kind == _ARRAY:
-        _skip_array(reader, MAX_NESTING)
+        return _read_array(reader, MAX_NESTING, keep)
     else:
         raise BadHeader(f"the key {key[:80]!r} has the unknown type {kind}")
     return None
 
 
-def _skip_array(reader: _Reader, nesting: int) -> None:
+def _read_array(reader: _Reader, nesting: int, keep: bool = False) -> tuple[bytes, ...] | None:
+    """The strings of an array that is to be kept; skips every other array."""
     element, count = reader.count("<I"), reader.count()
     if element in _SCALARS:
         reader.skip(count * struct.calcsize(_SCALARS[element]))
-        return
+        return None
     if element not in (_STRING, _ARRAY):
         raise BadHeader(f"an array in its header has the unknown type {element}")
     if nesting == 0:
@@ -188,11 +211,14 @@ def _skip_array(reader: _Reader, nesting: int) -> None:
     reader.walked += count
     if count > reader.left // 8 or reader.walked > MAX_ELEMENTS_WALKED:
         raise BadHeader(f"an array in its header claims {count} elements, more than it can hold")
+    if element == _STRING and keep:
+        return reader.strings(count)
     if element == _STRING:
         reader.skip_strings(count)
-        return
+        return None
     for _ in range(count):
-        _skip_array(reader, nesting - 1)
+        _read_array(reader, nesting - 1)
+    return None
 
 
 def _read_tensor(reader: _Reader) -> Tensor:

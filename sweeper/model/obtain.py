@@ -12,10 +12,13 @@ from typing import Any, Literal
 
 from sweeper.errors import ConfigError
 from sweeper.model.digest import sha256_of_model
+from sweeper.model.draft import demand_alike, kind_of, read_draft
 from sweeper.model.header import GgufHeader, read_header
 from sweeper.model.llama_params import is_expert
 from sweeper.model.shapes import ModelShape
-from sweeper.records import ModelFile, ModelRecord
+from sweeper.records import DraftModel, ModelFile, ModelRecord
+
+RANDOM_WEIGHTS = "this model's weights are random, so the share of drafts that it accepts would mean nothing"
 
 
 @dataclass  # not frozen, because it is part of the configuration's schema
@@ -34,6 +37,7 @@ class ModelConfig:
     quality_tokens: int = 4096  # of text that each candidate's quality is measured on, at first
     quality_minutes: float | None = None  # for all comparisons of quality; None: `Settings.quality_seconds`
     files: dict[str, str] = field(default_factory=dict)  # quantisation -> the user's own file
+    draft: str | None = None  # the GGUF file of a draft model, for speculative decoding
 
 
 def obtain(wanted: ModelConfig, root: Path, say: Callable[[str], None] = lambda text: None) -> ModelRecord:
@@ -45,12 +49,13 @@ def obtain(wanted: ModelConfig, root: Path, say: Callable[[str], None] = lambda 
         say: tells in one line what takes long.
 
     Raises:
-        ConfigError: no model was requested, or the shape is wrong.
+        ConfigError: no model was requested, the shape is wrong, or the draft model does not suit the model.
         ModelMissingError, ModelFileError: the file does not exist, or is not a model.
         StoreError: the model could not be fetched or written.
     """
     source: Literal["synthetic", "file", "hub"]
     repo = revision = None
+    drafting = _read_draft(wanted) if wanted.draft else None  # before a model is downloaded
     if wanted.path:
         source, path = "file", Path(wanted.path).expanduser()
         name = path.stem
@@ -90,6 +95,8 @@ def obtain(wanted: ModelConfig, root: Path, say: Callable[[str], None] = lambda 
         kv_elements=header.kv_elements,
         repo=repo,
         revision=revision,
+        mtp_layers=header.mtp_layers,
+        draft=_draft(drafting, header, root) if drafting else None,
     )
 
 
@@ -109,6 +116,17 @@ def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path, say: Call
         write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
         say(f"wrote {path.name}")
     return path
+
+
+def _read_draft(wanted: ModelConfig) -> GgufHeader:
+    if not wanted.path and not wanted.repo:
+        raise ConfigError(f"model.draft: {RANDOM_WEIGHTS}; give a real model with model.path=FILE")
+    return read_draft(Path(wanted.draft or "").expanduser())
+
+
+def _draft(draft: GgufHeader, model: GgufHeader, root: Path) -> DraftModel:
+    demand_alike(draft, model)
+    return DraftModel(_model_file(draft.file_type, draft, root), kind_of(draft))
 
 
 def _model_file(quant: str, header: GgufHeader, root: Path) -> ModelFile:

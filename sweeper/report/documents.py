@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeper.records import SCHEMA, Reading, SweepRecord, TrialRecord, to_plain
+from sweeper.records import SCHEMA, DraftModel, Reading, SweepRecord, TrialRecord, to_plain
 from sweeper.report.caveats import why_nothing
 from sweeper.report.contexts import contexts_document
 from sweeper.report.picks import Picked, current, marks, picks, recommended
@@ -74,6 +74,7 @@ def _about(record: SweepRecord, quant: str | None = None) -> dict[str, Any]:
             "architecture": model.architecture,
             "quantisation": quant or model.base_quant,
             "source": model.source,
+            **({"draft": _draft(model.draft)} if model.draft else {}),
         },
         "power": {
             "source": record.power.name,
@@ -94,6 +95,10 @@ def _current(record: SweepRecord) -> dict[str, Any] | None:
         return None
     about = {"pick": best.pick, "words": best.words, "provisional": best.provisional}
     return {**about, "recommended": best.recommended, **_point(best.trial)}
+
+
+def _draft(draft: DraftModel) -> dict[str, str]:
+    return {"path": draft.file.path, "sha256": draft.file.sha256, "spec_type": draft.spec_type}
 
 
 def _month(record: SweepRecord) -> dict[str, Any] | None:

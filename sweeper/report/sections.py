@@ -28,7 +28,7 @@ PHASES = (
     ("decode", "tokens_per_second", "watts", "joules_per_token"),
 )
 # Metrics beside the objectives in the table of the front, and how soon a narrow terminal drops them.
-EXTRA = {"joules_per_token": 1, "prompt_tokens_per_second": 2, "kl_divergence": 3}
+EXTRA = {"joules_per_token": 1, "prompt_tokens_per_second": 2, "draft_acceptance": 3, "kl_divergence": 4}
 LEGEND = (
     "±: half the width of the 95 % confidence interval; ± ?: measured only once. "
     "Decode is generating text; prefill is reading the prompt."
@@ -41,6 +41,7 @@ QUALITY = (
 SAME_TOP = "same top: how often the most likely token is the same"
 # Versions that measured no top-token agreement read this many tokens of another text.
 OLD_QUALITY_TOKENS = 256
+ACCEPTED = "Accepted: the share of the tokens drafted by speculation that the model accepted (0 to 1)."
 LOG_LINES = 4
 AT_THE_LIMIT = "at the limit, as far as both were measured"
 
@@ -131,6 +132,8 @@ def legend(record: SweepRecord) -> str:
     if any("kl_divergence" in trial.metrics for trial in trials):
         same = [SAME_TOP] if _beside("kl_divergence", trials) else []
         said.append("; ".join([QUALITY, *same]) + f"{_over(trials)}.")
+    if any("draft_acceptance" in trial.metrics for trial in trials):
+        said.append(ACCEPTED)
     return " ".join(said)
 
 
@@ -173,8 +176,9 @@ def phases(record: SweepRecord) -> list[Table]:
                 else words.MISSING
             )
             rows.append(Row([f"{phase}, {names}", *(words.figures(trial, m) for m in metrics), price]))
-    extra = (*sorted(OF_USERS, key=list(METRICS).index), "memory_mib", "vram_mib")
-    shown = [m for m in extra if any(m in t.metrics and t.metrics[m].median for _, t in trials)]
+    extra = (*sorted(OF_USERS, key=list(METRICS).index), "draft_acceptance", "memory_mib", "vram_mib")
+    told = {m for _, t in trials for m in t.metrics if t.metrics[m].median or m == "draft_acceptance"}
+    shown = [m for m in extra if m in told]
     return [
         Table(["phase, trial", "tok/s", f"W{kind}", f"J/token{kind}", f"per million tokens{kind}"], rows),
         Table(
@@ -288,11 +292,13 @@ def setting(record: SweepRecord) -> Facts:
 
 def origin(record: SweepRecord) -> Facts:
     """Versions and files that a repeat of the sweep needs."""
-    file = record.model.files.get(record.model.base_quant)
+    file, draft = record.model.files.get(record.model.base_quant), record.model.draft
+    drafts = [] if draft is None else [("draft model", draft.file.path), ("SHA-256", draft.file.sha256)]
     return [
         ("sweep", record.sweep),
         ("sweeper", record.sweeper_version or words.MISSING),
         ("model file", (file.path if file else "") or words.MISSING),
         ("its SHA-256", (file.sha256 if file else "") or words.MISSING),
+        *drafts,
         ("measured", f"{words.moment(record.started_utc)} to {words.moment(record.updated_utc)}"),
     ]

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from sweeper.client.prompt_file import BUNDLED
 from sweeper.metrics import FIRST_WHEN_FULL, describe
 from sweeper.records import (
     Configuration,
@@ -160,10 +161,13 @@ def fixed_settings(record: SweepRecord) -> str:
 
 def prompts_in_words(workload: Workload) -> str:
     """The prompts of a workload: ``512 prompt tokens``, or the user's own file with the start of its digest."""
-    own = workload.prompts
+    own, random = workload.prompts, f"{workload.prompt_tokens} prompt tokens"
     if own is None:
-        return f"{workload.prompt_tokens} prompt tokens"
-    return f"{own.prompts} prompts of {clean(own.name)} ({own.sha256[:12]})"
+        return random
+    of_file = f"of {clean(own.name)} ({own.sha256[:12]})"
+    if own.name == BUNDLED:
+        return f"{random}, generation after one of {own.prompts} passages {of_file}"
+    return f"{own.prompts} prompts {of_file}"
 
 
 def limits(constraints: Sequence[Constraint]) -> str:

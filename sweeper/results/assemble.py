@@ -15,6 +15,7 @@ from sweeper.measure.trial import (
     exactly,
     first_token_when_full,
     metrics_of,
+    possible,
 )
 from sweeper.metrics import FIRST_WHEN_FULL
 from sweeper.parameters import LOSSY_KEYS
@@ -25,6 +26,7 @@ from sweeper.results.ceiling import with_ceiling_caveats
 from sweeper.results.contexts import default_at
 from sweeper.results.depth import full_context_notes
 from sweeper.results.plateau import with_cap_caveats
+from sweeper.results.speculation import speculation_notes
 
 # The error of a screening's speed, as a fraction; and how many other trials near the threshold may become the pick.
 NEAR_THE_LINE = 0.03
@@ -90,7 +92,7 @@ def conclude(record: SweepRecord) -> SweepRecord:
     caveats = tuple(c for c in Caveat if any(c in t.caveats for t in record.trials) or c in record.caveats)
     picked = _picked(concluded, record.pick, screening=False)
     concluded = replace(concluded, recommended=picked[0] if picked else None, caveats=caveats)
-    notes = (*record.notes, *_not_judged(record), *full_context_notes(concluded))
+    notes = (*record.notes, *_not_judged(record), *full_context_notes(concluded), *speculation_notes(record))
     return replace(concluded, notes=tuple(dict.fromkeys(notes)))
 
 
@@ -193,7 +195,8 @@ def _with_final(
     windows = [window for visit in visits for window in visit.windows]
     found, missing = metrics_of(windows, header.workload)
     widened = {
-        m: scatter.widened(r, medians[m]) if (scatter := noise.get(m)) else r for m, r in found.items()
+        m: possible(m, scatter.widened(r, medians[m])) if (scatter := noise.get(m)) else r
+        for m, r in found.items()
     }
     metrics = dict(trial.metrics) | widened
     for name in ("memory_mib", "vram_mib"):

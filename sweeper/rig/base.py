@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from sweeper.client.requests import Prompt
 from sweeper.engine.base import Engine
 from sweeper.limits.base import LimitControl
 from sweeper.measure.disturbance import MachineLoad
@@ -47,6 +48,9 @@ class Rig:
     space: SearchSpace | None = None  # the space of a recorded table, the only one that a replay can answer
     workload: Workload | None = None
     options: frozenset[str] | None = None  # that this llama-server knows, without dashes; None: all
+    speculation: frozenset[str] | None = None  # the kinds of it that this llama-server lists; None: all
+    # Makes generation go on with one of these texts; None: the engine cannot, or sends the user's own prompts.
+    use_texts: Callable[[Sequence[Prompt]], None] | None = None
     # The placement that the engine chooses itself, with which the baseline runs; None: the engine chooses none.
     own_placement: Callable[[Configuration], Mapping[str, Any]] | None = None
     measures_quality: bool = True  # False: nothing here can measure the loss of a quantisation

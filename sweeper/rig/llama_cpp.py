@@ -78,16 +78,22 @@ def make_room(
 
 
 def why_it_does_not_fit(
-    forecaster: Forecaster, engine: LlamaCppEngine | LlamaServerEngine, configuration: Configuration
+    forecaster: Forecaster,
+    engine: LlamaCppEngine | LlamaServerEngine,
+    configuration: Configuration,
+    draft: Path | None = None,
 ) -> str | None:
     """The reason why a configuration cannot run here by llama.cpp's own memory plan, or None.
 
-    If the plan itself fails, this returns None: the trial then runs and names the failure.
+    ``draft`` is the file of a draft model that is loaded beside the model. If the plan itself fails, this returns None:
+    the trial then runs and names the failure.
     """
-    from sweeper.model.forecast import HOST
+    from sweeper.model.forecast import HOST, of_draft
 
     try:
         plan = forecaster.forecast(engine.path_of(configuration), configuration)
+        if draft is not None:
+            plan = plan.beside(forecaster.forecast(draft, of_draft(configuration)))
     except (EngineRefused, OutOfMemory) as failure:
         return str(failure)
     except (EngineCrashed, EngineTimeout):

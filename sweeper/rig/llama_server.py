@@ -8,13 +8,14 @@ the server then measures quality.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from sweeper.client.prompt_file import read_prompts
+from sweeper.client.requests import Prompt
 from sweeper.config import Settings
 from sweeper.engine.server_dialect import perplexity_tool
 from sweeper.errors import ConfigError, EngineMissingError
@@ -36,25 +37,15 @@ NO_QUALITY = "without llama-cpp-python or a llama-perplexity beside the server, 
 
 def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[str], None]) -> Rig:
     """The user's llama-server, with this machine's meter and limits."""
-    from sweeper.engine.llama_server import LlamaServerEngine
     from sweeper.model.forecast import Forecaster
 
-    wanted, own = settings.engine, cast("str | None", settings.workload.prompts)
-    _refuse_variables(wanted.environment)
+    own = cast("str | None", settings.workload.prompts)
+    _refuse_variables(settings.engine.environment)
     load, busy = look_around(settings, held, say)
-    engine = held.enter_context(
-        LlamaServerEngine(
-            "llama-server" if wanted.binary is None else wanted.binary,
-            {},
-            wanted.environment,
-            wanted.window_grace_seconds,
-            wanted.load_timeout_seconds,
-            wanted.arguments,
-            () if own is None else read_prompts(Path(own)).prompts,
-        )
-    )
+    engine = held.enter_context(_engine(settings, () if own is None else read_prompts(Path(own)).prompts))
     record = engine.record  # asks the program for its options, so a wrong one ends the sweep here
     model = obtained(settings, root, say)
+    engine.use_draft(model.draft)
     engine.use_files({quant: Path(file.path) for quant, file in model.files.items()})
     notes = [busy] if busy else []
     if ignored := engine.ignored_variables:
@@ -69,8 +60,14 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     meter, sensors, limits = meter_and_limits(settings, root, held, say, record.gpu_offload)
 
     def forecast(configuration: Configuration) -> str | None:
-        own = configuration.fit and record.gpu_offload  # then the server chooses a placement that fits
-        return None if forecaster is None or own else why_it_does_not_fit(forecaster, engine, configuration)
+        draft = model.draft_file(configuration)
+        beside = Path(draft.path) if draft is not None else None
+        placed_by_server = (
+            configuration.fit and record.gpu_offload
+        )  # then the server chooses a placement that fits
+        if forecaster is None or placed_by_server:
+            return None
+        return why_it_does_not_fit(forecaster, engine, configuration, beside)
 
     def room(path: Path, n_gpu_layers: int) -> None:
         if forecaster is None:
@@ -94,6 +91,8 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
         use_files=engine.use_files,
         make_room=room,
         options=engine.dialect.keys(),
+        speculation=engine.dialect.speculation(),
+        use_texts=engine.use_texts if own is None else None,
         own_placement=engine.own_placement if engine.dialect.find("fit") else None,
         measures_quality=measures_quality,
         makes_quantisations=has_library,
@@ -113,6 +112,21 @@ def _perplexity(engine: LlamaServerEngine) -> tuple[partial[PerplexityMeter] | N
     if tool is None:
         return None, [NO_LIBRARY, NO_QUALITY]
     return partial(PerplexityMeter, tool, engine.changes_of_environment(tool)), [NO_LIBRARY]
+
+
+def _engine(settings: Settings, prompts: Sequence[Prompt]) -> LlamaServerEngine:
+    from sweeper.engine.llama_server import LlamaServerEngine
+
+    wanted = settings.engine
+    return LlamaServerEngine(
+        "llama-server" if wanted.binary is None else wanted.binary,
+        {},
+        wanted.environment,
+        wanted.window_grace_seconds,
+        wanted.load_timeout_seconds,
+        wanted.arguments,
+        prompts,
+    )
 
 
 def _refuse_variables(environment: Mapping[str, Any]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from sweeper.client.prompt_file import bundled_prompts
 from sweeper.config import Composed
 from sweeper.errors import StoreError
 from sweeper.records import Reading
@@ -17,6 +18,7 @@ from sweeper.rig.quantisations import with_quantisations
 from sweeper.search.warm_start import nearest
 from sweeper.space.auto import ONE_CONTEXT, Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
+from sweeper.space.speculation import speculates
 
 # The function that opens the rig of each engine, called with the settings, the root, an ExitStack and `say`. The
 # engines of the lab are strings and not imports, so that the product does not depend on the lab.
@@ -27,6 +29,10 @@ RIGS = {
     "simulated": "sweeper.lab.rigs:simulated_rig",
     "replay": "sweeper.lab.rigs:replay_rig",
 }
+OTHER_TEXTS = (
+    "speculation is measured on sweeper's own texts; other texts make a model accept more drafts or fewer, so "
+    "workload.prompts=FILE measures it on your own prompts"
+)
 # This gives a mean of the power at rest even from sensors that refresh once a second.
 IDLE_SECONDS = 2.0
 
@@ -57,8 +63,14 @@ def open_rig(
         rig.options,
         rig.measures_quality,
         rig.running,
+        speculation=rig.speculation,
     )
     space, notes = space_of(composed, facts)
+    if rig.use_texts is not None and speculates(space):
+        texts = bundled_prompts()
+        rig.use_texts(texts.prompts)
+        rig = replace(rig, workload=replace(facts.workload, prompts=texts.record))
+        notes = (*notes, OTHER_TEXTS)
     rig, space = with_quantisations(rig, space, root, say)
     if rig.own_placement is not None:
         space = with_own_placement(space, rig.own_placement(space.base))

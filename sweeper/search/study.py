@@ -144,7 +144,7 @@ class SweepStudy:
         # The comparison uses the content of the files, so that a sweep resumes after its folder was moved.
         if _contents(had) != _contents(new):
             raise ConfigError(
-                f"model: the sweep {header.sweep!r} was started with another model; {OTHER_NAME}"
+                f"model: the sweep {header.sweep!r} was started with another model or draft model; {OTHER_NAME}"
             )
         if had["machine"]["fingerprint"] != new["machine"]["fingerprint"]:
             raise ConfigError(
@@ -431,5 +431,7 @@ def _fixed(header: SweepRecord) -> dict[str, Any]:
 
 
 def _contents(header: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each quantisation's file."""
-    return {quant: file["sha256"] for quant, file in header["model"]["files"].items()}
+    """The SHA-256 of each quantisation's file, and of the draft model's."""
+    draft = header["model"].get("draft")
+    drafts = {"draft": draft["file"]["sha256"]} if draft else {}
+    return drafts | {quant: file["sha256"] for quant, file in header["model"]["files"].items()}

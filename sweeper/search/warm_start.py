@@ -50,6 +50,7 @@ def initial_design(
     wished: list[Mapping[str, Any]] = [
         base,
         *_beside_own_placement(space, base),
+        *_with_drafts(space, base),
         base | fast,
         *(base | fast | other for other in placed[1:]),
         base | frugal,
@@ -85,6 +86,14 @@ def _beside_own_placement(space: SearchSpace, base: Mapping[str, Any]) -> Iterat
     values = space.parameters["n_cpu_moe"].values
     for step in (-NEIGHBOUR_LAYERS, NEIGHBOUR_LAYERS):
         yield {**base, "n_cpu_moe": nearest(values, base["n_cpu_moe"] + step)}
+
+
+def _with_drafts(space: SearchSpace, base: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    """The base with each kind of speculation for which a model drafts; hardly another setting changes speed as much."""
+    searched = space.parameters.get("spec_type")
+    for kind in () if searched is None else searched.values:
+        if kind.startswith("draft"):
+            yield {**base, "spec_type": kind}
 
 
 def _placements(

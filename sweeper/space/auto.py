@@ -9,6 +9,7 @@ from typing import Any
 from sweeper.limits.base import LimitRange
 from sweeper.parameters import DEFAULTS, LIMIT_KEYS, TUNABLES, Configuration, padded, why_it_changes_nothing
 from sweeper.records import MachineRecord, ModelRecord, Workload
+from sweeper.space.speculation import fill_speculation
 from sweeper.space.splits import USABLE_SHARE, default_expert_layers, splits_to_try
 
 # llama.cpp's own defaults (common_params).
@@ -54,6 +55,7 @@ class Facts:
     measures_quality: bool = True  # whether the loss of a smaller KV cache can be measured
     running: Configuration | None = None  # the settings of a running server, which sweeper cannot change
     longest_context: bool = False  # the context length is an objective
+    speculation: frozenset[str] | None = None  # the kinds that this llama-server lists; None: all
 
     @property
     def gpu_memory_mib(self) -> tuple[int | None, ...]:
@@ -152,7 +154,14 @@ def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tu
         The spec for `sweeper.space.space.build_space`, and one note for each requested dimension that is not possible.
     """
     blocked = unsettable(facts)
-    notes, filled = [], {}
+    speculation: dict[str, Any] = {}
+    notes: list[str] = []
+    if "spec_type" not in blocked:
+        speculation, told = fill_speculation(spec, facts)
+        notes += told
+    elif facts.model.draft is not None:
+        notes.append(f"model.draft is not used: {blocked['spec_type']}")
+    filled = {}
     for name, value in spec.items():
         if blocked.get(name) == SERVER_KEEPS:
             notes.append(SERVER_KEEPS)
@@ -167,7 +176,7 @@ def fill_auto(spec: Mapping[str, Any], facts: Facts) -> tuple[dict[str, Any], tu
             filled[name] = "f16"
             notes.append(NO_QUALITY)
             continue
-        filled[name] = _auto(name, facts) if value == "auto" else value
+        filled[name] = speculation.get(name, _auto(name, facts) if value == "auto" else value)
     return filled, tuple(dict.fromkeys(notes))
 
 

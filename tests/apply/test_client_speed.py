@@ -26,6 +26,7 @@ class KnownServer:
 
     decode: float = 50.0
     prefill: float = 800.0
+    texts: dict[str, float] = field(default_factory=dict)  # decode speed after other texts
     overhead: float = 0.02
     ends_after: int = 10**9
     own: bool = False
@@ -49,7 +50,8 @@ class KnownServer:
         held = round(len(self.held.split()) * self.tokens_per_word) if prompt.startswith(self.held) else 0
         new = max(1, length - held)
         evaluated = 1 / self.decode if new <= 8 else new / self.prefill  # a small batch costs as one token
-        seconds = self.overhead + evaluated + (made - 1) / self.decode
+        decode = next((speed for text, speed in self.texts.items() if prompt.endswith(text)), self.decode)
+        seconds = self.overhead + evaluated + (made - 1) / decode
         self.held = prompt
         self.now += seconds
         self.longest = max(self.longest, length + tokens)
@@ -191,3 +193,23 @@ def test_one_answer_that_was_held_up_does_not_end_the_measurement() -> None:
     server.generate = disturbed  # type: ignore[method-assign]
     speed = measure_speed(server, "m", Workload(generated_tokens=64), 1024, repeats=3)
     assert speed.decode.median == pytest.approx(50.0)
+
+
+def test_each_repeat_goes_on_with_another_real_text() -> None:
+    """A server that drafts is fast after a text that it guesses, and slow after another one."""
+    texts = {f"text number {number} of many": 40.0 + 10 * number for number in range(3)}
+    server = KnownServer(texts=texts)
+    workload = Workload(prompt_tokens=64, generated_tokens=32)
+    speed = measure_speed(server, "m", workload, 1024, repeats=3, texts=list(texts))
+    assert speed.decode.median == pytest.approx(50.0)
+    assert (speed.decode.low, speed.decode.high) != (50.0, 50.0)
+    assert server.longest <= 1024
+
+
+def test_long_texts_are_cut_to_the_context() -> None:
+    server = KnownServer()
+    long_text = "word " * 5000
+    measure_speed(
+        server, "m", Workload(prompt_tokens=64, generated_tokens=32), 512, repeats=2, texts=[long_text]
+    )
+    assert 256 < server.longest <= 512

@@ -24,7 +24,7 @@ from sweeper.apply import run as apply
 from sweeper.client.in_force import from_llama_server_argv
 from sweeper.errors import MissingError, UsageError
 from sweeper.parameters import TUNABLES
-from sweeper.records import Configuration
+from sweeper.records import Configuration, DraftModel, ModelFile
 
 C = CONFIGURATION
 FOLDER = Path("/nonexistent/sweeper-test")  # plans read there and find nothing
@@ -505,6 +505,80 @@ def test_the_environment_and_the_web_ui_hold_placement_and_slots() -> None:
     assert entry["ctx_size"] == 4 * PLACED.n_ctx
     assert {"parallel=4", "spec-type=ngram-mod"} <= set(flags[0].split(","))
     assert set(",".join(flags[1:]).split(",")) == {"op-offload", "repack", "kv-unified"}
+
+
+def drafting(target: str, draft: str = "/drafts/x.gguf", spec_type: str = "draft-simple") -> apply.ApplyPlan:
+    """The plan for a trial of a sweep that had a draft model."""
+    sweep = make_sweep(Path("/models/x.gguf"), replace(C, spec_type=spec_type, spec_draft_n_max=5), config={})
+    record = DraftModel(ModelFile("Q8_0", draft, "0" * 64, 10**6), "draft-simple")
+    sweep = replace(sweep, model=replace(sweep.model, draft=record))
+    file = FOLDER / "c.yaml" if target == "textgen" else None
+    return apply.plan(sweep, 3, target, apply.Options(folder=FOLDER, file=file))
+
+
+@pytest.mark.parametrize("target", ["llama-server", "llama-swap", "systemd"])
+def test_a_draft_model_is_read_back_from_every_command_line(target: str) -> None:
+    plan = drafting(target)
+    text = plan.draft.files[-1].after.decode()
+    if target == "llama-server":
+        argv = list(plan.draft.commands[1].argv)
+    elif target == "llama-swap":
+        argv = shlex.split(next(iter(yaml.safe_load(text)["models"].values()))["cmd"])
+    else:
+        argv = shlex.split(text.rpartition("ExecStart=")[2])
+    found = from_llama_server_argv(argv)
+    assert (found["model"], found["draft"]) == ("/models/x.gguf", "/drafts/x.gguf")
+    assert (found["spec_type"], found["spec_draft_n_max"]) == ("draft-simple", 5)
+    assert "spec-draft-model" not in drafting(target, spec_type="ngram-mod").draft.files[-1].after.decode()
+
+
+def test_compose_mounts_a_draft_model_beside_the_model() -> None:
+    (service,) = yaml.safe_load(text_of(drafting("compose")))["services"].values()
+    found = from_llama_server_argv(service["command"])
+    mounts = {mount["target"]: mount["source"] for mount in service["volumes"]}
+    assert mounts == {found["model"]: "/models/x.gguf", found["draft"]: "/drafts/x.gguf"}
+    (service,) = yaml.safe_load(text_of(drafting("compose", "/models/x.gguf")))["services"].values()
+    found = from_llama_server_argv(service["command"])
+    assert found["model"] == found["draft"] == service["volumes"][0]["target"]
+    assert len(service["volumes"]) == 1
+
+
+def test_the_environment_and_the_web_ui_hold_a_draft_model() -> None:
+    assert "LLAMA_ARG_SPEC_DRAFT_MODEL=/drafts/x.gguf\n" in text_of(drafting("env"))
+    (entry,) = yaml.safe_load(text_of(drafting("textgen"))).values()
+    flags = entry["extra_flags"].split(",")
+    assert {"spec-draft-model=/drafts/x.gguf", "spec-type=draft-simple", "spec-draft-n-max=5"} <= set(flags)
+    with pytest.raises(UsageError, match="extra_flags there: rename the file"):
+        drafting("textgen", "/drafts/a,b.gguf")
+
+
+def test_a_preset_names_the_draft_model_that_it_cannot_hold() -> None:
+    with pytest.raises(UsageError, match=r"the draft model's path '/drafts/a;b\.gguf'"):
+        drafting("llama-server", "/drafts/a;b.gguf")
+    with pytest.raises(UsageError, match=r"the draft model's path .* which llama-swap would replace"):
+        drafting("llama-swap", "/drafts/${x}.gguf")
+
+
+@pytest.mark.parametrize("target", ["python", "llama-cpp-python", "ollama", "lm-studio"])
+def test_a_target_that_cannot_speculate_says_so(target: str) -> None:
+    notes = " ".join(drafting(target).draft.notes)
+    assert "has no setting for spec_type, so the sweep's draft-simple is not applied" in notes
+
+
+def test_a_draft_model_of_the_user_goes_where_the_sweep_had_one(tmp_path: Path) -> None:
+    path = tmp_path / "llama-server.ini"
+    path.write_text("version = 1\n\n[mine]\nmodel-draft = /old.gguf\nspec-draft-hf = a/b\njinja = on\n")
+    for spec_type, kept in (("draft-simple", False), ("none", False), (None, True)):
+        plain = replace(C, spec_type=spec_type or "none")
+        sweep = make_sweep(Path("/models/x.gguf"), plain, config={})
+        if spec_type:
+            record = DraftModel(ModelFile("Q8_0", "/new.gguf", "0" * 64, 1), "draft-simple")
+            sweep = replace(sweep, model=replace(sweep.model, draft=record))
+        plan = apply.plan(sweep, 3, "llama-server", apply.Options(name="mine", folder=tmp_path))
+        assert ("/old.gguf" in text_of(plan)) == kept
+        assert ("keeps model-draft" in " ".join(plan.draft.notes)) == kept
+        assert ("spec-draft-model = /new.gguf\n" in text_of(plan)) == (spec_type == "draft-simple")
+        assert "jinja = on" in text_of(plan)
 
 
 def test_a_placement_left_to_the_server_is_written_so() -> None:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from sweeper.client.counting import BrokenAnswer, Counter, counter_for
 from sweeper.client.requests import Api
+from sweeper.records import Drafts
 
 TRICKY = 'he said "tokens_predicted":99, "stop":true and "error":{'
 
@@ -20,7 +21,9 @@ def _llama(tokens: int) -> bytes:
         {"content": TRICKY, "tokens": [1], "stop": False, "tokens_predicted": n, "tokens_evaluated": 777}
         for n in range(1, tokens + 1)
     ]
-    events.append({"content": "", "tokens": [], "stop": True, "tokens_predicted": tokens, "prompt": TRICKY})
+    timings = {"prompt_n": 12, "predicted_n": tokens, "draft_n": 98765, "draft_n_accepted": 43210}
+    last = {"content": "", "tokens": [], "stop": True, "tokens_predicted": tokens, "prompt": TRICKY}
+    events.append({**last, "timings": timings})
     return b"".join(f"data: {json.dumps(e, separators=(',', ':'))}\n\n".encode() for e in events)
 
 
@@ -71,6 +74,7 @@ def test_tokens_are_counted_exactly(kind: str, tokens: int, cuts: list[int]) -> 
     assert counter.pieces == tokens
     assert counter.finished
     assert counter.total in (tokens, None)
+    assert counter.drafts == (Drafts(98765, 43210) if api == "llama-server" else None)
 
 
 @pytest.mark.parametrize("kind", STREAMS)

@@ -133,11 +133,8 @@ def test_prompts_need_an_engine_that_sends_them(tmp_path: Path) -> None:
     path = written(tmp_path, {"prompt": "x"})
     with pytest.raises(ConfigError, match=r"workload\.prompts: your own prompts need engine=llama_server"):
         compose([f"workload.prompts='{path}'"])
-    with pytest.raises(
-        ConfigError, match=r"set workload\.users=2 or more, or measure one user with engine=endpoint"
-    ):
-        compose([f"workload.prompts='{path}'", "engine=llama_server"])
-    assert compose([f"workload.prompts='{path}'", "engine=llama_server", "workload.users=2"])
+    for users in (1, 2):
+        assert compose([f"workload.prompts='{path}'", "engine=llama_server", f"workload.users={users}"])
 
 
 def test_prompts_are_tokenised_by_the_server(server_url: str) -> None:

@@ -13,6 +13,7 @@ from sweeper.client.requests import Given, Ids, Prompts, Target, Words, from_jso
 EVERY = (
     Ids(8, 3, 500),
     Ids(8, 3, 500, depth=4, seed=7),
+    Ids(8, 3, 500, depth=4, ends=([5, 6], [7] * 20)),
     Words(5, depth=3),
     Given(("one", [1, 2], [{"role": "user", "content": "hi"}])),
 )
@@ -40,6 +41,15 @@ def test_ids_are_new_after_the_users_own_depth(user: int, number: int, depth: in
     assert one[:depth] == next_one[:depth]
     assert one[depth:] != next_one[depth:]
     assert one[depth:] != other[depth:]
+
+
+def test_prompts_end_with_real_text_in_turn() -> None:
+    prompts = Ids(8, 100, 500, depth=4, ends=([1, 2, 3], [*range(20)]))
+    found = [prompts.prompt(0, number) for number in range(3)]
+    assert {len(prompt) for prompt in found} == {12}
+    assert found[0][-3:] == found[2][-3:] == [1, 2, 3]
+    assert found[1][4:] == [*range(12, 20)]  # cut to the new tokens, so that each request has as many
+    assert found[0][4:-3] != found[2][4:-3]
 
 
 def test_given_texts_begin_with_a_salt_and_users_begin_at_other_places() -> None:

@@ -190,7 +190,9 @@ def test_the_catalogue_is_whole():
         *("codellama_34b", "mixtral_8x7b", "file", "hub"),
     }
     keys = {frozenset(yaml.safe_load(path.read_text())) for path in CATALOGUE}
-    assert keys == {frozenset({"name", "path", "repo", "file", "revision", "seed", "quant", "shape", "text"})}
+    assert keys == {
+        frozenset({"name", "path", "repo", "file", "revision", "seed", "quant", "shape", "text", "draft"})
+    }
 
 
 @pytest.mark.parametrize(

@@ -151,9 +151,17 @@ def service_of(request: Request) -> dict[str, Any]:
     """The service, with every option in its command."""
     c = request.configuration
     gpu = c.n_gpu_layers != 0 and any(g.uuid.startswith("GPU-") for g in request.record.machine.gpus)
-    inside = "/models/" + Path(request.model_path).name
+    inside = {request.model_path: "/models/" + Path(request.model_path).name}
+    if request.draft_path is not None:  # perhaps of the same name, in another folder; or the same file
+        inside.setdefault(request.draft_path, "/draft/" + Path(request.draft_path).name)
     # The image's entry point is the server itself, so the command omits the program's name.
-    command = server_argv(request, model_path=inside, host="0.0.0.0", port=str(_INSIDE_PORT))[1:]  # noqa: S104
+    command = server_argv(
+        request,
+        model_path=inside[request.model_path],
+        draft_path=inside.get(request.draft_path or ""),
+        host="0.0.0.0",  # noqa: S104
+        port=str(_INSIDE_PORT),
+    )[1:]
     service: dict[str, Any] = {
         "image": f"{_IMAGE}:server-cuda" if gpu else f"{_IMAGE}:server",
         "command": [_doubled(word) for word in command],
@@ -161,11 +169,12 @@ def service_of(request: Request) -> dict[str, Any]:
         "volumes": [
             {
                 "type": "bind",
-                "source": _doubled(request.model_path),
-                "target": _doubled(inside),
+                "source": _doubled(source),
+                "target": _doubled(target),
                 "read_only": True,
                 "bind": {"create_host_path": False},
             }
+            for source, target in inside.items()
         ],
         "restart": "unless-stopped",
     }

@@ -47,8 +47,12 @@ def _check(request: Request) -> None:
     why = (
         "llama-server's presets cannot hold it: rename the file, link it under another name, or use --to env"
     )
-    refuse_characters("the model's path", request.model_path, ";#", why)
-    refuse_outer_spaces("the model's path", request.model_path, why)
+    for what, path in (
+        ("the model's path", request.model_path),
+        ("the draft model's path", request.draft_path),
+    ):
+        refuse_characters(what, path or "", ";#", why)
+        refuse_outer_spaces(what, path or "", why)
     refuse_characters("the name", request.name, "[];#:", "choose another with --name")
     check_alias(request.name)
     if request.name in _RESERVED:

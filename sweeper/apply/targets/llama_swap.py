@@ -25,7 +25,12 @@ _WITH_COMMAND = {"proxy": "http://127.0.0.1:${PORT}", "checkEndpoint": "/health"
 def draft(request: Request) -> Draft:
     """Set one model; every other byte of the file stays."""
     path = request.target_file("config.yaml")
-    for what, value in (("the model's path", request.model_path), ("the name", request.name)):
+    named = {
+        "the model's path": request.model_path,
+        "the draft model's path": request.draft_path or "",
+        "the name": request.name,
+    }
+    for what, value in named.items():
         if found := _MACRO.search(value):
             raise UsageError(
                 f"{what} {value!r} holds {found.group()!r}, which llama-swap would replace: rename it"

@@ -16,7 +16,9 @@ from typing import Any
 from sweeper.apply.base import Draft, Request, read_text
 from sweeper.apply.kept import kept_note
 from sweeper.apply.llama_command import model_options
+from sweeper.apply.names import refuse_characters
 from sweeper.apply.yaml_text import as_read, entry_change, mapping_of
+from sweeper.client.llama_options import DRAFT
 from sweeper.errors import MissingError, UsageError
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, Configuration, server_context
 
@@ -25,6 +27,7 @@ _OWN_KEYS = {
     *("n_gpu_layers", "n_ctx", "type_k", "type_v", "n_threads", "n_threads_batch", "n_batch", "n_ubatch"),
     *("offload_kqv", "use_mmap", "use_mlock", "split_mode", "flash_attn", "main_gpu"),
 }
+_FLAGS = "text-generation-webui splits its extra_flags there: rename the file, or link it under another name"
 _OWN_CACHE_TYPES = {"f16": "fp16", "q8_0": "q8_0", "q4_0": "q4_0"}  # which every version takes
 
 
@@ -39,7 +42,7 @@ def draft(request: Request) -> Draft:
     file_name = Path(request.model_path).name
     entries = mapping_of(read_text(path) or "", str(path))
     key = _key(entries, file_name)
-    ours = settings(request.configuration)
+    ours = settings(request.configuration, request.draft_path)
     before = _in_force(entries, key, file_name, ours, str(path))
     flags = {name for option in model_options(request) for name in option.all_spellings()}
     ours["extra_flags"], kept = _with_flags(
@@ -63,9 +66,13 @@ def pattern_of(file_name: str) -> str:
     return re.escape(file_name.lower()) + "$"
 
 
-def settings(configuration: Configuration) -> dict[str, Any]:
-    """Every key of text-generation-webui's llama.cpp loader that the configuration decides."""
+def settings(configuration: Configuration, draft_path: str | None = None) -> dict[str, Any]:
+    """Every key of text-generation-webui's llama.cpp loader that the configuration decides.
+
+    Raises UsageError for a draft model's path that the flags cannot hold.
+    """
     c = configuration
+    refuse_characters("the draft model's path", draft_path or "", ", '\"\\", _FLAGS)
     flags = {
         "flash-attn": TUNABLES["flash_attn"].to_word(c.flash_attn),
         "main-gpu": str(c.main_gpu),
@@ -82,6 +89,7 @@ def settings(configuration: Configuration) -> dict[str, Any]:
         if t.option and t.name not in _OWN_KEYS and getattr(c, t.name) != DEFAULTS[t.name]
     ]
     flags |= {t.option: t.to_word(getattr(c, t.name)) for t in changed if t.option and not t.is_switch}
+    flags |= {} if draft_path is None else {DRAFT: draft_path}
     switches = [f"{'' if getattr(c, t.name) else 'no-'}{t.option}" for t in changed if t.is_switch]
     switches += ["kv-unified"] if c.n_parallel > 1 else []
     return {
@@ -161,5 +169,6 @@ def _with_flags(ours: str, held: Any, replaced: set[str], where: str) -> tuple[s
             names.append(word.lstrip("-").partition("=")[0])
         if names and names[-1] not in replaced:
             kept.append(word)
-    pairs = [f"--{flag.replace('=', ' ', 1)}" for flag in ours.split(",")]
+    parts = (flag.partition("=") for flag in ours.split(","))
+    pairs = [f"--{flag} {shlex.quote(value)}" if equals else f"--{flag}" for flag, equals, value in parts]
     return " ".join([*pairs, shlex.join(kept)]).strip(), [name for name in names if name not in replaced]

@@ -13,6 +13,7 @@ from sweeper.apply.fresh import model_file
 from sweeper.apply.run import alias_of, resolve
 from sweeper.apply.verify.client_speed import ClientSpeed, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
+from sweeper.apply.verify.texts import texts_of
 from sweeper.client.llama_options import PLACEMENT
 from sweeper.client.servers import InForce
 from sweeper.errors import TrialFailed, UsageError, VerifyError
@@ -122,6 +123,7 @@ def verify(
     _demand_verifiable(record, options)
     trial = resolve(record, pick)
     name = options.name or alias_of(record, trial, pick)
+    texts, changed = texts_of(record)
     with found_or_started(record, trial, name, options, progress) as (server, name, ours):
         server.generate(name, "a", 1)  # loads the model, so that its settings can be read
         settings = _settings(record, trial, server.in_force(name))
@@ -135,9 +137,10 @@ def verify(
             repeat_seconds=options.repeat_seconds,
             meter=meter,
             progress=progress,
+            texts=texts,
         )
     figures = _figures(record, trial, speed, meter)
-    notes = _notes(record, trial, speed, meter, root)
+    notes = [*changed, *_notes(record, trial, speed, meter, root)]
     slow = any(f.metric != "watts" and f.verdict in ("missed", "unclear") for f in figures)
     on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
     if speeds_now is not None and slow and (ours or not on_gpu):
@@ -190,6 +193,9 @@ def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Re
     with engine_of(config, {trial.configuration.quant: path}, environment_of(record)) as engine:
         if isinstance(engine, LlamaCppEngine):
             engine.measure_as(record.engine)
+        else:
+            engine.use_draft(record.model.draft)
+            engine.use_texts(texts_of(record)[0])
         return engine_speeds(engine, trial.configuration, record.workload)
 
 
@@ -250,6 +256,10 @@ def _settings(
         if key in in_force:
             compare("model", digest_or_path, in_force[key], in_force[key].value == digest_or_path)
             break
+    draft = record.model.draft_file(trial.configuration)
+    if draft is not None and "draft" in in_force:
+        path = str(Path(draft.path).expanduser().absolute())
+        compare("draft", path, in_force["draft"], in_force["draft"].value == path)
     for key in (tunable.name for tunable in SERVER_TUNABLES):
         if changes_nothing(key, record.engine.gpu_offload, record.model.expert_count > 0):
             continue  # servers report anything here

@@ -7,10 +7,11 @@ is new to the server, and the same prompt with one more word, which the server's
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from sweeper.client.servers import Generation, Server
@@ -30,6 +31,8 @@ _PROBE_WORDS = (12, 36)
 _SMALL_PROBE_WORDS = (2, 8)  # in a context below _SMALL_CONTEXT tokens
 _SMALL_CONTEXT = 512
 _PROMPT_FILL = 0.97  # of the workload's prompt length: a salt of other digits may be a few tokens longer
+_SAMPLE_CHARACTERS = 200
+_TEXT_FILL = 0.8  # of the context, because some texts have shorter tokens than the sample
 _POWER_PERIODS = 20  # a power window lasts this many of the sensor's periods, for an edge error of 5 %
 _POWER_SECONDS = 2.0  # ... and at least this
 _POWER_REPEATS = 3
@@ -61,6 +64,7 @@ def measure_speed(
     meter: PowerMeter | None = None,
     progress: Callable[[str], None] = lambda _line: None,
     clock: Callable[[], float] = time.monotonic,
+    texts: Sequence[str] = (),
 ) -> ClientSpeed:
     """Measure a loaded model over HTTP.
 
@@ -74,6 +78,7 @@ def measure_speed(
         meter: An open meter, to measure power too.
         progress: Gets one line for each step.
         clock: The meter's clock.
+        texts: Real texts that generation goes on with, if the promise was measured with some.
 
     Raises:
         VerifyError: the server refuses, or is too fast for this method.
@@ -84,16 +89,20 @@ def measure_speed(
     prompt = "a" if depth <= 8 else _text(client.words_for(min(depth, n_ctx - 16)), "depth")
     short = max(1, min(16, workload.generated_tokens // 4))
     long = min(short + workload.generated_tokens, max(short + 1, n_ctx - depth - 16))
+    prompts = [prompt]
+    if texts:
+        room = client.characters_for(max(1, n_ctx - depth - long - 16), texts[0])
+        prompts = [f"{prompt} {text[-room:]}" for text in texts[:: max(1, len(texts) // repeats)]]
     progress("warming up")
-    seconds = client.warm_up(prompt, short, long)
+    seconds = client.warm_up(prompts[0], short, long)
     if seconds > _LONGEST_ANSWER_SECONDS:
         cut = int((long - short) * _LONGEST_ANSWER_SECONDS / seconds)
         long = min(long, short + max(_LEAST_TOKENS, cut))
-    decode, own_decode = client.decode(prompt, short, long)
+    decode, own_decode = client.decode(prompts, short, long)
     prefill, own_prefill, prompt_tokens = client.prefill(
         min(workload.prompt_tokens, n_ctx - 16), decode.median
     )
-    watts = None if meter is None else client.watts(prompt, long, meter, clock)
+    watts = None if meter is None else client.watts(prompts, long, meter, clock)
     return ClientSpeed(
         decode, prefill, watts, own_decode, own_prefill, long - short, prompt_tokens, client.missing
     )
@@ -124,8 +133,8 @@ class _Client:
             before = seconds
         return max(seconds, 1e-3)
 
-    def decode(self, prompt: str, short: int, long: int) -> tuple[Reading, Reading | None]:
-        """The speed as measured and as the server reports it.
+    def decode(self, prompts: Sequence[str], short: int, long: int) -> tuple[Reading, Reading | None]:
+        """The speed as measured and as the server reports it; each repeat has the next prompt.
 
         The first answer after a pause is a little slower, and machines drift, so the order of a pair alternates.
         """
@@ -133,14 +142,17 @@ class _Client:
         own: list[float] = []
         long_first = itertools.cycle((True, False))
 
-        def pair() -> tuple[Generation, Generation]:
+        def pair(prompt: str) -> tuple[Generation, Generation]:
             lengths = (long, short) if next(long_first) else (short, long)
             answers = {length: self.ask(prompt, length) for length in lengths}
             return answers[long], answers[short]
 
         for repeat in range(self.repeats):
             self.progress(f"decode {repeat + 1}/{self.repeats}")
-            seconds, longs, shorts = self._paired(pair)
+            prompt = prompts[repeat % len(prompts)]
+            if len(prompts) > 1:
+                self.ask(prompt, 1)  # the server's cache then holds it for both answers
+            seconds, longs, shorts = self._paired(functools.partial(pair, prompt))
             own += [a.own_tokens_per_second for a in longs if a.own_tokens_per_second]
             tokens = median([a.generated_tokens for a in longs]) - median(
                 [a.generated_tokens for a in shorts]
@@ -191,7 +203,7 @@ class _Client:
         return found, reading(own) if own else None, max(a.prompt_tokens for a in answers)
 
     def watts(
-        self, prompt: str, tokens: int, meter: PowerMeter, clock: Callable[[], float]
+        self, prompts: Sequence[str], tokens: int, meter: PowerMeter, clock: Callable[[], float]
     ) -> Reading | None:
         """Power while the server generates one answer after another, over windows that the sensor can resolve."""
         least = max(_POWER_SECONDS, _POWER_PERIODS * meter.update_period_seconds)
@@ -201,7 +213,7 @@ class _Client:
             with meter.window() as window:
                 started = ended = clock()
                 while ended - started < least:
-                    self.ask(prompt, tokens)
+                    self.ask(prompts[repeat % len(prompts)], tokens)
                     ended = clock()
             energy = window.reading(started, ended)
             if energy.watts is None:
@@ -222,6 +234,12 @@ class _Client:
             return max(1, tokens // 8)  # the server does not count: assume a byte tokeniser's 6 tokens a word
         base = few - slope * probes[0]
         return max(1, math.floor((_PROMPT_FILL * tokens - base) / slope))
+
+    def characters_for(self, tokens: int, text: str) -> int:
+        """How many characters of texts like ``text`` are surely less than ``tokens``."""
+        sample = text[:_SAMPLE_CHARACTERS]
+        counted = self.ask(sample, 1).prompt_tokens or len(sample)
+        return max(1, math.floor(_TEXT_FILL * tokens * len(sample) / counted))
 
     def _paired(
         self, pair: Callable[[], tuple[Generation, Generation]], offset: float = 0.0

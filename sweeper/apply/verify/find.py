@@ -69,8 +69,10 @@ def found_or_started(
         progress(f"found {found[0].kind} at {found[0].url}")
         yield (*found, False)
         return
-    if not Path(path).is_file():
-        raise ModelMissingError(f"the model {path} is not there: put it back, or run the sweep again")
+    draft = record.model.draft_file(trial.configuration)
+    for what, file in (("model", path), ("draft model", draft.path if draft is not None else path)):
+        if not Path(file).is_file():
+            raise ModelMissingError(f"the {what} {file} is not there: put it back, or run the sweep again")
     if options.server == "ollama":
         raise EngineMissingError(f"no Ollama answers at {_USUAL_URLS['ollama']}: start it first")
     kind = options.server
