@@ -76,18 +76,20 @@ class StepFile:
         """Whether the row of that key was measured, and without an error."""
         return any(row["key"] == key and "error" not in row for row in self.rows)
 
-    def row(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> None:
+    def row(self, key: str, measure: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Measure one row, unless it is there; what fails is kept with its reason, and tried again next time."""
         if self.has(key):
-            return
+            return next(row for row in self.rows if row["key"] == key)
         began = time.monotonic()
         try:
             found = dict(measure())
         except (SweeperError, OSError) as error:
             found = {"error": f"{type(error).__name__}: {error}"}
         rest = [row for row in self.rows if row["key"] != key]
-        self.data["rows"] = [*rest, {"key": key, **found, "took_seconds": time.monotonic() - began}]
+        row = {"key": key, **found, "took_seconds": time.monotonic() - began}
+        self.data["rows"] = [*rest, row]
         self.save()
+        return row
 
     def finish(self, state: str, reason: str | None = None) -> None:
         """Say how the step ended: complete, cut (of time), failed or skipped."""

@@ -26,12 +26,13 @@ _MOST_LETTERS = 400  # of the engine's words in a message; the log keeps them al
 _END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
 _SOURCES = re.compile(r"\S*/llama\.cpp/")  # where the library was built, which assertions name
 _REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
-# What llama.cpp, its backends and Python print when memory is short (ggml-alloc.c, ggml-backend.cpp,
+# What llama.cpp, its backends and Python print when memory is short (ggml.c, ggml-alloc.c, ggml-backend.cpp,
 # ggml-cuda.cu, ggml-vulkan.cpp, llama-kv-cache.cpp). The only place where their words are matched.
 _MEMORY_WORDS = (
     "out of memory",
     "failed to allocate",
     "unable to allocate",
+    "insufficient memory",
     "cannot allocate memory",
     "outofdevicememory",
     "outofhostmemory",

@@ -21,17 +21,22 @@ _POLL_SECONDS = 0.1
 _FIRST_POLL_SECONDS = 0.005  # small models load in a few milliseconds
 _ANSWER_SECONDS = 1.0  # of one poll: something that listens and never answers must not hold up the others
 _LOG_LINES = 8
-# Waits until this process ends, even if it is killed, and then ends the server's whole group. A word before that means
-# that the group has ended. The kernel ends only the server itself (`_die_with`), and not what a wrapper started.
+# Waits until this process ends, even if it is killed, and then ends the server's whole group. The kernel ends only the
+# server itself (`_start_watched`), and not what a wrapper started. The first word is the group's number. The server gives
+# it before it becomes the program, so there is no moment at which nobody would end it. "ended" means that the group has
+# ended. A llama-server that gets SIGTERM while it starts may wait forever, but ends at once at the second one.
 _WATCH = """
-read -r word
-[ -n "$word" ] && exit
-kill -s TERM -- "-$1"
-for _ in 1 2 3 4 5 6 7 8 9 10; do
-    sleep 0.5
-    kill -s 0 -- "-$1" || exit
+group=
+while read -r word; do
+    [ "$word" = ended ] && exit
+    group=$word
 done
-kill -s KILL -- "-$1"
+[ -n "$group" ] || exit
+for _ in 1 2 3 4 5 6; do
+    kill -s TERM -- "-$group" || exit
+    sleep 0.5
+done
+kill -s KILL -- "-$group"
 """
 
 
@@ -57,6 +62,14 @@ class ServerProcess:
 
     def __init__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str | None]) -> None:
         with log.open("wb") as output:
+            self._watch = subprocess.Popen(
+                ["/bin/sh", "-c", _WATCH, "sweeper-watch"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            assert self._watch.stdin is not None
             try:
                 self.process = subprocess.Popen(
                     argv,
@@ -65,34 +78,30 @@ class ServerProcess:
                     stderr=subprocess.STDOUT,
                     env={k: v for k, v in (os.environ | dict(environment)).items() if v is not None},
                     start_new_session=True,  # Ctrl-C reaches sweeper alone, which ends the server's whole group
-                    preexec_fn=_die_with(os.getpid()),
+                    preexec_fn=_start_watched(os.getpid(), self._watch.stdin.fileno()),
                 )
             except OSError as error:
+                self._dismiss_watch()
                 raise EngineMissingError(
                     f"cannot start {argv[0]} ({error.strerror}): install it, or name it"
                 ) from error
-        try:
-            self._watch = subprocess.Popen(
-                ["/bin/sh", "-c", _WATCH, "sweeper-watch", str(self.process.pid)],
-                stdin=subprocess.PIPE,
-                stdout=subprocess.DEVNULL,
-                stderr=subprocess.DEVNULL,
-                start_new_session=True,
-            )
-        except BaseException:
-            _end_group(self.process, 0.0)
-            raise
+            except BaseException:
+                self._watch.stdin.close()  # the server may have started: the watch ends it
+                raise
 
     def end(self, seconds: float = _END_SECONDS) -> None:
         """End the server and its children; those that are left after ``seconds`` are killed. May be called twice."""
         try:
             _end_group(self.process, seconds)
         finally:
-            assert self._watch.stdin is not None
-            if not self._watch.stdin.closed:
-                with contextlib.suppress(BrokenPipeError), self._watch.stdin as words:
-                    words.write(b"ended\n")
-                self._watch.wait()
+            self._dismiss_watch()
+
+    def _dismiss_watch(self) -> None:
+        assert self._watch.stdin is not None
+        if not self._watch.stdin.closed:
+            with contextlib.suppress(BrokenPipeError), self._watch.stdin as words:
+                words.write(b"ended\n")
+            self._watch.wait()
 
 
 @contextlib.contextmanager
@@ -161,11 +170,15 @@ def command_line_of_port(port: int, pid: int | None = None) -> list[str]:
         return []
 
 
-def _die_with(parent: int) -> Callable[[], None]:
-    """Asks the kernel to end the server where this process is killed and cannot end it itself."""
+def _start_watched(parent: int, watch: int) -> Callable[[], None]:
+    """A function for the server's process: it asks the kernel and the watch to end the server when its parent ends.
+
+    ``watch`` is the descriptor that the watch reads from.
+    """
     ask_kernel = end_with_parent(signal.SIGTERM)
 
     def ask() -> None:
+        os.write(watch, b"%d\n" % os.getpid())
         ask_kernel()
         if os.getppid() != parent:  # it was killed before we asked
             os._exit(1)

@@ -158,13 +158,38 @@ def test_targets_of_the_help_are_those_of_the_registry() -> None:
 
 def test_benchmarks_import_names_that_exist() -> None:
     missing = []
-    for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("sweeper"):
-                module = importlib.import_module(str(node.module))
-                names = (alias.name for alias in node.names)
-                missing += [f"{path.name}: {node.module}.{name}" for name in names if not _has(module, name)]
+    benchmarks = {
+        path.stem: ast.parse(path.read_text(encoding="utf-8"))
+        for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py"))
+    }
+    for stem, tree in benchmarks.items():
+        for node in ast.walk(tree):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            names = [alias.name for alias in node.names]
+            if node.module.partition(".")[0] == "sweeper":
+                module = importlib.import_module(node.module)
+                names = [name for name in names if not _has(module, name)]
+            elif node.module in benchmarks:
+                names = sorted({*names} - _names_at_top(benchmarks[node.module]))
+            else:
+                continue
+            missing += [f"{stem}.py: {node.module}.{name}" for name in names]
     assert missing == []
+
+
+def _names_at_top(tree: ast.Module) -> set[str]:
+    """The names that a module defines or imports at its top."""
+    found: set[str] = set()
+    for node in tree.body:
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        else:
+            every = (name for name in ast.walk(node) if isinstance(name, ast.Name))
+            found |= {name.id for name in every if isinstance(name.ctx, ast.Store)}
+    return found
 
 
 def _has(module: ModuleType, name: str) -> bool:

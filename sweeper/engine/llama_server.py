@@ -183,8 +183,8 @@ class LlamaServerEngine:
             sampling=SAMPLING,
         )
 
-    def use_files(self, model_files: Mapping[str, Path]) -> None:
-        """Add files of the model, by quantisation."""
+    def use_files(self, model_files: Mapping[str, Path] | Mapping[str | None, Path]) -> None:
+        """Add files of the model, by quantisation; None stands for the original file."""
         self._files.update(model_files)
 
     def use_draft(self, draft: DraftModel | None) -> None:

@@ -46,7 +46,8 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     record = engine.record  # asks the program for its options, so a wrong one ends the sweep here
     model = obtained(settings, root, say)
     engine.use_draft(model.draft)
-    engine.use_files({quant: Path(file.path) for quant, file in model.files.items()})
+    files: dict[str | None, Path] = {quant: Path(file.path) for quant, file in model.files.items()}
+    engine.use_files(files | {None: Path(model.file(None).path)})
     notes = [busy] if busy else []
     if ignored := engine.ignored_variables:
         notes.append(

@@ -347,3 +347,33 @@ def test_no_server_outlives_a_killed_sweeper(
         while left := running_with(str(model)):
             assert time.monotonic() < deadline, left
             time.sleep(0.05)
+
+
+STARTS = """
+import sys, time
+from pathlib import Path
+from sweeper.servers import ServerProcess
+server = ServerProcess(sys.argv[1:2], Path(sys.argv[2]), {})
+time.sleep(600)
+"""
+
+
+def test_a_server_that_hangs_at_the_first_signal_ends_at_the_second(tmp_path: Path) -> None:
+    """As llama-server does behind a wrapper, if sweeper is killed while the server starts."""
+    signals, inner = tmp_path / "signals", tmp_path / "inner"
+    inner.write_text(
+        f'trap \'echo TERM >> "{signals}"; [ $(wc -l < "{signals}") -lt 2 ] || exit 0\' TERM\n'
+        f"echo ready > '{tmp_path}/ready'\nwhile :; do sleep 0.1; done\n"
+    )
+    program = script(tmp_path, f"/bin/sh '{inner}'\nexit $?")
+    with subprocess.Popen([sys.executable, "-c", STARTS, program, str(tmp_path / "log")]) as parent:
+        deadline = time.monotonic() + 60
+        while not (tmp_path / "ready").exists():
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        parent.kill()
+    deadline = time.monotonic() + 60
+    while left := running_with(str(inner)):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)
+    assert signals.read_text() == "TERM\n" * 2

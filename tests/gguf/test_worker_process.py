@@ -58,6 +58,15 @@ def test_a_kill_for_want_of_memory_is_told_from_any_other(worker, monkeypatch):
         worker.ask("die", 20, number=9)
 
 
+def test_an_assertion_after_a_refused_allocation_is_want_of_memory():
+    tail = (
+        "ggml_aligned_malloc: insufficient memory (attempted to allocate  64.00 MB)",
+        "ggml.c:1643: GGML_ASSERT(ctx->mem_buffer != NULL) failed",
+    )
+    assert isinstance(processes.death_of("llama-server", -6, "load", tail, 0), OutOfMemory)
+    assert isinstance(processes.death_of("llama-server", -6, "load", tail[1:], 0), EngineCrashed)
+
+
 def test_an_exit_and_a_mistake_of_ours_say_what_was_printed(worker):
     with pytest.raises(EngineCrashed, match="exit code 3 during «leave»: RuntimeError: it is broken"):
         worker.ask("leave", 20, code=3)

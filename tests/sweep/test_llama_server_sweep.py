@@ -135,6 +135,16 @@ def test_without_llama_cpp_python_the_program_beside_the_server_measures_quality
     assert "quant is not searched for Q8_0" in " ".join(record.notes)
 
 
+def test_without_a_quantisation_the_file_itself_is_measured(
+    tmp_path: Path, smallest_model: Path, llama_server: str
+) -> None:
+    named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=plain"
+    done = sweep(tmp_path, *QUICK, *named, "space.quant=null", "search.trials=1", "search.finalists=1")
+    assert done.returncode == 0, done.stderr
+    trials = SweepStudy.load(tmp_path / "mlruns", "plain").trials()
+    assert [(t.state, t.configuration.quant) for t in trials] == [("complete", None)]
+
+
 def test_without_llama_cpp_python_its_engine_names_the_other_one(
     tmp_path: Path, smallest_model: Path
 ) -> None:
