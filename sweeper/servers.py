@@ -22,9 +22,9 @@ _FIRST_POLL_SECONDS = 0.005  # small models load in a few milliseconds
 _ANSWER_SECONDS = 1.0  # of one poll: something that listens and never answers must not hold up the others
 _LOG_LINES = 8
 # Waits until this process ends, even if it is killed, and then ends the server's whole group. The kernel ends only the
-# server itself (`_start_watched`), and not what a wrapper started. The first word is the group's number. The server gives
-# it before it becomes the program, so there is no moment at which nobody would end it. "ended" means that the group has
-# ended. A llama-server that gets SIGTERM while it starts may wait forever, but ends at once at the second one.
+# server itself (`_start_watched`), and not what a wrapper started. The first word is the number of the group. A server
+# gives it before it becomes the program, so there is no moment at which nobody would end it. The word "ended" says
+# that the group has ended. A llama-server that gets SIGTERM while it starts may hang, but ends at a second one.
 _WATCH = """
 group=
 while read -r word; do

@@ -160,7 +160,7 @@ def test_benchmarks_import_names_that_exist() -> None:
     missing = []
     benchmarks = {
         path.stem: ast.parse(path.read_text(encoding="utf-8"))
-        for path in sorted((PACKAGE.parent / "benchmarks").glob("*.py"))
+        for path in sorted((PACKAGE.parent / "benchmarks").rglob("*.py"))
     }
     for stem, tree in benchmarks.items():
         for node in ast.walk(tree):

@@ -280,7 +280,9 @@ def first_configuration(
         files={header.file_type: file},
         expert_count=header.expert_count,
     )
-    space, _ = space_of(composed, Facts(here.machine, model, workload, here.gpu_offload))
+    longest = "n_ctx" in composed.settings.objectives.targets
+    facts = Facts(here.machine, model, workload, here.gpu_offload, longest_context=longest)
+    space, _ = space_of(composed, facts)
     return space.base
 
 

@@ -63,6 +63,7 @@ def open_rig(
         rig.options,
         rig.measures_quality,
         rig.running,
+        longest_context="n_ctx" in settings.objectives.targets,
         speculation=rig.speculation,
     )
     space, notes = space_of(composed, facts)
@@ -79,7 +80,6 @@ def open_rig(
 
 def space_of(composed: Composed, facts: Facts) -> tuple[SearchSpace, tuple[str, ...]]:
     """The space that this machine can search, and notes on what it cannot."""
-    facts = replace(facts, longest_context="n_ctx" in composed.settings.objectives.targets)
     spec, notes = fill_auto(composed.space(facts.words(), skip=tuple(unsettable(facts))), facts)
     traits = Traits(
         n_layer=facts.model.n_layer,

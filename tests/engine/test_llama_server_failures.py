@@ -377,3 +377,33 @@ def test_a_server_that_hangs_at_the_first_signal_ends_at_the_second(tmp_path: Pa
         assert time.monotonic() < deadline, left
         time.sleep(0.05)
     assert signals.read_text() == "TERM\n" * 2
+
+
+DIES_AT_ONCE = """
+import os, signal, subprocess, sys, time
+from pathlib import Path
+from sweeper import servers
+
+class Started(subprocess.Popen):
+    def __init__(self, argv, **options):
+        super().__init__(argv, **options)
+        if argv[0] == sys.argv[1]:
+            while not Path(sys.argv[3]).exists():
+                time.sleep(0.01)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+servers.subprocess.Popen = Started
+servers.ServerProcess(sys.argv[1:2], Path(sys.argv[2]), {})
+"""
+
+
+def test_no_server_outlives_a_sweeper_that_is_killed_while_it_starts_the_server(tmp_path: Path) -> None:
+    ready = tmp_path / "ready"
+    program = script(tmp_path, f"(echo > '{ready}'; exec sleep 7171)\nexit $?")
+    words = [program, str(tmp_path / "log"), str(ready)]
+    done = subprocess.run([sys.executable, "-c", DIES_AT_ONCE, *words], timeout=60, check=False)
+    assert done.returncode == -signal.SIGKILL
+    deadline = time.monotonic() + 60
+    while left := running_with("sleep 7171"):
+        assert time.monotonic() < deadline, left
+        time.sleep(0.05)

@@ -183,7 +183,7 @@ FACTS = Facts(MachineRecord("f", "cpu", 4, 8, 16_000, "Linux"), MODEL, Workload(
     ],
 )
 def test_contexts_of_their_own_are_powers_of_two_up_to_the_training(train: int, contexts: list[int]) -> None:
-    facts = replace(FACTS, model=replace(MODEL, n_ctx_train=train))
+    facts = replace(FACTS, model=replace(MODEL, n_ctx_train=train), longest_context=True)
     space, notes = space_of(compose(["experiment=longest_context", "space.n_batch=512"]), facts)
     if len(contexts) == 1:
         assert space.base.n_ctx == contexts[0]
@@ -191,7 +191,7 @@ def test_contexts_of_their_own_are_powers_of_two_up_to_the_training(train: int, 
     else:
         assert list(space.parameters["n_ctx"].values) == contexts
         assert not any("only context" in note for note in notes)
-    other, _ = space_of(compose(["workload=long_context"]), facts)
+    other, _ = space_of(compose(["workload=long_context"]), replace(facts, longest_context=False))
     assert "n_ctx" not in other.parameters
 
 
