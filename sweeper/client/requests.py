@@ -152,8 +152,8 @@ def request_of(
 ) -> tuple[str, dict[str, Any]]:
     """The address and body of one streamed request for ``tokens`` generated tokens.
 
-    Temperature 0 costs least to sample. Only llama-server and some others obey ``ignore_eos``; sweeper counts the
-    tokens that arrive.
+    It names no sampling option, as a client does that takes the server's own: sampling costs time. Only llama-server and
+    some others obey ``ignore_eos``; sweeper counts the tokens that arrive.
     """
     is_chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)
     body: dict[str, Any] = {} if target.model is None else {"model": target.model}
@@ -169,7 +169,5 @@ def request_of(
     else:
         path = "/api/chat" if is_chat else "/api/generate"
         body |= {"messages": prompt} if is_chat else {"prompt": prompt, "raw": True}
-        body |= {"options": {"num_predict": tokens, "temperature": 0}}
-    if target.api != "ollama":
-        body["temperature"] = 0
+        body |= {"options": {"num_predict": tokens}}
     return target.url + path, body | {"stream": True} | dict(target.extra)

@@ -80,6 +80,8 @@ def test_each_interface_gets_its_own_words() -> None:
         assert body["stream"] is True
         assert body["model"] == "m"
         assert body["top_k"] == 1
+        # The server samples as for a client that asks for nothing.
+        assert not {"temperature", "top_p", "min_p", "samplers"} & {*body, *body.get("options", {})}
 
 
 def test_two_tests_have_different_prompts() -> None:
