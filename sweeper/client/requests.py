@@ -152,7 +152,7 @@ def request_of(
 ) -> tuple[str, dict[str, Any]]:
     """The address and body of one streamed request for ``tokens`` generated tokens.
 
-    It names no sampling option, as a client does that takes the server's own: sampling costs time. Only llama-server and
+    It names no sampling option, like a client that takes the server's own: sampling costs time. Only llama-server and
     some others obey ``ignore_eos``; sweeper counts the tokens that arrive.
     """
     is_chat = isinstance(prompt, list) and bool(prompt) and isinstance(prompt[0], dict)

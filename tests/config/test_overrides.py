@@ -163,7 +163,10 @@ def test_a_tilde_without_a_home_folder_is_refused(given: str, monkeypatch: pytes
         ("trails=5", r"no such key; did you mean search\.trials\?"),
         ("search.trials=abc", "search.trials: 'abc' is not a whole number"),
         ("search.early_stop=maybe", "search.early_stop: 'maybe' is not true or false"),
-        ("experiment=dmeo", "experiment=dmeo: there is no such choice; choose from cpu_table, demo, quick"),
+        (
+            "experiment=dmeo",
+            "experiment=dmeo: there is no such choice; choose from cpu_table, demo, longest_context, quick",
+        ),
         ("engine=replay", "engine.table: this key has no value; give a table that `sweeper record` wrote"),
         ("search.trials=(1", r"search.trials=\(1: this cannot be read"),
         ("search.trials=1,2", "search.trials=1,2: several values need -m"),

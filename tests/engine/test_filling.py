@@ -83,18 +83,18 @@ def test_the_log_of_a_server_tells_how_far_it_is(
     monkeypatch.setattr(server_module, "TOLD_EVERY_SECONDS", 0.001)
     told: list[int] = []
     heard = threading.Event()
-    fill = served._go_to_depth
+    fill = served._go_to
 
-    def slow(running, depth):
+    def slow(running, tokens):
         """As a slow server logs it, and no answer before it was heard."""
         with running.log.open("a") as log:
             log.write(
                 "slot print_timing: id  0 | task 1 | prompt processing, n_tokens =    160, progress = 0.25, t\n"
             )
         assert heard.wait(60)
-        return fill(running, depth)
+        return fill(running, tokens)
 
-    monkeypatch.setattr(served, "_go_to_depth", slow)
+    monkeypatch.setattr(served, "_go_to", slow)
     assert served.fill(DEPTH, lambda done: (told.append(done), heard.set())) is not None
     assert told[0] == 160
     assert not any(thread.name == "sweeper-fill" for thread in threading.enumerate())

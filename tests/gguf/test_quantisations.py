@@ -136,7 +136,7 @@ def test_one_level_that_cannot_be_compared_rules_out_that_level(
     assert loss["kl_divergence"].median > 0
     assert 0 < loss["top_token_agreement_percent"].median < 100
     assert {reading.n for reading in loss.values()} == {512}
-    assert lines[0].startswith("measuring the quality loss against F16, once: 512 tokens with each file")
+    assert lines[0].startswith("measuring the quality loss against F16 … (once: 512 tokens with each file")
     assert "Q8_0 is ruled out, because its quality loss cannot be measured: it died" in lines
     cost = next(line for line in lines if line.startswith("quality of Q4_0"))
     assert re.fullmatch(r"quality of Q4_0 over 512 tokens: \d+\.\d s", cost)

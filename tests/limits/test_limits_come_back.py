@@ -282,8 +282,8 @@ def test_a_sweep_that_leaves_a_limit_exits_with_3(
 ) -> None:
     outcome = RestoreOutcome("GPU-1", POWER, 450, 200, action, "why")
     sweep = SimpleNamespace(
-        study=SimpleNamespace(header=lambda: SimpleNamespace(sweep="one")),
-        plan=SimpleNamespace(total=1),
+        study=SimpleNamespace(header=lambda: SimpleNamespace(sweep="one", constraints=())),
+        plan=SimpleNamespace(total=1, ladder=()),
         progress=nullcontext(SimpleNamespace(stopping=lambda: None)),
         stop=SimpleNamespace(set_by_hand=False),
         limits=SimpleNamespace(outcomes=(outcome,)),
