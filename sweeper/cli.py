@@ -194,8 +194,25 @@ def _sweep(arguments: list[str]) -> int:
                 put(f"    {file.stem:<20} {_first_comment(file)}".rstrip())
         return EXIT_DONE
     as_json, verbose = "--json" in arguments, "--verbose" in arguments
-    words = [word for word in arguments if word not in ("--json", "--verbose")]
+    words = _as_begun([word for word in arguments if word not in ("--json", "--verbose")])
     return run_hydra(words, lambda composed: _run_sweep(composed, as_json, verbose))
+
+
+def _as_begun(words: list[str]) -> list[str]:
+    """``words``, with those of the sweep's first command if they name a sweep that is there, and nothing else."""
+    given = dict(word.split("=", 1) for word in words if "=" in word)
+    if "name" not in given or len(given) < len(words) or given.keys() - {"name", "root"}:
+        return words
+    from sweeper.records import TYPED
+    from sweeper.report.picks import DEFAULT_ROOT
+    from sweeper.search.study import SweepStudy, sweep_names
+
+    root, name = Path(given.get("root", DEFAULT_ROOT)), given["name"]
+    typed = SweepStudy.load(root, name).header().config.get(TYPED) if name in sweep_names(root) else None
+    kept = [str(word) for word in typed or () if not str(word).startswith(("name=", "root="))]
+    if kept:
+        console(stderr=True).print(f"as it began: {' '.join(kept)}", style="dim", highlight=False, markup=False)
+    return [*kept, *words]
 
 
 def _first_comment(file: Path) -> str:

@@ -49,6 +49,9 @@ from sweeper.records import Caveat, Configuration, DraftModel, Drafts, EngineRec
 from sweeper.servers import HOST, ServerProcess, free_port, until_answers
 
 LOAD_TIMEOUT_SECONDS = 1800.0
+# Of a model that cannot go back, such as one with a sliding window, llama-server keeps the state of 4 tokens before the
+# end of a prompt, and processes these few tokens again (checkpoint_offsets in its server-context.cpp).
+REPROCESSED_TOKENS = 8
 # How far a window may exceed its own time limit: a prompt on a slow machine cannot be interrupted.
 WINDOW_GRACE_SECONDS = 600.0
 # A server holds no data that must be saved, so it gets only a short time to end by itself.
@@ -545,7 +548,7 @@ class LlamaServerEngine:
             if running.refills:
                 self._ask(running, prompt[:depth], 0, self._load_timeout_seconds, keep=True)
             timings = self._ask(running, prompt, new_tokens, seconds, keep=True)
-            if timings.cached_tokens >= depth:
+            if timings.cached_tokens >= depth - REPROCESSED_TOKENS:
                 return timings
             running.refills = True
         raise EngineRefused(

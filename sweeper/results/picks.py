@@ -206,7 +206,7 @@ def _eligible(record: SweepRecord, metrics: Sequence[str], allow_screening: bool
     if not twice:
         raise NoResultError(
             f"sweep {record.sweep!r} has not measured any trial twice yet, so sweeper cannot recommend one: "
-            f"run `sweeper sweep name={shlex.quote(record.sweep)}`, with the same settings, to finish it"
+            f"run `sweeper sweep name={shlex.quote(record.sweep)}` to finish it"
         )
     found = [t for t in twice if all(m in t.metrics for m in metrics)]
     if not found:

@@ -102,3 +102,15 @@ def test_the_same_command_shows_a_finished_sweep(tmp_path: Path, capsys: pytest.
     assert first.splitlines()[1] == again.out.splitlines()[1]
     assert main([*words, "search.trials=3"]) == 0
     assert "this sweep is complete" not in capsys.readouterr().err
+
+
+def test_the_name_alone_goes_on_with_the_words_of_the_first_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = [f"root={tmp_path}", "name=one"]
+    assert main(["sweep", "experiment=demo", "search.trials=2", "search.finalists=1", *place]) == 0
+    capsys.readouterr()
+    assert main(["sweep", *place]) == 0
+    said = capsys.readouterr().err
+    assert "as it began: experiment=demo search.trials=2 search.finalists=1" in said
+    assert "sweep one: 2 trials at most" in said

@@ -136,6 +136,24 @@ def test_a_model_that_forgets_its_context_is_refilled_between_rounds(
     assert {s[0] for s in timed} == {64}
 
 
+def test_a_model_with_a_sliding_window_is_measured_at_depth(
+    engine: LlamaServerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama-server goes back to a state of 4 tokens before the end of the last prompt, as it does with Gemma 3."""
+    engine.load(GOOD)
+    ask = engine._ask
+
+    def from_a_checkpoint(running, prompt, new_tokens, seconds, *, keep):
+        ask(running, [*prompt[:60], 1], 0, seconds, keep=True)  # the slot now has 60 of the tokens in common
+        return ask(running, prompt, new_tokens, seconds, keep=keep)
+
+    monkeypatch.setattr(engine, "_ask", from_a_checkpoint)
+    assert engine.decode(8, 64, 0.0, 30.0).tokens == 8
+    assert engine.prefill(16, 64, 0.0, 30.0).tokens == 20
+    assert engine._running is not None
+    assert not engine._running.refills
+
+
 def test_a_server_that_keeps_no_context_is_refused_at_depth(
     engine: LlamaServerEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:

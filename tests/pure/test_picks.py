@@ -110,7 +110,7 @@ def test_an_amount_out_of_range_is_told_the_range(text, why):
 
 def test_the_command_that_helps_names_the_sweep():
     valid = dataclasses.replace(trial(0, 5, 50), remeasured=False)
-    with pytest.raises(NoResultError, match="`sweeper sweep name=s`, with the same settings"):
+    with pytest.raises(NoResultError, match="`sweeper sweep name=s` to finish it"):
         choose(dataclasses.replace(sweep(valid), sweep="s"))
     with pytest.raises(NoResultError, match="`sweeper report s`"):
         choose(dataclasses.replace(sweep(), sweep="s"))
