@@ -65,8 +65,8 @@ Search the settings of llama.cpp for the most tokens per second and the fewest w
   --config-dir DIR     a folder that takes precedence over the bundled configuration
   --hydra-help         describe Hydra's own flags
 
-Ctrl-C ends the search: sweeper finishes the current trial, measures the baseline and the pick once more, and prints the
-result. Press it again to stop at once. The same command resumes the sweep.
+Ctrl-C ends the search: sweeper finishes the current trial, measures the baseline, the pick and its closest rivals once
+more, and prints the result. Press it again to stop at once. The same command resumes the sweep.
 
 Groups and their choices (GROUP=CHOICE):
 """
@@ -364,8 +364,8 @@ def _parser() -> argparse.ArgumentParser:
     restore.add_argument(
         "--settle",
         choices=("found", "present"),
-        help="for a limit that another tool set, or that the device does not take back: set the value found, or keep "
-        "the present value and forget the limit",
+        help="for a limit that another tool set, or that the device does not take back; found: put the original value "
+        "back; present: keep the current value",
     )
     doctor = _command(add, "doctor", "check sensors, limits and engine, and suggest fixes")
     _overrides(doctor, "a setting of the configuration, for example power.plug.url=http://…")

@@ -44,6 +44,11 @@ GPU_BUILD = (
 RAISE_LOCKED = (
     "raise it with `ulimit -l unlimited`, LimitMEMLOCK=infinity (systemd) or --ulimit memlock=-1 (docker)"
 )
+# Without a card, there is nothing to mend; with one, the driver is what is missing.
+NO_CARD = (
+    "if you have an NVIDIA card, install its driver and check that `nvidia-smi` runs (in a container, start it with "
+    "--gpus all); if you have none, ignore this line"
+)
 GRANT = "an administrator grants this right once with these steps:"
 
 
@@ -82,10 +87,18 @@ class Diagnosis:
                     lines.append(f"    {'':<{width}}  → {finding.mend}")
                 lines += [f"    {'':<{width}}    {step}" for step in finding.steps if step not in shown]
                 shown.update(finding.steps)
+        seen = {finding.status for finding in self.findings}
+        lines.append("   ".join(f"{_MARKS[each]} {words}" for each, words in _LEGEND.items() if each in seen))
         return "\n".join(lines)
 
 
 _MARKS: dict[Status, str] = {"ok": "✓", "missing": "–", "no_right": "✗", "unusable": "!"}
+_LEGEND: dict[Status, str] = {
+    "ok": "works",
+    "missing": "not here, or not set up",
+    "no_right": "no permission",
+    "unusable": "there, but does not work",
+}
 
 
 def examine(
@@ -112,7 +125,7 @@ def examine(
             "plug",
             "missing",
             "no network plug is configured",
-            "set power=plug power.plug.kind=shelly power.plug.url=http://ADDRESS (Shelly Gen2+ or Tasmota)",
+            f"{PLUG}; for Tasmota, add power.plug.kind=tasmota",
         )
     if not settings.command.argv:
         mend = "set power=command power.command.argv=[/path/to/meter]"
@@ -216,7 +229,7 @@ def _of_sensor(
         return Finding("sensor", name, "no_right", error.what, error.mend)
     except (MissingError, ConfigError) as error:
         status: Status = "unusable" if isinstance(error.__cause__, ReadingFailed) else "missing"
-        return Finding("sensor", name, status, error.what, error.mend)
+        return Finding("sensor", name, status, error.what, NO_CARD if name == "nvml" else error.mend)
     try:
         first_sample(sensor)
         if sensor.source.name in TRUST_CHECKED:
@@ -225,6 +238,8 @@ def _of_sensor(
         watts = sensor.read().power_watts
         shown = "" if watts is None else f", {watts:.1f} W now"
         note = f"; {sensor.source.note}" if sensor.source.note else ""
+        if sensor.source.kind == "estimated":
+            return Finding("sensor", name, "ok", f"estimated{shown} (processor only){note}")
         return Finding("sensor", name, "ok", f"{_described(sensor)}{shown}{note}")
     except ReadingFailed as error:
         return Finding("sensor", name, "unusable", str(error), ANOTHER)

@@ -27,8 +27,8 @@ def no_nvidia(cause: object) -> SensorMissingError:
     """The error for a machine on which no NVIDIA GPU can be read."""
     return SensorMissingError(
         f"no NVIDIA GPU can be read here ({cause})",
-        "install NVIDIA's driver and check that `nvidia-smi` runs "
-        "(in a container, start it with --gpus all), or choose power=rapl",
+        "install NVIDIA's driver and check that `nvidia-smi` runs (in a container, start it with --gpus all); without "
+        "an NVIDIA card, power=auto finds another sensor",
     )
 
 

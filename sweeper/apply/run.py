@@ -205,8 +205,8 @@ def _context_note(record: SweepRecord, trial: TrialRecord, kept: int | None) -> 
     if asked_for_context(record):
         return ()
     return (
-        f"the context of {n_ctx} tokens is that of the workload {record.workload.name}, which you did not ask for: "
-        "sweep with space.n_ctx=TOKENS for the one that you need",
+        f"the context of {n_ctx} tokens is the default of the workload {record.workload.name}; to choose another, "
+        "sweep with space.n_ctx=TOKENS",
     )
 
 
@@ -239,9 +239,9 @@ def _unset_limit(request: Request, target: str) -> str | None:
     record, watts = request.record, request.configuration.power_limit_watts
     if watts is None or watts >= _limit_found(record):
         return None
-    says = f"the trial ran with a power limit of {watts} W, which nothing here sets"
+    says = f"the trial ran with a power limit of {watts} W, which this does not set"
     if record.engine.simulated:
-        return says
+        return f"{says}: after a sweep on a real machine, add --power-limit"
     ways = ["add --power-limit"] if len(power_limits(record.gpu or "package")) == 1 else []
     if target != "systemd" and limit_unit(request) is not None:
         ways.append("apply --to systemd as well, for every boot")

@@ -39,7 +39,7 @@ from sweeper.model.header import GgufHeader, read_header
 from sweeper.model.kernel_speed import MOST_BYTES
 from sweeper.nvml import cuda_variables
 from sweeper.records import Configuration, MachineRecord, ModelFile, ModelRecord, SweepRecord, Workload
-from sweeper.results.ceiling import BANDWIDTH_ERROR, MOST_CACHED_BYTES
+from sweeper.results.ceiling import MOST_CACHED_BYTES
 from sweeper.rig.base import Rig
 from sweeper.rig.open import space_of
 from sweeper.space.auto import Facts
@@ -90,8 +90,16 @@ class Here:
         return machine.measure_bandwidth_gb_per_second() if known is None else known
 
     @property
+    def is_busy(self) -> bool:
+        """Whether other programs slow every figure down."""
+        return self.others_share > BUSY_SHARE
+
+    @property
     def best_gb_per_second(self) -> float:
-        """The bandwidth of the host's memory, or the speed of a kernel that read more from it just now."""
+        """The bandwidth of the host's memory, or the speed of a kernel that read more from it just now.
+
+        On a busy machine, it is what the memory may reach without the other programs.
+        """
         read = [
             speed
             for key, found in self._speeds.items()
@@ -99,7 +107,8 @@ class Here:
             for (_, _, total), speed in zip(key.wanted, found.weight_bytes_per_second, strict=True)
             if total >= MOST_BYTES
         ]
-        return max(self.gb_per_second, *(speed / 1e9 for speed in read), 0.0)
+        best = max(self.gb_per_second, *(speed / 1e9 for speed in read), 0.0)
+        return best * BUSY_FACTOR if self.is_busy else best
 
     @cached_property
     def card_gb_per_second(self) -> float | None:
@@ -109,7 +118,7 @@ class Here:
 
     def disturbs(self, configuration: Configuration) -> bool:
         """Whether other programs keep threads waiting for each other, which one thread alone need not do."""
-        return self.others_share > BUSY_SHARE and configuration.n_threads > 1
+        return self.is_busy and configuration.n_threads > 1
 
     def speeds(self, work: Traffic, configuration: Configuration) -> KernelSpeeds | str:
         """The speed of the kernels that a model needs, or the reason why it is not known."""
@@ -147,6 +156,9 @@ def guess_models(models: Sequence[str], overrides: Sequence[str], root: Path) ->
         settings = located[0].composed.settings
         held.enter_context(cuda_variables(settings.engine.environment))
         here = held.enter_context(look_around(Path(settings.root), settings.engine.environment))
+        for one in located if len(located) > 1 else ():  # so that one bandwidth holds for all of them
+            first = first_configuration(here, one.composed, one.header, settings.workload_record())
+            here.speeds(traffic(one.header), first)
         return tuple(guess(here, one) for one in located)
 
 
@@ -198,7 +210,12 @@ def guess(here: Here, located: Located, configuration: Configuration | None = No
     if found.fits:
         speed, deep = _speeds(here, header, work, configuration, workload)
     ceilings, why = _ceilings(here, work, configuration, depth, header)
-    if here.others_share > BUSY_SHARE:
+    if not _share_on_card(here, header, configuration) and work.total_bytes < MOST_CACHED_BYTES:
+        notes.append(
+            "a model this small lies partly in the processor's caches, which are faster than memory: it may be faster "
+            "than its ceiling"
+        )
+    if here.is_busy:
         notes.append(
             f"other programs use {here.others_share:.0%} of the processors, so the computed speeds may be too low: "
             "close them and guess again"
@@ -308,11 +325,15 @@ def _ceilings(
             host + (on_card / ceiling_tokens_per_second(work, depth, configuration, card) if card else 0)
         )
 
-    why = f"memory bandwidth of the host: {here.best_gb_per_second:.1f} GB/s, measured just now"
+    bandwidth = here.best_gb_per_second
+    why = f"memory bandwidth of the host: {bandwidth:.1f} GB/s, measured just now"
     if on_card:
         why = f"memory bandwidth of the card by its data sheet: {here.card_gb_per_second:.0f} GB/s"
-    elif work.total_bytes < MOST_CACHED_BYTES:
-        why += "; the model is small enough to be cached in part, and may be faster"
+    elif here.is_busy:
+        why = (
+            f"memory bandwidth of the host: {bandwidth:.1f} GB/s, which is {BUSY_FACTOR:g} times what was measured "
+            "just now beside other programs"
+        )
     return (at(0), at(depth)), why
 
 
@@ -353,16 +374,15 @@ def host_seconds(
     # No thread makes the memory faster; only caches do.
     least = 0.0
     if work.total_bytes >= MOST_CACHED_BYTES:
-        error = BUSY_FACTOR if here.others_share > BUSY_SHARE else BANDWIDTH_ERROR
-        bound = ceiling_tokens_per_second(work, depth, configuration, here.best_gb_per_second)
-        least = min(expected, 1 / bound / error)
+        least = 1 / ceiling_tokens_per_second(work, depth, configuration, here.best_gb_per_second)
+        expected = max(expected, least)
     if here.disturbs(configuration):
         return (
             (max(least, expected / HIGH_FACTOR / configuration.n_threads), expected, expected / LOW_FACTOR),
             f"from the speed of llama.cpp's kernels; other programs disturb the {configuration.n_threads} threads, so "
             "the range reaches from one undisturbed thread to all of them",
         )
-    if here.others_share > BUSY_SHARE:
+    if here.is_busy:
         return (
             (max(least, expected / HIGH_FACTOR / BUSY_FACTOR), expected, expected / LOW_FACTOR),
             "from the speed of llama.cpp's kernels with 1 thread; other programs use the memory too, so the real speed "

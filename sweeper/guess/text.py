@@ -45,8 +45,8 @@ def text(guesses: Sequence[Guess]) -> str:
 
 def block(guess: Guess) -> list[str]:
     """The lines about one model, without the command."""
-    size, count = _size(guess.size_bytes / 2**20), guess.parameters / 1e9
-    lines = [f"{guess.model}: {guess.architecture}, {count:.2f} billion parameters, {guess.quant}, {size}"]
+    size, count = _size(guess.size_bytes / 2**20), _count(guess.parameters)
+    lines = [f"{guess.model}: {guess.architecture}, {count} parameters, {guess.quant}, {size}"]
     needs = ", ".join(
         f"{device.needed_mib:.0f} MiB on {device.device}"
         + ("" if device.free_mib is None else f" ({device.free_mib:.0f} free)")
@@ -58,7 +58,7 @@ def block(guess: Guess) -> list[str]:
     if ceilings[0] is None or ceilings[1] is None:
         rows.append(("ceiling", f"unknown: {guess.ceiling_reason}"))
     else:
-        words = f"{_number(ceilings[0])} tok/s, and {_number(ceilings[1])} with {guess.depth} tokens in the context"
+        words = f"{_number(ceilings[0])} tok/s, and {_number(ceilings[1])} with {guess.depth:,} tokens in the context"
         rows.append(("ceiling", f"{words}; computed: {guess.ceiling_reason}"))
     rows.append(("decode", _figure(guess.tokens_per_second, "tok/s")))
     at_depth = guess.tokens_per_second_at_depth
@@ -89,26 +89,18 @@ def _settings(guess: Guess) -> str:
 
 
 def _table(guesses: Sequence[Guess]) -> list[str]:
-    head = (
-        "model",
-        "quant",
-        "size",
-        "fits",
-        "ceiling tok/s",
-        "decode tok/s",
-        "at depth",
-        "tok/s",
-        "W",
-        "labels",
-    )
-    rows = [head, *(_row(each) for each in guesses)]
+    depths = {each.depth for each in guesses}
+    one = f"{guesses[0].depth:,} tokens in the context" if len(depths) == 1 else None
+    deep = f"tok/s with {one or 'a full context'}"
+    head = ("model", "quant", "size", "fits", "ceiling tok/s", "decode tok/s", deep, "W", "labels")
+    rows = [head, *(_row(each, with_depth=one is None) for each in guesses)]
     widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
     return [
         "  ".join(word.ljust(width) for word, width in zip(row, widths, strict=True)).rstrip() for row in rows
     ]
 
 
-def _row(guess: Guess) -> tuple[str, ...]:
+def _row(guess: Guess, with_depth: bool) -> tuple[str, ...]:
     ceiling = guess.ceiling_tokens_per_second
     figures = (guess.tokens_per_second, guess.tokens_per_second_at_depth, guess.watts)
     labels = dict.fromkeys(figure.label for figure in figures if figure is not None)
@@ -119,8 +111,7 @@ def _row(guess: Guess) -> tuple[str, ...]:
         "yes" if guess.fit.fits else "no",
         "unknown" if ceiling is None else _number(ceiling),
         _span(figures[0]),
-        str(guess.depth),
-        _span(figures[1]),
+        _span(figures[1]) + (f" ({guess.depth:,} tokens)" if with_depth else ""),
         _span(figures[2]),
         ", ".join(labels),
     )
@@ -133,6 +124,10 @@ def _span(figure: Figure | None) -> str:
 def _number(value: float) -> str:
     """Two significant digits below 100, whole numbers above: a range of ±25 % supports no more."""
     return f"{value:.0f}" if value >= 10 else f"{value:.2g}"
+
+
+def _count(parameters: int) -> str:
+    return f"{parameters / 1e9:.1f} billion" if parameters >= 1e9 else f"{parameters / 1e6:.0f} million"
 
 
 def _size(mib: float) -> str:

@@ -27,7 +27,14 @@ def estimated_watts(
     watts = idle + (busy - idle) * min(1.0, configuration.n_threads / cpus)
     given = settings.idle_watts is not None and settings.busy_watts is not None
     factor = GIVEN_FACTOR if given else GUESSED_FACTOR
-    reason = f"from the processors in use: {idle:g} W when idle, {busy:g} W with all {cpus} CPUs busy"
-    if not given:
-        reason += "; these ratings are guesses: set power.estimate.idle_watts and power.estimate.busy_watts"
+    reason = (
+        f"from CPU use, with {idle:g} W when idle and {busy:g} W with all {cpus} CPUs busy; give or take "
+    )
+    if given:
+        reason += f"{GIVEN_FACTOR - 1:.0%}"
+    else:
+        reason += (
+            f"a factor of {GUESSED_FACTOR:g}, because these ratings are guesses: set power.estimate.idle_watts and "
+            "power.estimate.busy_watts"
+        )
     return Figure(watts / factor, watts, watts * factor, "estimated", reason)

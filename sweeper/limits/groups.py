@@ -67,7 +67,7 @@ def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, s
         return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
     packages = _package_limits(machine)
     refusals = {
-        CLOCK: LimitRefused(f"sweeper can lock the clocks of NVIDIA GPUs only: {no_gpu.what}"),
+        CLOCK: LimitRefused(f"{no_gpu.what}; sweeper can lock clocks only on those"),
         **packages.refusals,
     }
     if not packages.devices:

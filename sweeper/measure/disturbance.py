@@ -206,7 +206,7 @@ def in_words(found: Disturbance, named: Sequence[Busy] = (), elsewhere: str = "o
     if found.steal_share is not None and found.steal_share >= LEAST_STEAL_SHARE:
         parts.append(f"other virtual machines took {found.steal_share:.0%} of the processor time")
     if found.pressure_share is not None and found.pressure_share >= LEAST_PRESSURE_SHARE:
-        parts.append(f"tasks waited for a CPU in {found.pressure_share:.0%} of the time")
+        parts.append(f"tasks had to wait for a CPU {100 * found.pressure_share:.0f} % of the time")
     return ", ".join(parts) or "other processes use the processors"
 
 

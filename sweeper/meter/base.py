@@ -13,9 +13,9 @@ from sweeper.errors import ReadingFailed, SensorMissingError
 from sweeper.records import Caveat, EnergyReading, PowerSource
 
 # The fix for a machine without a sensor; conf/power/plug.yaml has its keys.
-PLUG = "choose power=plug power.plug.url=http://ADDRESS (a network plug)"
+PLUG = "set power=plug power.plug.url=http://ADDRESS (a network plug)"
 # The fix for a sensor that is there but gives no reading, whatever its kind.
-ANOTHER = "choose another sensor (power=rapl, hwmon, plug or estimate)"
+ANOTHER = "power=auto takes the best sensor that works here"
 
 
 @dataclass(frozen=True, slots=True)

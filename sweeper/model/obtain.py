@@ -101,21 +101,26 @@ def obtain(wanted: ModelConfig, root: Path, say: Callable[[str], None] = lambda 
 
 
 def _synthetic(wanted: ModelConfig, given: dict[str, Any], root: Path, say: Callable[[str], None]) -> Path:
-    """The synthetic model's file. Its name contains a digest of its shape, quantisation and seed."""
+    """The synthetic model's file, written if it is not there yet."""
     from sweeper.model.synthetic import write_synthetic
 
     try:
         shape = ModelShape(**given)
     except TypeError as error:
         raise ConfigError(f"model.shape: {str(error).replace('ModelShape.__init__() ', '')}") from None
-    terms = json.dumps([given, wanted.quant, wanted.seed], sort_keys=True)
-    digest = hashlib.sha256(terms.encode()).hexdigest()[:8]
-    path = root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest}.gguf"
+    path = synthetic_path(wanted, root)
     if not path.exists():
         say(f"writing {path.name} with random weights … (once; a large model takes minutes)")
         write_synthetic(shape, path, wanted.quant, wanted.seed, wanted.name)
         say(f"wrote {path.name}")
     return path
+
+
+def synthetic_path(wanted: ModelConfig, root: Path) -> Path:
+    """The path of a synthetic model. Its name contains a digest of its shape, quantisation and seed."""
+    terms = json.dumps([wanted.shape, wanted.quant, wanted.seed], sort_keys=True)
+    digest = hashlib.sha256(terms.encode()).hexdigest()[:8]
+    return root / "models" / f"{_clean(wanted.name or 'synthetic')}-{wanted.quant}-{digest}.gguf"
 
 
 def _read_draft(wanted: ModelConfig) -> GgufHeader:

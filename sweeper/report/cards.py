@@ -150,12 +150,18 @@ def would_it_pay(record: SweepRecord, trial: TrialRecord, card: Card, prices: Pr
     now = trial.metrics["tokens_per_second"].median
     speeds = f"at least {_rough(slow)}" if fast is None else _range(_rough(slow), _rough(fast))
     verdict, energy = _verdict(trial, card, prices, now, (slow, fast or slow))
-    kind = "" if record.power.kind == "measured" else f"{record.power.kind} "
     parts = [
         f"{head}{verdict}.",
         f"It fits (about {room}) and would generate {speeds} tok/s instead of {_rough(now)}.",
-        f"{energy}. Your {kind}watts cover {SCOPES[record.power.scope]}.",
+        f"{energy}.",
     ]
+    if facts.board_watts and not card.watts:
+        idle = "" if card.idle_watts_more else " and the card's idle power"
+        verb = "are" if idle else "is"
+        parts.append(f"That is the card alone: the power of the PC around it{idle} {verb} not included.")
+    if not record.engine.simulated:
+        kind = "" if record.power.kind == "measured" else f"{record.power.kind} "
+        parts.append(f"Your {kind}watts cover {SCOPES[record.power.scope]}.")
     if size < MOST_CACHED_BYTES and given is None:
         parts.append("So small a model is limited by more than memory: expect fewer tok/s.")
     return " ".join(parts)

@@ -12,9 +12,10 @@ from sweeper.config import Settings
 from sweeper.limits.control import DeviceLimits
 from sweeper.measure.disturbance import MachineLoad, Watch
 from sweeper.meter.base import PowerMeter
-from sweeper.model.obtain import obtain
+from sweeper.model.obtain import obtain, synthetic_path
 from sweeper.nvml import cuda_variables
 from sweeper.records import MachineRecord, ModelRecord
+from sweeper.search.study import SweepStudy, demand_same_model, other_model, sweep_names
 
 NOT_QUIET = "the machine is not quiet: {}"
 
@@ -35,14 +36,40 @@ def look_around(
 
 
 def obtained(settings: Settings, root: Path, say: Callable[[str], None]) -> ModelRecord:
-    """The model, downloaded if need be. Raises as `obtain`."""
+    """The model, downloaded or written if need be.
+
+    Raises:
+        ConfigError: the sweep ``settings.name`` was started with another model, or as `obtain`.
+        ModelMissingError, ModelFileError, StoreError: as `obtain`.
+    """
+    name, kept = settings.name, None
+    if name and (root / "optuna.db").exists() and name in sweep_names(root):
+        kept = SweepStudy.load(root, name).header().model
+        _demand_same_source(name, kept, settings, root)
     fetches = settings.model.repo and not settings.model.path
     if fetches:
         say(f"downloading {settings.model.file} of {settings.model.repo} …")
     model = obtain(settings.model, root, say)
     if fetches:
         say(f"{model.name} is here")
+    if name and kept is not None:
+        demand_same_model(name, kept, model)
     return model
+
+
+def _demand_same_source(sweep: str, kept: ModelRecord, settings: Settings, root: Path) -> None:
+    """Raise ConfigError if the model is another one already by its name, so that it is not made or downloaded.
+
+    The name of a synthetic model's file contains a digest of what is in it.
+    """
+    wanted, had = settings.model, Path(kept.file(None).path).name or kept.name
+    if wanted.path:
+        return  # its content decides
+    if wanted.repo:
+        if kept.source == "synthetic":
+            raise other_model(sweep, had, f"{wanted.file} of {wanted.repo}")
+    elif wanted.shape and had != (new := synthetic_path(wanted, root).name):
+        raise other_model(sweep, had, new)
 
 
 def meter_and_limits(

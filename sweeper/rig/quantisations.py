@@ -127,7 +127,7 @@ def with_quality(
             found = compare(quant)
         except TrialFailed as failure:
             failed[quant] = failure
-            say(f"{quant} is ruled out, because its quality loss cannot be measured: {failure}")
+            say(f"{quant} is left out, because its quality loss cannot be measured: {failure}")
         else:
             files[quant] = replace(files[quant], kl_divergence=found.mean)
             figures.append(f"{quant} {found.mean:.4f} ({found.agreement:.1f} %)")
@@ -170,9 +170,7 @@ class _Comparison:
     def _doubt(self, found: Divergence) -> str:
         if self.effort.decides(found):
             return ""
-        return (
-            f"; its KL divergence of {found.low:.4f} to {found.high:.4f} may be on either side of your limit"
-        )
+        return f"; its KL divergence of {found.low:.4f} to {found.high:.4f} may be on either side of your constraint"
 
 
 def _effort(settings: Settings, space: SearchSpace) -> Effort:

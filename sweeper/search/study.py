@@ -22,6 +22,8 @@ from sweeper.errors import ConfigError, StoreError, SweepMissingError
 from sweeper.files import sqlite_address
 from sweeper.locks import held
 from sweeper.records import (
+    ModelFile,
+    ModelRecord,
     Objective,
     SweepRecord,
     TrialRecord,
@@ -141,11 +143,7 @@ class SweepStudy:
         for field, key in _SAME.items():
             if had[field] != new[field]:
                 raise ConfigError(f"{_difference(key, header.sweep, had[field], new[field])}; {OTHER_NAME}")
-        # The comparison uses the content of the files, so that a sweep resumes after its folder was moved.
-        if _contents(had) != _contents(new):
-            raise ConfigError(
-                f"model: the sweep {header.sweep!r} was started with another model or draft model; {OTHER_NAME}"
-            )
+        demand_same_model(header.sweep, self.header().model, header.model)
         if had["machine"]["fingerprint"] != new["machine"]["fingerprint"]:
             raise ConfigError(
                 f"name: the sweep {header.sweep!r} was measured on another machine "
@@ -430,8 +428,31 @@ def _fixed(header: SweepRecord) -> dict[str, Any]:
     return {k: v for k, v in baseline.to_dict().items() if k not in header.space} if baseline else {}
 
 
-def _contents(header: Mapping[str, Any]) -> dict[str, str]:
-    """The SHA-256 of each quantisation's file, and of the draft model's."""
-    draft = header["model"].get("draft")
-    drafts = {"draft": draft["file"]["sha256"]} if draft else {}
-    return drafts | {quant: file["sha256"] for quant, file in header["model"]["files"].items()}
+def demand_same_model(sweep: str, had: ModelRecord, new: ModelRecord) -> None:
+    """Raise ConfigError unless both records have the same model, draft model, and files of common quantisations.
+
+    The comparison uses the content of the files, so that a sweep resumes after its folder was moved.
+    """
+    before, now = _files(had), _files(new)
+    for key in ("model", "model.draft", *(key for key in before if key in now)):
+        files = before.get(key), now.get(key)
+        contents = [file and (file.quant, file.sha256) for file in files]
+        if contents[0] != contents[1]:
+            named = ["none" if file is None else Path(file.path).name or file.quant for file in files]
+            if named[0] == named[1]:
+                named = [f"{file.path} (SHA-256 {file.sha256[:12]}…)" for file in files if file is not None]
+            raise other_model(sweep, named[0], named[1], key)
+
+
+def other_model(sweep: str, had: str, new: str, key: str = "model") -> ConfigError:
+    """The refusal to resume ``sweep`` with the file ``new`` instead of ``had``."""
+    return ConfigError(
+        f"{key}: the sweep {sweep!r} was started with {had}, and now it is {new}; {OTHER_NAME}"
+    )
+
+
+def _files(model: ModelRecord) -> dict[str, ModelFile]:
+    """The files of a model by the user's key for each."""
+    drafts = {"model.draft": model.draft.file} if model.draft else {}
+    others = {f"model.files.{quant}": file for quant, file in model.files.items()}
+    return {"model": model.files[model.base_quant], **drafts, **others}

@@ -175,9 +175,14 @@ def test_a_limit_that_is_not_set_is_said(folder: Path, model_path: Path) -> None
 @pytest.mark.parametrize(
     ("target", "sensor", "gpus", "advice"),
     [
-        ("env", "nvml", (GPU,), "sets: add --power-limit or apply --to systemd as well, for every boot"),
-        ("systemd", "plug", (), "sets: set it by hand"),
-        ("env", "plug", (), "sets: set it by hand"),
+        (
+            "env",
+            "nvml",
+            (GPU,),
+            "this does not set: add --power-limit or apply --to systemd as well, for every boot",
+        ),
+        ("systemd", "plug", (), "this does not set: set it by hand"),
+        ("env", "plug", (), "this does not set: set it by hand"),
     ],
 )
 def test_a_note_on_a_limit_advises_only_what_works(

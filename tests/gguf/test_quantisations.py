@@ -137,7 +137,7 @@ def test_one_level_that_cannot_be_compared_rules_out_that_level(
     assert 0 < loss["top_token_agreement_percent"].median < 100
     assert {reading.n for reading in loss.values()} == {512}
     assert lines[0].startswith("measuring the quality loss against F16 … (once: 512 tokens with each file")
-    assert "Q8_0 is ruled out, because its quality loss cannot be measured: it died" in lines
+    assert "Q8_0 is left out, because its quality loss cannot be measured: it died" in lines
     cost = next(line for line in lines if line.startswith("quality of Q4_0"))
     assert re.fullmatch(r"quality of Q4_0 over 512 tokens: \d+\.\d s", cost)
     assert "F16 0.0000 (100.0 %), Q4_0 " in lines[-1]
@@ -200,7 +200,7 @@ def test_a_loss_too_close_to_the_limit_is_said(
     assert efforts == [quality.Effort(512, 300.0, (0.1,))]  # 10 minutes for two files and cache types
     assert (loss["kl_divergence"].low, loss["kl_divergence"].high) == (low, high)
     said = "quality of F16 with type_k=q4_0 type_v=f16 over 16,384 tokens: 38 s"
-    doubt = f"; its KL divergence of {low:.4f} to {high:.4f} may be on either side of your limit"
+    doubt = f"; its KL divergence of {low:.4f} to {high:.4f} may be on either side of your constraint"
     assert lines[-1] == said + (doubt if is_said else "")
 
 

@@ -142,7 +142,8 @@ def test_watts_follow_from_threads_and_are_estimated():
     assert (found.expected, found.label) == (30.0, "estimated")
     assert found.low < 30.0 < found.high
     guessed = estimated_watts(MACHINE, Configuration(n_threads=4), EstimateSettings())
-    assert "these ratings are guesses" in guessed.reason
+    assert guessed.low == guessed.expected / 2
+    assert "a factor of 2, because these ratings are guesses: set power.estimate.idle_watts" in guessed.reason
 
 
 def test_watts_of_a_card_lie_below_its_limit():
@@ -300,6 +301,17 @@ def test_a_table_leaves_out_the_command_of_a_model_that_does_not_fit():
     assert "sweeper sweep model=x" in said
     assert "sweeper sweep model=big" not in said
     assert "computed, estimated" in said
+
+
+def test_the_head_of_a_table_names_the_depth_and_parameters_are_counted_in_words():
+    same, other = a_guess(), a_guess(depth=7000, parameters=15_000_000)
+    assert "tok/s with 3,456 tokens in the context" in text([same, same]).splitlines()[0]
+    head, first, second = text([same, other]).splitlines()[:3]
+    assert "tok/s with a full context" in head
+    assert "15–25 (3,456 tokens)" in first
+    assert "15–25 (7,000 tokens)" in second
+    assert "1.0 billion parameters" in text([same])
+    assert "15 million parameters" in text([other])
 
 
 def test_plain_data_has_the_labels():

@@ -47,6 +47,8 @@ def test_several_models_give_a_table_and_json(sweeper, smallest_model):
     assert head.split()[:4] == ["model", "quant", "size", "fits"]
     assert (moe.split()[0], file.split()[0]) == ("tiny_moe", "smallest")
     assert "a token uses 2 of 8 experts" in done.stdout
+    assert done.stdout.count("memory bandwidth of the host") == 1  # measured once, said once
+    assert "smallest: a model this small" not in done.stdout  # said once for both
     data = json.loads(sweeper("guess", *words, "--json").stdout)["guesses"]
     assert [each["fit"]["fits"] for each in data] == [True, True]
     assert {each["tokens_per_second"]["label"] for each in data} == {"computed"}

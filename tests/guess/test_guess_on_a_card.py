@@ -107,15 +107,19 @@ def test_other_programs_widen_the_range_upwards(threads, share, widest, tmp_path
     assert found.low / found.expected == pytest.approx(0.75)
 
 
-def test_the_range_of_a_large_model_ends_at_the_ceiling(tmp_path):
+@pytest.mark.parametrize(("threads", "share", "bandwidth"), [(4, 0.0, 20.0), (1, 0.9, 30.0), (4, 0.9, 30.0)])
+@pytest.mark.parametrize("kernel", [19e9, 1e12])
+def test_the_range_of_a_large_model_ends_at_the_ceiling(threads, share, bandwidth, kernel, tmp_path):
     header = header_of(LARGE, tmp_path)
-    work, wanted = traffic(header), Configuration(n_threads=4)
+    work, wanted = traffic(header), Configuration(n_threads=threads)
     here = here_with(None)
-    kernels = tuple(19e9 for _ in kernels_wanted(work))
+    here.others_share = share
+    kernels = tuple(kernel for _ in kernels_wanted(work))
     here.speeds = lambda *_: KernelSpeeds(kernels, 1e-9, 1e12)
     found = computed_speed(here, work, header, wanted, 0)
     assert found is not None
-    assert found.high == pytest.approx(1.1 * ceiling_tokens_per_second(work, 0, wanted, 20.0))
+    assert found.high == pytest.approx(ceiling_tokens_per_second(work, 0, wanted, bandwidth))
+    assert found.low <= found.expected <= found.high
 
 
 def test_this_machine_takes_the_depth_of_the_workload(smallest_model, tmp_path):

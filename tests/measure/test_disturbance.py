@@ -131,7 +131,7 @@ def test_the_line_names_programs_with_their_cores_and_what_the_kernel_adds() -> 
     assert in_words(Disturbance(2, 0.6), named) == "cc1plus uses 0.9 of 2 cores, python3 0.3"
     more = in_words(Disturbance(2, 0.6, steal_share=0.04, pressure_share=0.351), named)
     assert more.endswith(
-        "other virtual machines took 4% of the processor time, tasks waited for a CPU in 35% of the time"
+        "other virtual machines took 4% of the processor time, tasks had to wait for a CPU 35 % of the time"
     )
     assert in_words(Disturbance(1, None), (Busy("x", 0.5),)) == "x uses 0.5 of 1 core"
 

@@ -336,7 +336,7 @@ def test_a_driver_that_fails_is_no_missing_right(tmp_path: Path) -> None:
     file.unlink()
     file.symlink_to("/proc/self/mem")  # reading its start is an EIO
     settings = PowerSettings(source="hwmon", sysfs_root=str(tmp_path))
-    with pytest.raises(SensorMissingError, match="Input/output error: choose another sensor"):
+    with pytest.raises(SensorMissingError, match="Input/output error: power=auto takes the best sensor"):
         find_meter(settings, tmp_path / "runs", gpu_used=True)
 
 

@@ -95,8 +95,8 @@ def test_an_estimate_says_why_each_better_one_is_missing(tmp_path: Path) -> None
     meter, notes = _find(settings, tmp_path, True)
     assert meter.source.kind == "estimated"
     assert [note.split(":")[0] for note in notes[:3]] == ["nvml", "hwmon", "rapl"]
-    assert all("choose power=" in note for note in notes[:3])
-    assert "guess" in notes[-1]
+    assert all("power=" in note for note in notes[:3])
+    assert "this assumes 10 W when idle" in notes[-1]
 
 
 def test_auto_passes_over_a_counter_that_stands_still(tmp_path: Path) -> None:
@@ -205,6 +205,17 @@ def test_the_doctor_finds_what_each_machine_has(name: str, tmp_path: Path) -> No
     assert found == expected[name]
     for finding in findings:
         assert finding.status == "ok" or finding.mend, finding
+
+
+def test_the_doctor_offers_no_missing_sensor_and_explains_its_marks(tmp_path: Path) -> None:
+    findings = tuple(examine(tmp_path / "runs", PowerSettings(sysfs_root=str(tmp_path)), seconds=QUICK))
+    of = {finding.name: finding for finding in findings}
+    assert of["nvml"].mend is not None
+    assert "ignore this line" in of["nvml"].mend
+    assert all("power=rapl" not in (finding.mend or "") for finding in findings)
+    assert "W now (processor only)" in of["estimate"].detail
+    assert "set power.estimate.idle_watts and power.estimate.busy_watts" in of["estimate"].detail
+    assert Diagnosis(findings).to_text().splitlines()[-1] == "✓ works   – not here, or not set up"
 
 
 def test_the_doctor_shows_gpus_limits_and_mending_lines(tmp_path: Path, fake_nvml: FakeNvml) -> None:

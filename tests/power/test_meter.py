@@ -316,7 +316,9 @@ def test_an_estimate_is_utilisation_times_rating(busy_ticks: int, watts: float, 
 def test_an_estimate_without_ratings_says_that_it_guesses(tmp_path: Path) -> None:
     _stat(tmp_path, 4, 0, 0)
     guessed = EstimateSensor(procfs_root=tmp_path, gpu_used=True)
-    assert "so this is a guess: set power.estimate.busy_watts" in (guessed.source.note or "")
+    assert "power.estimate.idle_watts and power.estimate.busy_watts to your own" in (
+        guessed.source.note or ""
+    )
     assert "GPU's power is not included" in (guessed.source.note or "")
     assert guessed.caveats == (Caveat.ESTIMATED, Caveat.MISSING_DOMAIN)
     rated = EstimateSensor(EstimateSettings(20.0, 60.0), procfs_root=tmp_path)

@@ -118,3 +118,11 @@ def test_the_users_own_figures_take_precedence() -> None:
     saved = 131.4 - 120 / 1000 * 6 * 10 / 52 * 365
     assert f"save {float(f'{saved:.2g}'):g} kWh" in said
     assert "pays for itself" in answer(owned(), asked("Mac M4 Pro", watts=40.0, price=500))
+
+
+def test_the_board_power_is_called_that_of_the_card_alone() -> None:
+    alone = "That is the card alone: the power of the PC around it"
+    assert f"{alone} and the card's idle power are not included." in answer(owned(), asked("RTX 3060"))
+    given = replace(asked("RTX 3060"), idle_watts_more=10.0)
+    assert f"{alone} is not included." in answer(owned(), given)
+    assert alone not in answer(owned(), asked("RTX 3060", watts=120.0))

@@ -7,11 +7,14 @@ import struct
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from sweeper.cli import main
+from sweeper.model.obtain import ModelConfig, obtain
+from sweeper.search.study import SweepStudy
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
 
@@ -153,6 +156,27 @@ def test_an_earlier_sweeps_name_is_kept_for_its_space_and_named_where_another_is
     done = sweeper("sweep", "experiment=demo", "name=mine", "space.n_threads=[1,2]")
     _one_line(done, 2, "space", "name=")
     _one_line(sweeper("report", "two"), 3, "two", "mine")
+
+
+@pytest.mark.parametrize("other", ["path", "shape"])
+def test_a_name_of_another_model_is_refused_before_anything_is_made(
+    sweeper: Run, tmp_path: Path, smallest_model: Path, other: str
+) -> None:
+    assert sweeper("sweep", "experiment=demo", "name=mine", "search.trials=3").returncode == 0
+    root = tmp_path / "mlruns"
+    study = SweepStudy.load(root, "mine")
+    study.save_header(replace(study.header(), model=obtain(ModelConfig(path=str(smallest_model)), root)))
+    second = tmp_path / "second.gguf"
+    second.write_bytes(smallest_model.read_bytes()[:-1] + b"\x01")
+    model = f"model.path={second}" if other == "path" else "model=tiny_15m"
+    done = sweeper("sweep", model, "name=mine", "space.quant=[F16,Q8_0]", "search.wait_for_quiet=false")
+    now = "second.gguf" if other == "path" else "tiny_15m-F16-"
+    _one_line(
+        done, 2, "model: ", "'mine' was started with smallest.gguf, and now it is", now, "another name="
+    )
+    assert not (root / "models").exists()
+    assert not (root / "quantised").exists()
+    assert not (root / "quality").exists()
 
 
 def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:

@@ -115,7 +115,10 @@ def test_another_draft_is_another_sweep(swept: Path, llama_server: str) -> None:
     words = ("engine=llama_server", *WORDS, f"engine.binary={llama_server}", "model.path=model.gguf")
     done = sweep(swept, *words, "name=drafted", "model.draft=model.gguf")
     assert done.returncode == 2
-    assert "was started with another model or draft model" in done.stderr
+    assert (
+        "model.draft: the sweep 'drafted' was started with stranger.gguf, and now it is model.gguf"
+        in done.stderr
+    )
 
 
 @pytest.mark.parametrize(

@@ -46,7 +46,7 @@ class BatterySensor(Sensor):
         if not any(_is_discharging(path) for path in batteries):
             raise SensorMissingError(
                 "the battery is not discharging",
-                "unplug the charger for power=battery, or choose power=rapl",
+                "unplug the charger for power=battery, or set power=auto",
             )
         self._batteries = batteries
         names = "+".join(path.name for path in batteries)

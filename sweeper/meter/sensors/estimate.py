@@ -118,8 +118,9 @@ def ratings(settings: EstimateSettings, cpus: int) -> tuple[float, float, str]:
         idle = DEFAULT_IDLE_WATTS if busy is None else min(DEFAULT_IDLE_WATTS, busy / 2)
     if busy is None:
         busy = idle + DEFAULT_WATTS_PER_CPU * max(1, cpus)
-    note = f"watts follow from CPU use: {idle:g} W when idle, {busy:g} W with all {cpus} CPUs busy"
+    watts = f"{idle:g} W when idle and {busy:g} W with all {cpus} CPUs busy"
+    note = f"watts follow from CPU use: {watts}"
     if guessed:
-        missing = " and no ".join(guessed)
-        note += f"; you gave no {missing}, so this is a guess: set power.estimate.{guessed[-1]}"
+        keys = " and ".join(f"power.estimate.{name}" for name in guessed)
+        note = f"watts follow from CPU use, and this assumes {watts}; set {keys} to your own"
     return idle, busy, note

@@ -187,7 +187,7 @@ class NvmlSensor(Sensor):
         if self._track is None and self._power is None:
             raise SensorMissingError(
                 f"{name} tells neither energy nor power through NVML, as on some laptops and on Jetson",
-                f"choose power=hwmon or power=battery; or {PLUG}",
+                f"set power=hwmon (a Jetson board) or power=battery (a laptop), or {PLUG}",
             )
         counter = "nvmlDeviceGetTotalEnergyConsumption"
         period = COUNTER_PERIOD_SECONDS
