@@ -278,10 +278,10 @@ def _opening(header: SweepRecord, plan: SearchPlan) -> Iterator[str]:
 
     yield f"sweep {header.sweep}: {plan.total} trials at most"
     if header.constraints:
-        yield f"limits: {limits(header.constraints)}"
+        yield f"constraints: {limits(header.constraints)}"
     if plan.ladder:
         first, last = plan.ladder[0].n_ctx, plan.ladder[-1].n_ctx
-        yield f"the first trials: the default settings at {first:,} to {last:,} tokens, until a context breaks a limit"
+        yield f"the first trials: the default settings at {first:,} to {last:,} tokens, until one breaks a constraint"
 
 
 # A visit to a finalist takes about this many times as long as a screening trial: longer windows, same load and warm-up.

@@ -138,6 +138,8 @@ class Sweep:
 
     def _run(self) -> SweepRecord:
         self._began = self.clock()
+        if self.budget is not None:
+            self.progress.limited(self.budget.left)
         header = self.study.header()
         for number in self.study.recover(header.objectives):
             self.progress.note(f"trial {number} was interrupted when the sweep stopped: it runs again")
@@ -259,8 +261,10 @@ class Sweep:
             and trials
             and self.budget.search_is_over(plan.finalists, self._visit_seconds())
         ):
+            after = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
             return (
-                f"the rest of the {self.budget.seconds / 60:g} minutes is for measuring the best trials again"
+                f"the search ended after {after}, to leave time in the {self.budget.seconds / 60:g}-minute limit for "
+                "measuring the best trials again"
             )
         if (
             plan.patience is not None

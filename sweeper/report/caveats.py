@@ -29,8 +29,9 @@ def caveats_of(record: SweepRecord) -> dict[Caveat, str]:
         if carriers and len(carriers) < len(measured):
             shown = [f"#{number}" for number in carriers if number in named]
             if others := len(carriers) - len(shown):
-                shown.append(f"{others} {'trial' if others == 1 else 'trials'} not on the Pareto front")
-            found[caveat] = " and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
+                which = "trial that is" if others == 1 else "trials that are"
+                shown.append(f"{others} {which} not on the Pareto front")
+            found[caveat] = ", and ".join(filter(None, (", ".join(shown[:-1]), shown[-1])))
         elif carriers or caveat in record.caveats:
             found[caveat] = ""
     return found
@@ -79,7 +80,7 @@ def failures(record: SweepRecord) -> list[tuple[str, int]]:
 
 
 def lost_trials(record: SweepRecord) -> list[TrialRecord]:
-    """The trials that do not count: failed, ruled out, or measured and outside a constraint."""
+    """The trials that do not count: failed, or break a constraint."""
     return [t for t in record.trials if outcome(t) not in ("complete", "dominated")]
 
 
@@ -87,7 +88,7 @@ def reason(trial: TrialRecord) -> str:
     """Why a trial does not count."""
     broken = broken_constraints(trial)
     if trial.state == "complete" and broken:
-        return f"rejected: breaks {', '.join(broken)}"
+        return f"breaks {', '.join(broken)}"
     return trial.reason or f"{STATES[trial.state]}, no reason recorded"
 
 

@@ -157,11 +157,7 @@ def _duration(hours: float) -> str:
 def _workload(record: SweepRecord) -> str:
     w = record.workload
     depth = (
-        "as deep as fits"
-        if w.depth is None
-        else f"after {w.depth} others"
-        if w.depth
-        else "with an empty context"
+        "as deep as fits" if w.depth is None else f"after {w.depth} others" if w.depth else "empty context"
     )
     users = f", {w.users} users" if w.users > 1 else ""
     prompts = prompts_in_words(w)
@@ -206,7 +202,7 @@ def _group(records: Sequence[SweepRecord], rows: Sequence[Entry], number: int) -
         reading = rows[index].joules_per_token
         return float("inf") if reading is None else reading.median
 
-    title = f"{power_line(first.power)} · {_workload(first)}"
+    title = f"watts: {power_line(first.power)} · workload: {_workload(first)}"
     if len({record.engine.sampling for record in records}) > 1:
         title += f" · tokens {sampling(first)}"
     return Group(title, first.power.kind, tuple(sorted(members, key=joules)))

@@ -9,7 +9,17 @@ from sweeper.records import SCHEMA, to_plain
 from sweeper.report.compare import Comparison, Entry, Group
 from sweeper.report.formats import Forms, csv_text, json_text, reading_cells, reading_heads, written
 from sweeper.report.markdown import escape, markdown_table
-from sweeper.report.tables import NARROWEST, WIDTH, Row, Table, as_text, show, table_lines, wrapped
+from sweeper.report.tables import (
+    NARROWEST,
+    WIDTH,
+    Row,
+    Table,
+    as_text,
+    show,
+    table_lines,
+    wider_shows,
+    wrapped,
+)
 from sweeper.report.words import MISSING, clean, figure, spread
 from sweeper.results.price import money
 
@@ -40,8 +50,9 @@ def show_comparison(comparison: Comparison, console: Console) -> None:
 def _lines(comparison: Comparison, width: int) -> list[Text]:
     lines: list[Text] = []
     for group in comparison.groups:
-        table = table_lines(_table(comparison, group), width)
-        lines += [*wrapped(group.title, width, "bold"), *table, Text()]
+        table = _table(comparison, group)
+        lines += [*wrapped(group.title, width, "bold"), *table_lines(table, width)]
+        lines += [*wider_shows(table, width), Text()]
     for sentence in comparison.sentences:
         lines += [*wrapped(sentence, width), Text()]
     if comparison.differences:

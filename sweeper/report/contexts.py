@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
-from sweeper.metrics import FIRST_WHEN_FULL
+from sweeper.metrics import FIRST_WHEN_FULL, describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report import words
 from sweeper.report.caveats import reason
 from sweeper.report.tables import Row, Table
 from sweeper.results.contexts import Rung, metrics_when_full, rungs
+from sweeper.results.objectives import cost_metric
+from sweeper.results.picks import parse_pick
 
 TITLE = "Contexts, each measured when it is full"
 LEGEND = (
@@ -63,12 +65,22 @@ def _below(record: SweepRecord, rung: Rung, trial: TrialRecord | None) -> str:
         said = ["default settings"]
     else:
         step = next(step for step in record.ladder if step.n_ctx == rung.n_ctx)
-        said = ["better settings", words.settings(trial.configuration, step)]
+        said = [_kind_of(record, rung, trial), words.settings(trial.configuration, step)]
     if not trial.feasible:
         said.append(words.clean(reason(trial)))
     elif not trial.remeasured:
         said.append("screening only")
     return " · ".join(said)
+
+
+def _kind_of(record: SweepRecord, rung: Rung, trial: TrialRecord) -> str:
+    """``better settings``: faster than the default ones. Those that are not stand here for what they save."""
+    speed, _ = metrics_when_full(record)
+    both = [t.metrics[speed].median for t in (rung.default, trial) if t is not None and speed in t.metrics]
+    if len(both) < 2 or both[1] > both[0]:
+        return "better settings"
+    cost, saves = cost_metric(record), parse_pick(record.pick).kind in ("longest", "within", "at-least")
+    return "recommended settings" + (f" (least {describe(cost).title})" if cost and saves else "")
 
 
 def _why_not_tried(record: SweepRecord, rung: Rung) -> str:
@@ -82,16 +94,16 @@ def _why_not_tried(record: SweepRecord, rung: Rung) -> str:
     assert last.default is not None
     if last.default.feasible:
         return "not tried, because the time was over"
-    return f"not tried, because {last.n_ctx:,} tokens do not count already"
+    return f"not tried, because {last.n_ctx:,} tokens already failed or broke a constraint"
 
 
 def summary(record: SweepRecord) -> str:
-    """The longest contexts that keep every limit: with the default settings, and with better ones."""
+    """The longest contexts that keep every constraint: with the default settings, and with better ones."""
     found = rungs(record)
     default = [r.n_ctx for r in found if r.default is not None and r.default.feasible]
     every = [t.configuration.n_ctx for t in record.trials if t.feasible]
     limits = words.limits(record.constraints)
-    kept = f"keeps the limits ({limits})" if limits else "runs"
+    kept = f"keeps the constraints ({limits})" if limits else "runs"
     if not default:
         said = f"No context {kept} with the default settings."
     else:

@@ -16,7 +16,7 @@ from sweeper.report.words import axis_title, clean, figures, half_width, outcome
 from sweeper.results.front import undominated
 
 # The label of trials off the front: another trial beats them, or they were measured once only.
-REST = "dominated, or measured only once"
+REST = "beaten, or measured only once"
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shlex
 from functools import cache
 from importlib import resources
 
@@ -37,7 +36,6 @@ def html_report(record: SweepRecord) -> str:
         drawings=[(plane, front_chart(plane)) for plane in front_data(record)["planes"]],
         telling=telling,
         quiet=[row for row in rows if row not in telling],
-        name=shlex.quote(words.clean(record.sweep)),
         config=yaml.safe_dump(to_plain(record.config), sort_keys=False, allow_unicode=True),
     )
 

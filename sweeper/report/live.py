@@ -79,6 +79,11 @@ class PlainProgress(Progress):
         self._started = self._since = clock()
         self._stage, self._number, self._total = "trial", 0, 0
         self._running = False
+        self._time_left_of_all: Callable[[], float] | None = None
+        self._finalists, self._all_visited = (
+            0,
+            False,
+        )  # once each finalist was visited, Ctrl-C measures nothing more
         self._looks_at = self._started
         self._named: int | None = None  # the pick that was named last
         self._activity = Activity(clock)
@@ -91,9 +96,14 @@ class PlainProgress(Progress):
     def __exit__(self, *_: object) -> None:
         self._heartbeat.__exit__()
 
+    def limited(self, left: Callable[[], float]) -> None:
+        """No estimate of the time left is longer than the sweep may last."""
+        self._time_left_of_all = left
+
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """Only a live display shows a trial before it ended."""
         self._number, self._total, self._running = number, total, True
+        self._all_visited = self._all_visited or (self._stage != "trial" and number > self._finalists)
         if self._base is None and number == 1:
             self._base = configuration
 
@@ -113,9 +123,12 @@ class PlainProgress(Progress):
         self._print_trial(trial)
 
     def so_far(self, record: Callable[[], SweepRecord]) -> None:
-        """Show the sweep so far, unless the last look at it was too short a time ago."""
+        """Show the sweep so far, unless the search goes on and the last look was too short a time ago.
+
+        Visits of the final stage are few and long, and each may change the pick.
+        """
         began = self._clock()
-        if began >= self._looks_at:
+        if began >= self._looks_at or self._stage != "trial":
             self._show_record(record())
             now = self._clock()
             self._looks_at = now + LOOKS_AWAY * (now - began)
@@ -126,12 +139,15 @@ class PlainProgress(Progress):
 
     def finalists(self, trials: int, measurements: int) -> None:
         """Print that the search is over, and what follows."""
+        self._finalists = trials
         self._start_stage(measurements)
         if not trials:
             return
         times, rest = divmod(measurements, trials)
         best = "the best trial is" if trials == 1 else f"the {trials} best trials are"
-        line = f"the search is over; {best} measured {times} more times"
+        more = f"{times} more {'time' if times == 1 else 'times'}"
+        more = f"up to {more}, as time allows" if self._time_left_of_all else more
+        line = f"the search is over; {best} measured {more}"
         if not measurements:
             line = "already complete: every finalist is measured"
         elif rest:
@@ -140,7 +156,8 @@ class PlainProgress(Progress):
 
     def stopping(self) -> None:
         """Print what one Ctrl-C does."""
-        self.note(f"stopping: sweeper finishes this trial and measures the pick once more; {AGAIN}")
+        then = "" if self._all_visited else " and measures the pick once more"
+        self.note(f"stopping: sweeper finishes this measurement{then}; {AGAIN}")
 
     def confirming(self, measurements: int) -> None:
         """Print which measurements follow after Ctrl-C, if any."""
@@ -182,6 +199,8 @@ class PlainProgress(Progress):
         now = self._clock()
         to_come = self._total - self._number + self._running
         left = self._left.seconds(max(0, to_come), now - self._started)
+        if left is not None and self._time_left_of_all is not None:
+            left = min(left, self._time_left_of_all())
         # The running trial counts as a whole above, so its time so far comes off.
         return in_words(None if left is None else max(0.0, left - (now - self._since)))
 
@@ -232,9 +251,12 @@ class LiveProgress(PlainProgress):
     _record: SweepRecord | None = None
     # The width and the number of rows that there are, and the rows of the screen that fit, ready to write.
     _body: tuple[tuple[int, int], Segments] | None = None
-    _keys = "Ctrl-C ends the search with a recommendation"
+    _is_stopping = False
 
     def __enter__(self) -> Self:
+        self._ended: dict[
+            int, TrialRecord
+        ] = {}  # every trial so far, also those after the last look at the sweep
         self._live = Live(console=self._console, auto_refresh=False, transient=True)
         self._live.start()
         return super().__enter__()
@@ -263,12 +285,13 @@ class LiveProgress(PlainProgress):
 
     def trial_finished(self, trial: TrialRecord) -> None:
         """Show the time left; print the trial's line above the screen only where the user wants the list."""
+        self._ended[trial.number] = trial
         super().trial_finished(trial)
         self._show()
 
     def stopping(self) -> None:
         """Print what this Ctrl-C does, and show what the next one does."""
-        self._keys = AGAIN
+        self._is_stopping = True
         super().stopping()
 
     def finished(self, record: SweepRecord) -> None:
@@ -295,6 +318,7 @@ class LiveProgress(PlainProgress):
 
     def _show_record(self, record: SweepRecord) -> None:
         self._record, self._body = record, None
+        self._ended = {trial.number: trial for trial in record.trials}
         self._show()
 
     def _show(self, phase: str = "") -> None:
@@ -309,9 +333,19 @@ class LiveProgress(PlainProgress):
                 fitting = Group(*map(self._fitted, screen(self._record, width, room)))
                 self._body = (width, room), Segments(self._console.render(fitting))
         # Short, and last: a terminal writes ^C behind it.
-        keys = Text(self._keys, style="dim")
+        keys = Text(self._keys(), style="dim")
         body = self._body[1] if self._body else Segments(())
         self._live.update(Group(*map(self._fitted, rows), body, self._fitted(keys)), refresh=True)
+
+    def _keys(self) -> str:
+        """What Ctrl-C does now."""
+        if self._is_stopping:
+            return AGAIN
+        if self._stage == "trial":
+            return "Ctrl-C ends the search with a recommendation"
+        if not self._all_visited:
+            return "Ctrl-C ends the sweep after a last measurement of the pick"
+        return "Ctrl-C ends the sweep after this measurement; finished measurements are kept"
 
     def _tallied(self) -> list[Text]:
         """The time left, how the trials ended, and the commonest reason of those that failed."""
@@ -319,6 +353,9 @@ class LiveProgress(PlainProgress):
         if record is None or not record.trials:
             return [Text(left, style="dim")]
         on_front = f"{len(record.front)} on the Pareto front"
+        if len(self._ended) > len(record.trials):
+            on_front = f"pick and figures as of trial {len(record.trials)}: {on_front}"
+        record = replace(record, trials=tuple(self._ended.values()))
         rows = wrapped(f"{left} · {tally(record)} · {on_front}", self._console.width, "dim")
         # The tally names the broken constraints.
         others = replace(record, trials=tuple(t for t in record.trials if not broken_constraints(t)))

@@ -46,7 +46,7 @@ def markdown_report(record: SweepRecord) -> str:
         *(markdown_table(table) for table in phases(record)),
         _section(f"Energy costs, at {prices.per_kwh:g} {prices.currency} per kWh", _told(costs(record))),
         _section("Caveats", advice_lines(record)),
-        _section("Trials that do not count", lost),
+        _section("Trials that failed or break a constraint", lost),
         _section("How it was measured", _told(setting(record) + origin(record))),
     ]
     return "\n\n".join(filter(None, blocks)) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from sweeper.errors import ConfigError, NoResultError
@@ -14,17 +14,23 @@ from sweeper.results.contexts import CONTEXT, default_at
 from sweeper.results.front import overlap, tied
 from sweeper.results.objectives import cost_metric, speed_metric
 from sweeper.results.picks import (
-    KEEP_DEFAULT,
+    LEAST_TOLD_APART,
     LONGEST_WITHIN,
     PROMPTS,
+    Recommendation,
     choose,
     parse_pick,
     reads_prompts_faster,
+    why_default,
 )
-from sweeper.results.price import request_in_words
-from sweeper.results.provisional import comparable, provisional
+from sweeper.results.price import percent_of_change, request_in_words
+from sweeper.results.provisional import comparable, provisional, visits_behind
 
 NAMED = ("longest", "fastest", "knee", "greenest")
+_FOR_NOISE = f" (up to {100 * LEAST_TOLD_APART:g} % more where noise may explain it)"
+# The words of a simulated sweep's command that a sweep of a real model keeps; these experiments choose an engine.
+_OF_ANY_ENGINE = ("experiment=", "objectives", "workload", "search", "minutes=", "prices")
+_WITH_AN_ENGINE = ("experiment=demo", "experiment=cpu_table")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +81,10 @@ def current(record: SweepRecord) -> Picked | None:
 
 def sureness(record: SweepRecord, best: Picked) -> str:
     """How sure a pick is: the visits that it lacks, and its near-ties."""
-    said = [best.provisional or "all visits are made", *_tied(record, best.trial)]
-    return "; ".join([*said, KEEP_DEFAULT] if best.trial.number == record.baseline else said)
+    visits = visits_behind(record, best.trial)
+    made = "all visits are made" if visits is None else f"{visits} visits are made"  # more may follow
+    said = [best.provisional or made, *_tied(record, best.trial)]
+    return "; ".join([*said, why_default(record)] if best.trial.number == record.baseline else said)
 
 
 def current_words(record: SweepRecord) -> str:
@@ -85,7 +93,7 @@ def current_words(record: SweepRecord) -> str:
     if best is None or best.recommended:
         return ""
     own = own_settings(record, best.trial)
-    return f"Current pick ({best.label}): #{best.trial.number}, {own}; {clean(best.words)}"
+    return f"Current pick ({best.label}): #{best.trial.number}, {own}. {clean(best.words)}"
 
 
 def _found(record: SweepRecord, *, of_screening: bool = False) -> Iterator[Picked]:
@@ -99,15 +107,31 @@ def _found(record: SweepRecord, *, of_screening: bool = False) -> Iterator[Picke
         except (NoResultError, ConfigError):
             # Nothing measured twice yet, or objectives (say, two speeds) that this pick cannot be asked of.
             continue
-        words = ", ".join([choice.words, *_beside(record, choice.trial)])
         doubt = provisional(record, choice.trial)
         full = when_full(record, choice.trial) if record.ladder else None
-        words = "; ".join([*filter(None, [choice.nearest, doubt, full]), words, *_tied(record, choice.trial)])
+        words = _sentences(
+            [choice.nearest, doubt, full, *_price(record, choice), *_tied(record, choice.trial)]
+        )
         # `apply` takes no pick that nothing keeps: it is given the trial.
         pick = str(choice.trial.number) if choice.nearest else shlex.quote(name)
         command = f"sweeper apply {sweep} --pick {pick} --to llama-server{_root_option(record)}"
         yield Picked(name, choice.trial, words, recommends, command, choice.nearest is not None, doubt)
         recommends = False
+
+
+def _sentences(parts: Iterable[str | None]) -> str:
+    """Short sentences, without the parts that are empty."""
+    return " ".join(f"{part[0].upper()}{part[1:]}." for part in parts if part)
+
+
+def may_apply(record: SweepRecord) -> bool:
+    """Whether a report may offer the command that applies a trial: not where its heading says "Not yet".
+
+    Nor where it could write nothing: on a simulated machine, and of a server that is someone else's.
+    """
+    best = recommended(record)
+    doubtful = best is None or best.provisional or disturbed(record)
+    return not doubtful and not record.engine.simulated and record.engine.name != "endpoint"
 
 
 def heading(record: SweepRecord, best: Picked) -> str:
@@ -135,12 +159,14 @@ def meaning(record: SweepRecord, pick: str) -> str:
     gain, cost = describe(speed or "speed").title, describe(expense or "power").title
     amount = str(rule).partition(":")[2].replace("%", " %").replace("tok/s", " tok/s").replace("W", " W")
     return {
-        "longest": "the longest context that keeps every limit; "
-        f"there, the least {cost} within {LONGEST_WITHIN:g} % of the best decode speed",
+        "longest": "the longest context that keeps every constraint; "
+        f"there, the least {cost} within {LONGEST_WITHIN:g} % of the best decode speed{_FOR_NOISE}",
         "fastest": f"the best {gain}",
-        "greenest": "the least energy for each token",
+        "greenest": "the least energy for each prompt token"
+        if speed == PROMPTS
+        else "the least energy for each generated token (reading the prompt is not counted)",
         "knee": "where giving up more speed begins to save little",
-        "within": f"the least {cost} within {amount} of the best {gain}",
+        "within": f"the least {cost} within {amount} of the best {gain}{_FOR_NOISE}",
         "at-least": f"the least {cost} that reaches {amount}",
         "at-most": f"the best {gain} that stays under {amount}",
     }[rule.kind]
@@ -223,19 +249,22 @@ def next_commands(record: SweepRecord) -> tuple[tuple[str, str], ...]:
         doctor = ("sweeper doctor", "shows what is missing on this machine")
         return (again,) if any(trial.metrics for trial in record.trials) else (again, doctor)
     if record.engine.simulated:
-        return (("sweeper sweep model.path=FILE", "measures a real model: this sweep is simulated"),)
+        typed = record.config.get(TYPED)
+        words = [clean(word) for word in typed] if isinstance(typed, list) else []
+        kept = [w for w in words if w.startswith(_OF_ANY_ENGINE) and w not in _WITH_AN_ENGINE]
+        command = shlex.join(["sweeper", "sweep", *kept, "model.path=FILE"])
+        return ((command, "measures a real model: this sweep is simulated"),)
     if record.engine.name == "endpoint":
         command, how = sweep_command(record, f"{own_name}-2")
         return ((command, f"{how}measures the server again"),)
     own = f" --pick {best.trial.number}" if best.nearest else ""
-    look = (best.apply_command, "shows what would change")
     if disturbed(record) or best.provisional:
         unfinished = record.state != "complete" and not disturbed(record)
         command, how = sweep_command(record, own_name if unfinished else f"{own_name}-2")
-        return ((command, f"{how}{'finishes' if unfinished else 'repeats'} the sweep"), look)
+        return ((command, f"{how}{'finishes' if unfinished else 'repeats'} the sweep"),)
     check = (f"sweeper verify {name}{own}{root}", "checks that the running server reaches these figures")
     return (
-        look,
+        (best.apply_command, "shows what would change"),
         (f"{best.apply_command} --write", "writes this configuration"),
         *((check,) if record.workload.users == 1 else ()),  # verify measures one user
     )
@@ -256,14 +285,25 @@ def _tied(record: SweepRecord, trial: TrialRecord) -> list[str]:
     return [said]
 
 
-def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
-    """The pick's effect on prompts, on quality, on objectives that it does not weigh and on whole requests.
+def _price(record: SweepRecord, choice: Recommendation) -> list[str]:
+    """What a pick gains and costs, compared with its baseline: first where a whole request is worse.
+
+    A saving while generating is none for a user whose requests take longer and more energy.
+    """
+    trial, base = choice.trial, default_at(record, choice.trial)
+    if base is None or base.number == trial.number or not comparable(base, trial):
+        return [choice.words]
+    request = request_in_words(record, base, trial)
+    beside = _beside(record, base, trial)
+    said = [request, f"while generating alone, {choice.words}" if request else choice.words]
+    return [*said, f"beside that: {', '.join(beside)}" if beside else ""]
+
+
+def _beside(record: SweepRecord, base: TrialRecord, trial: TrialRecord) -> list[str]:
+    """The pick's effect on prompts, on quality and on objectives that it does not weigh.
 
     A pick weighs one speed against one cost; a third objective may pay for both.
     """
-    base = default_at(record, trial)
-    if base is None or base.number == trial.number or not comparable(base, trial):
-        return []
     said = []
     told = (speed_metric(record), cost_metric(record), "kl_divergence", CONTEXT if record.ladder else None)
     for name in dict.fromkeys([PROMPTS, *(o.metric for o in record.objectives)]):
@@ -271,17 +311,18 @@ def _beside(record: SweepRecord, trial: TrialRecord) -> list[str]:
         if name in told or not here or not there or not there.median:
             continue
         if not overlap(here, there):
-            said.append(f"{100 * (here.median / there.median - 1):+.0f} % {describe(name).title}")
+            said.append(f"{percent_of_change(there.median, here.median)} {describe(name).title}")
     loss, before = trial.metrics.get("kl_divergence"), base.metrics.get("kl_divergence")
     if loss and before and trial.configuration.quant != base.configuration.quant:
         how = "more" if loss.median > before.median else "less"
-        limits = [f"; limit {c.bound:g}" for c in record.constraints if c.metric == "kl_divergence"]
+        bounds = [
+            f"; constraint: at most {c.bound:g}" for c in record.constraints if c.metric == "kl_divergence"
+        ]
         same = trial.metrics.get("top_token_agreement_percent")
         agreement = [f"; the most likely token is the same in {figure(same.median)} %"] if same else []
         figures = (
             f"KL divergence {figure(loss.median)} against {figure(before.median)} nats/token"
-            f"{''.join([*limits, *agreement])}"
+            f"{''.join([*bounds, *agreement])}"
         )
         said.append(f"{how} quality lost ({figures})")
-    request = request_in_words(record, base, trial)
-    return [*said, request] if request else said
+    return said

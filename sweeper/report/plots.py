@@ -67,7 +67,7 @@ def _draw(axes: Any, record: SweepRecord, data: dict[str, Any]) -> None:
             axes.plot(*columns, label=label, linestyle="none", markeredgewidth=1.5, **POINTS[kind])
 
     plot("beaten", data["beaten"], REST)
-    plot("outside", data["outside"], "rejected by a constraint")
+    plot("outside", data["outside"], "breaks a constraint")
     plot("baseline", data["baseline"], "baseline")
     step = "steps-post" if data["late"] else "steps-pre"
     stairs = [[point[axis] for point in data["stairs"]] for axis in (0, 1)]

@@ -34,6 +34,9 @@ class Progress:
     def __exit__(self, *_: object) -> None:
         """Close the display, also where the sweep broke."""
 
+    def limited(self, left: Callable[[], float]) -> None:
+        """The whole sweep ends after a time; ``left`` gives the seconds that are left, negative once it is over."""
+
     def trial_started(self, number: int, total: int, configuration: Configuration) -> None:
         """The ``number``-th of ``total`` begins, counted from 1; earlier trials of a resumed sweep count.
 

@@ -12,6 +12,7 @@ from sweeper.report.picks import current, labels, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
 from sweeper.results.contexts import baseline_name, default_at
+from sweeper.results.front import too_noisy
 from sweeper.results.price import (
     energy_words,
     kwh_per_year,
@@ -19,6 +20,7 @@ from sweeper.results.price import (
     month_of,
     per_hour,
     per_million_tokens,
+    same_tokens,
     yearly_kwh,
 )
 from sweeper.results.provisional import comparable
@@ -30,10 +32,10 @@ PHASES = (
 # Metrics beside the objectives in the table of the front, and how soon a narrow terminal drops them.
 EXTRA = {"joules_per_token": 1, "prompt_tokens_per_second": 2, "draft_acceptance": 3, "kl_divergence": 4}
 LEGEND = (
-    "±: half the width of the 95 % confidence interval; ± ?: measured only once. "
+    "±: the larger distance from the figure to an end of its 95 % confidence interval; ± ?: measured only once. "
     "Decode is generating text; prefill is reading the prompt."
 )
-AGAINST = " Percentages compare with {}; below a row are the settings that differ from the baseline."
+AGAINST = " Percentages compare with {}. The line below each trial lists the settings that differ from the baseline."
 FRONT = "The Pareto front holds the trials that no other trial beats beyond noise."
 QUALITY = (
     "KL divergence: how far answers move from those of the most precise file (0: not at all), in nats/token"
@@ -54,16 +56,20 @@ def headline(record: SweepRecord, trial: TrialRecord) -> Iterator[tuple[str, str
         if reading is None:
             continue
         median, half = words.parts(reading)
-        half = "" if describe(metric).exact else half
+        half = "" if describe(metric).exact or too_noisy(reading) else half
         against = ""
         if base is not None and base is not trial and comparable(base, trial):
             against = words.change(reading, base.metrics.get(metric))
-        if against:
+        if against and not (describe(metric).exact and against == "0 %"):
             against += " to compare with" if against == words.TOO_NOISY else ", compared with"
             against += f" {baseline_name(record)}"
+        else:
+            against = ""
         under = (
             f"{'± ' if half else ''}{half} {describe(metric).unit}{words.doubt(record.power, metric)}".strip()
         )
+        if not describe(metric).exact and too_noisy(reading):
+            under += f", {words.NOT_USABLE}"
         yield median, describe(metric).title, under, against
 
 
@@ -123,16 +129,21 @@ def _differs(trials: Sequence[TrialRecord], metric: str) -> bool:
     return len({words.figures(trial, metric) for trial in trials}) > 1
 
 
-def legend(record: SweepRecord) -> str:
-    """The meaning of the signs and words in the table of the front."""
+def legend(record: SweepRecord, hidden: Sequence[str] = ()) -> str:
+    """The meaning of the signs and words in the table of the front, but for the columns with the heads ``hidden``."""
     said = [LEGEND + ("" if record.baseline is None else AGAINST.format(baseline_name(record)))]
     if record.front:
         said.append(FRONT)
     trials = front_trials(record)
-    if any("kl_divergence" in trial.metrics for trial in trials):
+
+    def is_shown(metric: str) -> bool:
+        known = any(metric in trial.metrics for trial in trials)
+        return known and words.head(metric, record.power) + _beside(metric, trials) not in hidden
+
+    if is_shown("kl_divergence"):
         same = [SAME_TOP] if _beside("kl_divergence", trials) else []
         said.append("; ".join([QUALITY, *same]) + f"{_over(trials)}.")
-    if any("draft_acceptance" in trial.metrics for trial in trials):
+    if is_shown("draft_acceptance"):
         said.append(ACCEPTED)
     return " ".join(said)
 
@@ -194,7 +205,6 @@ def costs(record: SweepRecord) -> Facts:
     The year of a trial is for the tokens that the baseline generates, as in the words of a pick.
     """
     prices = record.prices
-    whose = "the default settings' at the same context" if record.ladder else "the baseline's"
     kind = f" ({record.power.kind})" if words.doubt(record.power) else ""
 
     entries = []
@@ -204,7 +214,7 @@ def costs(record: SweepRecord) -> Facts:
             base = default_at(record, trial)
             if base and {"watts", "tokens_per_second"} <= trial.metrics.keys() & base.metrics.keys():
                 year = energy_words(yearly_kwh(trial, base, prices), prices)
-                told.append(f"{year} a year for the tokens of {whose} {prices.hours_per_day:g} h a day")
+                told.append(f"{year} a year for {same_tokens(record)}")
             entries.append((f"{names}, generating{kind}", "; ".join(told)))
     waiting = [(f"machine at rest{kind}", record.idle_watts)]
     if best := recommended(record):
@@ -228,9 +238,13 @@ def month(record: SweepRecord) -> str:
         how = "the model loaded" if cost.waits_with_model else "no model loaded"
         idle = f", and {money(cost.waiting, prices)} idle ({how}, the other {24 - prices.hours_per_day:g} h)"
     watts = "watts" if record.power.kind == "measured" else f"{record.power.kind} watts"
+    hours, per_kwh = (
+        f"{prices.hours_per_day:g} h a day",
+        f"{prices.per_kwh:g} {words.clean(prices.currency)} per kWh",
+    )
     return (
-        f"{money(cost.generating, prices)} a month at {prices.hours_per_day:g} h a day{idle}: computed from {watts} "
-        f"of {words.SCOPES[record.power.scope]}, at {prices.per_kwh:g} {words.clean(prices.currency)} per kWh"
+        f"{money(cost.generating, prices)} for a month in which it generates for {hours}{idle}: "
+        f"computed from {watts} of {words.SCOPES[record.power.scope]}, at {per_kwh}"
     )
 
 

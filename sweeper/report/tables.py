@@ -98,6 +98,20 @@ def table_lines(table: Table, width: int, beside: int = 0) -> list[Text]:
     return lines
 
 
+def hidden_heads(table: Table, width: int) -> list[str]:
+    """The heads of the columns that :func:`table_lines` leaves out at ``width``."""
+    shown = fitting(_columns(table), width)
+    heads = {column.head for column in shown}
+    return [head for head in table.heads if head not in heads] if total(shown) <= width else []
+
+
+def wider_shows(table: Table, width: int) -> list[Text]:
+    """A line that names the columns for which there is no room; none where every column is shown."""
+    hidden = hidden_heads(table, width)
+    said = f"(a wider terminal also shows {', '.join(hidden)})" if hidden else ""
+    return wrapped(said, width, "dim")
+
+
 def _lines_beside(table: Table, columns: Sequence[Column], room: int) -> list[Text]:
     """The same with what runs below a row as a last column of ``room`` terminal cells."""
     lines = [_line(columns, [column.head for column in columns], "bold")]

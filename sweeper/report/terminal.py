@@ -18,7 +18,16 @@ from sweeper.report.picks import (
     title,
 )
 from sweeper.report.sections import front_table, legend, month
-from sweeper.report.tables import NARROWEST, WIDTH, as_text, show, table_lines, wrapped
+from sweeper.report.tables import (
+    NARROWEST,
+    WIDTH,
+    as_text,
+    hidden_heads,
+    show,
+    table_lines,
+    wider_shows,
+    wrapped,
+)
 from sweeper.report.words import clean, machine_name, power_line, tally, warnings
 
 
@@ -44,10 +53,17 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
     lines.append(Text())
     if contexts := contexts_table(record):
         said = f"{summary(record)} {LEGEND}"
-        lines += [*wrapped(TITLE, width, "bold"), *table_lines(contexts, width), Text()]
+        lines += [
+            *wrapped(TITLE, width, "bold"),
+            *table_lines(contexts, width),
+            *wider_shows(contexts, width),
+            Text(),
+        ]
         lines += [*wrapped(said, width), Text()]
     if table := front_table(record):
-        lines += [*table_lines(table, width), Text(), *wrapped(legend(record), width, "dim"), Text()]
+        said = legend(record, hidden_heads(table, width))
+        lines += [*table_lines(table, width), *wider_shows(table, width), Text()]
+        lines += [*wrapped(said, width, "dim"), Text()]
     if recommended(record) is None:
         lines += wrapped(f"No recommendation: {clean(why_nothing(record))}.", width, "bold")
         lines += wrapped(current_words(record), width, indent="  ")

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 from rich.text import Text
 
+from sweeper.metrics import describe
 from sweeper.records import SweepRecord
 from sweeper.report.charts import Axis
 from sweeper.report.front_points import plane_data, planes_of
 from sweeper.report.picks import current
-from sweeper.report.words import head
+from sweeper.report.words import doubt
 
 # The sign, the style and the name of each group of points; a later group covers an earlier one.
 SIGNS = {
     "beaten": ("·", "dim", "beaten"),
-    "outside": ("×", "dim", "ruled out"),
+    "outside": ("×", "dim", "breaks a constraint"),
     "front": ("●", "blue", "front"),
     "baseline": ("■", "", "baseline"),
 }
 PICK_STYLE = "bold green"
-ROWS_AROUND = 4  # the title above the points; the axis, its labels and the key below them
+ROWS_AROUND = 3  # the title above the points; the axis and its labels below them, above the key
 
 
 def text_plot(record: SweepRecord, width: int, rows: int) -> list[Text]:
@@ -36,7 +37,8 @@ def text_plot(record: SweepRecord, width: int, rows: int) -> list[Text]:
     if best is not None:
         at = [point for *_, points in groups for point in points if point[2] == best.trial.number]
         groups.append((best.sign, PICK_STYLE, "pick", at))
-    height = rows - ROWS_AROUND
+    key = _key([f"{sign} {name}" for sign, _, name, points in reversed(groups) if points], width)
+    height = rows - ROWS_AROUND - len(key)
     labels = {_row(place, height): label for place, label in up.ticks(3)}
     margin = max(map(len, labels.values()), default=0)
     columns = width - margin - 2
@@ -45,7 +47,9 @@ def text_plot(record: SweepRecord, width: int, rows: int) -> list[Text]:
         for sign, style, _, points in groups
         for x, y, _ in points
     }
-    lines = [Text(f"{head(plane.up, record.power)} against {head(plane.across, record.power)}", "bold")]
+    title = f"{describe(plane.up).head} (up) over {describe(plane.across).head} (right)"
+    doubts = dict.fromkeys(filter(None, (doubt(record.power, metric) for metric in (plane.up, plane.across))))
+    lines = [Text(",".join([title, *doubts]), "bold")]
     for row in range(height):
         line = Text(f"{labels.get(row, ''):>{margin}} {'┤' if row in labels else '│'}")
         for column in range(columns):
@@ -60,9 +64,16 @@ def text_plot(record: SweepRecord, width: int, rows: int) -> list[Text]:
         if start > len(below) or not below:
             below = below.ljust(start) + label
     lines.append(Text(below[:width]))
-    key = " ".join(f"{sign} {name}" for sign, _, name, points in reversed(groups) if points)
-    lines.append(Text(key[:width], "dim"))
-    return lines
+    return [*lines, *key]
+
+
+def _key(entries: list[str], width: int) -> list[Text]:
+    """The signs and their names in lines of at most ``width`` cells; a sign stays beside its name."""
+    lines = [""]
+    for entry in entries:
+        longer = f"{lines[-1]} {entry}".strip()
+        lines[-1:] = [longer] if len(longer) <= width else [lines[-1], entry]
+    return [Text(line[:width], "dim") for line in lines]
 
 
 def _row(percent: float, height: int) -> int:

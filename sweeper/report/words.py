@@ -20,10 +20,11 @@ from sweeper.records import (
     Workload,
 )
 from sweeper.results import front
-from sweeper.results.contexts import metrics_when_full
+from sweeper.results.contexts import default_at, metrics_when_full
 from sweeper.space.auto import Facts, default_configuration
 
 TOO_NOISY = "too noisy"  # for a change that noise hides
+NOT_USABLE = "too noisy to use"  # for a figure that noise hides
 MISSING = "–"  # for a missing figure; never a 0
 MOST_DECIMALS = 4
 
@@ -57,10 +58,13 @@ def half_width(reading: Reading) -> float | None:
 def spread(reading: Reading | None) -> str:
     """``29.8 ± 0.3``; ``± ?`` where it was measured once only; plain where every repeat gave the same.
 
-    Both have the decimals that the half-width needs to show a digit: never a ``± 0`` that is none.
+    Both have the decimals that the half-width needs to show a digit: never a ``± 0`` that is none. Where noise hides
+    all but the order of magnitude, words say so: an interval of 10.8 ± 141 reads like a figure.
     """
     if reading is None:
         return MISSING
+    if front.too_noisy(reading):
+        return f"{figure(reading.median)}, {NOT_USABLE}"
     return " ± ".join(filter(None, parts(reading)))
 
 
@@ -81,8 +85,9 @@ def parts(reading: Reading) -> tuple[str, str]:
 def figures(trial: TrialRecord, metric: str) -> str:
     """A trial's figure with its spread, where the metric is one that has a spread."""
     reading = trial.metrics.get(metric)
-    if reading is not None and describe(metric).exact and reading.n < 2:
-        return figure(reading.median)
+    if reading is not None and describe(metric).exact:
+        half = parts(reading)[1]
+        return figure(reading.median) if half in ("", "?") else " ± ".join(parts(reading))
     return spread(reading)
 
 
@@ -182,13 +187,19 @@ def limits(constraints: Sequence[Constraint]) -> str:
 
 
 def when_full(record: SweepRecord, trial: TrialRecord) -> str:
-    """``16,384 tokens: 20.1 tok/s with a full context, first word after 166 s``, without what was not measured."""
+    """``16,384 tokens: 20.1 tok/s with a full context, first word after 166 s (default settings: 393 s)``.
+
+    What was not measured is left out.
+    """
     speed, _ = metrics_when_full(record)
     said = []
     if speed in trial.metrics:
         said.append(f"{figure(trial.metrics[speed].median)} tok/s with a full context")
     if FIRST_WHEN_FULL in trial.metrics:
-        said.append(f"first word after {figure(trial.metrics[FIRST_WHEN_FULL].median)} s")
+        base = default_at(record, trial)
+        other = None if base is None or base is trial else base.metrics.get(FIRST_WHEN_FULL)
+        beside = f" (default settings: {figure(other.median)} s)" if other else ""
+        said.append(f"first word after {figure(trial.metrics[FIRST_WHEN_FULL].median)} s{beside}")
     return ": ".join(filter(None, (f"{trial.configuration.n_ctx:,} tokens", ", ".join(said))))
 
 
@@ -220,7 +231,7 @@ TRUST = {
 def power_line(power: PowerSource) -> str:
     """One line on where watts come from: ``measured by nvml (…); covers the GPU only (…)``."""
     if power.kind == "simulated":
-        return "from a formula, because the machine is simulated"
+        return "from a formula (simulated machine)"
     if power.kind == "none":
         return f"not measured: {clean(power.note or 'there is no sensor')}"
     means = (
@@ -270,7 +281,7 @@ STATES = {
     "complete": "complete",
     "failed": "failed",
     "out_of_memory": "out of memory",
-    "infeasible": "rejected by a constraint",
+    "infeasible": "breaks a constraint",
     "dominated": "stopped early, beaten",
     "interrupted": "interrupted",
 }
@@ -291,9 +302,15 @@ def tally(record: SweepRecord) -> str:
     counts = {state: sum(outcome(t) == state for t in record.trials) for state in STATES}
     broken = ", ".join(dict.fromkeys(name for t in record.trials for name in broken_constraints(t)))
     names = {"infeasible": f" ({broken})" if broken else ""}
-    parts = ", ".join(f"{n} {STATES[state]}{names.get(state, '')}" for state, n in counts.items() if n)
+    parts = ", ".join(
+        f"{n} {_of_several(state, n)}{names.get(state, '')}" for state, n in counts.items() if n
+    )
     plural = "trial" if len(record.trials) == 1 else "trials"
     return f"{len(record.trials)} {plural}" + (f": {parts}" if parts else "")
+
+
+def _of_several(state: str, count: int) -> str:
+    return STATES[state] if count == 1 else STATES[state].replace("breaks", "break")
 
 
 def moment(utc: str) -> str:
@@ -329,13 +346,13 @@ def disturbed(record: SweepRecord) -> str:
         metrics = record.trial(number).metrics if number is not None else {}
         readings = [metrics[o.metric] for o in record.objectives if o.metric in metrics]
         shares = ((half_width(r) or 0.0) / abs(r.median) for r in readings if r.median)
-        if (widest := max(shares, default=0.0)) > front.TOO_NOISY:
-            wide.append(f"#{number} varies by {100 * widest:.0f} %")
+        if max(shares, default=0.0) > front.TOO_NOISY:
+            wide.append(f"#{number}")
     if not wide:
         return ""
     return (
         "These results are not reliable yet: something disturbed the machine during the measurement "
-        f"({', '.join(wide)}). "
+        f"(the figures of {' and '.join(wide)} are {NOT_USABLE}). "
         "Close other programs, then repeat the sweep under another name (name=NAME)."
     )
 

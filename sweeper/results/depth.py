@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from sweeper.measure.trial import MOST_FILL_SECONDS
 from sweeper.records import Reading, SweepRecord, TrialRecord
+from sweeper.results.front import too_noisy
 
 FULL = "tokens_per_second_at_full_depth"
 
@@ -27,6 +28,8 @@ def full_context_notes(record: SweepRecord) -> Iterator[str]:
                 f"{seconds:.0f} s (computed)"
             )
         return
+    if "tokens_per_second" in pick.metrics and too_noisy(pick.metrics["tokens_per_second"]):
+        return  # the machine was disturbed: one figure beside such a figure tells nobody anything
     base = None if record.baseline in (None, pick.number) else record.trial(record.baseline)
     beside = (
         f", the default configuration {_speed(base.metrics[FULL])}" if base and FULL in base.metrics else ""
@@ -51,4 +54,5 @@ def _overtakes(trial: TrialRecord, pick: TrialRecord) -> bool:
 
 
 def _speed(reading: Reading) -> str:
-    return f"{reading.median:.3g} tok/s"
+    doubt = " (not reliable: too noisy)" if too_noisy(reading) else ""
+    return f"{reading.median:.3g} tok/s{doubt}"

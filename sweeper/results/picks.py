@@ -25,6 +25,7 @@ QUALITY = "kl_divergence"
 BASELINE_TIES = "this is the baseline: nothing measured better beyond noise"
 DEFAULT_TIES = "these are the default settings: nothing measured better beyond noise"
 KEEP_DEFAULT = "keep the default settings: nothing measured better beyond noise"
+ONLY_DEFAULT = "only the default settings have been measured so far"
 _PLAIN = ("longest", "fastest", "greenest", "knee")
 # The pick `longest` takes the fewest watts within so many percent of the best speed at the longest context.
 LONGEST_WITHIN = 5.0
@@ -103,11 +104,17 @@ def choose(
         trial = _without_ties(record, trial, fitting, *metrics, prefer_baseline=prefer_baseline)
         is_default = trial is default_at(record, trial)
         if is_default and str(rule) == record.pick:
-            words = KEEP_DEFAULT
+            words = why_default(record)
         elif is_default and trial is not first:
             words = DEFAULT_TIES if record.ladder else BASELINE_TIES
     words = words or price_in_words(record, trial)
     return Recommendation(trial, str(rule), words, nearest)
+
+
+def why_default(record: SweepRecord) -> str:
+    """Why the pick is the default settings, in words: nothing else was measured yet, or nothing was better."""
+    measured = [trial for trial in record.trials if trial.metrics]
+    return ONLY_DEFAULT if all(trial is default_at(record, trial) for trial in measured) else KEEP_DEFAULT
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,8 +24,8 @@ _SIGNS = {"EUR": "€", "USD": "$", "GBP": "£"}
 def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
     """Describe the gains and costs of ``trial``, compared with the sweep's baseline, in words.
 
-    For example ``compared with the baseline: -3 % speed, -28 % watts, 31 kWh and €9 less a year at 4 h a day, while
-    generating the same number of tokens``.
+    For example ``compared with the baseline: −3 % speed, −28 % watts, 31 kWh and €9 less a year for as many tokens as
+    the baseline generates in 4 h a day``.
 
     Both energy figures are those of :func:`yearly_kwh`. The power of the waiting machine is not included. If the
     intervals of two figures overlap, they are called "same within noise". Estimated or simulated watts are labelled.
@@ -46,7 +46,7 @@ def price_in_words(record: SweepRecord, trial: TrialRecord) -> str:
         return f"{absolute}; nothing to compare with yet: only the screening measured {named}"
     parts = [f"{_change(base, trial, m)}{label if describe(m).power else ''}" for m in shown]
     prefix = "prompt_" if speed == "prompt_tokens_per_second" else ""
-    if energy := _energy_words(base, trial, record.prices, prefix, label):
+    if energy := _energy_words(record, base, trial, prefix, label):
         parts.append(energy)
     return f"compared with {named}: {', '.join(parts)}"
 
@@ -63,22 +63,33 @@ def _change(base: TrialRecord, trial: TrialRecord, metric: str) -> str:
     if overlap(base.metrics[metric], trial.metrics[metric]):
         return f"same {name} within noise"
     before, after = base.metrics[metric].median, trial.metrics[metric].median
-    return f"{name} {before:g} → {after:g}" if before == 0 else f"{(after / before - 1) * 100:+.0f} % {name}"
+    return f"{name} {before:g} → {after:g}" if before == 0 else f"{percent_of_change(before, after)} {name}"
 
 
-def _energy_words(base: TrialRecord, trial: TrialRecord, prices: Prices, prefix: str, label: str) -> str:
+def percent_of_change(before: float, after: float) -> str:
+    """``−28 %``, with the minus sign of the tables."""
+    return f"{(after / before - 1) * 100:+.0f} %".replace("-", "−")
+
+
+def _energy_words(record: SweepRecord, base: TrialRecord, trial: TrialRecord, prefix: str, label: str) -> str:
     """The difference in energy and money a year to the baseline; empty if a figure is missing or noise hides it."""
     power, speed = f"{prefix}watts", f"{prefix}tokens_per_second"
     if not all(m in t.metrics and t.metrics[m].median > 0 for t in (base, trial) for m in (power, speed)):
         return ""
     if all(overlap(base.metrics[m], trial.metrics[m]) for m in (power, speed)):
         return ""
+    prices = record.prices
     kwh = yearly_kwh(trial, base, prices, prefix) - yearly_kwh(base, base, prices, prefix)
-    doing = "reading" if prefix else "generating"
-    return (
-        f"{energy_words(abs(kwh), prices)}{label} {'more' if kwh > 0 else 'less'} a year at "
-        f"{prices.hours_per_day:g} h a day, while {doing} the same number of tokens"
-    )
+    how = "more" if kwh > 0 else "less"
+    return f"{energy_words(abs(kwh), prices)}{label} {how} a year for {same_tokens(record, prefix)}"
+
+
+def same_tokens(record: SweepRecord, prefix: str = "") -> str:
+    """The tokens of a year in words: those that the baseline makes in the user's hours a day."""
+    verb, hours = "read" if prefix else "generate", f"in {record.prices.hours_per_day:g} h a day"
+    if record.ladder:
+        return f"as many tokens as the default settings {verb} {hours} at this context"
+    return f"as many tokens as the baseline {verb}s {hours}"
 
 
 def yearly_kwh(trial: TrialRecord, base: TrialRecord, prices: Prices, prefix: str = "") -> float:
@@ -93,18 +104,25 @@ def yearly_kwh(trial: TrialRecord, base: TrialRecord, prices: Prices, prefix: st
 
 def request_in_words(record: SweepRecord, base: TrialRecord, trial: TrialRecord) -> str:
     """A warning if one request of the workload takes more energy, or much more time, beyond noise; else empty."""
-    found, label = [], _label(record)
-    for kind, unit, factor in (
-        ("tokens_per_second", "s", MUCH_LONGER),
-        ("joules_per_token", f"J{label}", 1.0),
+    found, worse, label, work = [], [], _label(record), record.workload
+    for kind, unit, factor, how in (
+        ("tokens_per_second", "s", MUCH_LONGER, "is slower"),
+        ("joules_per_token", f"J{label}", 1.0, "uses more energy"),
     ):
         here, there = (_request(record.workload, t, kind) for t in (trial, base))
         if here and there and here.low > factor * there.high:
             after, before = (
                 f"{r.median:.3g}" if r.median < 1000 else f"{r.median:.0f}" for r in (here, there)
             )
-            found.append(f"{after} against {before} {unit}")
-    return f"but a whole request (prompt and answer) takes {' and '.join(found)}" if found else ""
+            found.append(f"{after} {unit} instead of {before} {unit}")
+            worse.append(how)
+    if not found:
+        return ""
+    which = "a whole request (prompt and answer)"
+    if record.ladder:  # the figures with a full context stand beside it
+        which = f"a short request ({work.prompt_tokens} tokens in, {work.generated_tokens} out)"
+    how = worse[0] if len(worse) == 1 else "is worse"
+    return f"for {which} this setting {how}: {', and '.join(found)}"
 
 
 def _request(work: Workload, trial: TrialRecord, kind: str) -> Reading | None:

@@ -37,7 +37,8 @@ def provisional(record: SweepRecord, trial: TrialRecord) -> str | None:
     if visits is None or visits >= FINAL_VISITS:
         return None
     if visits == 0 and not trial.remeasured:
-        return f"provisional: 0 of {FINAL_VISITS} visits, its figures are those of the screening"
+        later = f"; the best trials are measured {FINAL_VISITS} more times at the end"
+        return f"provisional: screened only{later if record.state == 'running' else ''}"
     if visits == 0:
-        return f"provisional: the baseline has 0 of {FINAL_VISITS} visits"
+        return "provisional: the baseline was screened only"
     return f"provisional: {visits} of {FINAL_VISITS} visits"

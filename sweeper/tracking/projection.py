@@ -282,7 +282,7 @@ def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
     if trial.state != "complete":
         parts.append(trial.state.replace("_", " "))
     elif not trial.feasible:
-        parts.append("rejected by a constraint")
+        parts.append("breaks a constraint")
     return " · ".join(parts)
 
 

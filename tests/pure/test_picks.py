@@ -217,16 +217,16 @@ def test_a_metric_that_is_missing_everywhere_is_an_error_with_its_reason():
 def test_the_price_in_words():
     # 60 W x 4 h x 365 = 87.6 kWh, times 1 - 2.2268 / 3 = 22.6 kWh, times 0.30 = 6.77.
     assert choose(sweep(*FIVE), "within:5%").words == (
-        "compared with the baseline: -3 % speed, -28 % watts, 23 kWh and €6.80 less a year at 4 h a day, "
-        "while generating the same number of tokens"
+        "compared with the baseline: −3 % speed, −28 % watts, 23 kWh and €6.80 less a year "
+        "for as many tokens as the baseline generates in 4 h a day"
     )
 
 
 def test_an_estimate_says_so_wherever_energy_is_named():
     words = choose(sweep(*FIVE, kind="estimated"), "within:5%").words
     assert words == (
-        "compared with the baseline: -3 % speed, -28 % watts (estimated), "
-        "23 kWh and €6.80 (estimated) less a year at 4 h a day, while generating the same number of tokens"
+        "compared with the baseline: −3 % speed, −28 % watts (estimated), "
+        "23 kWh and €6.80 (estimated) less a year for as many tokens as the baseline generates in 4 h a day"
     )
     assert "(partly estimated)" in choose(sweep(*FIVE, kind="mixed")).words
     assert "(simulated)" in choose(sweep(*FIVE, kind="simulated")).words
@@ -235,7 +235,7 @@ def test_an_estimate_says_so_wherever_energy_is_named():
 def test_more_energy_is_called_more_and_small_sums_keep_their_cents():
     prices = Prices(currency="CHF", per_kwh=0.1, hours_per_day=1)
     words = choose(sweep(trial(0, 20, 20), trial(1, 21, 23), prices=prices), "fastest").words
-    assert "+5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF more a year at 1 h a day, while" in words
+    assert "+5 % speed, +15 % watts, 0.7 kWh and 0.070 CHF more a year for as many tokens" in words
 
 
 def test_a_difference_within_noise_is_no_difference():
@@ -316,8 +316,8 @@ def test_prefill_objectives_are_priced_by_prefill():
     record = sweep(trial(0, 5, 5, metrics=slow), trial(1, 4, 9, metrics=fast), objectives=objectives)
     assert choose(record, "greenest").trial.number == 1
     assert choose(record, "greenest").words == (
-        "compared with the baseline: +100 % prompt speed, +10 % prompt watts, 66 kWh and €20 less a year at 4 h a day, "
-        "while reading the same number of tokens"
+        "compared with the baseline: +100 % prompt speed, +10 % prompt watts, 66 kWh and €20 less a year "
+        "for as many tokens as the baseline reads in 4 h a day"
     )
 
 
@@ -331,7 +331,8 @@ def test_a_slower_or_dearer_request_is_named_beside_the_gain():
     dear = trial(1, 12.8, 25.6, metrics=prompts(5.12, 2.0))
     record = sweep(base, dear, kind="estimated")
     assert request_in_words(record, base, dear) == (
-        "but a whole request (prompt and answer) takes 110 against 20 s and 1280 against 896 J (estimated)"
+        "for a whole request (prompt and answer) this setting is worse: 110 s instead of 20 s, "
+        "and 1280 J (estimated) instead of 896 J (estimated)"
     )
     alike = trial(1, 12.8, 25.6, metrics=prompts(50, 1.0))
     assert request_in_words(record, base, alike) == ""

@@ -9,6 +9,7 @@ from rich.console import Console
 
 from sweeper.records import SweepRecord
 from sweeper.report.markdown import markdown_report
+from sweeper.report.sections import front_table, legend
 from sweeper.report.tables import Column, fitting, total, wrapped
 from sweeper.report.terminal import front_text, show_front
 
@@ -141,3 +142,17 @@ def test_wrapping_counts_cells_and_breaks_what_is_too_long() -> None:
     lines = [line.plain for line in wrapped("模" * 30 + " ok", 20, indent="  ")]
     assert all(cell_len(line) <= 20 for line in lines)
     assert "".join(lines).replace(" ", "") == "模" * 30 + "ok"
+
+
+def test_a_narrow_terminal_names_the_columns_that_it_leaves_out() -> None:
+    narrow, wide = (" ".join(front_text(sweep(), width).split()) for width in (60, 200))
+    assert "(a wider terminal also shows J/tok estimated" in narrow
+    assert "a wider terminal" not in wide
+
+
+def test_the_legend_explains_the_columns_that_are_shown() -> None:
+    record = sweep()
+    heads = front_table(record).heads
+    quality = next(head for head in heads if head.startswith("KL divergence"))
+    assert "KL divergence:" in legend(record)
+    assert "KL divergence:" not in legend(record, [quality])

@@ -88,7 +88,7 @@ def test_a_trial_outside_a_constraint_says_so() -> None:
     measured = replace(lost, state="complete", reason=None)
     moved = replace(record, trials=(record.trials[0], measured, *record.trials[1:]))
     line = next(row for row in played(moved).splitlines() if row.startswith("trial 2/9"))
-    assert "rejected: breaks kl_divergence <= 0.02" in line
+    assert "breaks kl_divergence <= 0.02" in line
     assert "tok/s" in line
 
 
@@ -105,7 +105,9 @@ def test_a_pipe_names_the_pick_when_it_changes() -> None:
     picks = [best.trial.number for n in range(1, 10) if (best := current(running(record, n)))]
     assert named == [str(now) for before, now in zip([None, *picks], picks, strict=False) if now != before]
     assert len(named) > 1
-    assert "(provisional: 0 of 3 visits, its figures are those of the screening)" in played(record)
+    assert "(provisional: screened only; the best trials are measured 3 more times at the end)" in played(
+        record
+    )
 
 
 def test_a_look_that_takes_long_is_rare() -> None:
@@ -268,3 +270,70 @@ def test_silence_is_a_progress_too() -> None:
     progress.stopping()
     progress.confirming(0)
     progress.finished(record)
+
+
+def test_the_counts_are_current_while_the_table_is_of_an_earlier_trial() -> None:
+    terminal, clock, record = SmallTerminal(160, 50), Clock(), sweep()
+    console = Console(file=terminal, width=160, height=50, force_terminal=True, color_system=None)  # type: ignore[arg-type]
+
+    def slowly() -> SweepRecord:
+        clock.now += 10
+        return running(record, 1)
+
+    with open_progress(console, record, Plan(2, 2.0), clock) as display:
+        for number, trial in enumerate(record.trials[:5], 1):
+            display.trial_started(number, 40, trial.configuration)
+            display.trial_finished(trial)
+            display.so_far(slowly)
+        shown = " ".join(terminal.shown())
+    assert tally(replace(record, trials=record.trials[:5])) in shown
+    assert "pick and figures as of trial 1: " in shown
+
+
+def test_each_visit_of_the_final_stage_is_shown() -> None:
+    record, clock, looks = sweep(), Clock(), []
+
+    def slowly() -> SweepRecord:
+        looks.append(clock.now)
+        clock.now += 1
+        return running(record, 1)
+
+    display = open_progress(Console(file=io.StringIO()), record, clock=clock)
+    display.finalists(2, 6)
+    for _ in range(6):
+        display.so_far(slowly)
+    assert len(looks) == 6
+
+
+def test_the_last_row_says_what_ctrl_c_does_in_each_stage() -> None:
+    terminal, record = SmallTerminal(100, 24), sweep()
+    console = Console(file=terminal, width=100, height=24, force_terminal=True, color_system=None)  # type: ignore[arg-type]
+    own = record.trials[0].configuration
+
+    def last_row() -> str:
+        return next(row for row in reversed(terminal.shown()) if row)
+
+    with open_progress(console, record) as display:
+        display.trial_started(1, 40, own)
+        assert last_row() == "Ctrl-C ends the search with a recommendation"
+        display.finalists(2, 6)
+        display.trial_started(1, 6, own)
+        assert last_row() == "Ctrl-C ends the sweep after a last measurement of the pick"
+        display.trial_started(3, 6, own)
+        assert last_row() == "Ctrl-C ends the sweep after this measurement; finished measurements are kept"
+        display.stopping()
+        display.phase("load")
+        assert last_row() == "press Ctrl-C again to stop at once"
+        assert "measures the pick once more" not in " ".join(terminal.shown())
+
+
+def test_no_estimate_is_longer_than_the_time_limit() -> None:
+    out, clock, record = io.StringIO(), Clock(), sweep()
+    with open_progress(Console(file=out, width=300), record, Plan(20, 2.0), clock) as display:
+        display.limited(lambda: 240.0 - clock.now)
+        display.trial_started(1, 14, record.trials[0].configuration)
+        clock.now += 20
+        display.trial_finished(record.trials[0])
+        display.finalists(1, 3)
+    assert "(about 2 min left)" in out.getvalue()
+    assert "the best trial is measured up to 3 more times, as time allows" in out.getvalue()

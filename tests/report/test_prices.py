@@ -41,7 +41,7 @@ def priced(kind: str = "measured", **prices: object):
 def test_every_form_says_what_a_month_costs(write) -> None:
     said = " ".join(write(priced()).split())
     generating, idle = (watts / 1000 * hours * MONTHS * 0.30 for watts, hours in ((6, 3), (3, 21)))
-    assert f"€{generating:.2f} a month at 3 h a day, and €{idle:.2f} idle" in said
+    assert f"€{generating:.2f} for a month in which it generates for 3 h a day, and €{idle:.2f} idle" in said
     assert "computed from watts of the GPU only" in said
 
 
@@ -84,7 +84,9 @@ def test_a_report_takes_other_prices(simulated: Path, capsys: pytest.CaptureFixt
     after = cost("--hours", "3", "--per-kwh", "0,60", "--currency", "CHF")
     assert (after["hours_per_day"], after["per_kwh"], after["currency"]) == (3, 0.6, "CHF")
     assert after["generating"] == pytest.approx(before["generating"] * 3 / 4 * 2)
-    assert "CHF a month at 3 h a day" in (simulated / "reports" / "demo" / "report.html").read_text("utf-8")
+    assert "CHF for a month in which it generates for 3 h a day" in (
+        simulated / "reports" / "demo" / "report.html"
+    ).read_text("utf-8")
     assert cost() == before  # only this report has the other prices
     for wrong in (("--hours", "25"), ("--per-kwh=-1",), ("--per-kwh", "cheap")):
         assert main(["report", "demo", "--root", str(simulated), *wrong]) == 2

@@ -37,13 +37,16 @@ def stopped(of_pick: int = 1, of_baseline: int = 3) -> SweepRecord:
 @pytest.mark.parametrize("write", [front_text, markdown_report, picks_markdown, html_report])
 def test_every_report_says_how_many_visits_there_were(write) -> None:
     said = " ".join(write(stopped()).split())
-    assert SAID in said
+    assert SAID in said.replace("Provisional", "provisional")
     assert "Run this" not in said
-    assert SAID not in " ".join(write(stopped(of_pick=3)).split())
+    assert "sweeper apply" not in said
+    complete = " ".join(write(stopped(of_pick=3)).split())
+    assert SAID not in complete.replace("Provisional", "provisional")
+    assert "sweeper apply" in complete
 
 
 def test_the_baseline_needs_its_visits_too() -> None:
-    assert SAID in front_text(stopped(of_pick=3, of_baseline=1), 200)
+    assert "Provisional: 1 of 3 visits." in front_text(stopped(of_pick=3, of_baseline=1), 200)
 
 
 def test_a_screened_baseline_is_nothing_to_compare_with() -> None:
@@ -56,7 +59,7 @@ def test_a_screened_baseline_is_nothing_to_compare_with() -> None:
     assert all(not against for *_, against in headline(screened, best))
     assert any(against for *_, against in headline(record, best))
     text = front_text(screened, 200)
-    assert "provisional: the baseline has 0 of 3 visits" in text
+    assert "Provisional: the baseline was screened only" in text
     assert "only the screening measured the baseline" in text
 
 
@@ -104,7 +107,7 @@ def test_a_running_sweep_names_its_current_pick_and_how_sure_it_is(write) -> Non
     said = " ".join(write(record).replace("\\", "").split())
     best = current(record)
     assert f"Current pick (within:5%): #{best.trial.number}, {own_settings(record, best.trial)}" in said
-    assert "provisional: 0 of 3 visits, its figures are those of the screening" in said
+    assert "Provisional: screened only; the best trials are measured 3 more times at the end." in said
     assert "Run this" not in said
     assert "(recommended" not in said
     assert "Current pick" not in " ".join(write(stopped()).split())
@@ -122,10 +125,11 @@ def test_programs_are_told_the_current_pick() -> None:
 
 def test_a_tie_goes_to_the_baseline_before_the_final_stage_as_well() -> None:
     record = running(sweep(), 1)
+    assert current(record).words.endswith("Only the default settings have been measured so far.")
     twin = replace(record.trials[0], number=1, configuration=record.trials[0].configuration.with_(n_batch=64))
     best = current(replace(record, trials=(*record.trials, twin)))
     assert best.trial.number == 0
-    assert "keep the default settings" in best.words
+    assert "Keep the default settings" in best.words
 
 
 def test_a_pick_that_nothing_reaches_is_only_the_nearest() -> None:

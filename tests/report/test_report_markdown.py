@@ -25,7 +25,10 @@ def test_the_yearly_figures_rest_on_the_same_tokens() -> None:
     before, after = (yearly_kwh(t, base, record.prices) for t in (base, best))
     text = markdown_report(record)
     for kwh in (before, after):
-        assert f"{energy_words(kwh, record.prices)} a year for the tokens of the baseline's 4 h a day" in text
+        assert (
+            f"{energy_words(kwh, record.prices)} a year for as many tokens as the baseline generates in 4 h a day"
+            in text
+        )
     assert energy_words(before - after, record.prices).split(" and ")[0] in text.split("## Energy costs")[0]
 
 

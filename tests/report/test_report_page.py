@@ -140,7 +140,7 @@ def test_every_pick_stands_with_its_whole_configuration() -> None:
 def test_failures_stand_with_their_reasons() -> None:
     text = Page(html_report(SWEEPS["all failed"])).text
     assert "libcuda.so.1: cannot open shared object file" in text
-    assert "Trials that do not count" in text
+    assert "Trials that failed or break a constraint" in text
 
 
 def evil() -> SweepRecord:
@@ -242,7 +242,7 @@ def test_a_trial_outside_a_constraint_is_counted_and_told() -> None:
     record = replace(made, trials=broken)
     assert tally(record) == tally(made)
     text = Page(html_report(record)).text
-    assert "rejected: breaks kl_divergence <= 0.02" in text
+    assert "breaks kl_divergence <= 0.02" in text
 
 
 def three_objectives() -> SweepRecord:
@@ -296,7 +296,7 @@ def test_a_caveat_of_some_trials_names_them_and_not_the_sweep() -> None:
             replace(t, caveats=(Caveat.NOISY,)) if t.number in (first, off) else t for t in made.trials
         ),
     )
-    assert f"(#{first} and 1 trial not on the Pareto front)" in next(
+    assert f"(#{first}, and 1 trial that is not on the Pareto front)" in next(
         x for x in advice_lines(noisy) if x.startswith("noisy")
     )
     once = {"prompt_tokens_per_second": reading(30.0, 0.0, 1)}
@@ -332,3 +332,15 @@ def test_a_change_that_noise_hides_is_told_in_words() -> None:
     text = Page(html_report(replace(made, trials=(noisy, *made.trials[1:])))).text
     assert "too noisy to compare with the baseline" in text
     assert "%, compared with the baseline" in text  # watts
+
+
+def test_the_command_that_repeats_the_sweep_has_the_words_that_the_user_typed() -> None:
+    typed = ["experiment=demo", "model=tiny_15m", "minutes=3", "name=evening"]
+    record = replace(sweep(), sweep="evening", config={"typed": typed, "root": "elsewhere"})
+    text = Page(html_report(record)).text
+    assert "sweeper sweep experiment=demo model=tiny_15m minutes=3 root=elsewhere name=evening-2" in text
+
+
+def test_a_simulated_sweep_offers_nothing_to_apply() -> None:
+    assert "sweeper apply" not in Page(html_report(SWEEPS["simulated"])).text
+    assert "sweeper apply" in Page(html_report(SWEEPS["gpu"])).text

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from made_sweeps import sweep
 
 from sweeper.records import Caveat, Configuration, PowerSource, Prices, PromptFile, Reading, Workload
-from sweeper.report.picks import next_commands
+from sweeper.report.picks import next_commands, picks
 from sweeper.report.words import (
     MISSING,
     TOO_NOISY,
@@ -205,3 +205,33 @@ def test_verify_is_not_offered_where_it_cannot_measure_the_users() -> None:
     two = replace(one, workload=replace(one.workload, users=2))
     assert any(command.startswith("sweeper verify") for command, _ in next_commands(one))
     assert not any(command.startswith("sweeper verify") for command, _ in next_commands(two))
+
+
+def test_a_whole_request_that_is_worse_is_said_before_any_saving() -> None:
+    record = sweep(kind="measured", gpu=True)
+    best = record.trial(record.recommended)
+    slow = {
+        "prompt_tokens_per_second": Reading(5.0, 4.9, 5.1, 9),
+        "prompt_joules_per_token": Reading(20.0, 19.0, 21.0, 9),
+    }
+    changed = replace(best, metrics={**best.metrics, **slow})
+    trials = tuple(changed if t.number == best.number else t for t in record.trials)
+    words = picks(replace(record, trials=trials))[0].words
+    assert words.startswith("For a whole request (prompt and answer) this setting is worse: ")
+    assert words.index(" instead of ") < words.index("While generating alone, compared with the baseline: ")
+    assert "While generating alone" not in picks(record)[0].words
+
+
+def test_the_next_command_of_a_simulated_sweep_keeps_what_the_user_asked_for() -> None:
+    typed = ["experiment=longest_context", "engine=simulated", "name=s", "root=here", "workload.n_ctx=8192"]
+    record = replace(sweep(kind="simulated"), config={"typed": typed})
+    assert [line for line, _ in next_commands(record)] == [
+        "sweeper sweep experiment=longest_context workload.n_ctx=8192 model.path=FILE"
+    ]
+    demo = replace(record, config={"typed": ["experiment=demo"]})
+    assert next_commands(demo)[0][0] == "sweeper sweep model.path=FILE"
+
+
+def test_a_figure_that_noise_hides_is_called_so() -> None:
+    assert spread(Reading(10.8, 2.0, 151.8, 9)) == "10.8, too noisy to use"
+    assert spread(Reading(10.8, 9.8, 11.8, 9)) == "10.8 ± 1.0"

@@ -38,7 +38,7 @@ def test_a_twin_that_reads_prompts_faster_is_picked() -> None:
     best = recommended(record)
     assert best is not None
     assert best.trial.number == twin
-    assert best.words.endswith(f"a near-tie with #{own}")
+    assert best.words.endswith(f"A near-tie with #{own}.")
 
 
 def test_a_dearer_twin_is_named_with_the_speed_that_the_objectives_do_not_see() -> None:
@@ -46,14 +46,14 @@ def test_a_dearer_twin_is_named_with_the_speed_that_the_objectives_do_not_see() 
     best = recommended(record)
     assert best is not None
     assert best.trial.number == own
-    assert f"a near-tie with #{twin}, of which #{twin} reads prompts 3.0 times as fast" in best.words
+    assert f"A near-tie with #{twin}, of which #{twin} reads prompts 3.0 times as fast" in best.words
 
 
 def test_a_twin_that_reads_prompts_alike_is_named_alone() -> None:
     record, _, twin = with_twin(1.0, noise=0.001)
     best = recommended(record)
     assert best is not None
-    assert best.words.endswith(f"a near-tie with #{twin}")
+    assert best.words.endswith(f"A near-tie with #{twin}.")
 
 
 def test_what_differs_beyond_noise_is_no_tie() -> None:
@@ -68,7 +68,7 @@ def test_a_pick_that_nothing_keeps_is_applied_and_verified_by_the_nearest_trials
     assert best is not None
     assert best.nearest
     assert best.words.startswith(
-        "no trial that keeps the constraints and was measured twice reaches 99999 tok/s; the nearest"
+        "No trial that keeps the constraints and was measured twice reaches 99999 tok/s; the nearest"
     )
     text = front_text(record)
     assert f"#{best.trial.number}: nearest to at-least:99999tok/s" in text

@@ -79,12 +79,12 @@ def test_the_floor_ends_the_climb_and_is_told_from_the_first_lines_on(
     assert [t.configuration for t in record.trials[:4]] == list(record.ladder)
     assert [t.feasible for t in record.trials[:4]] == [True, True, True, False]
     first = done.stderr.index("trial 1/14")
-    told = "limits: quality lost (KL divergence) at most 0.1 nats/token, decode speed at least 9 tok/s"
+    told = "constraints: quality lost (KL divergence) at most 0.1 nats/token, decode speed at least 9 tok/s"
     assert done.stderr.index(told) < first
     assert done.stderr.index("the default settings at 1,024 to 8,192 tokens") < first
     flat = " ".join(done.stdout.split())
-    assert "With the default settings, 4,096 tokens is the longest context that keeps the limits" in flat
-    assert "default settings · rejected: breaks tokens_per_second >= 9" in flat
+    assert "With the default settings, 4,096 tokens is the longest context that keeps the constraints" in flat
+    assert "default settings · breaks tokens_per_second >= 9" in flat
     assert "(recommended): longest context" in flat
     longest = max(t.configuration.n_ctx for t in record.trials if t.remeasured and t.feasible)
     assert record.trial(record.recommended or 0).configuration.n_ctx == longest
@@ -102,7 +102,7 @@ def test_programs_get_the_same_table(
         assert row["trial"] == trial.number
         assert row["metrics"]["tokens_per_second"]["median"] == trial.metrics["tokens_per_second"].median
         assert row["metrics"][FIRST_WHEN_FULL]["median"] > trial.metrics["time_to_first_token_seconds"].median
-    assert default[-1]["why_not"] == "rejected: breaks tokens_per_second >= 9"
+    assert default[-1]["why_not"] == "breaks tokens_per_second >= 9"
     assert sum(row["recommended"] for row in rows) == 1
 
 

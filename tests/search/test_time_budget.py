@@ -66,7 +66,10 @@ def test_a_simulated_sweep_ends_in_its_time(
     study = SweepStudy.load(tmp_path / "mlruns", "s")
     spent = sum(t.seconds for t in study.trials()) + sum(v.seconds for v in study.visits())
     assert spent <= 60 * minutes + max(v.seconds for v in study.visits() if v.visit == 0)
-    assert f"the rest of the {minutes} minutes" in study.header().stopped_because
+    assert (
+        f"to leave time in the {minutes}-minute limit for measuring the best trials again"
+        in study.header().stopped_because
+    )
     first = [v.trial for v in study.visits() if v.visit == 0]
     assert len(first) >= 2  # the baseline, and at least one other
     assert set(first) == {v.trial for v in study.visits()}

@@ -74,14 +74,14 @@ def test_the_terminal_answers_the_question(
     swept: tuple[Path, subprocess.CompletedProcess[str]], record: SweepRecord
 ) -> None:
     _, done = swept
-    assert "limits: " in done.stderr
+    assert "constraints: " in done.stderr
     assert "decode speed at least 0.01 tok/s" in done.stderr
     assert "the default settings at 256 to 1,024 tokens" in done.stderr
     assert "Contexts, each measured when it is full" in done.stdout
     assert "W estimated" in done.stdout  # this container has no power sensor; the table says so, too
     assert "(recommended): longest context" in done.stdout
     assert record.trial(record.recommended or 0).configuration.n_ctx == 1024
-    assert "is the longest context that keeps the limits" in " ".join(done.stdout.split())
+    assert "is the longest context that keeps the constraints" in " ".join(done.stdout.split())
 
 
 def test_the_files_have_the_same_rows(

@@ -138,9 +138,9 @@ def test_a_view_shows_only_this_sweeps_trials_and_what_was_swept() -> None:
 def test_a_trial_outside_a_constraint_says_so_in_its_name_and_its_description() -> None:
     image = trial_image(record(), trial(1, violations={"kl_divergence <= 0.1": 0.05}))
     assert image.status == "FINISHED"
-    assert image.name.endswith("rejected by a constraint")
+    assert image.name.endswith("breaks a constraint")
     assert image.tags["sweeper.state"] == "ruled out by kl_divergence"
-    assert "rejected: breaks kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
+    assert "breaks kl_divergence <= 0.1" in image.tags["mlflow.note.content"]
 
 
 def test_the_view_leaves_out_what_a_constraint_rejects() -> None:
