@@ -46,7 +46,7 @@ class Answers:
 AIMS: dict[str, tuple[str, tuple[str, ...]]] = {
     "both": ("speed and power: nearly the fastest for the fewest watts", ()),
     "speed": ("speed: the most tokens per second", ("search.pick=fastest",)),
-    "power": ("power: the least energy per token", ("search.pick=greenest",)),
+    "power": ("power: the least energy per generated token", ("search.pick=greenest",)),
     "context": ("context: how long it may be at a bearable speed", ("experiment=longest_context",)),
 }
 SERVERS = {

@@ -154,20 +154,25 @@ def undisturbed(visits: Sequence[Visit]) -> list[Visit]:
 
     Disturbance decides and never speed, so the choice does not favour lucky windows.
     """
-    quiet = [_quiet_part(visit) for visit in visits]
-    left = [visit for visit in quiet if any(window.phase == "decode" for window in visit.windows)]
+    left = [quiet for visit in visits if (quiet := _quiet_part(visit)) is not None]
     return left if len(left) >= LEAST_QUIET_VISITS else list(visits)
 
 
-def _quiet_part(visit: Visit) -> Visit:
-    """A visit without its disturbed windows. The caveats about its spread are those of the windows that are left."""
-    calm = {window.phase for window in visit.windows if not is_disturbed(window)}
+def _quiet_part(visit: Visit) -> Visit | None:
+    """A visit without its disturbed windows; None if no decode window at the workload's depth is left.
+
+    The caveats about its spread are those of the windows that are left.
+    """
+    depth = min((window.depth for window in visit.windows), default=0)  # other windows fill the context
+    calm = {w.phase for w in visit.windows if w.depth == depth and not is_disturbed(w)}
+    if "decode" not in calm:
+        return None
     # Without one calm prompt, all prompts stay, with their caveat: prompts decide less, and a visit has few of them.
     windows = tuple(
         w for w in visit.windows if not is_disturbed(w) or (w.phase == "prefill" and w.phase not in calm)
     )
-    if "decode" not in calm or len(windows) == len(visit.windows):
-        return replace(visit, windows=windows)
+    if len(windows) == len(visit.windows):
+        return visit
     spread = {c.name.lower() for c in OF_SPREAD}
     caveats = {c.name.lower() for c in caveats_of(windows, 0)} & spread
     return replace(
