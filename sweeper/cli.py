@@ -19,12 +19,13 @@ import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from sweeper import __version__, commands
 from sweeper.commands import console, discard, put, say_error
 from sweeper.errors import EXIT_DONE, EXIT_FAULT, EXIT_MISSING, EXIT_STOPPED, SweeperError, UsageError
-from sweeper.overrides import at_home
+from sweeper.overrides import at_home, is_model_path
+from sweeper.spelling import nearest, number
 
 if TYPE_CHECKING:
     from sweeper.config import Composed
@@ -116,6 +117,8 @@ def _run(arguments: list[str]) -> int:
         return _complete()
     if arguments[:1] == ["sweep"]:
         return _sweep(arguments[1:])
+    if arguments and is_model_path(arguments[0]):  # `sweeper model.gguf`
+        return _sweep(arguments)
     parser = _parser()
     options = parser.parse_args(arguments)
     if not hasattr(options, "run"):
@@ -211,7 +214,9 @@ def _as_begun(words: list[str]) -> list[str]:
     typed = SweepStudy.load(root, name).header().config.get(TYPED) if name in sweep_names(root) else None
     kept = [str(word) for word in typed or () if not str(word).startswith(("name=", "root="))]
     if kept:
-        console(stderr=True).print(f"as it began: {' '.join(kept)}", style="dim", highlight=False, markup=False)
+        console(stderr=True).print(
+            f"as it began: {' '.join(kept)}", style="dim", highlight=False, markup=False
+        )
     return [*kept, *words]
 
 
@@ -319,7 +324,19 @@ _PICKS = (
 )
 
 
-class _Intermixed(argparse.ArgumentParser):
+class _Parser(argparse.ArgumentParser):
+    """Says what may have been meant by a word that it does not know."""
+
+    def error(self, message: str) -> NoReturn:
+        if wrong := re.search(r"invalid choice: '([^']*)' \(choose from (.*)\)", message):
+            message += nearest(wrong[1], re.findall(r"[\w-]+", wrong[2]))
+        elif wrong := re.match(r"unrecognized arguments: (-\S+)", message):
+            own = [option for action in self._actions for option in action.option_strings]
+            message += nearest(wrong[1], own)
+        super().error(message)
+
+
+class _Intermixed(_Parser):
     """Takes options anywhere between the other words: `sweeper record FILE --passes 2 KEY=VALUE`."""
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
@@ -343,7 +360,7 @@ def _path(text: str) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="sweeper",
         description="Find the llama.cpp settings that give the most tokens per second for the fewest watts, "
         "and configure your server with them.",
@@ -425,20 +442,24 @@ def _pick(parser: argparse.ArgumentParser) -> None:
 
 def _prices(parser: argparse.ArgumentParser, where: str) -> None:
     words = f"the electricity price per kWh, for example 0.30 (default: the price in {where})"
-    parser.add_argument("--per-kwh", type=_number, metavar="MONEY", help=words)
+    parser.add_argument("--per-kwh", type=_number("--per-kwh", "prices.per_kwh"), metavar="MONEY", help=words)
     words = f"the hours of use per day (default: the hours in {where})"
-    parser.add_argument("--hours", type=_number, metavar="H", help=words)
+    parser.add_argument("--hours", type=_number("--hours", "prices.hours_per_day"), metavar="H", help=words)
     parser.add_argument(
         "--currency", help=f"the currency, for example EUR (default: the currency in {where})"
     )
 
 
-def _number(text: str) -> float:
-    """A number of the command line; a comma may stand for its point, as on many keyboards."""
-    try:
-        return float(text.replace(",", ".") if re.fullmatch("[0-9]*,[0-9]+", text) else text)
-    except ValueError:
-        raise UsageError(f"{text!r} is not a number: write it like 0.30") from None
+def _number(option: str, key: str) -> Callable[[str], float]:
+    """Reads the number of an option, with a comma for its point and the units of ``key`` where the user writes them."""
+
+    def read(text: str) -> float:
+        plain = number(key, re.sub(r"(?i)\s*(€|eur|\$|usd|£|gbp)$", "", text.strip()))
+        if plain is None:
+            raise UsageError(f"{option} {text}: this is not a number: write it like 0.30")
+        return float(plain)
+
+    return read
 
 
 def _add_guess(add: Any) -> None:
@@ -524,12 +545,23 @@ def _add_compare(add: Any) -> None:
         "figures take precedence.",
     )
     card.add_argument("--card", metavar="NAME", help="the name of the card, for example 'RTX 3060'")
-    card.add_argument("--card-price", type=_number, metavar="MONEY", help="the price of the card")
+    card.add_argument(
+        "--card-price", type=_number("--card-price", "price"), metavar="MONEY", help="the price of the card"
+    )
     words = "the decode speed of this model on the card, as measured or published"
-    card.add_argument("--card-speed", type=_number, metavar="TOK/S", help=words)
-    card.add_argument("--card-watts", type=_number, metavar="W", help="the power of the card during decode")
+    card.add_argument(
+        "--card-speed", type=_number("--card-speed", "tokens_per_second"), metavar="TOK/S", help=words
+    )
+    card.add_argument(
+        "--card-watts",
+        type=_number("--card-watts", "watts"),
+        metavar="W",
+        help="the power of the card during decode",
+    )
     words = "the idle power that the card adds, in W (default %(default)s)"
-    card.add_argument("--card-idle", type=_number, default=0.0, metavar="W", help=words)
+    card.add_argument(
+        "--card-idle", type=_number("--card-idle", "idle_watts"), default=0.0, metavar="W", help=words
+    )
 
 
 def _add_record(add: Any) -> None:

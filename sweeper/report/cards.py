@@ -196,8 +196,8 @@ def _verdict(
         return "it never pays for itself in electricity", f"{label}, it would use {amounts} {more} {work}"
     if least <= 0:
         loss, gain = (" and ".join(energy_and_price(abs(kwh), prices)) for kwh in (least, most))
-        between = f"{label}, it would use between {loss} more and {gain} less {work}"
-        return "it hardly pays for itself in electricity", between
+        either = f"{label}, it would use {loss} more, or up to {gain} less, {work}"
+        return "it hardly pays for itself in electricity", either
     saving = f"{label}, it would save {_amounts(least, most, prices)} {work}"
     years = [
         (card.price / (kwh * prices.per_kwh)) if card.price else 10 * kwh * prices.per_kwh

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from sweeper import cli
 from sweeper.cli import main
 from sweeper.config import Composed, compose, run_hydra
 from sweeper.errors import ConfigError
@@ -182,3 +183,48 @@ def test_a_number_without_a_plain_meaning_has_none() -> None:
     assert number("trials", "3 4") is None
     assert bound("watts", "") is None
     assert bound("watts", "<=") is None
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["raport"], "did you mean report?"),
+        (["apply", "--to", "llamaserver"], "did you mean llama-server?"),
+        (["compare", "--price", "250"], "did you mean --card-price?"),
+    ],
+)
+def test_commands_and_options_have_suggestions(
+    words: list[str], meant: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(words)
+    assert ended.value.code == 2
+    assert meant in capsys.readouterr().err
+
+
+def test_a_model_in_place_of_a_command_is_swept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(tmp_path / "none.gguf"), f"root={tmp_path}"]) == 3
+    assert "no model at" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("option", "text"), [("--hours", "3x"), ("--per-kwh", "cheap")])
+def test_an_option_without_a_plain_number_is_named(
+    option: str, text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["report", option, text]) == 2
+    assert f"{option} {text}: this is not a number" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "key", "text", "value"),
+    [
+        ("--hours", "prices.hours_per_day", "3h", 3.0),
+        ("--hours", "prices.hours_per_day", "90m", 1.5),
+        ("--per-kwh", "prices.per_kwh", "0,30 EUR", 0.3),
+        ("--per-kwh", "prices.per_kwh", "30ct", 0.3),
+        ("--card-price", "price", "250€", 250.0),
+        ("--card-watts", "watts", "170W", 170.0),
+    ],
+)
+def test_options_take_units(option: str, key: str, text: str, value: float) -> None:
+    assert cli._number(option, key)(text) == pytest.approx(value)

@@ -144,7 +144,9 @@ def verify(
     slow = any(f.metric != "watts" and f.verdict in ("missed", "unclear") for f in figures)
     on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
     if speeds_now is not None and slow and (ours or not on_gpu):
-        progress("slower than promised: measuring sweeper's own engine, to tell the server from the machine")
+        missed = any(f.metric != "watts" and f.verdict == "missed" for f in figures)
+        why = "slower than promised" if missed else "too noisy to tell"
+        progress(f"{why}: measuring sweeper's own engine, to tell the server from the machine")
         try:
             now = speeds_now(trial)
             figures = [_beside_now(figure, now.get(figure.metric)) for figure in figures]

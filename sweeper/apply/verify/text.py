@@ -28,7 +28,7 @@ def render_verification(verification: Verification) -> str:
         change = "-" if f.change is None else f"{100 * f.change:+.1f} %"
         figures.append((name, _reading(f.promised), _reading(f.found), change, _reading(f.own), f.verdict))
     lines += ["", *_table(settings), "", *_table(figures), ""]
-    lines += [f"{f.metric}: {f.says}" for f in v.figures if f.says]
+    lines += [f.says for f in v.figures if f.says]
     lines += [f"note: {note}" for note in v.notes]
     return "\n".join([*lines, _verdict(v)])
 
