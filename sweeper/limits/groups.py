@@ -67,7 +67,7 @@ def look(machine: MachineKnobs, settings: PowerSettings, environ: Mapping[str, s
         return Found((), {}, {POWER: no_gpu, CLOCK: no_gpu})
     packages = _package_limits(machine)
     refusals = {
-        CLOCK: LimitRefused(f"{no_gpu.what}; sweeper can lock clocks only on those"),
+        CLOCK: LimitRefused(f"{no_gpu.what}; sweeper can lock only the clocks of NVIDIA GPUs"),
         **packages.refusals,
     }
     if not packages.devices:

@@ -218,7 +218,10 @@ class PlainProgress(Progress):
         metrics = [o.metric for o in self._objectives]
         is_long = CONTEXT in metrics  # then its speed is told in any case
         shown = dict.fromkeys([*metrics, *([DECODE] if is_long else [])])
-        said = [f"{figures(trial, m)} {unit(m, self._power)}" for m in shown if m in trial.metrics]
+        said = []
+        for metric in (m for m in shown if m in trial.metrics):
+            number, comma, doubt = figures(trial, metric).partition(", ")  # as in "7235, too noisy to use"
+            said.append(f"{number} {unit(metric, self._power)}{comma}{doubt}")
         if is_long and FIRST_WHEN_FULL in trial.metrics:
             said.append(f"first word after {figures(trial, FIRST_WHEN_FULL)} s")
         return ", ".join(said)

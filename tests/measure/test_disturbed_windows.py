@@ -12,7 +12,7 @@ from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.simulator import MACHINES, SimulatedEngine, default_configuration
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.measure.disturbance import POLL_SECONDS, Watch
-from sweeper.measure.trial import Stage, measure
+from sweeper.measure.trial import Stage, measure, metrics_of
 from sweeper.prepare import prepared
 from sweeper.records import (
     Caveat,
@@ -191,6 +191,14 @@ def test_caveats_about_spread_are_those_of_the_windows_that_count() -> None:
     first, second = undisturbed([visit(0, "-x-x"), visit(1, "----")])
     assert first.caveats == ("sensor_conflict",)
     assert second.caveats == ("noisy", "sensor_conflict")
+
+
+def test_calm_windows_of_a_full_context_do_not_save_a_visit_without_others() -> None:
+    deep = replace(visit(2, "-").windows[0], depth=1000)
+    alone = replace(visit(2, "xx"), windows=(*visit(2, "xx").windows, deep))
+    found = undisturbed([visit(0, "--"), visit(1, "--"), alone])
+    assert [v.visit for v in found] == [0, 1]
+    assert all("tokens_per_second" in metrics_of(v.windows, Workload())[0] for v in found)
 
 
 def test_prompts_stay_with_their_caveat_where_none_is_calm() -> None:
