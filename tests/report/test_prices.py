@@ -90,7 +90,7 @@ def test_a_report_takes_other_prices(simulated: Path, capsys: pytest.CaptureFixt
     assert cost() == before  # only this report has the other prices
     for wrong in (("--hours", "25"), ("--per-kwh=-1",), ("--per-kwh", "cheap")):
         assert main(["report", "demo", "--root", str(simulated), *wrong]) == 2
-    assert "'cheap' is not a number" in capsys.readouterr().err
+    assert "--per-kwh cheap: this is not a number" in capsys.readouterr().err
 
 
 def test_another_price_starts_no_other_sweep(tmp_path: Path) -> None:
