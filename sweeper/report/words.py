@@ -21,6 +21,7 @@ from sweeper.records import (
 )
 from sweeper.results import front
 from sweeper.results.contexts import default_at, metrics_when_full
+from sweeper.results.provisional import visits_of
 from sweeper.space.auto import Facts, default_configuration
 
 TOO_NOISY = "too noisy"  # for a change that noise hides
@@ -88,6 +89,8 @@ def figures(trial: TrialRecord, metric: str) -> str:
     if reading is not None and describe(metric).exact:
         half = parts(reading)[1]
         return figure(reading.median) if half in ("", "?") else " ± ".join(parts(reading))
+    if reading is not None and visits_of(trial) == 1 and front.too_noisy(reading):
+        return f"{figure(reading.median)} ± ?"  # one visit shows no scatter; that is not noise
     return spread(reading)
 
 

@@ -63,9 +63,8 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     def forecast(configuration: Configuration) -> str | None:
         draft = model.draft_file(configuration)
         beside = Path(draft.path) if draft is not None else None
-        placed_by_server = (
-            configuration.fit and record.gpu_offload
-        )  # then the server chooses a placement that fits
+        # Then the server itself chooses a placement that fits.
+        placed_by_server = configuration.fit and record.gpu_offload
         if forecaster is None or placed_by_server:
             return None
         return why_it_does_not_fit(forecaster, engine, configuration, beside)

@@ -1,5 +1,6 @@
 """A small hub on loopback: the few answers of the Hugging Face hub that fetching one file needs."""
 
+import contextlib
 import hashlib
 import json
 import re
@@ -41,7 +42,8 @@ def _handler(hub):
                 self.send_header(key, value)
             self.end_headers()
             if self.command != "HEAD":
-                self.wfile.write(body)
+                with contextlib.suppress(ConnectionError):  # a client that reads only the header leaves early
+                    self.wfile.write(body)
 
         def _json(self, data):
             self._send(200, json.dumps(data).encode(), {"Content-Type": "application/json"})

@@ -7,7 +7,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from made_sweeps import sweep
 
-from sweeper.records import Caveat, Configuration, PowerSource, Prices, PromptFile, Reading, Workload
+from sweeper.records import (
+    Caveat,
+    Configuration,
+    PowerSource,
+    Prices,
+    PromptFile,
+    Reading,
+    TrialRecord,
+    Workload,
+)
+from sweeper.report import words
 from sweeper.report.picks import next_commands, picks
 from sweeper.report.words import (
     MISSING,
@@ -235,3 +245,10 @@ def test_the_next_command_of_a_simulated_sweep_keeps_what_the_user_asked_for() -
 def test_a_figure_that_noise_hides_is_called_so() -> None:
     assert spread(Reading(10.8, 2.0, 151.8, 9)) == "10.8, too noisy to use"
     assert spread(Reading(10.8, 9.8, 11.8, 9)) == "10.8 ± 1.0"
+
+
+def test_a_single_visit_is_said_to_be_one_and_not_noise() -> None:
+    wide = Reading(100.0, 20.0, 300.0, 4)
+    trial = TrialRecord(0, "complete", Configuration(), metrics={"tokens_per_second": wide}, remeasured=True)
+    assert words.figures(replace(trial, visits=1), "tokens_per_second") == "100 ± ?"
+    assert words.figures(replace(trial, visits=3), "tokens_per_second").endswith("too noisy to use")
