@@ -86,7 +86,7 @@ endif
 	touch $@
 
 # The programs link to the libraries of the installed llama-cpp-python by a relative path, so every clone can use a copy
-# that was built once.
+# that was built once. CMake refuses a folder that was built from a CMakeLists.txt elsewhere, so that file is copied, too.
 LLAMA := $(shell grep '^llama-cpp-python==' requirements.lock | cut -d' ' -f1 | sed 's/==/-/')
 SERVER_CACHE := $(or $(XDG_CACHE_HOME),$(HOME)/.cache)/sweeper/$(LLAMA)-$(BACKEND)-server
 SERVER_PROGRAMS := llama-server llama-fit-params llama-bench llama-perplexity
@@ -96,16 +96,17 @@ server: $(BIN)/llama-server
 $(BIN)/llama-server: $(STAMP) cmake/server/CMakeLists.txt cmake/server/requirements.lock
 	command -v cmake >/dev/null || $(BIN)/python -m pip install --quiet --require-hashes -r cmake/server/requirements.lock
 	@echo "building llama-server from the source of $(LLAMA), which takes 4 minutes the first time"
-	mkdir -p $(SERVER_CACHE)/source
+	mkdir -p $(SERVER_CACHE)/source $(SERVER_CACHE)/cmake
+	cp cmake/server/CMakeLists.txt $(SERVER_CACHE)/cmake/
 	grep -A 2 '^llama-cpp-python==' requirements.lock > $(SERVER_CACHE)/llama.lock
 	test -d $(SERVER_CACHE)/source/vendor || { $(BIN)/python -m pip download --quiet --no-deps --no-binary llama-cpp-python \
 	  --require-hashes -r $(SERVER_CACHE)/llama.lock -d $(SERVER_CACHE) && \
 	  tar -xzf $(SERVER_CACHE)/llama_cpp_python-*.tar.gz -C $(SERVER_CACHE)/source --strip-components 1; }
 	lib=$$($(BIN)/python -c 'import llama_cpp, os; print(os.path.join(os.path.dirname(llama_cpp.__file__), "lib"))') && \
-	{ PATH="$(CURDIR)/$(BIN):$$PATH" && export PATH && cmake -S cmake/server -B $(SERVER_CACHE)/build -DCMAKE_BUILD_TYPE=Release -DLLAMA_VERSION=$(LLAMA) -DLLAMA_LIB="$$lib" \
+	{ PATH="$(CURDIR)/$(BIN):$$PATH" && export PATH && cmake -S $(SERVER_CACHE)/cmake -B $(SERVER_CACHE)/programs -DCMAKE_BUILD_TYPE=Release -DLLAMA_VERSION=$(LLAMA) -DLLAMA_LIB="$$lib" \
 	  -DLLAMA_RPATH='$$ORIGIN'"/../$${lib#*/$(VENV)/}" -DLLAMA_SOURCE=$(SERVER_CACHE)/source/vendor/llama.cpp && \
-	cmake --build $(SERVER_CACHE)/build --parallel $(JOBS); } >$(SERVER_CACHE)/log 2>&1 || { tail -20 $(SERVER_CACHE)/log; exit 3; }
-	cp $(addprefix $(SERVER_CACHE)/build/bin/,$(SERVER_PROGRAMS)) $(BIN)/
+	cmake --build $(SERVER_CACHE)/programs --parallel $(JOBS); } >$(SERVER_CACHE)/log 2>&1 || { tail -20 $(SERVER_CACHE)/log; exit 3; }
+	cp $(addprefix $(SERVER_CACHE)/programs/bin/,$(SERVER_PROGRAMS)) $(BIN)/
 	$(BIN)/llama-server --version
 
 clean:

@@ -79,7 +79,9 @@ def test_the_terminal_answers_the_question(
     assert "the default settings at 256 to 1,024 tokens" in done.stderr
     assert "Contexts, each measured when it is full" in done.stdout
     assert "W estimated" in done.stdout  # this container has no power sensor; the table says so, too
-    assert "(recommended): longest context" in done.stdout
+    pick = f"#{record.recommended} (recommended): longest context"
+    doubtful = f"best so far: #{record.recommended} (longest context)"  # other work disturbed the measurements
+    assert pick in done.stdout or doubtful in done.stdout
     assert record.trial(record.recommended or 0).configuration.n_ctx == 1024
     assert "is the longest context that keeps the constraints" in " ".join(done.stdout.split())
 
