@@ -17,7 +17,9 @@ import json
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).resolve().parent
 sys.path[:0] = [str(HERE.parent)]
@@ -76,6 +78,40 @@ def cases(models: list[str]) -> list[tuple[str, list[str]]]:
     ]
 
 
+def rows_of(
+    model: str, path: Path, words: list[str], threads: int, folder: Path, options: argparse.Namespace
+) -> Iterator[dict[str, Any]]:
+    """The rows of one model file with so many threads, one for each depth; each is printed."""
+    before, took = guessed(model, words, threads, folder)
+    at_start, deep = measured(path, before, options.seconds, options.best)
+    after, _ = guessed(model, words, threads, folder)
+    for depth, first, second, speed in (
+        (0, before.tokens_per_second, after.tokens_per_second, at_start),
+        (before.depth, before.tokens_per_second_at_depth, after.tokens_per_second_at_depth, deep),
+    ):
+        said = verdict(first, second, speed)
+        span = "–" if first is None else f"{first.low:.1f} to {first.high:.1f}"
+        ratio = float("nan") if first is None else speed / first.expected
+        print(
+            f"{model[-16:]:16} {before.quant:7} {threads:3} {depth:5} {span:>17} {speed:9.1f} "
+            f"{ratio:6.2f} {took:8.1f}  {said}",
+            flush=True,
+        )
+        yield {
+            "model": model,
+            "quant": before.quant,
+            "threads": threads,
+            "depth": depth,
+            "low": first and first.low,
+            "expected": first and first.expected,
+            "high": first and first.high,
+            "measured": speed,
+            "verdict": said,
+            "notes": before.notes,
+            "guess_seconds": took,
+        }
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", nargs="*", default=list(SHAPES))
@@ -86,7 +122,7 @@ def main() -> int:
     options = parser.parse_args()
     until = time.monotonic() + 60 * options.minutes
     cores = machine.examine().physical_cores
-    rows = []
+    rows: list[dict[str, Any]] = []
     print(f"{'model':16} {'quant':7} thr depth {'guess tok/s':>17} {'measured':>9}  ratio  seconds  verdict")
     with tempfile.TemporaryDirectory(prefix="guess-holds-") as name:
         folder = Path(name)
@@ -98,50 +134,15 @@ def main() -> int:
             chosen = [f"model.path={model}" if is_file else f"model={model}", *words]
             path = Path(obtain(compose(chosen).settings.model, folder).file(None).path)
             for threads in dict.fromkeys((1, cores)):
-                before, took = guessed(model, words, threads, folder)
-                found = measured(path, before, options.seconds, options.best)
-                after, _ = guessed(model, words, threads, folder)
-                pairs = (
-                    (0, before.tokens_per_second, after.tokens_per_second, found[0]),
-                    (
-                        before.depth,
-                        before.tokens_per_second_at_depth,
-                        after.tokens_per_second_at_depth,
-                        found[1],
-                    ),
-                )
-                for depth, first, second, speed in pairs:
-                    said = verdict(first, second, speed)
-                    span = "–" if first is None else f"{first.low:.1f} to {first.high:.1f}"
-                    ratio = float("nan") if first is None else speed / first.expected
-                    print(
-                        f"{model[-16:]:16} {before.quant:7} {threads:3} {depth:5} {span:>17} {speed:9.1f} "
-                        f"{ratio:6.2f} {took:8.1f}  {said}",
-                        flush=True,
-                    )
-                    rows.append(
-                        {
-                            "model": model,
-                            "quant": before.quant,
-                            "threads": threads,
-                            "depth": depth,
-                            "low": first and first.low,
-                            "expected": first and first.expected,
-                            "high": first and first.high,
-                            "measured": speed,
-                            "verdict": said,
-                            "notes": before.notes,
-                            "guess_seconds": took,
-                        }
-                    )
+                rows += rows_of(model, path, words, threads, folder, options)
             if not is_file:
                 path.unlink()
     start = [row for row in rows if row["depth"] == 0]
-    for words, some in (("empty context", start), ("all", rows)):
+    for which, some in (("empty context", start), ("all", rows)):
         held = sum(row["verdict"] == "holds" for row in some)
         later = sum(row["verdict"] == "holds afterwards" for row in some)
         print(
-            f"{words}: {held} of {len(some)} ranges hold, {later} more with the second guess; goal: 9 of 10"
+            f"{which}: {held} of {len(some)} ranges hold, {later} more with the second guess; goal: 9 of 10"
         )
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1))

@@ -19,7 +19,7 @@ from sweeper.client.requests import Prompt
 from sweeper.config import Settings
 from sweeper.engine.server_dialect import perplexity_tool
 from sweeper.errors import ConfigError, EngineMissingError
-from sweeper.records import Caveat, Configuration
+from sweeper.records import Caveat, Configuration, ModelRecord
 from sweeper.rig.base import Rig
 from sweeper.rig.here import look_around, meter_and_limits, obtained, this_machine
 from sweeper.rig.llama_cpp import make_room, why_it_does_not_fit
@@ -27,6 +27,7 @@ from sweeper.rig.llama_cpp import make_room, why_it_does_not_fit
 if TYPE_CHECKING:
     from sweeper.engine.llama_server import LlamaServerEngine
     from sweeper.engine.perplexity import PerplexityMeter
+    from sweeper.model.forecast import Forecaster
 
 NO_LIBRARY = (
     "without llama-cpp-python, memory is not planned and no quantisations are made, so the model is tuned "
@@ -60,21 +61,6 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
     measures_quality = has_library or perplexity is not None
     meter, sensors, limits = meter_and_limits(settings, root, held, say, record.gpu_offload)
 
-    def forecast(configuration: Configuration) -> str | None:
-        draft = model.draft_file(configuration)
-        beside = Path(draft.path) if draft is not None else None
-        # Then the server itself chooses a placement that fits.
-        placed_by_server = configuration.fit and record.gpu_offload
-        if forecaster is None or placed_by_server:
-            return None
-        return why_it_does_not_fit(forecaster, engine, configuration, beside)
-
-    def room(path: Path, n_gpu_layers: int) -> None:
-        if forecaster is None:
-            engine.unload()  # nothing here can tell whether both fit
-        else:
-            make_room(forecaster, engine, path, n_gpu_layers)
-
     return Rig(
         engine=engine,
         engine_record=record,
@@ -84,12 +70,12 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
         limits=limits,
         notes=(*notes, *sensors),
         quality=lambda _: {},
-        forecast=forecast,
+        forecast=partial(_why_it_does_not_fit, forecaster, engine, model, record.gpu_offload),
         standing_caveats=(Caveat.SYNTHETIC_QUALITY,)
         if model.source == "synthetic" and measures_quality
         else (),
         use_files=engine.use_files,
-        make_room=room,
+        make_room=partial(_make_room, forecaster, engine),
         options=engine.dialect.keys(),
         speculation=engine.dialect.speculation(),
         use_texts=engine.use_texts if own is None else None,
@@ -99,6 +85,31 @@ def server_rig(settings: Settings, root: Path, held: ExitStack, say: Callable[[s
         quality_meter=perplexity,
         load=load,
     )
+
+
+def _why_it_does_not_fit(
+    forecaster: Forecaster | None,
+    engine: LlamaServerEngine,
+    model: ModelRecord,
+    gpu_offload: bool,
+    configuration: Configuration,
+) -> str | None:
+    """The forecast's reason against a configuration; None where it fits, or where nothing here can tell."""
+    placed_by_server = configuration.fit and gpu_offload  # the server itself chooses a placement that fits
+    if forecaster is None or placed_by_server:
+        return None
+    draft = model.draft_file(configuration)
+    beside = Path(draft.path) if draft is not None else None
+    return why_it_does_not_fit(forecaster, engine, configuration, beside)
+
+
+def _make_room(
+    forecaster: Forecaster | None, engine: LlamaServerEngine, path: Path, n_gpu_layers: int
+) -> None:
+    if forecaster is None:
+        engine.unload()  # nothing here can tell whether both fit
+    else:
+        make_room(forecaster, engine, path, n_gpu_layers)
 
 
 def _perplexity(engine: LlamaServerEngine) -> tuple[partial[PerplexityMeter] | None, list[str]]:
