@@ -229,6 +229,7 @@ def verify(options: argparse.Namespace) -> int:
     from sweeper.apply.verify.check import verify as check
     from sweeper.apply.verify.find import VerifyOptions
     from sweeper.apply.verify.text import render_verification, verification_to_plain
+    from sweeper.report.heartbeat import Aloud
 
     applied = _applied(options)
     record = load_record(options.root, options.sweep if applied is None else applied.sweep, real=True)
@@ -251,7 +252,7 @@ def verify(options: argparse.Namespace) -> int:
             wanted,
             meter=meter,
             speeds_now=lambda trial: speeds_of_engine(record, trial),
-            progress=note,
+            progress=held.enter_context(Aloud(note, "checking the server")),
             root=options.root,
         )
     _answer(options, verification_to_plain(found), render_verification(found))

@@ -23,14 +23,18 @@ class Tokenised:
     too_long: int
 
 
-def tokenised(url: str, prompts: Sequence[Prompt], most_tokens: int, key: str | None = None) -> Tokenised:
+def tokenised(
+    url: str, prompts: Sequence[Prompt], most_tokens: int, key: str | None = None, model: str | None = None
+) -> Tokenised:
     """Tokenise prompts on the llama-server at ``url``. Those of more than ``most_tokens`` are left out.
+
+    A router needs the name of the ``model``; other servers ignore it.
 
     Raises:
         EngineRefused: none of the prompts fits.
         MissingError, VerifyError: the server does not answer, or refuses.
     """
-    found = [_ids(url, prompt, key) for prompt in prompts]
+    found = [_ids(url, prompt, key, {} if model is None else {"model": model}) for prompt in prompts]
     fitting = tuple(ids for ids in found if 0 < len(ids) <= most_tokens)
     if not fitting:
         raise EngineRefused(
@@ -40,13 +44,13 @@ def tokenised(url: str, prompts: Sequence[Prompt], most_tokens: int, key: str | 
     return Tokenised(fitting, len(found) - len(fitting))
 
 
-def _ids(url: str, prompt: Prompt, key: str | None) -> list[int]:
+def _ids(url: str, prompt: Prompt, key: str | None, more: dict[str, str]) -> list[int]:
     if isinstance(prompt, list) and prompt and isinstance(prompt[0], int):
         return [token for token in prompt if isinstance(token, int)]
     text = (
         prompt
         if isinstance(prompt, str)
-        else post(f"{url}/apply-template", {"messages": prompt}, key=key)["prompt"]
+        else post(f"{url}/apply-template", {"messages": prompt} | more, key=key)["prompt"]
     )
-    body = {"content": text, "add_special": True, "parse_special": True}
+    body = {"content": text, "add_special": True, "parse_special": True} | more
     return [int(token) for token in post(f"{url}/tokenize", body, key=key)["tokens"]]

@@ -38,6 +38,7 @@ class Endpoint:
     ids: tuple[int, int] | None = None  # the range of token ids; None: the server takes only texts
     prompts: Sequence[Prompt] = field(default=())  # the user's own; empty: random ones
     count: Callable[[str], int] | None = None  # asks the server how many tokens a text has
+    ends: Sequence[Sequence[int]] = ()  # real texts as token ids, one of which ends each random prompt
 
 
 class EndpointEngine:
@@ -172,7 +173,7 @@ class EndpointEngine:
             return Given(self._endpoint.prompts)
         if self._endpoint.ids is not None:
             low, high = self._endpoint.ids
-            return Ids(tokens, low, high, depth=depth, repeat=repeat)
+            return Ids(tokens, low, high, depth=depth, repeat=repeat, ends=self._endpoint.ends)
         return Words(self._words_for(tokens), depth=self._words_for(depth) if depth else 0, repeat=repeat)
 
     def _words_for(self, tokens: int) -> int:

@@ -224,6 +224,8 @@ def speeds_now(
 ) -> dict[str, Reading]:
     """Measure decode and prefill speed in tok/s, by metric, without watts. `verify` uses this to check a server.
 
+    With several users, decode speed is that of all together, and the other metrics of users stand beside it.
+
     Raises:
         TrialFailed: the engine failed.
     """
@@ -236,10 +238,11 @@ def speeds_now(
         (_run(phase, engine, workload, depth, seconds), phase) for _ in range(repeats) for phase in PHASES
     ]
     names: dict[Phase, str] = {"decode": "tokens_per_second", "prefill": "prompt_tokens_per_second"}
-    return {
+    speeds = {
         name: stats.reading([run.tokens_per_second for run, of in runs if of == phase])
         for phase, name in names.items()
     }
+    return speeds | served_metrics([run for run, _ in runs if isinstance(run, UsersRun)])[0]
 
 
 def _caveats(windows: Sequence[Window], stage: Stage, stopped_early: bool) -> tuple[Caveat, ...]:

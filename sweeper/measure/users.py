@@ -38,7 +38,7 @@ def serve_window(engine: Engine, workload: Workload, depth: int, seconds: float)
     )
 
 
-def served_metrics(windows: Sequence[Window]) -> tuple[dict[str, Reading], dict[str, str]]:
+def served_metrics(windows: Sequence[Window | UsersRun]) -> tuple[dict[str, Reading], dict[str, str]]:
     """The metrics of windows with several users, and a reason for each that is missing.
 
     The 95th percentile is that of all requests of all windows, because one window has too few. The other metrics are

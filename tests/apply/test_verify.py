@@ -238,7 +238,7 @@ def test_a_python_server_of_our_own_is_read_from_its_log_and_ended(model: Path) 
     assert all(
         read_from[key] == "its log" for key in ("n_ctx", "n_batch", "n_ubatch", "flash_attn", "type_k")
     )
-    assert lines[0] == "starting llama-cpp-python"
+    assert lines[0] == "starting llama-cpp-python …"
     with pytest.raises(EngineMissingError):
         get(f"{found.url}/v1/models")  # it is gone
     assert set(psutil.Process().children(recursive=True)) <= before

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal
@@ -13,12 +14,20 @@ from sweeper.apply.fresh import model_file
 from sweeper.apply.run import alias_of, resolve
 from sweeper.apply.verify.client_speed import ClientSpeed, measure_speed
 from sweeper.apply.verify.find import VerifyOptions, found_or_started
-from sweeper.apply.verify.texts import texts_of
+from sweeper.apply.verify.texts import are_own, prompts_of, texts_of
+from sweeper.apply.verify.users_speed import (
+    EACH_USER,
+    FIRST_TOKEN,
+    demand_slots,
+    measure_users,
+    prompts_of_users,
+)
 from sweeper.client.llama_options import PLACEMENT
 from sweeper.client.servers import InForce
-from sweeper.errors import TrialFailed, UsageError, VerifyError
+from sweeper.errors import SweeperError, UsageError, VerifyError
 from sweeper.measure.trial import speeds_now as engine_speeds
 from sweeper.meter.base import PowerMeter
+from sweeper.metrics import describe
 from sweeper.parameters import DEFAULTS, SERVER_TUNABLES, TUNABLES, as_engine_has_it, changes_nothing
 from sweeper.records import Reading, SweepRecord, TrialRecord
 
@@ -29,7 +38,11 @@ _UNREPORTED_AT_DEFAULT = {"fit", "n_parallel", *(t.name for t in TUNABLES.values
 TOLERANCE = 0.05  # a promise is kept if speed is at most this fraction below it, or power above it
 SURPRISE = 0.3  # a server that beats its promise by more than this shows that the promise was wrong
 TOO_WIDE = 0.25  # half an interval, as a share of its median: with more, medians that agree prove nothing
-
+NO_ROOM = (
+    "sweeper's own engine was not measured beside the server, which holds the GPU's memory: end the server and verify "
+    "again"
+)
+SpeedsNow = Callable[[TrialRecord], Mapping[str, Reading]]
 
 _sensor = attrgetter("name", "scope", "kind", "device")  # two sources that agree in these are one sensor
 
@@ -79,6 +92,7 @@ class Verification:
     settings: tuple[SettingCheck, ...]
     figures: tuple[FigureCheck, ...]
     notes: tuple[str, ...] = ()
+    users: int = 1  # who send requests at the same time
 
     @property
     def kept(self) -> bool:
@@ -102,56 +116,42 @@ def verify(
     options: VerifyOptions | None = None,
     *,
     meter: PowerMeter | None = None,
-    speeds_now: Callable[[TrialRecord], Mapping[str, Reading]] | None = None,
+    speeds_now: SpeedsNow | None = None,
     progress: Callable[[str], None] = lambda _line: None,
     root: Path | None = None,
 ) -> Verification:
     """Find or start a server, read its settings, measure it, and compare with the promise.
 
-    The watts of the open ``meter`` are compared only if it is the sweep's own sensor. ``speeds_now`` measures
-    sweeper's own engine again (tok/s, by metric), if a speed is lower than promised. This tells a slow server from
-    a machine that has changed. It is not called while the server holds a GPU's memory. ``progress`` gets one line
-    for each step.
+    With several users, the server gets the same load as in the sweep. The watts of the open ``meter`` are compared only
+    if it is the sweep's own sensor. ``speeds_now`` measures sweeper's own engine again, by metric, if a speed is lower
+    than promised. This tells a slow server from a machine that has changed. It is not called while the server holds a
+    GPU's memory. ``progress`` gets one line for each step.
 
     Raises:
-        UsageError: a simulated sweep, or a server that does not offer the model.
-        EngineMissingError: no server answers, or none can be started.
-        VerifyError: the server refuses, breaks off, or cannot be measured. A broken promise raises no error
-            here; `Verification.demand` raises it.
+        UsageError: a simulated sweep, or a server that does not offer the model, or cannot serve so many users.
+        MissingError: no server answers, or none can be started, or the prompts of the sweep's users are gone.
+        VerifyError: the server refuses, breaks off, or cannot be measured; not for a broken promise, see `demand`.
     """
-    options = options or VerifyOptions()
-    _demand_verifiable(record, options)
+    options = _demand_verifiable(record, options or VerifyOptions())
     trial = resolve(record, pick)
     name = options.name or alias_of(record, trial, pick)
-    texts, changed = texts_of(record)
+    measure, changed = _measure_of(record, trial, options)
     with found_or_started(record, trial, name, options, progress) as (server, name, ours):
-        server.generate(name, "a", 1)  # loads the model, so that its settings can be read
+        demand_slots(record, server.kind)
+        if not ours:
+            progress("loading the model, unless it is loaded …")
+        server.generate(name, "a", 1)  # loads it, so that its settings can be read
         settings = _settings(record, trial, server.in_force(name))
         contexts = (s.in_force for s in settings if s.name == "n_ctx" and s.in_force)
-        speed = measure_speed(
-            server,
-            name,
-            record.workload,
-            int(next(contexts, trial.configuration.n_ctx)),
-            repeats=options.repeats,
-            repeat_seconds=options.repeat_seconds,
-            meter=meter,
-            progress=progress,
-            texts=texts,
-        )
+        n_ctx = int(next(contexts, trial.configuration.n_ctx))
+        speed = measure(server, name, n_ctx=n_ctx, meter=meter, progress=progress)
     figures = _figures(record, trial, speed, meter)
     notes = [*changed, *_notes(record, trial, speed, meter, root)]
-    slow = any(f.metric != "watts" and f.verdict in ("missed", "unclear") for f in figures)
-    on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
-    if speeds_now is not None and slow and (ours or not on_gpu):
-        missed = any(f.metric != "watts" and f.verdict == "missed" for f in figures)
-        why = "slower than promised" if missed else "too noisy to tell"
-        progress(f"{why}: measuring sweeper's own engine, to tell the server from the machine")
-        try:
-            now = speeds_now(trial)
-            figures = [_beside_now(figure, now.get(figure.metric)) for figure in figures]
-        except TrialFailed as failure:
-            notes.append(f"sweeper's own engine could not be measured: {failure}")
+    if speeds_now is not None and any(map(_asks_for_engine, figures)):
+        on_gpu = record.engine.gpu_offload and trial.configuration.n_gpu_layers != 0
+        room = ours or not on_gpu
+        beside = _beside_engine(figures, trial, speeds_now, progress) if room else (figures, [NO_ROOM])
+        figures, notes = beside[0], notes + beside[1]
     return Verification(
         sweep=record.sweep,
         trial=trial.number,
@@ -163,36 +163,73 @@ def verify(
         settings=settings,
         figures=tuple(figures),
         notes=tuple(notes),
+        users=record.workload.users,
     )
 
 
-def _demand_verifiable(record: SweepRecord, options: VerifyOptions) -> None:
-    """Raise UsageError if no server can be compared with this sweep, or not by these options."""
+def _demand_verifiable(record: SweepRecord, options: VerifyOptions) -> VerifyOptions:
+    """The options. Raises UsageError if no server can be compared with this sweep, or not by these options."""
     if record.engine.simulated:
         raise UsageError(f"sweep {record.sweep!r} is simulated: no server can be verified against it")
     if record.engine.name == "endpoint":
         raise UsageError(
             f"sweep {record.sweep!r} measured a running server already: sweep again under another name, and compare"
         )
-    if record.workload.users > 1:
-        raise UsageError(
-            f"sweep {record.sweep!r} promises the speed of {record.workload.users} users together, and verify measures "
-            "one: sweep again with engine=endpoint and the same workload, and compare"
-        )
+    demand_slots(record, options.server)
     if options.repeats < 2:
         raise UsageError(
             f"--repeats {options.repeats}: give at least 2, because one measurement shows no spread"
         )
+    only_one = record.workload.users > 1 and options.server == "auto"
+    return replace(options, server="llama-server") if only_one else options
+
+
+def _measure_of(
+    record: SweepRecord, trial: TrialRecord, options: VerifyOptions
+) -> tuple[Callable[..., ClientSpeed], tuple[str, ...]]:
+    """`measure_speed` or `measure_users` with the sweep's workload, and a note if it sends other prompts."""
+    often: dict[str, Any] = {"repeats": options.repeats, "repeat_seconds": options.repeat_seconds}
+    if record.workload.users > 1:
+        prompts = prompts_of_users(record)
+        return partial(measure_users, record=record, trial=trial, prompts=prompts, **often), ()
+    texts, changed = texts_of(record)
+    return partial(measure_speed, workload=record.workload, texts=texts, **often), changed
+
+
+def _asks_for_engine(check: FigureCheck) -> bool:
+    """Whether the engine's own speed may explain the figure; of few requests, a percentile is seldom clear."""
+    unclear = check.verdict == "unclear" and check.metric != FIRST_TOKEN
+    return check.metric != "watts" and (check.verdict == "missed" or unclear)
+
+
+def _beside_engine(
+    figures: list[FigureCheck], trial: TrialRecord, speeds_now: SpeedsNow, progress: Callable[[str], None]
+) -> tuple[list[FigureCheck], list[str]]:
+    """The figures beside those of sweeper's own engine now, and a note if it cannot be measured."""
+    missed = any(f.metric != "watts" and f.verdict == "missed" for f in figures)
+    why = "slower than promised" if missed else "too noisy to tell"
+    progress(f"{why}: measuring sweeper's own engine, to tell the server from the machine …")
+    try:
+        now = speeds_now(trial)
+    except SweeperError as failure:
+        return figures, [f"sweeper's own engine could not be measured: {failure}"]
+    return [_beside_now(figure, now.get(figure.metric)) for figure in figures], []
 
 
 def speeds_of_engine(record: SweepRecord, trial: TrialRecord) -> Mapping[str, Reading]:
-    """What sweeper's own engine gives for a trial of a finished sweep now, in tok/s. Raises TrialFailed."""
+    """What sweeper's own engine gives for a trial of a finished sweep now, by metric.
+
+    Raises:
+        TrialFailed: the engine failed.
+        SweeperError: the engine, the model or the prompts of several users are gone.
+    """
     from sweeper.engine.llama_cpp import LlamaCppEngine
     from sweeper.engine.of_record import engine_of
 
     path = Path(model_file(record, trial).path).expanduser()
     config = record.config.get("engine") or {}
-    with engine_of(config, {trial.configuration.quant: path}, environment_of(record)) as engine:
+    own = prompts_of(record) if record.workload.users > 1 and are_own(record) else ()
+    with engine_of(config, {trial.configuration.quant: path}, environment_of(record), own) as engine:
         if isinstance(engine, LlamaCppEngine):
             engine.measure_as(record.engine)
         else:
@@ -230,10 +267,17 @@ def _beside_now(check: FigureCheck, now: Reading | None) -> FigureCheck:
     """The check beside the engine's own speed now; ``drifted`` if the engine is slower too, as the server is."""
     if now is None or check.promised is None or check.found is None or check.verdict == "kept":
         return check
-    moved = 100 * (now.median / check.promised.median - 1)
-    says = f"{check.says}; sweeper's own engine gives {now.median:.4g} tok/s now, {moved:+.1f} % against the sweep"
-    slower = now.median < (1 - TOLERANCE) * check.promised.median
-    if slower and judge(now, check.found, more_is_better=True) == "kept":
+    metric, moved = describe(check.metric), now.median / check.promised.median - 1
+    says = (
+        f"{check.says}; sweeper's own engine gives {now.median:.4g} {metric.unit} now, {100 * moved:+.1f} % against "
+        "the sweep"
+    )
+    more = metric.direction == "maximize"
+    slower = (-moved if more else moved) > TOLERANCE
+    beside = judge(now, check.found, more_is_better=more)
+    # The interval of a percentile is wide, so one that was missed is as slow as the engine unless it is apart from it.
+    wide = beside == "unclear" and check.verdict == "missed" and check.metric == FIRST_TOKEN
+    if slower and (beside == "kept" or wide):
         return replace(check, now=now, verdict="drifted", says=f"{says}: the machine, not the server")
     return replace(check, now=now, says=says)
 
@@ -288,8 +332,10 @@ def _settings(
 def _figures(
     record: SweepRecord, trial: TrialRecord, speed: ClientSpeed, meter: PowerMeter | None
 ) -> list[FigureCheck]:
+    of_users = [(EACH_USER, speed.each_user, None), (FIRST_TOKEN, speed.first_token, None)]
     rows = [
         ("tokens_per_second", speed.decode, speed.own_decode),
+        *(of_users if record.workload.users > 1 else ()),
         ("prompt_tokens_per_second", speed.prefill, speed.own_prefill),
     ]
     if meter is not None:
@@ -305,7 +351,7 @@ def _figures(
         elif metric == "watts" and meter is not None and _sensor(record.power) != _sensor(meter.source):
             says = "measured on another sensor than the sweep: not compared"
         else:
-            verdict = judge(promised, found, more_is_better=metric != "watts")
+            verdict = judge(promised, found, more_is_better=describe(metric).direction == "maximize")
             says = _says(metric, promised, found, verdict)
         checks.append(FigureCheck(metric, promised, found, own, verdict, says))
     return checks
@@ -313,7 +359,8 @@ def _figures(
 
 def _says(metric: str, promised: Reading, found: Reading, verdict: Verdict) -> str:
     """A sentence about one metric; empty if it is as promised."""
-    if verdict == "kept" and abs(found.median - promised.median) <= SURPRISE * abs(promised.median):
+    far = abs(found.median - promised.median) > SURPRISE * abs(promised.median)
+    if verdict == "kept" and (not far or metric == FIRST_TOKEN):  # few requests' percentile is often far away
         return ""
     if verdict == "kept":
         return f"{metric} is far better than promised: the sweep was disturbed, or measured once; sweep again"
@@ -321,8 +368,7 @@ def _says(metric: str, promised: Reading, found: Reading, verdict: Verdict) -> s
         return (
             f"{metric} scatters too much to tell: promised ±{_half(promised):.0%}, found ±{_half(found):.0%}"
         )
-    change = 100 * (found.median / promised.median - 1)
-    unit = "W" if metric == "watts" else "tok/s"
+    change, unit = 100 * (found.median / promised.median - 1), describe(metric).unit
     return (
         f"{metric} is {found.median:.4g} {unit}, {change:+.1f} % against the promised {promised.median:.4g} "
         f"(tolerance {100 * TOLERANCE:g} %)"

@@ -41,7 +41,7 @@ _WORDS = ("time", "water", "light", "stone", "river", "music", "paper", "green",
 
 @dataclass(frozen=True, slots=True)
 class ClientSpeed:
-    """What a client measured, in tok/s and W. None if it could not, with the reason in ``missing``, by metric."""
+    """What clients measured, in tok/s, W and s. None if they could not, with the reason in ``missing``, by metric."""
 
     decode: Reading
     prefill: Reading | None
@@ -51,6 +51,8 @@ class ClientSpeed:
     decode_tokens: int
     prompt_tokens: int
     missing: dict[str, str]
+    each_user: Reading | None = None  # of several users, of whom ``decode`` and ``watts`` then are
+    first_token: Reading | None = None  # the 95th percentile of their time to the first token
 
 
 def measure_speed(
@@ -84,7 +86,7 @@ def measure_speed(
         VerifyError: the server refuses, or is too fast for this method.
         EngineMissingError: the server went away.
     """
-    client = _Client(server, name, n_ctx, repeats, repeat_seconds, progress)
+    client = Client(server, name, n_ctx, repeats, repeat_seconds, progress)
     depth = min(workload.depth_at(n_ctx), max(0, n_ctx - workload.generated_tokens - 32))
     prompt = "a" if depth <= 8 else _text(client.words_for(min(depth, n_ctx - 16)), "depth")
     short = max(1, min(16, workload.generated_tokens // 4))
@@ -93,7 +95,7 @@ def measure_speed(
     if texts:
         room = client.characters_for(max(1, n_ctx - depth - long - 16), texts[0])
         prompts = [f"{prompt} {text[-room:]}" for text in texts[:: max(1, len(texts) // repeats)]]
-    progress("warming up")
+    progress("warming up …")
     seconds = client.warm_up(prompts[0], short, long)
     if seconds > _LONGEST_ANSWER_SECONDS:
         cut = int((long - short) * _LONGEST_ANSWER_SECONDS / seconds)
@@ -109,7 +111,9 @@ def measure_speed(
 
 
 @dataclass(slots=True)
-class _Client:
+class Client:
+    """One client of a server, which sends one request at a time."""
+
     server: Server
     name: str
     n_ctx: int
@@ -119,6 +123,7 @@ class _Client:
     missing: dict[str, str] = field(default_factory=dict)
 
     def ask(self, prompt: str, tokens: int) -> Generation:
+        """One answer."""
         return self.server.generate(self.name, prompt, tokens)
 
     def warm_up(self, prompt: str, short: int, long: int) -> float:

@@ -79,7 +79,7 @@ def found_or_started(
     if kind == "auto":
         own = record.engine.name == "llama_server"
         kind = "llama-server" if options.program or own else "llama-cpp-python"
-    progress(f"starting {kind}")
+    progress(f"starting {kind} …")
     with tempfile.TemporaryDirectory(prefix="sweeper-verify-") as folder:
         request = Request(record, trial, path, name, free_port(), Path(folder))
         url, log = f"http://{HOST}:{request.port}", request.folder / "log"

@@ -6,14 +6,21 @@ from collections.abc import Sequence
 from typing import Any
 
 from sweeper.apply.verify.check import Verification
+from sweeper.apply.verify.users_speed import EACH_USER, FIRST_TOKEN
 from sweeper.metrics import describe
 from sweeper.records import Reading, to_plain
 
-_NAMES = {"tokens_per_second": "decode", "prompt_tokens_per_second": "prefill", "watts": "power"}
+_NAMES = {
+    "tokens_per_second": "decode",
+    EACH_USER: "each user",
+    FIRST_TOKEN: "first token p95",
+    "prompt_tokens_per_second": "prefill",
+    "watts": "power",
+}
 
 
 def render_verification(verification: Verification) -> str:
-    """Two tables, settings and metrics, and the verdict."""
+    """Two tables, metrics and settings, and the verdict."""
     v = verification
     lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {v.server} at {v.url}"]
     if v.started:
@@ -22,13 +29,13 @@ def render_verification(verification: Verification) -> str:
     for s in v.settings:
         found = "-" if s.verdict == "unknown" else _short(s.in_force)
         settings.append((s.name, _short(s.configured), found, s.verdict))
+    names = _NAMES if v.users == 1 else _NAMES | {"tokens_per_second": f"{v.users} users"}
     figures = [("figure", "promised", "found", "change", "server says", "verdict")]
     for f in v.figures:
-        name = f"{_NAMES.get(f.metric, f.metric)} {describe(f.metric).unit}"
+        name = f"{names.get(f.metric, f.metric)} {describe(f.metric).unit}"
         change = "-" if f.change is None else f"{100 * f.change:+.1f} %"
         figures.append((name, _reading(f.promised), _reading(f.found), change, _reading(f.own), f.verdict))
-    lines += ["", *_table(settings), "", *_table(figures), ""]
-    lines += [f.says for f in v.figures if f.says]
+    lines += ["", *_table(figures), *(f.says for f in v.figures if f.says), "", *_table(settings), ""]
     lines += [f"note: {note}" for note in v.notes]
     return "\n".join([*lines, _verdict(v)])
 
@@ -46,10 +53,12 @@ def _verdict(v: Verification) -> str:
             "the server is as fast as the engine is now, but both are slower than during the sweep: "
             "close other programs, check the cooling, or sweep again"
         )
-    if any(f.verdict == "unclear" for f in v.figures):
+    unclear = [f.metric for f in v.figures if f.verdict == "unclear"]
+    if unclear and unclear != [FIRST_TOKEN]:
         return "unclear: the measurements are too noisy; close other programs and verify again"
     unknown = [s.name for s in v.settings if s.verdict == "unknown"]
-    more = f"; not reported by the server: {', '.join(unknown)}" if unknown else ""
+    more = "; too few requests to tell the 95th percentile: raise --repeats" if unclear else ""
+    more += f"; not reported by the server: {', '.join(unknown)}" if unknown else ""
     return f"the promise is kept (tolerance {100 * v.tolerance:g} %){more}"
 
 

@@ -1,4 +1,4 @@
-"""The real texts that a sweep's generation went on with, so that `verify` measures with the same ones."""
+"""The prompts that a sweep sent, so that `verify` measures with the same ones."""
 
 from __future__ import annotations
 
@@ -7,29 +7,42 @@ from pathlib import Path
 
 from sweeper.client.prompt_file import BUNDLED, bundled_prompts, read_prompts
 from sweeper.client.requests import Prompt
-from sweeper.errors import SweeperError
+from sweeper.errors import MissingError, SweeperError
 from sweeper.records import SweepRecord
 
 
-def texts_of(record: SweepRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """The texts, and a note if they are not the sweep's own; no text if the sweep's prompts were random."""
+def are_own(record: SweepRecord) -> bool:
+    """Whether the sweep sent the user's own prompts."""
+    return record.workload.prompts is not None and record.workload.prompts.name != BUNDLED
+
+
+def prompts_of(record: SweepRecord) -> tuple[Prompt, ...]:
+    """The sweep's prompts; none if they were random.
+
+    Raises:
+        MissingError: the file of the user's own prompts is gone, or has another content.
+        ConfigError: a line of the file is broken.
+    """
     wanted = record.workload.prompts
     if wanted is None:
-        return (), ()
-    bundled = _plain(bundled_prompts().prompts)
-    if wanted.name == BUNDLED:
-        return bundled, ()
+        return ()
+    if not are_own(record):
+        return bundled_prompts().prompts
     workload = record.config.get("workload")
     path = workload.get("prompts") if isinstance(workload, Mapping) else None
+    own = read_prompts(Path(str(path)).expanduser())
+    if own.record.sha256 != wanted.sha256:
+        raise MissingError(f"{path} has another content", "restore it, or sweep again")
+    return own.prompts
+
+
+def texts_of(record: SweepRecord) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """The sweep's prompts as texts, and a note if they are not the sweep's own; no text if they were random."""
     try:
-        own = read_prompts(Path(str(path)).expanduser())
+        return _plain(prompts_of(record)), ()
     except SweeperError as error:
-        why = str(error)
-    else:
-        if own.record.sha256 == wanted.sha256:
-            return _plain(own.prompts), ()
-        why = f"{path} has another content"
-    return bundled, (f"the sweep's own prompts are gone ({why}): verify measured with the bundled text",)
+        note = f"the sweep's own prompts are gone ({error.what}): verify measured with the bundled text"
+        return _plain(bundled_prompts().prompts), (note,)
 
 
 def _plain(prompts: Sequence[Prompt]) -> tuple[str, ...]:
