@@ -384,7 +384,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for a limit that another tool set, or that the device does not take back; found: put the original value "
         "back; present: keep the current value",
     )
-    doctor = _command(add, "doctor", "check sensors, limits and engine, and suggest fixes")
+    doctor = _command(add, "doctor", "check sensors, limits, engine and servers, and suggest fixes")
     _overrides(doctor, "a setting of the configuration, for example power.plug.url=http://…")
     words = "set each power limit to the value in force, to see whether the driver lets sweeper set it"
     _flag(doctor, "--try-limits", words)
@@ -558,10 +558,8 @@ def _add_compare(add: Any) -> None:
         metavar="W",
         help="the power of the card during decode",
     )
-    words = "the idle power that the card adds, in W (default %(default)s)"
-    card.add_argument(
-        "--card-idle", type=_number("--card-idle", "idle_watts"), default=0.0, metavar="W", help=words
-    )
+    words = "the idle power that the card adds, in W (default: it is left out, and the answer says so)"
+    card.add_argument("--card-idle", type=_number("--card-idle", "idle_watts"), metavar="W", help=words)
 
 
 def _add_record(add: Any) -> None:

@@ -72,14 +72,20 @@ def show(record: SweepRecord, form: str) -> None:
 
 def report(options: argparse.Namespace) -> int:
     """`sweeper report`."""
+    from sweeper import locks
     from sweeper.apply.base import unfinished
     from sweeper.report.files import write_report
+    from sweeper.report.sections import why_no_month
 
     record = load_record(options.root, options.sweep, to_look_at=True)
     record = replace(record, prices=_prices(options, record))
     show(record, "json" if options.json else options.format)
     if state := unfinished(record, options.root):
         note(state)
+    asks_for_cost = any(given is not None for given in (options.hours, options.per_kwh, options.currency))
+    is_running = locks.is_held(locks.of_sweep(options.root, record.sweep))
+    if asks_for_cost and (why := why_no_month(record, is_running)):
+        note(why)
     folder = options.out or options.root / "reports" / record.sweep
     files = write_report(record, folder)
     note(f"wrote {', '.join(sorted(files))} to {folder}")
@@ -280,7 +286,7 @@ def _applied(options: argparse.Namespace) -> Entry | None:
         how = "no configuration was applied" if undone is None else "the last apply was rolled back"
         note(f"nothing is applied ({how}): checking the pick of the latest sweep")
         return None
-    note(f"checking what was applied last: trial {last.trial} of sweep {last.sweep}, to {last.target}")
+    note(f"checking what was applied last: trial #{last.trial} of sweep {last.sweep}, to {last.target}")
     if last.state == "prepared":
         note("that apply was cut short: `sweeper rollback` undoes it")
     return last
@@ -325,7 +331,14 @@ def _engine_record(config: Mapping[str, Any]) -> EngineRecord:
 
 def doctor(options: argparse.Namespace) -> int:
     """`sweeper doctor`."""
-    from sweeper.doctor import Diagnosis, engine_finding, examine, folder_findings, machine_findings
+    from sweeper.doctor import (
+        Diagnosis,
+        engine_finding,
+        examine,
+        folder_findings,
+        machine_findings,
+        server_findings,
+    )
     from sweeper.limits.control import find_limits
 
     composed = _composed(options)
@@ -338,7 +351,7 @@ def doctor(options: argparse.Namespace) -> int:
         limits.try_out()
     sensors_and_limits = tuple(examine(root, settings.power, limits, options.try_limits))
     engine = engine_finding(lambda: _engine_record(composed.plain))
-    diagnosis = Diagnosis((*machine_findings(), *folder, engine, *sensors_and_limits))
+    diagnosis = Diagnosis((*machine_findings(), *folder, engine, *server_findings(), *sensors_and_limits))
     _answer(options, diagnosis.to_plain(), diagnosis.to_text())
     return EXIT_DONE
 

@@ -1,7 +1,8 @@
-"""Checks machine, engine, sensors and limits, how trustworthy they are, and suggests fixes."""
+"""Checks machine, engine, servers, sensors and limits, how trustworthy they are, and suggests fixes."""
 
 from __future__ import annotations
 
+import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -11,7 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from sweeper import machine
+from sweeper.client.found import PROGRAMS, installed, running
 from sweeper.control_groups import memory_limit_mib
+from sweeper.engine.server_dialect import build_of
 from sweeper.errors import (
     ConfigError,
     EngineMissingError,
@@ -49,6 +52,7 @@ NO_CARD = (
     "if you have an NVIDIA card, install its driver and check that `nvidia-smi` runs (in a container, start it with "
     "--gpus all); if you have none, ignore this line"
 )
+MOST_MODELS = 3  # of a running server, in one line
 GRANT = "an administrator grants this right once with these steps:"
 
 
@@ -188,6 +192,36 @@ def engine_finding(record: Callable[[], EngineRecord]) -> Finding:
     if not machine.nvidia_gpus():
         return Finding("engine", name, "ok", detail)
     return Finding("engine", name, "unusable", f"{detail}, but there is an NVIDIA GPU", GPU_BUILD)
+
+
+def server_findings() -> Iterator[Finding]:
+    """The servers that are installed here, llama-server with its build, and those that run."""
+    programs, runs = installed(), list(running())
+    for name, path in programs.items():
+        yield _of_program(name, path)
+    for one in runs:
+        status: Status = "no_right" if isinstance(one.error, RightMissingError) else "unusable"
+        if one.error is not None:
+            yield Finding("server", one.kind, status, f"listens at {one.url}, but: {one.error}")
+            continue
+        shown = ", ".join(one.models[:MOST_MODELS])
+        more = f" and {len(one.models) - MOST_MODELS} more" if len(one.models) > MOST_MODELS else ""
+        yield Finding("server", one.kind, "ok", f"runs at {one.url} and offers {shown or 'no model'}{more}")
+    if not programs and not runs:
+        known = ", ".join(PROGRAMS)
+        none = f"none of {known} is on the PATH, and none runs; a sweep needs none"
+        yield Finding("server", "servers", "missing", none)
+
+
+def _of_program(name: str, path: str) -> Finding:
+    """A server that is installed; a llama-server is asked for its build."""
+    if name != "llama-server":
+        return Finding("server", name, "ok", f"{path} is installed")
+    try:
+        build = build_of((path,), dict(os.environ))
+    except EngineMissingError as error:
+        return Finding("server", name, "unusable", str(error).removeprefix("engine.binary: "))
+    return Finding("server", name, "ok", f"{path}, version {build}: engine=llama_server tunes it")
 
 
 def _sensors(settings: PowerSettings) -> Iterator[tuple[str, Callable[[], Sensor]]]:

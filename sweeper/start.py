@@ -10,11 +10,11 @@ import json
 import os
 import re
 import shlex
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from sweeper.client.found import installed
 from sweeper.spelling import number
 
 MOST_SHOWN = 12  # models in the list; a path can always be typed
@@ -168,8 +168,8 @@ def ask(say: Callable[[str], None], read: Callable[[str], str] = input) -> tuple
 
 
 def _servers_here() -> dict[str, str]:
-    """The servers, those whose program is on PATH first."""
-    there = [name for name in SERVERS if shutil.which({"lm-studio": "lms"}.get(name, name))]
+    """The servers, those whose program is installed first."""
+    there = [name for name in SERVERS if name in installed()]
     order = [*there, *(name for name in SERVERS if name not in there)]
     return {name: SERVERS[name] + (" (found here)" if name in there else "") for name in order}
 

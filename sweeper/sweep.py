@@ -142,7 +142,7 @@ class Sweep:
             self.progress.limited(self.budget.left)
         header = self.study.header()
         for number in self.study.recover(header.objectives):
-            self.progress.note(f"trial {number} was interrupted when the sweep stopped: it runs again")
+            self.progress.note(f"trial #{number} was interrupted when the sweep stopped: it runs again")
         self._track(lambda: self.tracker.sweep_started(assemble(self.study)))
         if self.study.trials():
             self.progress.phase("bringing MLflow up to date")
@@ -493,7 +493,7 @@ class Sweep:
             quality = {name: trial.metrics[name] for name in OF_QUALITY if name in trial.metrics}
             m = self._measure(trial.configuration, stage, quality)
         except TrialFailed as failure:
-            self.progress.note(f"trial {trial.number} could not be measured again: {failure}")
+            self.progress.note(f"trial #{trial.number} could not be measured again: {failure}")
             return
         self.study.save_visit(visit_of(trial.number, visit, m, self.clock() - began))
         self.progress.trial_finished(assemble(self.study).trial(trial.number))

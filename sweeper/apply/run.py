@@ -64,9 +64,9 @@ def resolve(record: SweepRecord, pick: str | int) -> TrialRecord:
     try:
         trial = record.trial(pick)
     except KeyError:
-        raise UsageError(f"sweep {record.sweep!r} has no trial {pick}") from None
+        raise UsageError(f"sweep {record.sweep!r} has no trial #{pick}") from None
     if trial.state != "complete":
-        raise UsageError(f"trial {pick} is {trial.state} ({trial.reason}): pick one that is complete")
+        raise UsageError(f"trial #{pick} is {trial.state} ({trial.reason}): pick one that is complete")
     return trial
 
 
@@ -220,9 +220,9 @@ def _notes(request: Request, root: Path | None) -> tuple[str, ...]:
         stands = f"; {NO_MODEL} stands for your model file" if request.model_path == NO_MODEL else ""
         notes.append(f"this sweep is simulated: none of its results were measured{stands}")
     broken = [bound for bound, beyond in trial.violations.items() if beyond > 0]
-    notes += [f"trial {trial.number} breaks your constraint {bound}" for bound in broken]
+    notes += [f"trial #{trial.number} breaks your constraint {bound}" for bound in broken]
     if not trial.remeasured:
-        notes.append(f"trial {trial.number} was measured only once")
+        notes.append(f"trial #{trial.number} was measured only once")
     elif doubt := provisional(record, trial):
         notes.append(f"{doubt}; finish the sweep before you rely on its figures")
     mhz = trial.configuration.clock_limit_mhz

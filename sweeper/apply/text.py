@@ -42,7 +42,7 @@ def render_outcome(outcome: Outcome) -> str:
     """What apply did, or would do with ``--write``: the diffs, the commands to run next, the notes."""
     plan, request, draft = outcome.plan, outcome.plan.request, outcome.plan.draft
     pick = f" ({plan.pick})" if plan.pick else ""
-    trial = f"trial {request.trial.number}{pick} of sweep {request.record.sweep}"
+    trial = f"trial #{request.trial.number}{pick} of sweep {request.record.sweep}"
     verb = "applied" if outcome.entry else "would apply"
     head = f"{verb} {trial} to {plan.target} as {request.name}"
     parts = [f"copy this to use {trial} in {plan.target}:" if draft.snippet else head]
@@ -72,7 +72,7 @@ def render_undone(undone: Undone) -> str:
     """What a rollback restored."""
     entry = undone.entry
     lines = [
-        f"rolled back the apply to {entry.target} of {entry.utc} (sweep {entry.sweep}, trial {entry.trial})"
+        f"rolled back the apply to {entry.target} of {entry.utc} (sweep {entry.sweep}, trial #{entry.trial})"
     ]
     lines += [f"  restored  {path}" for path in undone.restored]
     lines += [f"  removed   {path}" for path in undone.removed]

@@ -236,8 +236,8 @@ class OllamaServer:
         )
 
 
-def detect(url: str, key: str | None = None) -> Server:
-    """The server at ``url``, recognised by a page that only its kind has.
+def detect(url: str, key: str | None = None, seconds: float = 10.0) -> Server:
+    """The server at ``url``, recognised by a page that only its kind has. Each request may take ``seconds``.
 
     Some builds of llama-server have Ollama's page as well, so its own page comes first.
 
@@ -252,7 +252,7 @@ def detect(url: str, key: str | None = None) -> Server:
     }
     for page, server in pages.items():
         try:
-            answer = get(url + page, key=key)
+            answer = get(url + page, seconds, key)
         except NoSuchPageError:
             continue
         if page != "/api/tags" or "models" in answer:

@@ -262,13 +262,22 @@ def dialect_of(program: tuple[str, ...], environment: Mapping[str, str]) -> Dial
             f"--{next(key for key in _ESSENTIAL if f'--{key}' not in options)}): give the path of one"
         )
     said = _ask(program, "--version", environment) if "--version" in options else ""
-    version = re.search(r"^version: *(.+)$", said, re.MULTILINE)
     devices: tuple[Device, ...] = ()
     offload = bool(_FOUND.search(said))
     if "--list-devices" in options:
         devices = parse_devices(_ask(program, "--list-devices", environment))
         offload = bool(devices)
-    return Dialect(program, options, version[1].strip() if version else "unknown", devices, offload)
+    return Dialect(program, options, _version_in(said), devices, offload)
+
+
+def build_of(program: tuple[str, ...], environment: Mapping[str, str]) -> str:
+    """The version and build that a llama-server names, or ``unknown``. Raises EngineMissingError if it cannot run."""
+    return _version_in(_ask(program, "--version", environment))
+
+
+def _version_in(text: str) -> str:
+    found = re.search(r"^version: *(.+)$", text, re.MULTILINE)
+    return found[1].strip() if found else "unknown"
 
 
 def perplexity_tool(server: Dialect, environment: Mapping[str, str]) -> Dialect | None:

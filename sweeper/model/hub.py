@@ -17,7 +17,7 @@ from typing import Any
 
 from sweeper import files
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
-from sweeper.model.digest import sha256_of
+from sweeper.model.digest import combined, sha256_of
 from sweeper.model.header import split_names
 
 _LIST_AT_MOST = 10
@@ -113,23 +113,53 @@ def resolved(api: Any, repo: str, file: str | None, revision: str | None) -> tup
 def _download(
     api: Any, repo: str, file: str | None, revision: str | None, root: Path, cache_dir: Path | None
 ) -> Fetched:
-    chosen, commit = resolved(api, repo, file, revision)
-    names = split_names(chosen) or (chosen,)
-    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=commit)}
+    stated, commit = _stated(api, repo, file, revision)
     paths = []
-    for name in names:
-        if name not in entries:
-            raise ModelMissingError(
-                f"{repo} has no file {name} at {commit[:12]}: check its file list, and correct model.file"
-            )
+    for name, expected in stated.items():
         path = Path(api.hf_hub_download(repo, name, revision=commit, cache_dir=cache_dir))
-        expected = getattr(getattr(entries[name], "lfs", None), "sha256", None)
         if expected is not None and sha256_of(path, root) != expected:
             raise ModelFileError(
                 f"{path} differs from the hub's file with SHA-256 {expected[:12]}…: delete it, and fetch it again"
             )
         paths.append(path)
     return Fetched(paths[0], commit, sha256_of(paths[0], root))
+
+
+def _stated(api: Any, repo: str, file: str | None, revision: str | None) -> tuple[dict[str, str | None], str]:
+    """The SHA-256 that the hub states for each part of the GGUF, None where it states none; and the commit."""
+    chosen, commit = resolved(api, repo, file, revision)
+    names = split_names(chosen) or (chosen,)
+    entries = {entry.path: entry for entry in api.get_paths_info(repo, list(names), revision=commit)}
+    for name in names:
+        if name not in entries:
+            raise ModelMissingError(
+                f"{repo} has no file {name} at {commit[:12]}: check its file list, and correct model.file"
+            )
+    return {name: getattr(getattr(entries[name], "lfs", None), "sha256", None) for name in names}, commit
+
+
+def stated_digest(
+    repo: str,
+    file: str | None,
+    revision: str | None,
+    endpoint: str | None = None,
+    token: bool | str | None = None,
+) -> str | None:
+    """The digest of a model as the hub states it, equal to `sha256_of_model` of its files; nothing is downloaded.
+
+    None if the hub cannot be reached or states none. Arguments and errors are those of `fetch`.
+    """
+    from huggingface_hub import HfApi, errors
+
+    try:
+        with named_errors(repo, revision):
+            stated, _ = _stated(
+                HfApi(endpoint=endpoint, token=token, library_name="sweeper"), repo, file, revision
+            )
+    except (errors.HTTPError, OSError):  # `fetch` says it, or uses the file that it fetched before
+        return None
+    digests = [digest for digest in stated.values() if digest is not None]
+    return combined(digests) if len(digests) == len(stated) else None
 
 
 def _chosen(file: str | None, names: list[str], repo: str) -> str:

@@ -46,7 +46,8 @@ class CardFacts:
 class Card:
     """Another card or machine. The figures are the user's; with ``facts``, those that are None are computed.
 
-    ``watts`` are of ``scope``; ``idle_watts_more`` is the machine's extra power at rest with the card.
+    ``watts`` are of ``scope``; ``idle_watts_more`` is the machine's extra power at rest with the card. None: the user
+    gave none, and sweeper has no source for it, so an answer leaves it out and says so.
     """
 
     name: str
@@ -55,7 +56,7 @@ class Card:
     watts: float | None
     scope: Scope
     kind: Kind = "measured"
-    idle_watts_more: float = 0.0
+    idle_watts_more: float | None = None
     facts: CardFacts | None = None
 
     @property
@@ -156,15 +157,22 @@ def would_it_pay(record: SweepRecord, trial: TrialRecord, card: Card, prices: Pr
         f"{energy}.",
     ]
     if facts.board_watts and not card.watts:
-        idle = "" if card.idle_watts_more else " and the card's idle power"
-        verb = "are" if idle else "is"
-        parts.append(f"That is the card alone: the power of the PC around it{idle} {verb} not included.")
+        parts.append("That is the card alone: the power of the PC around it is not included.")
+    if facts.board_watts or card.watts:
+        parts.append(idle_in_words(card))
     if not record.engine.simulated:
         kind = "" if record.power.kind == "measured" else f"{record.power.kind} "
         parts.append(f"Your {kind}watts cover {SCOPES[record.power.scope]}.")
     if size < MOST_CACHED_BYTES and given is None:
         parts.append("So small a model is limited by more than memory: expect fewer tok/s.")
     return " ".join(parts)
+
+
+def idle_in_words(card: Card) -> str:
+    """Whether an answer counts the card's power at rest, in one sentence."""
+    if card.idle_watts_more is None:
+        return "The card's idle power is left out, because sweeper has no figure for it: give yours with --card-idle W."
+    return f"The card's idle power is counted as {card.idle_watts_more:g} W, which is your figure."
 
 
 def _rough(value: float) -> str:
@@ -184,7 +192,7 @@ def _verdict(
 
     def saved(speed: float) -> float:
         busy = min(24.0, hours * now / speed)
-        idle = kwh_per_year(card.idle_watts_more, 24.0 - busy)
+        idle = kwh_per_year(card.idle_watts_more or 0.0, 24.0 - busy)
         return before - kwh_per_year(watts, busy) - idle
 
     least, most = (saved(speed) for speed in speeds)

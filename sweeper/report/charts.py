@@ -9,11 +9,10 @@ from itertools import pairwise
 from typing import Any
 
 from sweeper.records import SweepRecord
-from sweeper.report.influence import Influence, is_number
+from sweeper.report.influence import NO_EFFECT, TOO_NOISY_TO_SAY, VISIBLE_SHARE, Influence, is_number
 from sweeper.report.words import axis_title, value
 
 MOST_NAMES = 8  # numbers up to so many stand side by side, for they may have been stepped by factors
-VISIBLE_SHARE = 0.05  # the page folds away a parameter with smaller shares
 
 Point = Sequence[float]  # a value across and a value up
 
@@ -117,7 +116,7 @@ def parameter_slice(record: SweepRecord, one: Influence) -> Slice:
             for index, (item, figure) in enumerate(one.points)
         ]
     chart = Chart(across, fit(figure for _, figure in one.points))
-    effect = "too noisy to say" if one.says_nothing else "no visible effect"
+    effect = TOO_NOISY_TO_SAY if one.says_nothing else NO_EFFECT
     if one.share >= VISIBLE_SHARE:
         effect = f"{one.share:.0%} of the spread, ×{one.ratio:.2g} between the best and the worst values"
     return Slice(

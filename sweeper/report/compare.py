@@ -10,7 +10,7 @@ from itertools import pairwise
 from sweeper.errors import UsageError
 from sweeper.records import Kind, Prices, Reading, SweepRecord
 from sweeper.report.cards import Card as Card
-from sweeper.report.cards import would_it_pay
+from sweeper.report.cards import idle_in_words, would_it_pay
 from sweeper.report.caveats import why_nothing
 from sweeper.report.picks import recommended
 from sweeper.report.words import (
@@ -103,6 +103,10 @@ def compare(records: Sequence[SweepRecord], prices: Prices, card: Card | None = 
             value = getattr(card, name)
             if value is not None and not 0 < value < math.inf:
                 raise UsageError(f"card {card.name!r}: {name} must be above 0, not {value}")
+        if card.idle_watts_more is not None and not 0 <= card.idle_watts_more < math.inf:
+            raise UsageError(
+                f"card {card.name!r}: its idle power must be 0 W or more, not {card.idle_watts_more:g}"
+            )
         sentences += [
             card_in_words(record, row, card, prices) for record, row in zip(records, rows, strict=True)
         ]
@@ -135,7 +139,7 @@ def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -
     saved_kwh = tokens * (watts / speed - card_watts / card_speed) / JOULES_PER_KWH
     # The card waits in all hours of a year but those that it needs for the same tokens.
     busy = min(24.0, prices.hours_per_day * speed / card_speed)
-    saved_kwh -= card.idle_watts_more * (24.0 - busy) * DAYS_PER_YEAR / 1000
+    saved_kwh -= (card.idle_watts_more or 0.0) * (24.0 - busy) * DAYS_PER_YEAR / 1000
     energy, cost = energy_and_price(abs(saved_kwh), prices)
     hours = prices.hours_per_day
     finishes = f"it finishes your {hours:g} h of work in {_duration(hours * speed / card_speed)}"
@@ -146,7 +150,7 @@ def card_in_words(record: SweepRecord, row: Entry, card: Card, prices: Prices) -
     pays = f"pays for itself after {price / saved:.1f} years" if saved > 0 else "never pays for itself"
     return (
         f"{clean(card.name)} for {money(price, prices)} against {here}: {finishes} {uses} a year: it {pays} "
-        f"({prices.per_kwh:g} {clean(prices.currency)} per kWh{kinds})."
+        f"({prices.per_kwh:g} {clean(prices.currency)} per kWh{kinds}). {idle_in_words(card)}"
     )
 
 

@@ -8,6 +8,7 @@ from sweeper.records import SCHEMA, DraftModel, Reading, SweepRecord, TrialRecor
 from sweeper.report.caveats import why_nothing
 from sweeper.report.contexts import contexts_document
 from sweeper.report.picks import Picked, current, marks, picks, recommended
+from sweeper.report.why import why_document
 from sweeper.report.words import baseline_of, half_width
 from sweeper.results.price import month_of
 from sweeper.results.provisional import visits_of
@@ -33,6 +34,7 @@ def front_document(record: SweepRecord) -> dict[str, Any]:
             for picked in picks(record)
         },
         "current_pick": _current(record),
+        "why": why_document(record),
     }
 
 

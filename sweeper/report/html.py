@@ -19,7 +19,8 @@ from sweeper.records import SweepRecord, to_plain
 from sweeper.report import charts, contexts, picks, sections, words
 from sweeper.report.caveats import advice_lines, failures, lost_trials, why_nothing
 from sweeper.report.front_points import REST, front_chart, front_data, front_points, planes_of
-from sweeper.report.influence import LEAST_TRIALS, influences
+from sweeper.report.influence import LEAST_TRIALS, VISIBLE_SHARE, influences
+from sweeper.report.why import why_not, why_table
 
 
 def html_report(record: SweepRecord) -> str:
@@ -27,7 +28,7 @@ def html_report(record: SweepRecord) -> str:
     import yaml
 
     rows = influences(record)
-    telling = [row for row in rows if max(one.share for one in row) >= charts.VISIBLE_SHARE]
+    telling = [row for row in rows if max(one.share for one in row) >= VISIBLE_SHARE]
     return _template().render(
         record=record,
         style=_read("page.css"),
@@ -54,7 +55,7 @@ def _template() -> Template:
     environment.globals.update(
         advice_lines=advice_lines, charts=charts, contexts=contexts, failures=failures,
         least_trials=LEAST_TRIALS, lost_trials=lost_trials, picks=picks, planes_of=planes_of, rest=REST,
-        sections=sections, why_nothing=why_nothing, words=words,
+        sections=sections, why_not=why_not, why_nothing=why_nothing, why_table=why_table, words=words,
     )  # fmt: skip
     environment.filters["sha256"] = _hash
     return environment.get_template("page.html.j2")

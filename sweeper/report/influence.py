@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from bisect import bisect
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import median, pvariance, quantiles, variance
 from typing import Any
@@ -25,6 +25,16 @@ MATTERS = 1.05  # a smaller ratio than this matters to nobody
 NORMAL_95 = 1.96
 MOST_HIDDEN = 10.0  # in logarithms; anything near it is hopeless, and more would overflow
 LEAST_SPREAD = 1e-9  # in squared logarithms; below this nothing moved the objective at all
+VISIBLE_SHARE = 0.05  # report.html folds away a parameter with smaller shares
+NO_EFFECT = "no visible effect"
+TOO_NOISY_TO_SAY = "too noisy to say"
+
+
+@dataclass(frozen=True, slots=True)
+class Range:
+    """A range of neighbouring numbers, by its place."""
+
+    place: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,12 +107,19 @@ def _within(groups: Sequence[Sequence[float]]) -> float:
 
 def _groups(points: Sequence[tuple[Any, float]]) -> list[list[float]]:
     """Logarithms of the metric by the parameter's value, or by groups of neighbouring values."""
-    values = {value for value, _ in points}
-    keys = {value: value for value in values}
-    if len(values) > MOST_GROUPS and all(map(is_number, values)):
-        edges = quantiles([value for value, _ in points], n=MOST_GROUPS)
-        keys = {value: bisect(edges, value) for value in values}
-    grouped: dict[Any, list[float]] = {}
-    for value, figure in points:
-        grouped.setdefault(keys[value], []).append(math.log(figure))
-    return list(grouped.values())
+    found: dict[Any, list[float]] = {}
+    for group, (_, figure) in zip(grouped([value for value, _ in points]), points, strict=True):
+        found.setdefault(group, []).append(math.log(figure))
+    return list(found.values())
+
+
+def grouped(values: Sequence[Any], most: int = MOST_GROUPS, apart: Collection[Any] = ()) -> list[Any]:
+    """The group of each value: the value itself, or of more than ``most`` numbers a range of neighbours.
+
+    Values of ``apart`` are groups of their own.
+    """
+    distinct = set(values)
+    if len(distinct) <= most or not all(map(is_number, distinct)):
+        return list(values)
+    edges = quantiles(values, n=most)
+    return [value if value in apart else Range(bisect(edges, value)) for value in values]

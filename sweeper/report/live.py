@@ -189,7 +189,11 @@ class PlainProgress(Progress):
         self._stage, self._number, self._total = "finalist measurement", 0, measurements
 
     def _place(self) -> str:
-        return f"{self._stage} {self._number}/{self._total}: " if self._running else ""
+        return f"{self._count()}: " if self._running else ""
+
+    def _count(self) -> str:
+        """``7 of 14 trials``: a count, since the report's ``#6`` is the number of a trial and begins with 0."""
+        return f"{self._number} of {self._total} {self._stage}s"
 
     def _beat(self) -> None:
         """Say what goes on, after a silence."""
@@ -206,7 +210,7 @@ class PlainProgress(Progress):
 
     def _line(self, trial: TrialRecord) -> str:
         """One finished trial: figures, or why there are none, and its settings."""
-        place = f"{self._stage} {self._number}/{self._total}: #{trial.number}"
+        place = f"{self._count()}: #{trial.number}"
         own = settings(trial.configuration, self._base or Configuration())
         if trial.state == "complete" and trial.metrics:
             outside = "" if trial.feasible else f"  {clean(why_lost(trial))}"
@@ -246,7 +250,7 @@ class PlainProgress(Progress):
 class LiveProgress(PlainProgress):
     """A screen that changes in place, below the notes.
 
-    ``trial 12/40  decode  29.8 tok/s  224 W``, below it the time left and how the trials ended, and then what
+    ``12 of 40 trials  decode  29.8 tok/s  224 W``, below it the time left and how the trials ended, and then what
     :func:`screen` shows.
     """
 
@@ -326,7 +330,7 @@ class LiveProgress(PlainProgress):
 
     def _show(self, phase: str = "") -> None:
         self._heartbeat.said()
-        place = f"{self._stage} {self._number}/{self._total}  " if self._number else ""
+        place = f"{self._count()}  " if self._number else ""
         now = f"{place}{phase}".rstrip()
         rows = [Text(now, style="bold"), *self._tallied()]
         width, height = self._console.size
@@ -357,7 +361,7 @@ class LiveProgress(PlainProgress):
             return [Text(left, style="dim")]
         on_front = f"{len(record.front)} on the Pareto front"
         if len(self._ended) > len(record.trials):
-            on_front = f"pick and figures as of trial {len(record.trials)}: {on_front}"
+            on_front = f"pick and figures after {len(record.trials)} of them: {on_front}"
         record = replace(record, trials=tuple(self._ended.values()))
         rows = wrapped(f"{left} · {tally(record)} · {on_front}", self._console.width, "dim")
         # The tally names the broken constraints.

@@ -20,6 +20,7 @@ from sweeper.report.picks import (
 )
 from sweeper.report.sections import costs, front_table, legend, month, origin, phases, setting
 from sweeper.report.tables import Facts, Table, joined
+from sweeper.report.why import why_not, why_table
 from sweeper.report.words import clean, machine_name, own_settings, warnings
 
 # Signs that markdown would interpret; `<` and `&` keep HTML out of MLflow's rendered description.
@@ -116,9 +117,10 @@ def _answer(record: SweepRecord) -> str:
         return "\n\n".join(filter(None, (why, escape(current_words(record)), fence(commands))))
     own = own_settings(record, best.trial)
     head = f"**{heading(record, best)}** ({escape(best.pick)}):"
-    return "\n\n".join(
-        filter(None, (head, fence(commands), escape(best.words), escape(month(record)), code(own)))
-    )
+    table = why_table(record)
+    reasons = markdown_table(table) if table else escape(why_not(record))
+    said = (head, fence(commands), escape(best.words), escape(month(record)), code(own), reasons)
+    return "\n\n".join(filter(None, said))
 
 
 # At 1,300 pixels with its assistant open, MLflow 3.17 puts a description without a line of some 65 signs of

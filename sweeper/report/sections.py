@@ -7,8 +7,8 @@ from collections.abc import Iterator, Sequence
 from sweeper.metrics import METRICS, OF_USERS, describe
 from sweeper.records import SweepRecord, TrialRecord
 from sweeper.report import words
-from sweeper.report.caveats import lost_trials, reason
-from sweeper.report.picks import current, labels, recommended
+from sweeper.report.caveats import lost_trials, reason, why_nothing
+from sweeper.report.picks import current, labels, next_commands, recommended
 from sweeper.report.tables import Facts, Row, Table
 from sweeper.results.ceiling import Ceiling, ceiling
 from sweeper.results.contexts import baseline_name, default_at
@@ -246,6 +246,27 @@ def month(record: SweepRecord) -> str:
         f"{money(cost.generating, prices)} for a month in which it generates for {hours}{idle}: "
         f"computed from {watts} of {words.SCOPES[record.power.scope]}, at {per_kwh}"
     )
+
+
+def why_no_month(record: SweepRecord, is_running: bool = False) -> str:
+    """Why a report has no cost of a month, and what to do, in one line; empty if it has one.
+
+    ``is_running`` says whether a process works on the sweep now.
+    """
+    best = recommended(record)
+    if best is not None and month_of(record, best.trial) is not None:
+        return ""
+    if best is not None:
+        why = best.trial.missing.get("watts", record.power.note or "they were not measured")
+        return (
+            f"no cost: #{best.trial.number} has no watts ({words.clean(why)}); `sweeper doctor` shows how to connect a "
+            "sensor, and a new sweep measures them"
+        )
+    command, purpose = next_commands(record)[0]
+    do = f"`{command}` {purpose}"
+    if is_running:
+        do = "wait until the sweep ends, or press Ctrl-C there once for a provisional recommendation"
+    return f"no cost yet, since nothing is recommended: {words.clean(why_nothing(record))}; {do}"
 
 
 def ceilings(record: SweepRecord) -> tuple[Facts, list[str]]:

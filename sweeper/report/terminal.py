@@ -23,11 +23,13 @@ from sweeper.report.tables import (
     WIDTH,
     as_text,
     hidden_heads,
+    joined,
     show,
     table_lines,
     wider_shows,
     wrapped,
 )
+from sweeper.report.why import MOST_ROWS, why_not, why_table
 from sweeper.report.words import clean, machine_name, power_line, tally, warnings
 
 
@@ -78,12 +80,30 @@ def _lines(record: SweepRecord, width: int) -> list[Text]:
         if found[0].recommended:
             lines += wrapped(month(record), width, indent="  ")
         lines += wrapped(meanings(record, found), width, "dim", indent="  ")
+        if found[0].recommended:
+            lines += _why(record, width)
         lines.append(Text())
     advice = advice_lines(record, sensors=False)
     caveats = [wrapped(f"! {clean(line)}", width, "yellow", hanging="  ") for line in advice]
     for caveat in [*caveats, [Text()] if caveats else []]:
         lines += caveat
     return [*lines, *_next(record, width)]
+
+
+def _why(record: SweepRecord, width: int) -> list[Text]:
+    """What each setting of the recommended trial gave, a line each."""
+    table = why_table(record, MOST_ROWS)
+    if table is None:
+        return wrapped(why_not(record), width, "dim", indent="  ")
+    lines = table_lines(table, width - 2)
+    if len(lines) == len(table.rows) + 1:
+        return [Text(f"  {line.plain.rstrip()}", style=line.style) for line in lines]
+    lines = wrapped(str(table.heads[0]), width, "bold", indent="  ")
+    for row in table.rows:
+        name, *cells = map(joined, row.cells)
+        said = ", ".join(f"{head} {cell}" for cell, head in zip(cells, table.heads[1:], strict=True) if cell)
+        lines += wrapped(f"{name}: {said}" if said else name, width, indent="  ", hanging="    ")
+    return lines
 
 
 def _next(record: SweepRecord, width: int) -> list[Text]:

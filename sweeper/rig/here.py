@@ -12,6 +12,7 @@ from sweeper.config import Settings
 from sweeper.limits.control import DeviceLimits
 from sweeper.measure.disturbance import MachineLoad, Watch
 from sweeper.meter.base import PowerMeter
+from sweeper.model.hub import stated_digest
 from sweeper.model.obtain import obtain, synthetic_path
 from sweeper.nvml import cuda_variables
 from sweeper.records import MachineRecord, ModelRecord
@@ -58,16 +59,23 @@ def obtained(settings: Settings, root: Path, say: Callable[[str], None]) -> Mode
 
 
 def _demand_same_source(sweep: str, kept: ModelRecord, settings: Settings, root: Path) -> None:
-    """Raise ConfigError if the model is another one already by its name, so that it is not made or downloaded.
+    """Raise ConfigError if the model is another one, as far as that is known before it is made or downloaded.
 
-    The name of a synthetic model's file contains a digest of what is in it.
+    The name of a synthetic model's file contains a digest of what is in it, and a hub states the digests of its files.
     """
-    wanted, had = settings.model, Path(kept.file(None).path).name or kept.name
+    wanted, file = settings.model, kept.file(None)
+    had = Path(file.path).name or kept.name
     if wanted.path:
         return  # its content decides
     if wanted.repo:
-        if kept.source == "synthetic":
-            raise other_model(sweep, had, f"{wanted.file} of {wanted.repo}")
+        known_to_differ = kept.source == "synthetic" or stated_digest(
+            wanted.repo, wanted.file, wanted.revision
+        ) not in (None, file.sha256)
+        if known_to_differ:
+            new = f"{wanted.file or 'the model'} of {wanted.repo}"
+            if kept.repo == wanted.repo and had == Path(wanted.file or had).name:
+                new += f" at another commit (model.revision={kept.revision} is the one that it began with)"
+            raise other_model(sweep, had, new)
     elif wanted.shape and had != (new := synthetic_path(wanted, root).name):
         raise other_model(sweep, had, new)
 

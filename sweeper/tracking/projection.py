@@ -113,11 +113,13 @@ def trial_image(record: SweepRecord, trial: TrialRecord) -> RunImage:
     """A trial's child run, without the tag that names its parent."""
     start = milliseconds(trial.started_utc or record.started_utc)
     intervals = {name: {"low": r.low, "high": r.high, "n": r.n} for name, r in trial.metrics.items()}
-    over = record.state != "running"  # the front is known at the end, and a resume may change it
+    # The front is known at the end. A sweep that is started again keeps its result until it has another one.
+    over = record.state != "running" or record.recommended is not None
     tags = {
-        # MLflow shows columns in the order in which their tags were set, so every trial has these from the start.
-        "sweeper.state": _state(trial),
+        # MLflow shows columns in the order in which their tags were set, so every trial has these from the start. The
+        # second one is cut off at 1,600 pixels with MLflow's assistant open, and the view has complete trials only.
         "sweeper.pick": (", ".join(labels(record).get(trial.number, ())) if over else "") or MISSING,
+        "sweeper.state": _state(trial),
         "sweeper.settings": own_settings(record, trial),
         **_sweep_wide(record),
         "sweeper.kind": "trial",
@@ -272,8 +274,8 @@ def _finite(metrics: Mapping[str, float]) -> dict[str, float]:
 
 
 def _trial_name(record: SweepRecord, trial: TrialRecord) -> str:
-    """The name for legends and for a table's first column, such as ``12 · 41.3 tok/s · 23.1 W``."""
-    parts = [str(trial.number)]
+    """The name for legends and for a table's first column, such as ``#12 · 41.3 tok/s · 23.1 W``."""
+    parts = [f"#{trial.number}"]
     if trial.state in ("complete", "dominated"):
         for objective in record.objectives:
             reading = trial.metrics.get(objective.metric)

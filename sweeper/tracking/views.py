@@ -39,7 +39,7 @@ def _state(record: SweepRecord) -> dict[str, Any]:
     columns = [
         *(f"metrics.`{metric}`" for metric in dict.fromkeys((*metrics, "joules_per_token"))),
         # MLflow puts tags behind all parameters, where no screen shows them; one tag holds the settings instead.
-        *(f"tags.`{tag}`" for tag in ("sweeper.state", "sweeper.pick", "sweeper.settings")),
+        *(f"tags.`{tag}`" for tag in ("sweeper.pick", "sweeper.state", "sweeper.settings")),
         "tags.`sweeper.power.kind`",
     ]
     scatter: list[dict[str, object]] = [

@@ -228,10 +228,10 @@ def test_a_rejected_trial_and_a_single_measurement_are_noted(sweep: SweepRecord,
     trial = replace(sweep.trials[0], remeasured=False, violations=beyond)
     notes = run(replace(sweep, trials=(trial,)), folder, write=False).plan.draft.notes
     assert notes[:2] == (
-        "trial 3 breaks your constraint kl_divergence <= 0.1",
-        "trial 3 was measured only once",
+        "trial #3 breaks your constraint kl_divergence <= 0.1",
+        "trial #3 was measured only once",
     )
-    assert not any("trial 3" in note for note in run(sweep, folder, write=False).plan.draft.notes)
+    assert not any("trial #3" in note for note in run(sweep, folder, write=False).plan.draft.notes)
 
 
 def test_no_right_to_write_says_so_and_leaves_nothing(sweep: SweepRecord, folder: Path) -> None:
@@ -322,7 +322,7 @@ def test_a_simulated_sweep_shows_no_path_that_is_not_a_model(
 
 
 def test_unknown_trial_and_target_name_what_there_is(sweep: SweepRecord, folder: Path) -> None:
-    with pytest.raises(UsageError, match="no trial 9"):
+    with pytest.raises(UsageError, match="no trial #9"):
         apply.resolve(sweep, 9)
     with pytest.raises(UsageError, match="one of llama-server"):
         run(sweep, folder, "vllm")
@@ -339,7 +339,7 @@ def test_a_port_that_does_not_exist_is_one_line(
 
 def test_a_snippet_says_that_it_is_to_be_copied(sweep: SweepRecord, folder: Path) -> None:
     text = render_outcome(run(sweep, folder, "python"))
-    assert text.startswith("copy this to use trial 3 of sweep tiny-1 in python:\nfrom llama_cpp")
+    assert text.startswith("copy this to use trial #3 of sweep tiny-1 in python:\nfrom llama_cpp")
 
 
 def test_what_lies_outside_the_files_is_said_after_a_rollback(sweep: SweepRecord, folder: Path) -> None:

@@ -6,8 +6,9 @@ import pytest
 from hub_server import COMMIT, Hub, hub_serving
 
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
+from sweeper.model.digest import sha256_of_model
 from sweeper.model.header import read_header
-from sweeper.model.hub import fetch
+from sweeper.model.hub import fetch, stated_digest
 
 MODEL = raw.whole(tensors=(raw.tensor("t", (8,)),), data=bytes(32))
 
@@ -71,6 +72,25 @@ def test_a_split_model_is_fetched_whole(get, hub):
     del hub.files["big-00002-of-00002.gguf"]
     with pytest.raises(ModelMissingError, match="no file big-00002-of-00002"):
         get(file="big-00001-of-00002.gguf")
+
+
+def test_the_hub_states_a_models_digest_without_a_download(hub, get, tmp_path):
+    for index in (1, 2):
+        keys = [*raw.LLAMA, raw.number("split.count", 2)]
+        name = f"big-{index:05d}-of-00002.gguf"
+        hub.files[name] = raw.whole(keys, (raw.tensor(f"t{index}", (8,)),), bytes(32))
+
+    def stated(file, repo="owner/model"):
+        return stated_digest(repo, file, None, hub.endpoint, False)
+
+    said = {file: stated(file) for file in ("a-Q4_K_M.gguf", "big-00001-of-00002.gguf")}
+    assert downloads(hub) == []
+    for file, digest in said.items():
+        assert digest == sha256_of_model(read_header(get(file=file).path).parts, tmp_path)
+    with pytest.raises(ModelMissingError, match="no repository owner/other"):
+        stated("a.gguf", "owner/other")
+    hub.status = 503
+    assert stated("a-Q4_K_M.gguf") is None
 
 
 def test_the_only_model_of_a_repository_needs_no_name(get, hub):

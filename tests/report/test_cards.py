@@ -121,8 +121,27 @@ def test_the_users_own_figures_take_precedence() -> None:
 
 
 def test_the_board_power_is_called_that_of_the_card_alone() -> None:
-    alone = "That is the card alone: the power of the PC around it"
-    assert f"{alone} and the card's idle power are not included." in answer(owned(), asked("RTX 3060"))
-    given = replace(asked("RTX 3060"), idle_watts_more=10.0)
-    assert f"{alone} is not included." in answer(owned(), given)
+    alone = "That is the card alone: the power of the PC around it is not included."
+    assert alone in answer(owned(), asked("RTX 3060"))
     assert alone not in answer(owned(), asked("RTX 3060", watts=120.0))
+
+
+@pytest.mark.parametrize(
+    "figures", [{}, {"watts": 120.0}, {"tokens_per_second": 52.0, "watts": 120.0, "price": 300.0}]
+)
+def test_idle_power_is_left_out_unless_the_user_gives_it(figures: dict[str, float]) -> None:
+    card = asked("RTX 3060", **figures)
+    said = answer(owned(), card)
+    assert said.count("idle power") == 1
+    assert "is left out, because sweeper has no figure for it: give yours with --card-idle W." in said
+    given = answer(owned(), replace(card, idle_watts_more=10.0))
+    assert given.count("idle power") == 1
+    assert "idle power is counted as 10 W, which is your figure." in given
+    assert "counted as 0 W" in answer(owned(), replace(card, idle_watts_more=0.0))
+    with pytest.raises(UsageError, match="idle power must be 0 W or more, not -1"):
+        answer(owned(), replace(card, idle_watts_more=-1.0))
+
+
+def test_no_idle_power_is_named_where_nothing_is_computed() -> None:
+    assert "idle" not in answer(owned(), asked("Mac M4 Pro"))
+    assert "idle" not in answer(owned(size=40 * GB), asked("RTX 3060"))

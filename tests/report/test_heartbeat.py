@@ -142,7 +142,7 @@ def test_a_display_tells_of_a_fill_and_of_a_load(is_terminal: bool, monkeypatch:
         screen.until("loading the model, 0 s")
         display.phase("filling 16,384 tokens, 60 %")
         screen.until("filling 16,384 tokens, 60 %, 0 s")
-        assert "trial 3/40" in screen.getvalue()
+        assert "3 of 40 trials" in screen.getvalue()
 
 
 def test_a_log_says_nothing_while_a_window_is_measured(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -164,4 +164,4 @@ def test_a_log_tells_of_a_measurement_after_a_long_silence(monkeypatch: pytest.M
     record, screen = sweep(), Screen()
     with open_progress(Console(file=screen, width=100), record) as display:
         shown(display).phase("prefill")
-    assert screen.getvalue() == "trial 3/40: measuring prefill\n"
+    assert screen.getvalue() == "3 of 40 trials: measuring prefill\n"

@@ -13,6 +13,9 @@ from sweeper.report.picks import current
 from sweeper.report.progress import Plan, Progress
 from sweeper.report.words import tally
 
+# A row of the trial or measurement that runs, or ended.
+COUNTED = re.compile(r"\d+ of \d+ (trials|finalist measurements)\b")
+
 
 class Clock:
     """Time that passes when it is told to."""
@@ -51,11 +54,11 @@ def played(record: SweepRecord, verbose: bool = False, trials: int = 9, **settin
 
 def test_a_pipe_gets_one_plain_line_for_each_trial() -> None:
     lines = [line for line in played(sweep(), width=60).splitlines() if not line.startswith("current pick")]
-    assert [line.split(": ")[0] for line in lines[:3]] == ["trial 1/9", "trial 2/9", "trial 3/9"]
+    assert [line.split(": ")[0] for line in lines[:3]] == ["1 of 9 trials", "2 of 9 trials", "3 of 9 trials"]
     assert "\x1b" not in "".join(lines)
     assert "decode" not in "".join(lines)
     assert lines[-1].endswith("complete: 40 trials done")
-    assert sum(line.startswith("finalist measurement ") for line in lines) == 2
+    assert sum("finalist measurements: #" in line for line in lines) == 2
 
 
 def test_figures_come_with_their_spread_and_label() -> None:
@@ -69,7 +72,7 @@ def test_the_time_left_counts_down_to_the_end() -> None:
     # Eight trials of 12 s and two finalists of twice that are left after the first.
     assert "(about 2 min left)" in lines[0]
     assert "(about 20 s left)" in next(
-        line for line in lines if line.startswith("finalist measurement 1/2: #0")
+        line for line in lines if line.startswith("1 of 2 finalist measurements: #0")
     )
 
 
@@ -77,8 +80,9 @@ def test_a_failed_trial_says_why() -> None:
     record = sweep()
     lost = next(t for t in record.trials if t.state == "out_of_memory")
     moved = replace(record, trials=(record.trials[0], lost, *record.trials[1:]))
-    assert f"trial 2/9: #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB" in played(
-        moved
+    assert (
+        f"2 of 9 trials: #{lost.number}  out of memory: forecast 13.1 GiB, the device has 12.0 GiB"
+        in played(moved)
     )
 
 
@@ -87,7 +91,7 @@ def test_a_trial_outside_a_constraint_says_so() -> None:
     lost = next(t for t in record.trials if t.state == "infeasible")
     measured = replace(lost, state="complete", reason=None)
     moved = replace(record, trials=(record.trials[0], measured, *record.trials[1:]))
-    line = next(row for row in played(moved).splitlines() if row.startswith("trial 2/9"))
+    line = next(row for row in played(moved).splitlines() if row.startswith("2 of 9 trials"))
     assert "breaks kl_divergence <= 0.02" in line
     assert "tok/s" in line
 
@@ -136,7 +140,7 @@ def test_a_terminal_shows_phase_speed_watts_and_the_current_pick() -> None:
 def test_a_terminal_lists_the_trials_only_if_asked(verbose: bool, lines: int) -> None:
     terminal = SmallTerminal(100, 500)
     play_in(terminal, sweep(), verbose=verbose)
-    assert sum(row.startswith("trial ") for row in terminal.shown()) == lines
+    assert sum(" trials: #" in row for row in terminal.shown()) == lines
 
 
 def play_in(terminal: SmallTerminal, record: SweepRecord, trials: int = 9, verbose: bool = False) -> None:
@@ -162,10 +166,10 @@ def test_the_screen_stays_where_it_is(width: int, gpu: bool) -> None:
     assert len(live) > 100
     for rows in live:  # nothing of an older screen is left above or below
         # Before the first trial, the row says only what goes on.
-        assert sum(row.startswith(("trial ", "finalist measurement ")) for row in rows) <= 1
+        assert sum(COUNTED.match(row) is not None for row in rows) <= 1
         assert sum("current pick" in row for row in rows) <= 2  # the pick's own line, and the mark of its row
         assert "Ctrl-C ends" in next(row for row in reversed(rows) if row)
-    assert not [row for row in terminal.gone if row.startswith(("trial ", "current pick", "☆"))]
+    assert not [row for row in terminal.gone if COUNTED.match(row) or row.startswith(("current pick", "☆"))]
     assert not any("Ctrl-C ends" in row for row in terminal.shown())  # the screen goes when the sweep ends
 
 
@@ -287,7 +291,7 @@ def test_the_counts_are_current_while_the_table_is_of_an_earlier_trial() -> None
             display.so_far(slowly)
         shown = " ".join(terminal.shown())
     assert tally(replace(record, trials=record.trials[:5])) in shown
-    assert "pick and figures as of trial 1: " in shown
+    assert "pick and figures after 1 of them: " in shown
 
 
 def test_each_visit_of_the_final_stage_is_shown() -> None:

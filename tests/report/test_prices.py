@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from made_sweeps import sweep
+from made_sweeps import running, sweep
 
 from sweeper import prepare
 from sweeper.cli import main
@@ -18,9 +18,10 @@ from sweeper.records import Prices, Reading
 from sweeper.report.documents import front_document
 from sweeper.report.html import html_report
 from sweeper.report.markdown import markdown_report, picks_markdown
-from sweeper.report.sections import month
+from sweeper.report.sections import month, why_no_month
 from sweeper.report.terminal import front_text
 from sweeper.rig.open import open_rig
+from sweeper.search.study import SweepStudy
 
 MONTHS = 365 / 12
 STORE = Path(__file__).parent.parent / "fixtures" / "recorded" / "mlruns.tar.xz"
@@ -53,6 +54,39 @@ def test_watts_that_were_not_measured_are_called_so_and_none_give_no_cost() -> N
     )
     assert month(replace(record, trials=blind)) == ""
     assert front_document(replace(record, trials=blind))["cost_per_month"] is None
+
+
+def test_a_report_without_a_cost_says_why_and_what_to_do() -> None:
+    assert why_no_month(priced()) == ""
+    begun = running(sweep(), 6)
+    said = why_no_month(begun)
+    assert (
+        "no cost yet, since nothing is recommended: no trial that counts was measured twice; `sweeper s"
+        in said
+    )
+    assert said.endswith("resumes the sweep")
+    assert "Ctrl-C" in why_no_month(begun, is_running=True)
+    blind = replace(
+        priced(),
+        trials=tuple(
+            replace(t, metrics={k: r for k, r in t.metrics.items() if "watts" not in k})
+            for t in priced().trials
+        ),
+    )
+    assert "has no watts (they were not measured); `sweeper doctor`" in why_no_month(blind)
+    for line in (said, why_no_month(blind)):
+        assert "\n" not in line
+
+
+@pytest.mark.parametrize("option", [("--hours", "3"), ("--per-kwh", "0.30"), ("--currency", "CHF"), ()])
+def test_the_command_says_it_only_to_who_asks(
+    option: tuple[str, ...], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    SweepStudy.create(tmp_path, replace(running(sweep(), 0), sweep="begun"))
+    assert main(["report", "begun", "--root", str(tmp_path), "--json", *option]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["cost_per_month"] is None
+    assert ("no cost yet, since nothing is recommended: no trial finished; " in said.err) == bool(option)
 
 
 def test_programs_read_the_month_too() -> None:

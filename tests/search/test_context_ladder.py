@@ -48,7 +48,7 @@ def test_the_default_settings_climb_until_memory_is_short(sweeper: Run, tmp_path
     assert record.baseline == 0
     for trial in record.trials[:2]:
         assert {"tokens_per_second", "watts", "memory_mib", FIRST_WHEN_FULL} <= trial.metrics.keys()
-    assert "trial 2/6: #1  4096 tokens, " in done.stderr
+    assert "2 of 6 trials: #1  4096 tokens, " in done.stderr
     assert "± ? tokens" not in done.stderr
     assert ", first word after " in done.stderr
 
@@ -78,7 +78,7 @@ def test_the_floor_ends_the_climb_and_is_told_from_the_first_lines_on(
     assert [c.n_ctx for c in record.ladder] == [1024, 2048, 4096, 8192]  # powers of two up to the training
     assert [t.configuration for t in record.trials[:4]] == list(record.ladder)
     assert [t.feasible for t in record.trials[:4]] == [True, True, True, False]
-    first = done.stderr.index("trial 1/14")
+    first = done.stderr.index("1 of 14 trials")
     told = "constraints: quality lost (KL divergence) at most 0.1 nats/token, decode speed at least 9 tok/s"
     assert done.stderr.index(told) < first
     assert done.stderr.index("the default settings at 1,024 to 8,192 tokens") < first

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import struct
 import subprocess
 import sys
@@ -189,7 +190,7 @@ def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smal
             [sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log
         )
     try:
-        _wait_for(lambda: "trial 1/" in (tmp_path / "log").read_text(), first)
+        _wait_for(lambda: re.search(r"1 of \d+ trials: #", (tmp_path / "log").read_text()) is not None, first)
         _one_line(sweeper(*words), 2, "both", str(first.pid))
     finally:
         first.terminate()

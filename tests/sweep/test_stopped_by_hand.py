@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -50,6 +51,10 @@ def _wait_until(folder: Path, process: subprocess.Popen[bytes], true: Callable[[
         time.sleep(0.05)
 
 
+def _first_trial_ended(log: str) -> bool:
+    return re.search(r"1 of \d+ trials: #", log) is not None
+
+
 def _states(folder: Path) -> list[str]:
     from sweeper.search.study import SweepStudy
 
@@ -64,7 +69,7 @@ def _report(folder: Path, *arguments: str) -> str:
 
 def test_once_concludes_with_a_pick_that_was_measured_again(tmp_path: Path, smallest_model: Path) -> None:
     sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    _wait_until(tmp_path, sweep, _first_trial_ended)
     time.sleep(0.8)  # into the second trial, whose windows last 3 s
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=120) == 130
@@ -85,7 +90,7 @@ def test_once_concludes_with_a_pick_that_was_measured_again(tmp_path: Path, smal
 
 def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_model: Path) -> None:
     sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    _wait_until(tmp_path, sweep, _first_trial_ended)
     sweep.send_signal(signal.SIGINT)
     _wait_until(tmp_path, sweep, lambda log: "Ctrl-C again" in log)
     sweep.send_signal(signal.SIGINT)
@@ -103,7 +108,7 @@ def test_the_second_ctrl_c_ends_the_visits_and_the_report_names_the_pick(
     tmp_path: Path, smallest_model: Path
 ) -> None:
     sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, lambda log: "trial 1/" in log)
+    _wait_until(tmp_path, sweep, _first_trial_ended)
     sweep.send_signal(signal.SIGINT)
     _wait_until(tmp_path, sweep, lambda log: "of the baseline, the pick and its near-ties" in log)
     sweep.send_signal(signal.SIGINT)
@@ -132,7 +137,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, smallest_model: Path) -> None:
     sweep = _start(small_disk, smallest_model, *SLOW, "search.trials=2")
-    _wait_until(small_disk, sweep, lambda log: "trial 1/" in log)
+    _wait_until(small_disk, sweep, _first_trial_ended)
     log = _log_of(small_disk).read_text()
     with (small_disk / "filler").open("wb") as filler:
         try:

@@ -163,10 +163,24 @@ def test_every_trial_has_the_tags_of_the_first_columns_from_the_start(state: str
     swept = record(state)
     for one in swept.trials:
         tags = trial_image(swept, one).tags
-        assert list(tags)[:3] == ["sweeper.state", "sweeper.pick", "sweeper.settings"]
+        assert list(tags)[:3] == ["sweeper.pick", "sweeper.state", "sweeper.settings"]
     picks = [trial_image(swept, one).tags["sweeper.pick"] for one in swept.trials]
     assert ("within:5%" in " ".join(picks)) == (state == "complete")
     assert "–" in picks
+
+
+def test_a_sweep_that_is_started_again_keeps_its_picks_until_it_has_others() -> None:
+    ended, again = record(), replace(record(), state="running")
+    for one in ended.trials:
+        before, after = trial_image(ended, one).tags, trial_image(again, one).tags
+        assert after == before
+    new = trial_image(replace(again, trials=(), front=(), baseline=None, recommended=None), trial(8)).tags
+    assert new["sweeper.pick"] == "–"
+    assert "sweeper.front" not in new
+
+
+def test_the_name_of_a_run_has_the_number_of_the_report() -> None:
+    assert trial_image(record(), trial(1)).name.startswith("#1 · ")
 
 
 def test_a_stopped_sweep_still_answers_first() -> None:

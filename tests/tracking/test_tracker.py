@@ -98,7 +98,7 @@ def test_a_child_has_only_swept_params_medians_and_the_sweeps_tags(root: Path) -
     assert children[1].data.tags["sweeper.front"] == "false"
 
 
-def test_the_view_finds_the_trials_that_count_and_shows_state_and_pick_first(root: Path) -> None:
+def test_the_view_finds_the_trials_that_count_and_shows_pick_and_state_first(root: Path) -> None:
     bound = Constraint("kl_divergence", "<=", 0.1)
     trials = (trial(0, remeasured=True), trial(1, violations={str(bound): 0.05}), trial(2, remeasured=True))
     final = record(trials=trials, constraints=(bound,), front=(2,), recommended=2, hypervolume=())
@@ -111,7 +111,7 @@ def test_the_view_finds_the_trials_that_count_and_shows_state_and_pick_first(roo
     found = client.search_runs([parent.info.experiment_id], wanted)
     assert sorted(run.data.tags["sweeper.trial"] for run in found) == ["0", "2"]
     # MLflow's page shows columns in the order of the tags that it gets.
-    assert all(list(run.data.tags)[:2] == ["sweeper.state", "sweeper.pick"] for run in children)
+    assert all(list(run.data.tags)[:2] == ["sweeper.pick", "sweeper.state"] for run in children)
 
 
 def test_what_has_no_figures_says_why(root: Path) -> None:
@@ -205,7 +205,22 @@ def test_a_run_that_its_user_renamed_keeps_the_name(root: Path) -> None:
     parent, children = runs_of(client, record())
     assert parent.info.run_name == "with the new fan"
     assert children[0].info.run_name == "first"
-    assert children[5].info.run_name.startswith("5 · ")
+    assert children[5].info.run_name.startswith("#5 · ")
+
+
+def test_a_finished_sweep_that_is_started_again_and_killed_keeps_its_pick(root: Path) -> None:
+    final = record()
+    Tracker.open(None, root).sweep_finished(final, {})
+    again = replace(final, state="running")
+    tracker = Tracker.open(None, root)
+    tracker.sweep_started(again)
+    tracker.sync(again)
+    tracker.trial_finished(replace(again, trials=(), baseline=None, recommended=None), trial(8))
+    _, children = runs_of(client_of(sqlite_of(root)), final)
+    marks = [(c.data.tags["sweeper.pick"], c.data.tags.get("sweeper.role")) for c in children]
+    assert marks[5] == ("knee, greenest", "recommended")
+    assert any("within:5%" in pick for pick, _ in marks)
+    assert marks[8] == ("–", None)
 
 
 def test_another_recommendation_after_a_resume_takes_the_mark_away(root: Path) -> None:

@@ -22,7 +22,7 @@ _NAMES = {
 def render_verification(verification: Verification) -> str:
     """Two tables, metrics and settings, and the verdict."""
     v = verification
-    lines = [f"sweep {v.sweep}, trial {v.trial} as {v.name}: {v.server} at {v.url}"]
+    lines = [f"sweep {v.sweep}, trial #{v.trial} as {v.name}: {v.server} at {v.url}"]
     if v.started:
         lines.append("no running server offers this model, so verify started this one and ended it")
     settings = [("setting", "configured", "in force", "verdict")]
