@@ -44,13 +44,14 @@ export CMAKE_ARGS := -DLLAVA_BUILD=OFF "-DCMAKE_PROJECT_llama.cpp_INCLUDE=$(CURD
 export CMAKE_BUILD_PARALLEL_LEVEL := $(JOBS)
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
+# tests/conftest.py has the files in their order, which pytest-xdist would change to the number of tests in each.
 .PHONY: sweep test check format ui install server clean
 
 sweep: install
 	$(BIN)/sweeper sweep experiment=quick $(ARGS)
 
 test: install
-	$(BIN)/python -m pytest -n 2 --dist loadfile $(ARGS)
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 check: install
 	$(BIN)/python -m pip check

@@ -98,8 +98,9 @@ SMALL = Plan(
     table_stage=Stage(seconds=0.2, repeats=1, update_periods=1, warmup_seconds=0.05),
     sweep_overrides=(
         "search.wait_for_quiet=false",  # a test must not wait for the other work of a machine
-        "search.trials=3",
+        "search.trials=2",
         "search.finalists=1",
+        "search.full_depth=false",
         "workload.prompt_tokens=32",
         "workload.generated_tokens=8",
         "workload.n_ctx=256",

@@ -7,15 +7,20 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
+from unittest import mock
 
 import pytest
+from hurry import run_here
 from hypothesis import settings
 
+from sweeper import files, locks
 from sweeper.errors import VerifyError
 from sweeper.model.shapes import ModelShape
 from sweeper.model.synthetic import write_synthetic
 from sweeper.servers import free_port, started
+from sweeper.tracking import store
 
 # Machines are shared and slow at times: a deadline would fail tests for what is not their fault.
 settings.register_profile("sweeper", deadline=None)
@@ -33,6 +38,27 @@ SMALLEST = ModelShape(
 )
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
+
+# The files that take longest, longest first. If one of them started last, it would keep one process busy alone.
+LONGEST = (
+    "test_llama_server_sweep.py",
+    "test_end_to_end.py",
+    "test_stopped_by_hand.py",
+    "test_sweep_killed.py",
+    "test_gpu_benchmark.py",
+    "test_endpoint.py",
+    "test_speculation_sweep.py",
+    "test_bad_input.py",
+    "test_recorded_store.py",
+    "test_guess_command.py",
+    "test_ui.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the longest files first, in which order pytest-xdist deals them out (``--no-loadscope-reorder``)."""
+    places = {name: place for place, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: places.get(item.path.name, len(LONGEST)))
 
 
 @pytest.fixture(scope="session")
@@ -72,18 +98,51 @@ def server_url(
         yield url
 
 
+@pytest.fixture(scope="session", autouse=True)
+def mlflow_tables(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[Path], None]]:
+    """Puts MLflow's empty tables into a folder of runs. Making them takes seconds, so it happens once and is copied.
+
+    sweeper in this process copies them, too. In a process of its own, it makes its own.
+    """
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    make, kept = store._make_schema, shared / store.DATABASE
+
+    def put(root: Path) -> None:
+        root.mkdir(exist_ok=True)
+        database = root / store.DATABASE
+        database.touch()
+        if database.stat().st_size > 0:
+            return
+        with locks.held(shared / store.LOCK):
+            if not kept.exists():
+                make(root)
+                files.replace(kept, database.read_bytes())
+                return
+        shutil.copyfile(kept, database)
+
+    with mock.patch.object(store, "_make_schema", put):
+        yield put
+
+
 @pytest.fixture
 def sweeper(tmp_path: Path) -> Run:
-    """Runs `sweeper …` in an empty folder and returns what it said."""
+    """Runs `sweeper …` in this process, in an empty folder, and returns what it said."""
+    return partial(run_here, cwd=tmp_path)
 
-    def run(*arguments: str, cwd: Path | None = None, timeout: float = 120, **extra: str):
+
+@pytest.fixture
+def sweeper_process(tmp_path: Path) -> Run:
+    """The same in a process of its own."""
+
+    def run(*arguments: str, **extra: str) -> subprocess.CompletedProcess[str]:
         return subprocess.run(
             [sys.executable, "-m", "sweeper", *arguments],
-            cwd=cwd or tmp_path,
+            cwd=tmp_path,
             env=os.environ | {"NO_COLOR": "1", "COLUMNS": "100"} | extra,
             capture_output=True,
             text=True,
-            timeout=timeout,
+            timeout=120,
             check=False,
         )
 

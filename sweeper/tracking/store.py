@@ -169,6 +169,8 @@ def _client(uri: str) -> Any:
         logging.getLogger(name).setLevel(logging.ERROR)
     # This logger prints the traceback of an error that MLflow then raises and that sweeper reports in one line.
     logging.getLogger("mlflow.store.db.utils").setLevel(logging.CRITICAL)
+    # This one prints the traceback of a second Ctrl-C that comes while a database is written.
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     client = MlflowClient(tracking_uri=uri, registry_uri=uri)
     client.search_experiments(max_results=1)  # fails now if the server or the database does not answer
     return client

@@ -546,10 +546,9 @@ def test_a_sweep_of_a_running_server_ends_with_a_report(
         "workload.final_seconds=0.6",
         "workload.final_repeats=3",
         "workload.users=2",
-        "search.wait_for_quiet=false",
         "name=served",
     ]
-    done = sweeper("sweep", *words, f"engine.url={server_url}")
+    done = sweeper("sweep", *words, f"engine.url={server_url}", hurry=True)
     assert done.returncode == 0, done.stderr
     assert "timed at the client" in done.stdout
     assert "the server as it runs" in done.stdout

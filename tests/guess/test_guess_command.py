@@ -4,7 +4,6 @@ import json
 
 import gguf_bytes as raw
 import pytest
-from fast_sweep import FAST
 from hub_server import COMMIT, Hub, hub_serving
 
 from sweeper.errors import ConfigError, ModelFileError, ModelMissingError
@@ -83,15 +82,15 @@ def test_a_file_that_is_no_model(sweeper, tmp_path):
     assert (done.returncode, "not a GGUF" in done.stderr) == (2, True)
 
 
-def test_the_hub_sends_the_header_and_not_the_weights(sweeper, hub, smallest_model):
-    done = sweeper("guess", "owner/model/small-F16.gguf", *ONE_THREAD, HF_ENDPOINT=hub.endpoint)
+def test_the_hub_sends_the_header_and_not_the_weights(sweeper_process, hub, smallest_model):
+    done = sweeper_process("guess", "owner/model/small-F16.gguf", *ONE_THREAD, HF_ENDPOINT=hub.endpoint)
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("small-F16: llama")
     assert "model=hub model.repo=owner/model model.file=small-F16.gguf" in done.stdout
     assert hub.sent_bytes <= 1 << 20 < smallest_model.stat().st_size
-    missing = sweeper("guess", "owner/model/other.gguf", HF_ENDPOINT=hub.endpoint)
+    missing = sweeper_process("guess", "owner/model/other.gguf", HF_ENDPOINT=hub.endpoint)
     assert (missing.returncode, "404" in missing.stderr) == (3, True)
-    unknown = sweeper("guess", "owner/other/x.gguf", HF_ENDPOINT=hub.endpoint)
+    unknown = sweeper_process("guess", "owner/other/x.gguf", HF_ENDPOINT=hub.endpoint)
     assert (unknown.returncode, "no repository owner/other" in unknown.stderr) == (3, True)
 
 
@@ -160,19 +159,6 @@ def test_without_llama_cpp_only_the_range_is_wider(monkeypatch, smallest_model, 
     assert found.tokens_per_second is not None
     assert "memory bandwidth alone" in found.tokens_per_second.reason
     assert found.tokens_per_second.high == pytest.approx(5 * found.tokens_per_second.low, rel=0.3)
-
-
-def test_a_sweep_says_the_guess_first_and_a_later_guess_uses_the_sweep(sweeper, smallest_model):
-    words = (*FAST, f"model.path='{smallest_model}'", "space.quant=F16", "search.trials=2", "name=before")
-    done = sweeper("sweep", *words, "--json", timeout=280)
-    assert done.returncode == 0, done.stderr
-    assert "computed by llama.cpp's own memory plan" in done.stderr
-    assert done.stderr.index("no figure here was measured") < done.stderr.index("trials at most")
-    later = sweeper("guess", *(word for word in words if word != "name=before"), "--json")
-    (found,) = json.loads(later.stdout)["guesses"]
-    assert found["tokens_per_second"]["label"] == "from earlier sweeps"
-    assert "before" in found["tokens_per_second"]["reason"]
-    assert found["watts"]["label"] == "from earlier sweeps"
 
 
 def test_a_simulated_sweep_says_no_guess(sweeper):

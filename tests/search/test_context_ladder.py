@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hurry import run_here
 
 from sweeper.config import compose
 from sweeper.metrics import FIRST_WHEN_FULL
@@ -57,15 +56,7 @@ def test_the_default_settings_climb_until_memory_is_short(sweeper: Run, tmp_path
 def floored(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A sweep of 14 trials whose floor the default settings break at the last context."""
     folder = tmp_path_factory.mktemp("floored")
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeper", "sweep", *MINI, FLOOR, "search.trials=14"],
-        cwd=folder,
-        env=os.environ | {"NO_COLOR": "1", "COLUMNS": "100"},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = run_here("sweep", *MINI, FLOOR, "search.trials=14", cwd=folder)
     assert done.returncode == 0, done.stderr
     return folder, done
 

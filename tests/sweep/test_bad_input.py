@@ -6,14 +6,15 @@ import os
 import re
 import struct
 import subprocess
-import sys
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from fast_sweep import FAST
+from hurry import HURRIED
 
-from sweeper.cli import main
 from sweeper.model.obtain import ModelConfig, obtain
 from sweeper.search.study import SweepStudy
 
@@ -50,23 +51,15 @@ def _one_line(done: subprocess.CompletedProcess[str], code: int, *words: str) ->
     ],
 )
 def test_wrong_words_and_values(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    smallest_model: Path,
-    override: str,
-    words: tuple[str, ...],
+    sweeper: Run, smallest_model: Path, override: str, words: tuple[str, ...]
 ) -> None:
-    """In this process, which is what `python -m sweeper` runs; the tests below start one each."""
-    monkeypatch.chdir(tmp_path)
     given = () if override == "model=file" else ("model=tiny_15m", f"model.path='{smallest_model}'")
-    command = ["sweep", *given, override]
-    code = main(command)
-    _one_line(subprocess.CompletedProcess(command, code, *capsys.readouterr()), 2, *words)
+    _one_line(sweeper("sweep", *given, override, hurry=True), 2, *words)
 
 
-def test_no_such_model(sweeper: Run) -> None:
-    _one_line(sweeper("sweep", "model.path=no_such.gguf"), 3, "no_such.gguf")
+def test_no_such_model(sweeper_process: Run) -> None:
+    """As a user runs it; the others run in this process."""
+    _one_line(sweeper_process("sweep", "model.path=no_such.gguf"), 3, "no_such.gguf")
 
 
 @pytest.mark.parametrize(
@@ -79,41 +72,44 @@ def test_no_such_model(sweeper: Run) -> None:
 )
 def test_files_that_are_no_models(sweeper: Run, tmp_path: Path, name: str, data: bytes) -> None:
     (tmp_path / name).write_bytes(data)
-    _one_line(sweeper("sweep", f"model.path={name}"), 2, name)
+    _one_line(sweeper("sweep", f"model.path={name}", hurry=True), 2, name)
 
 
 def test_a_truncated_model(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
     data = smallest_model.read_bytes()
     (tmp_path / "half.gguf").write_bytes(data[: len(data) // 2])
-    _one_line(sweeper("sweep", "model.path=half.gguf"), 2, "half.gguf")
+    _one_line(sweeper("sweep", "model.path=half.gguf", hurry=True), 2, "half.gguf")
 
 
 def test_a_model_that_llama_cpp_does_not_know(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
     (tmp_path / "new.gguf").write_bytes(smallest_model.read_bytes().replace(b"llama", b"qwenx"))
-    _one_line(sweeper("sweep", "model.path=new.gguf"), 2, "new.gguf", "unknown model architecture: 'qwenx'")
+    done = sweeper("sweep", "model.path=new.gguf", hurry=True)
+    _one_line(done, 2, "new.gguf", "unknown model architecture: 'qwenx'")
 
 
 def test_a_sensor_that_is_not_there(sweeper: Run, smallest_model: Path) -> None:
-    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "power=hwmon"), 3, "hwmon")
+    done = sweeper("sweep", f"model.path='{smallest_model}'", "power=hwmon", hurry=True)
+    _one_line(done, 3, "hwmon")
 
 
 def test_an_unreachable_mlflow_server_is_said_before_the_first_trial(
     sweeper: Run, smallest_model: Path
 ) -> None:
-    done = sweeper("sweep", f"model.path='{smallest_model}'", "tracking.uri=http://127.0.0.1:9")
+    words = ("space.quant=F16", "tracking.uri=http://127.0.0.1:9")
+    done = sweeper("sweep", f"model.path='{smallest_model}'", *words, hurry=True)
     _one_line(done, 3, "127.0.0.1:9")
     assert "trial 1" not in done.stderr
 
 
 def test_a_root_that_is_a_file(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
     (tmp_path / "taken").write_text("a file")
-    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=taken"), 3, "taken")
+    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=taken", hurry=True), 3, "taken")
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may write everywhere")
 def test_a_root_that_cannot_be_written(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
     (tmp_path / "locked").mkdir(mode=0o500)
-    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=locked"), 3, "locked")
+    _one_line(sweeper("sweep", f"model.path='{smallest_model}'", "root=locked", hurry=True), 3, "locked")
 
 
 def _another_optunas(path: Path) -> None:
@@ -135,18 +131,10 @@ def _another_optunas(path: Path) -> None:
     ],
     ids=["another optuna's", "no database"],
 )
-def test_a_database_that_cannot_be_used(
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    write: Callable[[Path], None],
-) -> None:
-    monkeypatch.chdir(tmp_path)
+def test_a_database_that_cannot_be_used(sweeper: Run, tmp_path: Path, write: Callable[[Path], None]) -> None:
     (tmp_path / "mlruns").mkdir()
     write(tmp_path / "mlruns" / "optuna.db")
-    command = ["sweep", "experiment=demo", "name=x"]
-    code = main(command)
-    _one_line(subprocess.CompletedProcess(command, code, *capsys.readouterr()), 3, "optuna.db")
+    _one_line(sweeper("sweep", "experiment=demo", "name=x"), 3, "optuna.db")
 
 
 def test_an_earlier_sweeps_name_is_kept_for_its_space_and_named_where_another_is_asked_for(
@@ -170,7 +158,7 @@ def test_a_name_of_another_model_is_refused_before_anything_is_made(
     second = tmp_path / "second.gguf"
     second.write_bytes(smallest_model.read_bytes()[:-1] + b"\x01")
     model = f"model.path={second}" if other == "path" else "model=tiny_15m"
-    done = sweeper("sweep", model, "name=mine", "space.quant=[F16,Q8_0]", "search.wait_for_quiet=false")
+    done = sweeper("sweep", model, "name=mine", "space.quant=[F16,Q8_0]", hurry=True)
     now = "second.gguf" if other == "path" else "tiny_15m-F16-"
     _one_line(
         done, 2, "model: ", "'mine' was started with smallest.gguf, and now it is", now, "another name="
@@ -180,18 +168,17 @@ def test_a_name_of_another_model_is_refused_before_anything_is_made(
     assert not (root / "quality").exists()
 
 
-def test_two_sweeps_that_write_the_same_sweep(sweeper: Run, tmp_path: Path, smallest_model: Path) -> None:
-    from fast_sweep import FAST
-
-    words = ["sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "space.quant=F16"]
-    words.append("workload.final_seconds=30")
+def test_two_sweeps_that_write_the_same_sweep(
+    sweeper: Run, tmp_path: Path, smallest_model: Path, mlflow_tables: Callable[[Path], None]
+) -> None:
+    mlflow_tables(tmp_path / "mlruns")
+    words = ("sweep", *FAST, f"model.path='{smallest_model}'", "name=both", "space.quant=F16")
+    words = (*words, "workload.final_seconds=90")
     with (tmp_path / "log").open("wb") as log:
-        first = subprocess.Popen(
-            [sys.executable, "-m", "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log
-        )
+        first = subprocess.Popen([*HURRIED, "sweeper", *words], cwd=tmp_path, stdout=log, stderr=log)
     try:
         _wait_for(lambda: re.search(r"1 of \d+ trials: #", (tmp_path / "log").read_text()) is not None, first)
-        _one_line(sweeper(*words), 2, "both", str(first.pid))
+        _one_line(sweeper(*words, hurry=True), 2, "both", str(first.pid))
     finally:
         first.terminate()
         first.wait()
@@ -209,8 +196,6 @@ def test_wrong_words_of_other_commands(sweeper: Run) -> None:
 
 
 def _wait_for(true: Callable[[], bool], process: subprocess.Popen[bytes], seconds: float = 90) -> None:
-    import time
-
     deadline = time.monotonic() + seconds
     while not true():
         assert process.poll() is None, "it ended early"

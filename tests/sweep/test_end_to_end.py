@@ -1,4 +1,7 @@
-"""The main job on real inference, from the command line to a running server with the recommended settings."""
+"""The main job on real inference, from the command line to a running server with the recommended settings.
+
+This sweep alone leaves out no wait and no repeat (see tests/hurry.py).
+"""
 
 from __future__ import annotations
 
@@ -16,6 +19,7 @@ from pathlib import Path
 import pytest
 import yaml
 from fast_sweep import FAST
+from hurry import run_here
 
 from sweeper.cli import main
 
@@ -23,15 +27,20 @@ EXPERIMENT = "evenings of été"
 
 
 @pytest.fixture(scope="module")
-def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path) -> Path:
+def words(smallest_model: Path) -> tuple[str, ...]:
+    return (*FAST, f"model.path='{smallest_model}'", "search.full_depth=true")
+
+
+@pytest.fixture(scope="module")
+def ran(
+    tmp_path_factory: pytest.TempPathFactory, words: tuple[str, ...]
+) -> tuple[Path, subprocess.CompletedProcess[str]]:
     """A folder, with a space and non-ASCII letters in its name, in which one real sweep ran."""
     folder = tmp_path_factory.mktemp("swept") / "dossier d'été 測試"
     folder.mkdir()
+    named = ("name=first", f"tracking.experiment='{EXPERIMENT}'")
     done = subprocess.run(
-        [
-            *(sys.executable, "-m", "sweeper", "sweep", *FAST, f"model.path='{smallest_model}'"),
-            *("name=first", f"tracking.experiment='{EXPERIMENT}'"),
-        ],
+        [sys.executable, "-m", "sweeper", "sweep", *words, *named],
         cwd=folder,
         env=os.environ | {"NO_COLOR": "1"},
         capture_output=True,
@@ -42,7 +51,25 @@ def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path) -> Pat
     assert done.returncode == 0, done.stderr
     assert "estimated" in done.stdout  # this container has no power sensor; a figure says what it is
     assert "Traceback" not in done.stderr
-    return folder
+    return folder, done
+
+
+@pytest.fixture(scope="module")
+def swept(ran: tuple[Path, subprocess.CompletedProcess[str]]) -> Path:
+    return ran[0]
+
+
+def test_a_sweep_says_the_guess_first_and_a_later_guess_uses_the_sweep(
+    ran: tuple[Path, subprocess.CompletedProcess[str]], words: tuple[str, ...]
+) -> None:
+    folder, done = ran
+    assert "computed by llama.cpp's own memory plan" in done.stderr
+    assert done.stderr.index("no figure here was measured") < done.stderr.index("trials at most")
+    later = run_here("guess", *words, "--json", cwd=folder)
+    (found,) = json.loads(later.stdout)["guesses"]
+    assert found["tokens_per_second"]["label"] == "from earlier sweeps"
+    assert "first" in found["tokens_per_second"]["reason"]
+    assert found["watts"]["label"] == "from earlier sweeps"
 
 
 def test_front_and_recommendation_are_whole(swept: Path) -> None:
@@ -82,26 +109,10 @@ def test_report_and_apply_answer_in_every_form(
 
 
 def test_the_recommended_file_starts_a_real_server(swept: Path) -> None:
-    run = [sys.executable, "-m", "sweeper"]
     port = _free_port()
     config = swept / "server.json"
-    subprocess.run(
-        [
-            *run,
-            "apply",
-            "first",
-            "--to",
-            "llama-cpp-python",
-            "--port",
-            str(port),
-            "--file",
-            str(config),
-            "--write",
-        ],
-        cwd=swept,
-        capture_output=True,
-        check=True,
-    )
+    target = ("--to", "llama-cpp-python", "--port", str(port), "--file", str(config))
+    assert run_here("apply", "first", *target, "--write", cwd=swept).returncode == 0
     recommended = yaml.safe_load((swept / "mlruns/reports/first/recommendation.yaml").read_text())[
         "recommended"
     ]

@@ -6,32 +6,24 @@ import json
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 import pytest
 from fast_sweep import FAST
+from hurry import HURRIED, run_here
 
 from sweeper.cli import main
 from sweeper.results.assemble import assemble
 from sweeper.search.study import SweepStudy
 
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-QUICK = (*FAST, "search.wait_for_quiet=false")
+SWEEP = ("sweep", "engine=llama_server")
 
 
 def sweep(folder: Path, *words: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "sweeper", "sweep", "engine=llama_server", *words],
-        cwd=folder,
-        env=os.environ | {"NO_COLOR": "1"} | environment,
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    return run_here(*SWEEP, *words, cwd=folder, hurry=True, **environment)
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +32,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory, smallest_model: Path, llama_
     folder = tmp_path_factory.mktemp("swept")
     model = shutil.copy(smallest_model, folder / "own.gguf")  # no server of another test has it
     named = f"engine.binary={llama_server}", f"model.path='{model}'", "name=served"
-    done = sweep(folder, *QUICK, *named, LLAMA_ARG_CTX_SIZE="99")
+    done = sweep(folder, *FAST, *named, LLAMA_ARG_CTX_SIZE="99")
     assert done.returncode == 0, done.stderr
     assert "Traceback" not in done.stderr
     assert not [p for p in psutil.process_iter(["cmdline"]) if str(model) in (p.info["cmdline"] or ())]
@@ -92,15 +84,29 @@ def _without_library(tmp_path: Path) -> str:
     return os.pathsep.join(filter(None, (str(hidden), os.environ.get("PYTHONPATH"))))
 
 
+@pytest.fixture
+def without_library(tmp_path: Path, mlflow_tables: Callable[[Path], None]) -> Run:
+    """Sweeps in a process that finds no llama-cpp-python, as where it was never installed."""
+    mlflow_tables(tmp_path / "mlruns")
+    environment = os.environ | {"NO_COLOR": "1", "PYTHONPATH": _without_library(tmp_path)}
+
+    def run(*words: str) -> subprocess.CompletedProcess[str]:
+        command = [*HURRIED, "sweeper", *words]
+        return subprocess.run(
+            command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240, check=False
+        )
+
+    return run
+
+
 def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
-    tmp_path: Path, smallest_model: Path, llama_server: str
+    tmp_path: Path, smallest_model: Path, llama_server: str, without_library: Run
 ) -> None:
-    path = _without_library(tmp_path)
-    words = [word for word in QUICK if "type_k" not in word]
+    words = [word for word in FAST if "type_k" not in word]
     server = tmp_path / "llama-server"
     server.symlink_to(llama_server)  # without llama-perplexity beside it
     named = f"engine.binary={server}", f"model.path='{smallest_model}'", "name=alone"
-    done = sweep(tmp_path, *words, *named, "search.finalists=1", PYTHONPATH=path)
+    done = without_library(*SWEEP, *words, *named, "search.finalists=1")
     assert done.returncode == 0, done.stderr
     record = assemble(SweepStudy.load(tmp_path / "mlruns", "alone"))
     assert [t.state for t in record.trials] == ["complete"] * 2, [t.reason for t in record.trials]
@@ -114,15 +120,14 @@ def test_without_llama_cpp_python_the_model_is_tuned_as_it_is(
 
 
 def test_without_llama_cpp_python_the_program_beside_the_server_measures_quality(
-    tmp_path: Path, smallest_model: Path, llama_server: str
+    tmp_path: Path, smallest_model: Path, llama_server: str, without_library: Run
 ) -> None:
     if not Path(llama_server).with_name("llama-perplexity").is_file():
         pytest.skip("no llama-perplexity beside the llama-server")
-    path = _without_library(tmp_path)
-    words = [word for word in QUICK if "type_k" not in word and "n_ubatch" not in word]
+    words = [word for word in FAST if "type_k" not in word and "n_ubatch" not in word]
     named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=beside"
     cache = ("space.n_ubatch=64", "space.type_k=[f16,q4_0]", "search.finalists=1")
-    done = sweep(tmp_path, *words, *named, *cache, PYTHONPATH=path)
+    done = without_library(*SWEEP, *words, *named, *cache)
     assert done.returncode == 0, done.stderr
     assert "quality of F16 with type_k=q4_0 type_v=f16 over 765 tokens: " in done.stderr
     record = assemble(SweepStudy.load(tmp_path / "mlruns", "beside"))
@@ -139,25 +144,16 @@ def test_without_a_quantisation_the_file_itself_is_measured(
     tmp_path: Path, smallest_model: Path, llama_server: str
 ) -> None:
     named = f"engine.binary={llama_server}", f"model.path='{smallest_model}'", "name=plain"
-    done = sweep(tmp_path, *QUICK, *named, "space.quant=null", "search.trials=1", "search.finalists=1")
+    done = sweep(tmp_path, *FAST, *named, "space.quant=null", "search.trials=1", "search.finalists=1")
     assert done.returncode == 0, done.stderr
     trials = SweepStudy.load(tmp_path / "mlruns", "plain").trials()
     assert [(t.state, t.configuration.quant) for t in trials] == [("complete", None)]
 
 
 def test_without_llama_cpp_python_its_engine_names_the_other_one(
-    tmp_path: Path, smallest_model: Path
+    smallest_model: Path, without_library: Run
 ) -> None:
-    path = _without_library(tmp_path)
-    done = subprocess.run(
-        [sys.executable, "-m", "sweeper", "sweep", f"model.path='{smallest_model}'"],
-        cwd=tmp_path,
-        env=os.environ | {"PYTHONPATH": path},
-        capture_output=True,
-        text=True,
-        timeout=240,
-        check=False,
-    )
+    done = without_library("sweep", f"model.path='{smallest_model}'")
     assert done.returncode == 3
     assert "llama-cpp-python is not installed: install it with" in done.stderr
     assert "engine=llama_server" in done.stderr
@@ -179,7 +175,7 @@ def test_bad_input_is_one_line(
     tmp_path: Path, smallest_model: Path, llama_server: str, words: list[str], code: int, says: str
 ) -> None:
     named = [] if words[0].startswith("engine.binary") else [f"engine.binary={llama_server}"]
-    done = sweep(tmp_path, *QUICK, f"model.path='{smallest_model}'", *named, *words)
+    done = sweep(tmp_path, *FAST, f"model.path='{smallest_model}'", *named, *words)
     assert done.returncode == code, done.stderr
     last = done.stderr.strip().splitlines()[-1]
     assert last.startswith("sweeper: ")

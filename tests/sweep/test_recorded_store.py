@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import json
 import tarfile
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
+from hurry import run_here
 
 STORE = Path(__file__).parent.parent / "fixtures" / "recorded" / "mlruns.tar.xz"
 # The overrides that `cut` was started with, and one that keeps a test from waiting for the other work of a machine.
@@ -27,37 +26,39 @@ CUT = (
 )
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> Path:
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of the recorded sweeps; a test may go on with ``cut``, and reads the others."""
+    folder = tmp_path_factory.mktemp("recorded")
     with tarfile.open(STORE) as archive:
-        archive.extractall(tmp_path, filter="data")
-    return tmp_path
+        archive.extractall(folder, filter="data")
+    return folder
 
 
 @pytest.mark.parametrize("sweep", ["demo", "real"])
-def test_a_recorded_sweep_is_reported(recorded: Path, sweeper: Callable[..., Any], sweep: str) -> None:
-    said = sweeper("report", sweep, "--json", cwd=recorded)
+def test_a_recorded_sweep_is_reported(recorded: Path, sweep: str) -> None:
+    said = run_here("report", sweep, "--json", cwd=recorded)
     assert said.returncode == 0, said.stderr
     found = json.loads(said.stdout)
     assert found["sweep"] == sweep
     assert found["front"]
 
 
-def test_recorded_sweeps_are_compared_and_applied(recorded: Path, sweeper: Callable[..., Any]) -> None:
-    said = sweeper("compare", "demo", "real", "--json", cwd=recorded)
+def test_recorded_sweeps_are_compared_and_applied(recorded: Path) -> None:
+    said = run_here("compare", "demo", "real", "--json", cwd=recorded)
     assert said.returncode == 0, said.stderr
-    said = sweeper("apply", "demo", "--to", "env", "--json", "--force", cwd=recorded)
+    said = run_here("apply", "demo", "--to", "env", "--json", "--force", cwd=recorded)
     assert said.returncode == 0, said.stderr
     assert "LLAMA_ARG_" in said.stdout
 
 
 @pytest.mark.slow
-def test_a_recorded_sweep_that_was_killed_resumes(recorded: Path, sweeper: Callable[..., Any]) -> None:
+def test_a_recorded_sweep_that_was_killed_resumes(recorded: Path) -> None:
     from sweeper.search.study import SweepStudy
 
     root = recorded / "mlruns"
     before = SweepStudy.load(root, "cut").trials()
-    said = sweeper("sweep", *CUT, cwd=recorded, timeout=280)
+    said = run_here("sweep", *CUT, cwd=recorded, hurry=True)
     assert said.returncode == 0, said.stderr
     study = SweepStudy.load(root, "cut")
     assert study.trials()[: len(before)] == before

@@ -7,13 +7,17 @@ import os
 import re
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 from fast_sweep import FAST
+from hurry import HURRIED, run_here
+from optuna.trial import TrialState
+
+from sweeper.cli import main
+from sweeper.search.study import SweepStudy
 
 # Trials that last long enough to be met in flight, each measured to its end, and nothing after them that is
 # tested elsewhere: no second quantisation, whose quality is computed first, and few final measurements.
@@ -23,17 +27,12 @@ SLOW = (
 )
 
 
+def _words(model: Path, *more: str) -> tuple[str, ...]:
+    return ("sweep", *FAST, *more, f"model.path='{model}'", "name=stopped")
+
+
 def _start(folder: Path, model: Path, *more: str) -> subprocess.Popen[bytes]:
-    command = [
-        sys.executable,
-        "-m",
-        "sweeper",
-        "sweep",
-        *FAST,
-        *more,
-        f"model.path='{model}'",
-        "name=stopped",
-    ]
+    command = [*HURRIED, "sweeper", *_words(model, *more)]
     with _log_of(folder).open("ab") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log)
 
@@ -55,32 +54,41 @@ def _first_trial_ended(log: str) -> bool:
     return re.search(r"1 of \d+ trials: #", log) is not None
 
 
+def _study(folder: Path) -> SweepStudy:
+    return SweepStudy.load(folder / "mlruns", "stopped")
+
+
 def _states(folder: Path) -> list[str]:
-    from sweeper.search.study import SweepStudy
-
-    return [t.state for t in SweepStudy.load(folder / "mlruns", "stopped").trials()]
+    return [t.state for t in _study(folder).trials()]
 
 
-def _report(folder: Path, *arguments: str) -> str:
-    command = [sys.executable, "-m", "sweeper", "report", "stopped", *arguments]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=60, check=True)
-    return " ".join(done.stdout.split())
+def _second_is_in_flight(folder: Path) -> bool:
+    return len(_study(folder).optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) == 1
 
 
-def test_once_concludes_with_a_pick_that_was_measured_again(tmp_path: Path, smallest_model: Path) -> None:
-    sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, _first_trial_ended)
-    time.sleep(0.8)  # into the second trial, whose windows last 3 s
+@pytest.fixture
+def folder(tmp_path: Path, mlflow_tables: Callable[[Path], None]) -> Path:
+    (tmp_path / "in").mkdir()
+    mlflow_tables(tmp_path / "in" / "mlruns")
+    return tmp_path / "in"
+
+
+def test_once_concludes_with_a_pick_that_was_measured_again(
+    folder: Path, smallest_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sweep = _start(folder, smallest_model, *SLOW)
+    _wait_until(folder, sweep, lambda log: _first_trial_ended(log) and _second_is_in_flight(folder))
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=120) == 130
-    log = _log_of(tmp_path).read_text()
+    log = _log_of(folder).read_text()
     assert "Traceback" not in log
     assert "stopped by hand" in log
     assert "current pick: #" in log
     assert "of the baseline, the pick and its near-ties" in log
-    assert _states(tmp_path) == ["complete"] * 2  # the one in flight was finished
-    assert (tmp_path / "mlruns/reports/stopped/report.html").exists()
-    best = json.loads(_report(tmp_path, "--json"))["current_pick"]
+    assert _states(folder) == ["complete"] * 2  # the one in flight was finished
+    assert (folder / "mlruns/reports/stopped/report.html").exists()
+    assert main(["report", "stopped", "--json", "--root", str(folder / "mlruns")]) == 0
+    best = json.loads(capsys.readouterr().out)["current_pick"]
     assert (best["recommended"], best["visits"], best["provisional"]) == (
         True,
         1,
@@ -88,42 +96,44 @@ def test_once_concludes_with_a_pick_that_was_measured_again(tmp_path: Path, smal
     )
 
 
-def test_twice_stops_now_and_the_same_command_goes_on(tmp_path: Path, smallest_model: Path) -> None:
-    sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, _first_trial_ended)
+def test_twice_stops_now_and_the_same_command_goes_on(folder: Path, smallest_model: Path) -> None:
+    sweep = _start(folder, smallest_model, *SLOW)
+    _wait_until(folder, sweep, lambda log: _first_trial_ended(log) and _second_is_in_flight(folder))
     sweep.send_signal(signal.SIGINT)
-    _wait_until(tmp_path, sweep, lambda log: "Ctrl-C again" in log)
+    _wait_until(folder, sweep, lambda log: "Ctrl-C again" in log)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=120) == 130
     # The trial in flight was not finished, as it is after one Ctrl-C.
-    log = _log_of(tmp_path).read_text()
+    log = _log_of(folder).read_text()
     assert "Traceback" not in log
-    assert _states(tmp_path) == ["complete"]
-    again = _start(tmp_path, smallest_model, *SLOW)
-    assert again.wait(timeout=120) == 0
-    assert _states(tmp_path) == ["complete"] * 3
+    assert _states(folder) == ["complete"]
+    assert run_here(*_words(smallest_model, *SLOW), cwd=folder, hurry=True).returncode == 0
+    assert _states(folder) == ["complete"] * 3
 
 
 def test_the_second_ctrl_c_ends_the_visits_and_the_report_names_the_pick(
-    tmp_path: Path, smallest_model: Path
+    folder: Path, smallest_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    sweep = _start(tmp_path, smallest_model, *SLOW)
-    _wait_until(tmp_path, sweep, _first_trial_ended)
+    sweep = _start(
+        folder, smallest_model, *SLOW, "workload.final_seconds=60"
+    )  # no visit ends before the signal
+    _wait_until(folder, sweep, _first_trial_ended)
     sweep.send_signal(signal.SIGINT)
-    _wait_until(tmp_path, sweep, lambda log: "of the baseline, the pick and its near-ties" in log)
+    _wait_until(folder, sweep, lambda log: "of the baseline, the pick and its near-ties" in log)
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=120) == 130
-    log = _log_of(tmp_path).read_text()
+    log = _log_of(folder).read_text()
     assert "stopped at once" in log
     assert "Traceback" not in log
-    said = _report(tmp_path)
+    assert main(["report", "stopped", "--root", str(folder / "mlruns")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
     assert "No recommendation" in said
     assert "Current pick (within:5%): #" in said
     assert "Provisional: screened only" in said
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
+def small_disk(tmp_path: Path, mlflow_tables: Callable[[Path], None]) -> Iterator[Path]:
     folder = tmp_path / "small"
     folder.mkdir()
     mounted = subprocess.run(
@@ -131,12 +141,14 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     )
     if mounted.returncode != 0:
         pytest.skip("a disk can be made full only where a small one may be mounted")
+    mlflow_tables(folder / "mlruns")
     yield folder
     subprocess.run(["umount", "-l", str(folder)], check=True)
 
 
 def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, smallest_model: Path) -> None:
-    sweep = _start(small_disk, smallest_model, *SLOW, "search.trials=2")
+    words = (*SLOW, "search.trials=2")
+    sweep = _start(small_disk, smallest_model, *words)
     _wait_until(small_disk, sweep, _first_trial_ended)
     log = _log_of(small_disk).read_text()
     with (small_disk / "filler").open("wb") as filler:
@@ -151,5 +163,5 @@ def test_a_disk_that_fills_up_is_one_line_and_nothing_is_lost(small_disk: Path, 
     assert code == 3, log
     assert "Traceback" not in log
     assert "complete" in _states(small_disk)
-    again = _start(small_disk, smallest_model, *SLOW, "search.trials=2")
-    assert again.wait(timeout=180) == 0, _log_of(small_disk).read_text()[-2000:]
+    again = run_here(*_words(smallest_model, *words), cwd=small_disk, hurry=True)
+    assert again.returncode == 0, again.stderr

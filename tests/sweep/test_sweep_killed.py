@@ -10,21 +10,22 @@ import random
 import signal
 import sqlite3
 import subprocess
-import sys
 import time
 from collections import Counter
+from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 from fast_sweep import FAST
+from hurry import HURRIED
 
 from sweeper.records import TrialRecord
 
 KILLS = int(os.environ.get("SWEEPER_KILLS", "3"))
 SEED = int(os.environ.get("SWEEPER_SEED", "7"))
 LONGEST_SECONDS = 12.0  # the moments lie between the start and about the end of a whole run
-TRIALS = 10
+TRIALS = 8
 
 
 def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
@@ -35,7 +36,7 @@ def _start(folder: Path, model: Path) -> subprocess.Popen[bytes]:
         "search.finalists=1",
         "search.patience=null",
     ]
-    command = [sys.executable, "-m", "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
+    command = [*HURRIED, "sweeper", "sweep", *FAST, *more, f"model.path='{model}'", "name=killed"]
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
 
@@ -112,25 +113,18 @@ def _workers_left() -> list[int]:
 
 
 def test_the_baseline_is_found_again_when_its_own_trial_was_in_flight(
-    tmp_path: Path, smallest_model: Path
+    tmp_path: Path, smallest_model: Path, mlflow_tables: Callable[[Path], None]
 ) -> None:
     import optuna
 
     from sweeper.results.assemble import assemble
     from sweeper.search.study import SweepStudy
 
-    slow = ["workload.screening_seconds=60", "search.trials=2"]
-    command = [
-        sys.executable,
-        "-m",
-        "sweeper",
-        "sweep",
-        *FAST,
-        f"model.path='{smallest_model}'",
-        "name=killed",
-    ]
+    mlflow_tables(tmp_path / "mlruns")
+    slow = ["workload.screening_seconds=60", "search.trials=2", "space.quant=F16"]
+    command = [*HURRIED, "sweeper", "sweep", *FAST, *slow, f"model.path='{smallest_model}'", "name=killed"]
     with (tmp_path / "log").open("wb") as log:
-        first = subprocess.Popen([*command, *slow], cwd=tmp_path, stdout=log, stderr=log)
+        first = subprocess.Popen(command, cwd=tmp_path, stdout=log, stderr=log)
         deadline = time.monotonic() + 60
         while not _running(tmp_path / "mlruns"):
             assert first.poll() is None, (tmp_path / "log").read_text()

@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
+import sqlalchemy
 from store_view import client_of, runs_of, sqlite_of
 from tracked_sweep import record
 
@@ -76,6 +77,22 @@ def test_a_store_opens_for_a_user_without_a_home_folder(root: Path, tmp_path: Pa
     )
     assert (done.returncode, done.stderr) == (0, "")
     assert not (tmp_path / "~").exists()
+
+
+def test_a_second_ctrl_c_during_a_write_prints_no_traceback(
+    root: Path, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    Tracker.open(None, root)
+    engine = sqlalchemy.create_engine("sqlite://")
+
+    @sqlalchemy.event.listens_for(engine, "reset")
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt), engine.connect():
+        pass
+    assert caplog.text == ""
+    assert capfd.readouterr() == ("", "")
 
 
 def test_a_moved_folder_keeps_its_artifacts(root: Path, report: Path, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""MLflow's real pages: the server starts and ends, and the parent's page answers in a real browser."""
+"""MLflow's real server: the tracker over HTTP, and the pages, which answer in a real browser."""
 
 from __future__ import annotations
 
@@ -7,14 +7,18 @@ import socket
 import sys
 import urllib.request
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from headless_page import CHROMIUM, Page
 from process_groups import group_ends
+from store_view import client_of, runs_of, seen
+from tracked_sweep import MODEL, record
 
 from sweeper.errors import StoreError, SweepMissingError
 from sweeper.servers import free_port
+from sweeper.tracking import Tracker, store, tracker
 from sweeper.tracking import ui as ui_module
 from sweeper.tracking.ui import MlflowUi
 
@@ -25,12 +29,67 @@ def ui(server: str, tmp_path: Path) -> Iterator[MlflowUi]:
         yield running
 
 
-@pytest.fixture
-def page(tmp_path: Path) -> Iterator[Page]:
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+    """One browser, which loads MLflow's scripts once."""
     if CHROMIUM is None:
         pytest.skip("no chromium on this machine: apt-get install chromium")
-    with Page(tmp_path / "profile") as opened:
+    with Page(tmp_path_factory.mktemp("browser") / "profile") as opened:
         yield opened
+
+
+@pytest.fixture
+def page(browser: Page) -> Page:
+    browser.open("about:blank")
+    browser.screen(1500, 1000)
+    browser.requests.clear()
+    return browser
+
+
+# -- the tracker over HTTP
+
+
+def test_a_sweep_on_a_server_is_the_same_and_may_be_repeated(
+    server: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    # Older than the sweep that the tests of the pages look for on the same server as its newest.
+    final = record(
+        model=replace(MODEL, name="over http"), sweep="over http", started_utc="2020-01-01T00:00:00+00:00"
+    )
+    (tmp_path / "report.html").write_text("<h1>report</h1>")
+    files = {"report.html": tmp_path / "report.html"}
+    tracked = Tracker.open(server, tmp_path / "unused")
+    tracked.sweep_started(replace(final, state="running", trials=(), recommended=None, baseline=None))
+    for one in final.trials:
+        tracked.trial_finished(replace(final, state="running"), one)
+    tracked.sweep_finished(final, files)
+    client = client_of(server)
+    before = seen(client, final)
+    Tracker.open(server, tmp_path / "unused").sweep_finished(final, files)
+
+    assert seen(client, final) == before
+    parent, children = runs_of(client, final)
+    assert parent.info.status == "FINISHED"
+    assert len(children) == len(final.trials)
+    assert before[0]["files"] == ["config.yaml", "machine.json", "report.html"]
+    assert not (tmp_path / "unused").exists()
+    assert capfd.readouterr() == ("", "")
+
+
+def test_a_server_that_goes_away_is_a_store_error_and_no_wait(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tracker, "RETRY_SECONDS", (0.0,))
+    with socket.socket() as nobody:
+        nobody.bind(("127.0.0.1", 0))
+        gone = f"http://127.0.0.1:{nobody.getsockname()[1]}"
+        place = store.location(gone, tmp_path)
+        tracked = Tracker(place, store.GuardedClient(client_of(gone), place.words))
+        with pytest.raises(StoreError, match="MLflow store http://127"):
+            tracked.trial_finished(record("running"), record().trials[0])
+
+
+# -- the pages
 
 
 def test_the_pages_of_a_sweep_are_found_by_its_name(ui: MlflowUi) -> None:
