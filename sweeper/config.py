@@ -42,6 +42,8 @@ QUIET_SECONDS = 60.0
 # The time for comparing the quality of quantisations and cache types: this much, and at most this share of the minutes.
 QUALITY_MINUTES = 10.0
 QUALITY_SHARE = 1 / 6
+# A sweep of at most this many minutes in all has no time to measure quality beside its trials.
+SHORT_MINUTES = 3.0
 ENGINES = ("llama_cpp", "llama_server", "endpoint", "simulated", "replay")
 SERVES_USERS = ("llama_server", "endpoint")
 SAMPLERS = ("auto", "gp_front", "tpe", "gp", "nsga2", "random", "grid")
@@ -157,6 +159,10 @@ class Settings:
         limits = [QUALITY_SHARE * m for m in (self.minutes, self.search.minutes) if m is not None]
         return 60 * min([*limits, QUALITY_MINUTES])
 
+    def is_short(self) -> bool:
+        """Whether the limit of the whole job leaves no time to measure quality."""
+        return self.minutes is not None and self.minutes <= SHORT_MINUTES
+
     def prices_record(self) -> Prices:
         """The prices as a record."""
         return Prices(**vars(self.prices))
@@ -195,6 +201,10 @@ class Composed:
     plain: Mapping[str, Any]  # as composed, unresolved; the sweep keeps this
     _tree: Any
     typed: tuple[str, ...] = ()  # the overrides of the command line
+
+    def types(self, key: str) -> bool:
+        """Whether the command line sets ``key``, or a part of it."""
+        return any(word.partition("=")[0] == key or word.startswith(f"{key}.") for word in self.typed)
 
     def space(self, facts: Mapping[str, Mapping[str, Any]], skip: Sequence[str] = ()) -> dict[str, Any]:
         """The specification of the space, with ``${model:…}``, ``${machine:…}`` and ``${device:…}`` filled in.

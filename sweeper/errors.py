@@ -18,6 +18,7 @@
     │   └── StoreError                3   a folder, database or server that cannot be read or written
     ├── NoResultError                 4   the sweep ended without a valid trial
     ├── VerifyError                   5   the server is slower than promised
+    ├── QualityUnknown                -   the reference of quality cannot be run; a sweep goes on without its figures
     └── TrialFailed                   4   one trial failed; a sweep continues, other commands end
         ├── OutOfMemory               -   on the host or on a device
         ├── EngineCrashed             -   the worker died: its signal and the last lines of its log
@@ -121,6 +122,10 @@ class VerifyError(SweeperError):
     """The running server is slower than the sweep promised."""
 
     exit_code = EXIT_VERIFY
+
+
+class QualityUnknown(SweeperError):
+    """The reference cannot be run, so nothing can be compared with it. The message is the reason."""
 
 
 class TrialFailed(SweeperError):

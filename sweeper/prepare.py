@@ -31,7 +31,7 @@ from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
 from sweeper.search.time_budget import TimeBudget
 from sweeper.search.transfer import Earlier, from_earlier
-from sweeper.search.warm_start import context_ladder, initial_design
+from sweeper.search.warm_start import context_ladder, initial_design, known_first
 from sweeper.space.space import SearchSpace
 from sweeper.sweep import SearchPlan, StopFlag, Sweep
 from sweeper.tracking import Tracker
@@ -163,7 +163,10 @@ def _design(
     root: Path,
     objectives: tuple[Objective, ...],
 ) -> tuple[tuple[Configuration, ...], Earlier | None, tuple[str, ...]]:
-    """The first configurations, the earlier sweep that warm-starts this one, and a note about it."""
+    """The first configurations, the earlier sweep that warm-starts this one, and a note about it.
+
+    Those whose quality is known come first, so that the first trials need not wait for a comparison.
+    """
     corners = CORNERS if settings.search.corners else 1
     first = initial_design(space, space.base, corners, settings.search.seed)
     earlier = None
@@ -171,12 +174,13 @@ def _design(
         simulated = rig.engine_record.simulated
         earlier = from_earlier(root, rig.machine, simulated, objectives, space, name)
     if earlier is None:
-        return first, None, ()
+        return known_first(first, rig.quality_is_known), None, ()
     note = (
         f"the search starts with the best trials of your earlier sweep {earlier.sweep}; "
         "set search.transfer=false to start without them"
     )
-    return tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:]))), earlier, (note,)
+    first = tuple(dict.fromkeys((first[0], *earlier.configurations, *first[1:])))
+    return known_first(first, rig.quality_is_known), earlier, (note,)
 
 
 def measurable(settings: Settings, rig: Rig) -> tuple[tuple[Objective, ...], tuple[str, ...]]:
@@ -278,7 +282,9 @@ def _refreshed(study: SweepStudy, header: SweepRecord) -> SweepRecord:
 def _mixed_quality(study: SweepStudy, kept: SweepRecord, header: SweepRecord) -> tuple[str, ...]:
     """Notes that the quality of a resumed sweep's trials was not measured alike; this one and earlier ones."""
     earlier = tuple(note for note in kept.notes if note.startswith(MIXED_QUALITY))
-    measured = [t.number for t in study.trials() if "kl_divergence" in t.metrics]
+    # The loss of the reference itself is 0, however quality is measured.
+    losses = ((t.number, t.metrics.get("kl_divergence")) for t in study.trials())
+    measured = [number for number, loss in losses if loss is not None and loss.median > 0]
     if not measured or header.quality in ("", kept.quality):
         return earlier
     how = kept.quality or "over 256 tokens of another text, by an older version"

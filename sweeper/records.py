@@ -298,7 +298,9 @@ class ModelFile:
     path: str
     sha256: str
     size_bytes: int
-    kl_divergence: float | None = None  # nats/token against the most precise file, with an f16 cache
+    # Nats/token against the most precise file, with an f16 cache: of recorded tables, simulated machines and sweeps of
+    # earlier versions. In other sweeps, the trials have the figures.
+    kl_divergence: float | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -462,7 +464,8 @@ class SweepRecord:
     baseline_configuration: Configuration | None = (
         None  # the engine's defaults, whichever trial measured them
     )
-    # Reference, texts and program of the KL divergence; empty: not measured, or over 256 tokens by an old version.
+    # Reference, texts and program of the KL divergence; empty: nothing searched changes it, nothing can measure it, or
+    # an old version measured it over 256 tokens. A trial without the figure has the reason in `missing`.
     quality: str = ""
     ladder: tuple[Configuration, ...] = ()
 

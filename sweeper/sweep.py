@@ -12,12 +12,12 @@ import random
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 from sweeper.engine.base import Engine
-from sweeper.errors import NoResultError, StoreError, TrialFailed
+from sweeper.errors import NoResultError, QualityUnknown, StoreError, TrialFailed
 from sweeper.limits.base import LimitControl
 from sweeper.measure.disturbance import Watch, worst
 from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
@@ -119,6 +119,7 @@ class Sweep:
     watch: Watch | None = None  # None: nothing can disturb this machine
     budget: TimeBudget | None = None  # the limit of the whole job
     _began: float = 0.0
+    _compared_seconds: float = 0.0  # spent on measuring quality, which is not part of `SearchPlan.minutes`
     _reference_celsius: float | None = None
     _tracking_failed: str | None = None
     _early_stop: EarlyStop | None = None
@@ -235,7 +236,7 @@ class Sweep:
         expected = before.seconds * step.n_ctx / before.configuration.n_ctx
         left = math.inf if self.budget is None else self.budget.left()
         if self.plan.minutes is not None:
-            left = min(left, 60 * self.plan.minutes - (self.clock() - self._began))
+            left = min(left, 60 * self.plan.minutes - self._searched_seconds())
         if expected <= left:
             return False
         self.progress.note(
@@ -250,7 +251,7 @@ class Sweep:
             return BY_HAND
         if plan.trials is not None and len(trials) >= plan.trials:
             return f"the limit of {plan.trials} trials is reached"
-        if plan.minutes is not None and self.clock() - self._began >= plan.minutes * 60:
+        if plan.minutes is not None and self._searched_seconds() >= plan.minutes * 60:
             return (
                 "1 minute of searching is over"
                 if plan.minutes == 1
@@ -273,6 +274,9 @@ class Sweep:
         ):
             return f"the last {plan.patience} trials added less than {GROWTH:.0%} to the front"
         return plan.stop_reason() if plan.stop_reason else None
+
+    def _searched_seconds(self) -> float:
+        return self.clock() - self._began - self._compared_seconds
 
     def _visit_seconds(self) -> float:
         workload = self.study.header().workload
@@ -317,12 +321,20 @@ class Sweep:
         self, number: int, configuration: Configuration, header: SweepRecord
     ) -> tuple[TrialRecord, Measurement | None]:
         """Run one trial and return its record, even if the trial failed."""
-        began, utc = self.clock(), datetime.now(UTC).isoformat(timespec="milliseconds")
+        began, utc = self.clock(), datetime.now(UTC)
         self.progress.phase("checking memory and quality")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
-        quality, failed = ({}, None) if why else self._quality(configuration)
-        base = TrialRecord(number, "infeasible", configuration, reason=why or failed, started_utc=utc)
-        if why or failed:
+        quality: Mapping[str, Reading] = {}
+        unknown: Mapping[str, str] = {}
+        before = self._compared_seconds
+        if not why:
+            quality, unknown, why = self._quality(configuration)
+        # The comparison serves every trial of its level, so it is not part of this one's time.
+        compared = self._compared_seconds - before
+        began, utc = began + compared, utc + timedelta(seconds=compared)
+        started = utc.isoformat(timespec="milliseconds")
+        base = TrialRecord(number, "infeasible", configuration, reason=why, started_utc=started)
+        if why:
             return replace(base, seconds=self.clock() - began), None
         try:
             stage = self._screening(header)
@@ -332,6 +344,7 @@ class Sweep:
                 least = None if stage.least_prefill is None else max(1, stage.least_prefill)
                 stage, hopeless = replace(stage, least_prefill=least), None
             measurement = self._measure(configuration, stage, quality, hopeless)
+            measurement = replace(measurement, missing={**measurement.missing, **unknown})
             _demand_objectives(measurement, header)
         except TrialFailed as failure:
             return replace(
@@ -343,12 +356,25 @@ class Sweep:
             ), None
         return self._record_of(base, measurement, header, self.clock() - began), measurement
 
-    def _quality(self, configuration: Configuration) -> tuple[Mapping[str, Reading], str | None]:
-        """The quality loss of the configuration, measured once for its levels; or the reason why it is unknown."""
+    def _quality(
+        self, configuration: Configuration
+    ) -> tuple[Mapping[str, Reading], Mapping[str, str], str | None]:
+        """The quality loss of the configuration, measured when a trial first has its level.
+
+        Returns:
+            The loss; or why the whole sweep has none, by metric; or why this trial cannot run.
+        """
+        began = self.clock()
         try:
-            return self.quality(configuration), None
+            return self.quality(configuration), {}, None
+        except QualityUnknown as unknown:
+            return {}, dict.fromkeys(OF_QUALITY, str(unknown)), None
         except TrialFailed as failure:
-            return {}, f"its quality cannot be measured: {failure}"
+            return {}, {}, f"its quality cannot be measured: {failure}"
+        finally:
+            seconds = self.clock() - began
+            self._compared_seconds += seconds
+            self.progress.compared(seconds)
 
     def _measure(
         self,

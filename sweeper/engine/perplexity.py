@@ -177,8 +177,7 @@ class PerplexityMeter:
             EngineRefused: the program cannot run a file over the text, or the file is another model.
             EngineCrashed, EngineTimeout, OutOfMemory: the program failed.
         """
-        terms = self._terms() | terms_of(candidate, type_k, type_v, self._root)
-        path = self._folder / f"{digest(terms)}.json"
+        terms, path = self._entry(candidate, type_k, type_v)
         known = self._kept(path)
         if known is not None:
             return known
@@ -201,6 +200,15 @@ class PerplexityMeter:
             files.replace(path, json.dumps({"terms": terms, "result": result}, indent=1))
         return found
 
+    def is_kept(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> bool:
+        """Whether `divergence` would answer without running a model. It raises the same errors of bad input."""
+        return self._kept(self._entry(candidate, type_k, type_v)[1]) is not None
+
+    def _entry(self, candidate: Path, type_k: str, type_v: str) -> tuple[dict[str, Any], Path]:
+        """What a divergence depends on, and the file of its result."""
+        terms = self._terms() | terms_of(candidate, type_k, type_v, self._root)
+        return terms, self._folder / f"{digest(terms)}.json"
+
     def close(self) -> None:
         """Delete the reference's predictions. May be called twice."""
         self._predictions = None
@@ -221,7 +229,8 @@ class PerplexityMeter:
             allowed = float(result.pop("allowed_seconds"))
             found = Divergence(**result)
             enough = (
-                found.tokens >= self._chunks * SCORED_TOKENS
+                self._effort.takes_kept
+                or found.tokens >= self._chunks * SCORED_TOKENS
                 or 0 < self._effort.seconds < MUCH_MORE_TIME * allowed
             )
         except (OSError, ValueError, TypeError, KeyError):

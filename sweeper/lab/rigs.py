@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,7 +21,7 @@ from sweeper.records import Configuration, Reading
 from sweeper.report.heartbeat import SILENCE_SECONDS
 from sweeper.rig.base import Rig
 from sweeper.rig.open import idle_power, open_rig
-from sweeper.rig.quantisations import with_quality
+from sweeper.rig.quantisations import with_quality, with_quality_of_files
 
 if TYPE_CHECKING:
     from sweeper.config import Composed, Settings
@@ -91,12 +92,12 @@ def record_grid(composed: Composed, path: Path, passes: int, say: Callable[[str]
     The recording makes ``passes`` passes over the space. It resumes an interrupted recording. It raises the same
     errors as `prepared`.
     """
-    settings = composed.settings
+    settings = replace(composed.settings, minutes=None)  # a recording ends when the whole space is measured
     with ExitStack() as held:
-        rig, space, notes = open_rig(composed, held, say)
+        rig, space, notes = open_rig(replace(composed, settings=settings), held, say)
         for note in (*rig.notes, *notes):
             say(note)
-        rig = with_quality(rig, space, settings, Path(settings.root), held, say)
+        rig = with_quality_of_files(with_quality(rig, space, settings, Path(settings.root), held, say), space)
         workload = rig.workload or settings.workload_record()
         stage = Stage.recording(workload)
         idle = idle_power(rig)

@@ -48,12 +48,13 @@ class Effort:
 
     ``tokens`` are measured at first. While the interval of the divergence contains one of the ``bounds`` (nats/token),
     that number is doubled, up to `MOST_TOKENS`. A model, be it the reference or a candidate, never takes more than
-    ``seconds``, but at least two blocks.
+    ``seconds``, but at least two blocks. With ``takes_kept``, a kept result is never extended.
     """
 
     tokens: int = 4096
     seconds: float = 600.0
     bounds: tuple[float, ...] = ()
+    takes_kept: bool = False
 
     @property
     def blocks(self) -> int:
@@ -112,6 +113,9 @@ class Meter(Protocol):
 
     def divergence(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> Divergence:
         """The divergence of ``candidate``, run with these cache types, from the reference."""
+
+    def is_kept(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> bool:
+        """Whether `divergence` would answer without running a model."""
 
     def __enter__(self) -> Self: ...
 
@@ -183,11 +187,9 @@ class QualityMeter(WorkerProcess):
             EngineRefused: llama.cpp cannot run a file over the text, or the file is another model.
             EngineCrashed, EngineTimeout, OutOfMemory: the worker failed.
         """
-        terms = self._terms() | terms_of(candidate, type_k, type_v, self._root)
-        path = self._folder / f"{digest(terms)}.json"
-        kept = _read(path)
+        terms, path, kept = self._entry(candidate, type_k, type_v)
         is_reference = (terms["candidate"], type_k, type_v) == (terms["reference"], "f16", "f16")
-        if kept.wanted(self._effort):
+        if not self._suffices(kept):
             read_header(candidate)
             self._make_room(candidate if self._has_reference else self._reference)
             with store_errors(path):
@@ -200,6 +202,19 @@ class QualityMeter(WorkerProcess):
                     self.spent_seconds += time.monotonic() - began
                 files.replace(path, json.dumps({"terms": terms, "result": _plain(kept)}, indent=1))
         return Divergence.of(kept.divergences, kept.shares)
+
+    def is_kept(self, candidate: Path, type_k: str = "f16", type_v: str = "f16") -> bool:
+        """Whether `divergence` would answer without running a model. It raises the same errors of bad input."""
+        return self._suffices(self._entry(candidate, type_k, type_v)[2])
+
+    def _entry(self, candidate: Path, type_k: str, type_v: str) -> tuple[dict[str, Any], Path, _Kept]:
+        """What a divergence depends on, the file of its result, and the result as far as it was measured."""
+        terms = self._terms() | terms_of(candidate, type_k, type_v, self._root)
+        path = self._folder / f"{digest(terms)}.json"
+        return terms, path, _read(path)
+
+    def _suffices(self, kept: _Kept) -> bool:
+        return (self._effort.takes_kept and bool(kept.divergences)) or not kept.wanted(self._effort)
 
     def close(self) -> None:
         """End the worker and delete the reference's predictions. May be called twice."""

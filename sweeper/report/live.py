@@ -114,6 +114,11 @@ class PlainProgress(Progress):
         if name in MEASURED and self._heartbeat.silence() > PLAIN_SILENCE_SECONDS:
             self._print(f"{self._place()}measuring {name}", "dim")
 
+    def compared(self, seconds: float) -> None:
+        """Leave the comparison out of the estimate of the time left: it serves every trial of its level."""
+        self._started += seconds
+        self._since += seconds
+
     def trial_finished(self, trial: TrialRecord) -> None:
         """Print the trial's line. A trial's time runs from the end of the trial before it."""
         now = self._clock()

@@ -51,6 +51,9 @@ class Progress:
         event. Other threads may report phases as well.
         """
 
+    def compared(self, seconds: float) -> None:
+        """The quality of the trial's level was measured for so long, which neither the trial nor the search counts."""
+
     def trial_finished(self, trial: TrialRecord) -> None:
         """The trial that was started last is over, whatever became of it."""
 

@@ -97,7 +97,10 @@ def conclude(record: SweepRecord) -> SweepRecord:
 
 
 def _not_judged(record: SweepRecord) -> Iterator[str]:
-    """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial."""
+    """A note for each constraint that some complete trial lacks the metric for; it did not limit that trial.
+
+    Without a constraint on quality, a note still says why the sweep could not measure it.
+    """
     complete = [trial for trial in record.trials if trial.state == "complete"]
     changes = set(LOSSY_KEYS) & set(record.space)
     default = (
@@ -108,6 +111,9 @@ def _not_judged(record: SweepRecord) -> Iterator[str]:
         if without:
             why = without[0].missing.get(constraint.metric, default)
             yield f"{constraint} was not checked in {len(without)} of {len(complete)} trials: {why}"
+    unknown = next((t.missing[picks.QUALITY] for t in complete if picks.QUALITY in t.missing), None)
+    if unknown is not None and picks.QUALITY not in {c.metric for c in record.constraints}:
+        yield f"the quality loss is not measured: {unknown}"
 
 
 def with_finals(

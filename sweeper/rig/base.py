@@ -30,7 +30,7 @@ class Rig:
     meter: PowerMeter
     limits: LimitControl
     notes: tuple[str, ...]
-    # The metrics of `OF_QUALITY`, as far as they can be known.
+    # The metrics of `OF_QUALITY`, as far as they can be known. The first call for a level may take minutes.
     quality: Callable[[Configuration], Mapping[str, Reading]]
     forecast: Callable[[Configuration], str | None]
     quants: tuple[
@@ -57,6 +57,9 @@ class Rig:
     makes_quantisations: bool = True  # False: only the user's own files
     # Opens what compares the quality of files, with the arguments of `QualityMeter`; None: that class itself.
     quality_meter: Callable[[Path, Path, Texts, int, Callable[[Path], None], Effort], Meter] | None = None
+    quality_is_known: Callable[[Configuration], bool] = lambda configuration: (
+        True
+    )  # `quality` answers at once
     quality_record: str = ""  # see `SweepRecord.quality`
     load: MachineLoad | None = None  # None on machines with virtual time: nothing can disturb them
     running: Configuration | None = (

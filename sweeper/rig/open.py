@@ -15,6 +15,7 @@ from sweeper.errors import StoreError
 from sweeper.records import Reading
 from sweeper.rig.base import Rig
 from sweeper.rig.quantisations import with_quantisations
+from sweeper.rig.short_job import in_time
 from sweeper.search.warm_start import nearest
 from sweeper.space.auto import ONE_CONTEXT, Facts, default_configuration, fill_auto, unsettable
 from sweeper.space.space import SearchSpace, Traits, build_space
@@ -72,6 +73,8 @@ def open_rig(
         rig.use_texts(texts.prompts)
         rig = replace(rig, workload=replace(facts.workload, prompts=texts.record))
         notes = (*notes, OTHER_TEXTS)
+    space, in_short = in_time(rig, space, composed)  # before files are made that are not searched
+    notes = (*notes, *in_short)
     rig, space = with_quantisations(rig, space, root, say)
     if rig.own_placement is not None:
         space = with_own_placement(space, rig.own_placement(space.base))

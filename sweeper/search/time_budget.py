@@ -23,7 +23,7 @@ class TimeBudget:
     Args:
         seconds: the time of the whole job.
         clock: the clock of the sweep.
-        began: the time on that clock when the job began, before models were made and quality was measured.
+        began: the time on that clock when the job began, before models were made.
     """
 
     seconds: float

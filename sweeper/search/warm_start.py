@@ -64,6 +64,16 @@ def initial_design(
     return (*design, *_far_apart(space, design, count - len(design), seed))
 
 
+def known_first(
+    design: Sequence[Configuration], is_known: Callable[[Configuration], bool]
+) -> tuple[Configuration, ...]:
+    """The design with the configurations whose quality must be measured last, so that others give results meanwhile.
+
+    The baseline stays first, and the order is otherwise the same.
+    """
+    return (*design[:1], *sorted(design[1:], key=lambda c: not is_known(c)))
+
+
 def context_ladder(space: SearchSpace, baseline: Configuration) -> tuple[Configuration, ...]:
     """The baseline's settings at each context of the space, the shortest first; empty if contexts are not searched."""
     if "n_ctx" not in space.parameters:

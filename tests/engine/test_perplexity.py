@@ -86,8 +86,10 @@ def test_the_reference_is_nothing_and_fewer_bits_are_more(
 
 
 def test_a_result_is_kept_and_needs_no_program(opened: Open, smallest_model: Path) -> None:
+    assert not opened().is_kept(smallest_model, "q8_0", "q8_0")
     first = opened().divergence(smallest_model, "q8_0", "q8_0")
     again = opened()
+    assert again.is_kept(smallest_model, "q8_0", "q8_0")
     assert again.divergence(smallest_model, "q8_0", "q8_0") == first
     assert again.spent_seconds == 0
 
@@ -95,6 +97,9 @@ def test_a_result_is_kept_and_needs_no_program(opened: Open, smallest_model: Pat
 def test_too_little_time_gives_the_least_text(opened: Open, smallest_model: Path) -> None:
     hurried = opened(Effort(4096, seconds=0.001)).divergence(smallest_model, "q4_0", "q4_0")
     assert hurried.tokens == 2 * SCORED_TOKENS
+    content = opened(Effort(1024, takes_kept=True))
+    assert content.divergence(smallest_model, "q4_0", "q4_0") == hurried
+    assert content.spent_seconds == 0
     patient = opened(Effort(1024, seconds=3600)).divergence(smallest_model, "q4_0", "q4_0")
     assert patient.tokens == 5 * SCORED_TOKENS
 

@@ -216,7 +216,12 @@ def test_the_time_ends_a_measurement_and_more_time_goes_on_with_it(nano, level, 
     with QualityMeter(nano, tmp_path, effort=Effort(1024, seconds=1.5e-6)) as again:
         assert again.divergence(candidate) == short
         assert again.spent_seconds == 0
+    with QualityMeter(nano, tmp_path, effort=Effort(1024, seconds=3600, takes_kept=True)) as content:
+        assert content.is_kept(candidate)
+        assert content.divergence(candidate) == short
+        assert not content.is_kept(candidate, "q8_0")
     with QualityMeter(nano, tmp_path, effort=Effort(1024, seconds=3600)) as patient:
+        assert not patient.is_kept(candidate)
         assert patient.divergence(candidate).tokens == 1024
 
 

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import re
 from contextlib import ExitStack
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from bare_rig import rig_of
 
 from sweeper.config import Settings, compose
 from sweeper.engine.llama_cpp import LlamaCppEngine
-from sweeper.errors import ConfigError, EngineCrashed, ModelFileError, OutOfMemory, StoreError
+from sweeper.errors import (
+    ConfigError,
+    EngineCrashed,
+    ModelFileError,
+    OutOfMemory,
+    QualityUnknown,
+    StoreError,
+)
 from sweeper.model import forecast, quality, quantise
 from sweeper.model.forecast import Forecaster
-from sweeper.model.obtain import ModelConfig, obtain
-from sweeper.records import Configuration, EngineRecord
-from sweeper.rig.base import Rig
+from sweeper.records import Configuration
 from sweeper.rig.llama_cpp import make_room
-from sweeper.rig.quantisations import with_quality, with_quantisations
+from sweeper.rig.quantisations import with_quality, with_quality_of_files, with_quantisations
 from sweeper.space.space import SearchSpace, Traits, build_space
 
 
@@ -28,30 +34,13 @@ def settings() -> Settings:
     return compose(["model.path=x.gguf", "model.quality_tokens=512"]).settings
 
 
-def rig_of(path: Path, root: Path) -> Rig:
-    """A rig with a model and nothing else."""
-    given: dict[str, Any] = {field.name: None for field in fields(Rig) if field.default is MISSING}
-    given |= {
-        "engine_record": EngineRecord("llama_cpp", "1"),
-        "model": obtain(ModelConfig(path=str(path)), root),
-    }
-    return Rig(
-        **given
-        | {
-            "notes": (),
-            "use_files": lambda _: None,
-            "make_room": lambda *_: None,
-        }
-    )
-
-
 def space_of(*quants: str) -> SearchSpace:
     spec = {"quant": list(quants), "n_threads": [1, 2]}
     return build_space(spec, Configuration(n_ctx=1024, quant="F16"), Traits())
 
 
-def never(_: str) -> None:
-    """No line is expected."""
+def never_mind(_: str) -> None:
+    """Lines are read in other tests."""
 
 
 @pytest.fixture
@@ -66,7 +55,7 @@ def test_a_model_that_cannot_be_quantised_is_swept_as_it_is(
     damaged: Path, tmp_path: Path, settings: Settings
 ) -> None:
     rig, space = with_quantisations(
-        rig_of(damaged, tmp_path), space_of("F16", "Q8_0", "Q6_K"), tmp_path, never
+        rig_of(damaged, tmp_path), space_of("F16", "Q8_0", "Q6_K"), tmp_path, never_mind
     )
     assert set(space.parameters) == {"n_threads"}
     assert space.base.quant == "F16"
@@ -75,18 +64,85 @@ def test_a_model_that_cannot_be_quantised_is_swept_as_it_is(
         "quant is not searched for Q6_K",
     ]
     with pytest.raises(ModelFileError, match=r"cannot make Q8_0 of damaged\.gguf: .*: set space\.quant=F16"):
-        with_quantisations(rig_of(damaged, tmp_path), space_of("Q8_0"), tmp_path, never)
+        with_quantisations(rig_of(damaged, tmp_path), space_of("Q8_0"), tmp_path, never_mind)
 
 
 def test_a_reference_that_does_not_predict_leaves_the_sweep_without_quality(
     damaged: Path, tmp_path: Path, settings: Settings
 ) -> None:
-    space = build_space({"type_k": ["f16", "q8_0"]}, Configuration(n_ctx=1024, quant="F16"), Traits())
+    space = build_space({"type_k": ["f16", "q8_0", "q4_0"]}, Configuration(n_ctx=1024, quant="F16"), Traits())
+    lines: list[str] = []
     with ExitStack() as held:
-        rig = with_quality(rig_of(damaged, tmp_path), space, settings, tmp_path, held, never)
-    assert len(rig.notes) == 1
-    assert "the quality loss is not measured: cannot run damaged.gguf" in rig.notes[0]
-    assert rig.model.file(None).kl_divergence is None
+        rig = with_quality(rig_of(damaged, tmp_path), space, settings, tmp_path, held, lines.append)
+        for type_k in ("q8_0", "q4_0", "q8_0"):
+            with pytest.raises(QualityUnknown, match=r"^cannot run damaged\.gguf"):
+                rig.quality(space.base.with_(type_k=type_k))
+        exact = rig.quality(space.base)
+    assert exact["kl_divergence"].median == 0
+    assert [line.partition(" … ")[0].partition(": ")[0] for line in lines] == [
+        "measuring the quality loss against F16",
+        "the quality loss is not measured, and the sweep goes on without it",
+    ]
+
+
+def test_nothing_is_run_before_a_level_is_asked_for(
+    nano: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, space = with_quantisations(rig_of(nano, tmp_path), space_of("F16", "Q8_0"), tmp_path, lambda _: None)
+    small = space.base.with_(quant="Q8_0")
+    lines: list[str] = []
+    with monkeypatch.context() as patched, ExitStack() as held:
+        patched.setattr(quality.QualityMeter, "divergence", lambda *_: pytest.fail("a model ran"))
+        rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
+        losses = [rig.quality(c) for c in (space.base, space.base.with_(n_threads=2))]
+        assert [rig.quality_is_known(c) for c in (space.base, small)] == [True, False]
+    assert losses[0] == losses[1]
+    assert {name: reading.median for name, reading in losses[0].items()} == {
+        "kl_divergence": 0.0,
+        "top_token_agreement_percent": 100.0,
+    }
+    assert lines == []
+    assert not (tmp_path / "quality").exists()
+
+
+def test_what_an_earlier_sweep_measured_is_known_and_runs_nothing(
+    nano: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rig, space = with_quantisations(rig_of(nano, tmp_path), space_of("F16", "Q8_0"), tmp_path, lambda _: None)
+    small = space.base.with_(quant="Q8_0")
+    lines: list[str] = []
+    with ExitStack() as held:
+        first = with_quality(rig, space, settings, tmp_path, held, never_mind).quality(small)
+    with monkeypatch.context() as patched, ExitStack() as held:
+        patched.setattr(quality.QualityMeter, "ask", lambda *_, **__: pytest.fail("a model ran"))
+        rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
+        assert rig.quality_is_known(small)
+        assert rig.quality(small) == rig.quality(small) == first
+    assert len(lines) == 1
+    assert lines[0].startswith("quality of Q8_0 over 512 tokens: KL divergence ")
+    assert lines[0].endswith(" %; kept from an earlier measurement")
+
+
+def test_a_recording_has_the_loss_of_each_file_that_can_be_compared(
+    nano: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = quality.QualityMeter.divergence
+
+    def divergence(self: quality.QualityMeter, candidate: Path, *types: str) -> quality.Divergence:
+        if candidate.stem == "Q8_0":
+            raise EngineCrashed("it died")
+        return real(self, candidate, *types)
+
+    monkeypatch.setattr(quality.QualityMeter, "divergence", divergence)
+    rig, space = with_quantisations(
+        rig_of(nano, tmp_path), space_of("F16", "Q8_0", "Q4_0"), tmp_path, never_mind
+    )
+    with ExitStack() as held:
+        rig = with_quality_of_files(with_quality(rig, space, settings, tmp_path, held, never_mind), space)
+    loss = {quant: file.kl_divergence for quant, file in rig.model.files.items()}
+    assert (loss["F16"], loss["Q8_0"]) == (0, None)
+    assert loss["Q4_0"] is not None
+    assert loss["Q4_0"] > 0
 
 
 @pytest.mark.parametrize("failure", [EngineCrashed("it died"), StoreError("Q6_K needs 9 MiB in x")])
@@ -110,16 +166,17 @@ def test_one_level_that_fails_is_left_out(
 
 def test_a_level_that_does_not_exist_is_still_bad_input(nano: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"space\.quant=Q9"):
-        with_quantisations(rig_of(nano, tmp_path), space_of("F16", "Q9"), tmp_path, never)
+        with_quantisations(rig_of(nano, tmp_path), space_of("F16", "Q9"), tmp_path, never_mind)
 
 
 def test_one_level_that_cannot_be_compared_rules_out_that_level(
     nano: Path, tmp_path: Path, settings: Settings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = quality.QualityMeter.divergence
+    real, died = quality.QualityMeter.divergence, []
 
     def divergence(self: quality.QualityMeter, candidate: Path, *types: str) -> quality.Divergence:
         if candidate.stem == "Q8_0":
+            died.append(candidate)
             raise EngineCrashed("it died")
         return real(self, candidate, *types)
 
@@ -130,17 +187,23 @@ def test_one_level_that_cannot_be_compared_rules_out_that_level(
     )
     with ExitStack() as held:
         rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
-        with pytest.raises(EngineCrashed, match="it died"):
-            rig.quality(space.base.with_(quant="Q8_0"))
+        for _ in range(2):
+            with pytest.raises(EngineCrashed, match="it died"):
+                rig.quality(space.base.with_(quant="Q8_0"))
         loss = rig.quality(space.base.with_(quant="Q4_0"))
+    assert len(died) == 1
     assert loss["kl_divergence"].median > 0
     assert 0 < loss["top_token_agreement_percent"].median < 100
     assert {reading.n for reading in loss.values()} == {512}
     assert lines[0].startswith("measuring the quality loss against F16 … (once: 512 tokens with each file")
     assert "Q8_0 is left out, because its quality loss cannot be measured: it died" in lines
     cost = next(line for line in lines if line.startswith("quality of Q4_0"))
-    assert re.fullmatch(r"quality of Q4_0 over 512 tokens: \d+\.\d s", cost)
-    assert "F16 0.0000 (100.0 %), Q4_0 " in lines[-1]
+    assert re.fullmatch(
+        r"quality of Q4_0 over 512 tokens: KL divergence \d\.\d{4} nats/token, same most likely token \d+\.\d %; "
+        r"\d+\.\d s",
+        cost,
+    )
+    assert sum("Q8_0 is left out" in line for line in lines) == 1
 
 
 def test_the_cost_of_a_cache_type_is_shown_once(nano: Path, tmp_path: Path, settings: Settings) -> None:
@@ -148,12 +211,13 @@ def test_the_cost_of_a_cache_type_is_shown_once(nano: Path, tmp_path: Path, sett
     lines: list[str] = []
     with ExitStack() as held:
         rig = with_quality(rig_of(nano, tmp_path), space, settings, tmp_path, held, lines.append)
-        before = len(lines)
         losses = [rig.quality(space.base.with_(type_k="q4_0")) for _ in range(2)]
         exact = rig.quality(space.base)
     assert losses[0] == losses[1]
-    assert [line.partition(":")[0] for line in lines[before:]] == [
-        "quality of F16 with type_k=q4_0 type_v=f16 over 512 tokens"
+    assert [line.partition(":")[0].partition(" … ")[0] for line in lines] == [
+        "measuring the quality loss against F16",
+        "F16 itself over 512 tokens",
+        "quality of F16 with type_k=q4_0 type_v=f16 over 512 tokens",
     ]
     assert {name: reading.median for name, reading in exact.items()} == {
         "kl_divergence": 0.0,
@@ -174,6 +238,9 @@ class FixedMeter:
         return self
 
     def __exit__(self, *_: object) -> None: ...
+
+    def is_kept(self, *_: object) -> bool:
+        return False
 
     def divergence(self, *_: object) -> quality.Divergence:
         self.spent_seconds += 38
@@ -199,7 +266,10 @@ def test_a_loss_too_close_to_the_limit_is_said(
         loss = rig.quality(space.base.with_(type_k="q4_0"))
     assert efforts == [quality.Effort(512, 300.0, (0.1,))]  # 10 minutes for two files and cache types
     assert (loss["kl_divergence"].low, loss["kl_divergence"].high) == (low, high)
-    said = "quality of F16 with type_k=q4_0 type_v=f16 over 16,384 tokens: 38 s"
+    said = (
+        "quality of F16 with type_k=q4_0 type_v=f16 over 16,384 tokens: "
+        f"KL divergence {(low + high) / 2:.4f} nats/token, same most likely token 93.0 %; 38 s"
+    )
     doubt = f"; its KL divergence of {low:.4f} to {high:.4f} may be on either side of your constraint"
     assert lines[-1] == said + (doubt if is_said else "")
 
@@ -237,7 +307,12 @@ def test_quality_is_skipped_where_its_model_does_not_fit_at_all(
     rig = replace(
         rig_of(nano, tmp_path), make_room=lambda path, layers: make_room(forecaster, engine, path, layers)
     )
+    rig, space = with_quantisations(rig, space_of("F16", "Q8_0"), tmp_path, never_mind)
+    lines: list[str] = []
     with ExitStack() as held:
-        rig = with_quality(rig, space_of("F16", "Q8_0"), settings, tmp_path, held, never)
-    assert len(rig.notes) == 1
-    assert rig.notes[0].startswith("the quality loss is not measured: weights ")
+        rig = with_quality(rig, space, settings, tmp_path, held, lines.append)
+        with pytest.raises(QualityUnknown, match=r"^weights "):
+            rig.quality(space.base.with_(quant="Q8_0"))
+    assert lines[-1].startswith(
+        "the quality loss is not measured, and the sweep goes on without it: weights "
+    )

@@ -76,6 +76,24 @@ def test_the_time_left_counts_down_to_the_end() -> None:
     )
 
 
+def test_a_comparison_of_quality_is_left_out_of_the_time_left() -> None:
+    said = []
+    for minutes_compared in (0, 20):
+        out, clock = io.StringIO(), Clock()
+        record = sweep()
+        display = open_progress(Console(file=out, width=120), record, Plan(minutes=5), clock)
+        for number, trial in enumerate(record.trials[:3], 1):
+            display.trial_started(number, 100, trial.configuration)
+            if number == 2:
+                clock.now += 60 * minutes_compared
+                display.compared(60 * minutes_compared)
+            clock.now += 12
+            display.trial_finished(trial)
+        said.append(out.getvalue())
+    assert said[0] == said[1]
+    assert "(about 4 min left)" in said[0].splitlines()[-1]
+
+
 def test_a_failed_trial_says_why() -> None:
     record = sweep()
     lost = next(t for t in record.trials if t.state == "out_of_memory")
