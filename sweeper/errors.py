@@ -25,7 +25,8 @@
         ├── EngineTimeout             -   the worker did not answer in time
         ├── EngineRefused             -   the engine refused the request cleanly
         ├── LimitRefused              -   a device did not accept a power or clock limit
-        └── ReadingFailed             -   the meter gave no usable reading
+        ├── ReadingFailed             -   the meter gave no usable reading
+        └── TimeOver                  -   the time of the whole job is over; it says nothing about the configuration
 
 Ctrl-C raises ``KeyboardInterrupt``; the exit code is 130. Any other exception is a fault of sweeper's own: the exit
 code is 70, and ``cli.main`` writes the traceback to a file. Each message is one line: what happened, then what to do.
@@ -170,3 +171,14 @@ class LimitRefused(TrialFailed):
 
 class ReadingFailed(TrialFailed):
     """The meter gave no usable reading."""
+
+
+class TimeOver(TrialFailed):
+    """A context could not be filled in the time that was left. The sweep records no trial.
+
+    ``more_seconds`` is the time that the rest of the context would take; 0 if it is not known.
+    """
+
+    def __init__(self, message: str, more_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.more_seconds = more_seconds

@@ -29,7 +29,7 @@ from sweeper.rig.quantisations import with_quality
 from sweeper.search.finals import FINAL_VISITS
 from sweeper.search.samplers import make_sampler, stopping_of
 from sweeper.search.study import SweepStudy, sweep_names
-from sweeper.search.time_budget import TimeBudget
+from sweeper.search.time_budget import LONGEST_WAIT_SHARE, TimeBudget
 from sweeper.search.transfer import Earlier, from_earlier
 from sweeper.search.warm_start import context_ladder, initial_design, known_first
 from sweeper.space.space import SearchSpace
@@ -103,7 +103,7 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
         plan = _plan(settings, space, first, ladder, stopping_of(sampler))
         if rig.space is not None:  # a recorded table knows no other depth
             plan = replace(plan, full_depth=False)
-        stop = StopFlag()
+        stop, budget = StopFlag(), _budget(rig, settings, began)
         yield Sweep(
             study=study,
             space=space,
@@ -121,8 +121,8 @@ def prepared(composed: Composed, open_progress: OpenProgress, say: Callable[[str
             stop=stop,
             clock=rig.clock,
             sleep=rig.sleep,
-            watch=_watch(rig, settings, stop),
-            budget=_budget(rig, settings, began),
+            watch=_watch(rig, settings, stop, budget),
+            budget=budget,
         )
 
 
@@ -134,14 +134,14 @@ def _budget(rig: Rig, settings: Settings, began: float) -> TimeBudget | None:
     return TimeBudget(60 * settings.minutes, rig.clock, start)
 
 
-def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
+def _watch(rig: Rig, settings: Settings, stop: StopFlag, budget: TimeBudget | None) -> Watch | None:
     """Looks at the load of this machine; None on simulated and replayed machines, which nothing can disturb."""
     if rig.load is None:
         return None
     search, machine = settings.search, rig.machine
     limit_seconds = search.quiet_seconds()
-    if settings.minutes is not None:  # twice the longest wait is then a sixth of the whole time
-        limit_seconds = min(limit_seconds, 60 * settings.minutes / 12)
+    if budget is not None:  # twice the longest wait is then a sixth of the whole time
+        limit_seconds = min(limit_seconds, LONGEST_WAIT_SHARE * budget.seconds)
     return Watch(
         rig.load,
         # Under a quota, the record counts fewer cores than others leave idle.
@@ -150,7 +150,7 @@ def _watch(rig: Rig, settings: Settings, stop: StopFlag) -> Watch | None:
         min((m for m in (search.minutes, settings.minutes) if m is not None), default=None),
         rig.clock,
         rig.sleep,
-        lambda: stop.set_by_hand,
+        lambda: stop.set_by_hand or (budget is not None and budget.left() <= 0),
         rig.load.elsewhere,
     )
 

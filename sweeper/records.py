@@ -272,6 +272,8 @@ class Measurement:
     reloaded: bool  # False: the model was still loaded from the previous trial
     log_tail: tuple[str, ...] = ()
     fill: Fill | None = None  # of the whole context; None: it was not filled, or not timed
+    fill_seconds: float = 0.0  # before the windows at the workload's depth, a restored context included
+    prompt_seconds: float = 0.0  # of one prompt at that depth, as the warm-up expects it
 
 
 @dataclass(frozen=True, slots=True)
@@ -410,6 +412,9 @@ class TrialRecord:
     log_tail: tuple[str, ...] = ()
     disturbance: Disturbance | None = None  # of the window that others disturbed most; None: not looked at
     visits: int | None = None  # of the final stage, that count; None: the record does not say
+    # Of ``seconds``, those without making files, measuring quality, loading and filling; 0: the record does not say.
+    run_seconds: float = 0.0
+    prompt_seconds: float = 0.0  # of one prompt, as the warm-up expected it; 0: the record does not say
 
     @property
     def feasible(self) -> bool:

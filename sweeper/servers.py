@@ -7,6 +7,7 @@ import os
 import signal
 import socket
 import subprocess
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -61,6 +62,7 @@ class ServerProcess:
     """
 
     def __init__(self, argv: Sequence[str], log: Path, environment: Mapping[str, str | None]) -> None:
+        self._ending = threading.Lock()
         with log.open("wb") as output:
             self._watch = subprocess.Popen(
                 ["/bin/sh", "-c", _WATCH, "sweeper-watch"],
@@ -90,11 +92,15 @@ class ServerProcess:
                 raise
 
     def end(self, seconds: float = _END_SECONDS) -> None:
-        """End the server and its children; those that are left after ``seconds`` are killed. May be called twice."""
-        try:
-            _end_group(self.process, seconds)
-        finally:
-            self._dismiss_watch()
+        """End the server and its children; those that are left after ``seconds`` are killed.
+
+        It may be called twice, also by two threads at the same time.
+        """
+        with self._ending:
+            try:
+                _end_group(self.process, seconds)
+            finally:
+                self._dismiss_watch()
 
     def _dismiss_watch(self) -> None:
         assert self._watch.stdin is not None

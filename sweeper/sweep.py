@@ -7,7 +7,6 @@ catches only the errors of a trial, by their type.
 from __future__ import annotations
 
 import itertools
-import math
 import random
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -17,10 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from sweeper.engine.base import Engine
-from sweeper.errors import NoResultError, QualityUnknown, StoreError, TrialFailed
+from sweeper.errors import NoResultError, QualityUnknown, StoreError, TimeOver, TrialFailed
 from sweeper.limits.base import LimitControl
 from sweeper.measure.disturbance import Watch, worst
-from sweeper.measure.trial import Hopeless, Stage, measure, wait_for_temperature
+from sweeper.measure.trial import (
+    UNLIMITED,
+    Hopeless,
+    Limit,
+    Stage,
+    measure,
+    pooled,
+    wait_for_temperature,
+)
 from sweeper.meter.base import PowerMeter
 from sweeper.metrics import OF_QUALITY
 from sweeper.parameters import LIMIT_KEYS
@@ -35,6 +42,7 @@ from sweeper.records import (
 )
 from sweeper.report.caveats import why_nothing
 from sweeper.report.progress import Progress
+from sweeper.report.words import settings
 from sweeper.results.assemble import (
     assemble,
     baseline_of,
@@ -42,6 +50,7 @@ from sweeper.results.assemble import (
     choose_to_confirm,
     conclude,
     growth,
+    may_keep,
     so_far,
     violations_of,
 )
@@ -56,12 +65,15 @@ from sweeper.search.finals import (
 )
 from sweeper.search.smoothing import smoothed
 from sweeper.search.study import Proposal, SweepStudy
-from sweeper.search.time_budget import TimeBudget, visit_seconds
+from sweeper.search.time_budget import TimeBudget
+from sweeper.search.timekeeper import Room, Timekeeper
 from sweeper.space.space import SearchSpace
 from sweeper.tracking import Tracker
 
 # If a sampler proposes this many known points in a row, the sweep chooses another point instead.
 MOST_DUPLICATES = 5
+# That many points are enough to choose from. Of a larger space, points are drawn, because listing it takes minutes.
+MOST_LISTED, DRAWS = 2000, 200
 # The front has stopped growing if the hypervolume rose by less than this share over `patience` trials.
 GROWTH = 0.01
 # If a control measurement differs from the baseline by more than this, and by more than noise, the machine drifts.
@@ -124,6 +136,8 @@ class Sweep:
     _tracking_failed: str | None = None
     _early_stop: EarlyStop | None = None
     _ladder_is_over: bool = False
+    _said_too_long: bool = False
+    _time: Timekeeper = field(init=False)
 
     def run(self) -> SweepRecord:
         """Run to the end, or resume where an earlier run stopped.
@@ -135,6 +149,14 @@ class Sweep:
             KeyboardInterrupt: a second Ctrl-C stopped the sweep at once. Finished trials are kept.
         """
         with self.study.plain_errors():
+            self._time = Timekeeper(
+                self.study,
+                self.space,
+                self.engine,
+                self.meter.update_period_seconds,
+                self._screening(self.study.header()),
+                self.budget,
+            )
             return self._run()
 
     def _run(self) -> SweepRecord:
@@ -155,9 +177,11 @@ class Sweep:
                 self._early_stop.learn(trial)
         self._wait_for_quiet()
         reason = self._search()
-        record = self._conclude(reason, "stopped" if self.stop.set_by_hand else "complete")
+        too_short = None if self.stop.set_by_hand else self._time.too_short()
+        state = "stopped" if self.stop.set_by_hand or too_short else "complete"
+        record = self._conclude(reason, state, too_short)
         if not record.on_front():
-            raise NoResultError(why_nothing(record))
+            raise NoResultError(too_short or why_nothing(record))
         return record
 
     def _wait_for_quiet(self) -> None:
@@ -179,12 +203,14 @@ class Sweep:
         grid = self.space.grid() if self.plan.exhaustive else None
         duplicates = 0
         while (reason := self._reason_to_stop()) is None:
-            known = self.study.known()
-            on_ladder = duplicates < MOST_DUPLICATES and self._enqueue_first(known)
+            known, room = self.study.known(), self._time.room()
+            on_ladder = duplicates < MOST_DUPLICATES and self._enqueue_first(known, room)
             if not on_ladder and (grid is not None or duplicates >= MOST_DUPLICATES):
-                other = self._unmeasured(known, grid)
+                other = self._unmeasured(known, grid, room)
                 if other is None:
-                    reason = "every configuration of the space has been measured"
+                    rest = any(c.digest not in known for c in self.space.grid())
+                    every = "every configuration of the space has been measured"
+                    reason = self._time.ended_for_visits() if rest else every
                     break
                 self.study.enqueue(self.space.params_of(other))
             self.progress.phase("choosing the next trial")
@@ -194,8 +220,12 @@ class Sweep:
                 self.study.duplicate(proposal, known[configuration.digest])
                 duplicates += 1
                 continue
+            if not self._has_time(configuration, room):
+                self.study.set_aside(proposal)
+                duplicates += 1
+                continue
             duplicates, count = 0, len(known) + 1
-            self._trial(proposal, configuration)
+            self._trial(proposal, configuration, room)
             self._control(count)
         if self.watch:
             self.watch.finals_begin()
@@ -205,45 +235,65 @@ class Sweep:
             self._final_stage()
         return BY_HAND if self.stop.set_by_hand else reason
 
-    def _enqueue_first(self, known: Mapping[str, int]) -> bool:
+    def _enqueue_first(self, known: Mapping[str, int], room: Room) -> bool:
         """Queue the next context of the ladder, or after it the first configurations. True while the ladder goes on."""
-        step = self._next_step()
+        step = self._next_step(room)
         if step is not None:
             self.study.enqueue(self.space.params_of(step))
-        # Also where the sweep was killed between the ladder and the first of the others.
-        elif known.keys() <= {c.digest for c in self.plan.ladder}:
-            for configuration in self.plan.first:
-                if configuration.digest not in known:
+            return True
+        baseline, *others = self.plan.first
+        # The others follow once the baseline is known, also where the sweep was killed before the first of them.
+        if not known:
+            self.study.enqueue(self.space.params_of(baseline))
+        elif known.keys() <= {c.digest for c in (baseline, *self.plan.ladder)}:
+            for configuration in others:
+                if configuration.digest not in known and room.fits(configuration):
                     self.study.enqueue(self.space.params_of(configuration))
-        return step is not None
+        return False
 
-    def _next_step(self) -> Configuration | None:
+    def _next_step(self, room: Room) -> Configuration | None:
         """The next context of the ladder; None at its end, or once a context broke a limit or failed."""
         trials = {trial.configuration: trial for trial in self.study.trials()}
         before: TrialRecord | None = None
         for step in self.plan.ladder:
             if step not in trials:
                 if before is not None and not self._ladder_is_over:
-                    self._ladder_is_over = self._is_too_long(step, before)
+                    self._ladder_is_over = self._is_too_long(step, room)
                 return None if self._ladder_is_over else step
             before = trials[step]
             if not before.feasible:
                 return None
         return None
 
-    def _is_too_long(self, step: Configuration, before: TrialRecord) -> bool:
-        """Whether the time left is too short for a longer context, by the time of the one before. It says so."""
-        expected = before.seconds * step.n_ctx / before.configuration.n_ctx
-        left = math.inf if self.budget is None else self.budget.left()
+    def _is_too_long(self, step: Configuration, room: Room) -> bool:
+        """Whether the time left is too short for a longer context. It says so."""
+        expected, left = room.expected.trial(step), room.left(step)
         if self.plan.minutes is not None:
             left = min(left, 60 * self.plan.minutes - self._searched_seconds())
         if expected <= left:
             return False
         self.progress.note(
             f"{step.n_ctx:,} tokens are not tried with the default settings: that would take about {expected:.0f} s "
-            f"(computed), and {left:.0f} s are left"
+            f"(computed), and {max(0.0, left):.0f} s are left{self._beside()}"
         )
         return True
+
+    def _has_time(self, configuration: Configuration, room: Room) -> bool:
+        """Whether a trial fits the time left. The first one that does not is told of."""
+        if room.fits(configuration):
+            return True
+        if not self._said_too_long:
+            self._said_too_long = True
+            own = settings(configuration, self.plan.first[0])
+            self.progress.note(
+                f"trials that would take longer than the time left are not begun; the first of them ({own}) would "
+                f"take about {room.expected.trial(configuration):.0f} s (computed), and "
+                f"{max(0.0, room.left(configuration)):.0f} s are left{self._beside()}"
+            )
+        return False
+
+    def _beside(self) -> str:
+        return "" if self.budget is None else " beside measuring the best trials again"
 
     def _reason_to_stop(self) -> str | None:
         plan, trials = self.plan, self.study.trials()
@@ -257,16 +307,8 @@ class Sweep:
                 if plan.minutes == 1
                 else f"{plan.minutes:g} minutes of searching are over"
             )
-        if (
-            self.budget is not None
-            and trials
-            and self.budget.search_is_over(plan.finalists, self._visit_seconds())
-        ):
-            after = "1 trial" if len(trials) == 1 else f"{len(trials)} trials"
-            return (
-                f"the search ended after {after}, to leave time in the {self.budget.seconds / 60:g}-minute limit for "
-                "measuring the best trials again"
-            )
+        if over := self._time.search_is_over(plan.finalists):
+            return over
         if (
             plan.patience is not None
             and len(trials) > plan.patience
@@ -278,30 +320,33 @@ class Sweep:
     def _searched_seconds(self) -> float:
         return self.clock() - self._began - self._compared_seconds
 
-    def _visit_seconds(self) -> float:
-        workload = self.study.header().workload
-        screening = self._screening(self.study.header())
-        final = visit_stage(workload)
-        return visit_seconds(self.study.trials(), screening, final, self.meter.update_period_seconds)
-
-    def _last_visit_seconds(self, number: int) -> float:
-        """The time of a trial's latest visit; 0 without one, since every finalist gets a first visit."""
-        return next((v.seconds for v in reversed(self.study.visits()) if v.trial == number), 0.0)
-
-    def _unmeasured(self, known: Mapping[str, int], grid: Any) -> Configuration | None:
-        """The next unmeasured point of the grid, or any unmeasured point."""
+    def _unmeasured(self, known: Mapping[str, int], grid: Any, room: Room) -> Configuration | None:
+        """The next unmeasured point of the grid, or any unmeasured point, that fits into the ``room``."""
         if grid is not None:
-            return next((c for c in grid if c.digest not in known), None)
-        rest = (c for c in self.space.grid() if c.digest not in known)
-        some = list(itertools.islice(rest, 2000))  # enough to choose from, and fast to list
-        return random.Random(self.plan.seed + len(known)).choice(some) if some else None
+            return next((c for c in grid if c.digest not in known and room.fits(c)), None)
+        draw, some = random.Random(self.plan.seed + len(known)), []
+        if self.space.size > MOST_LISTED:
+            some = [c for c in self.space.drawn(draw, DRAWS) if c.digest not in known]
+        if not some:
+            some = list(
+                itertools.islice((c for c in self.space.grid() if c.digest not in known), MOST_LISTED)
+            )
+        some = [c for c in some if room.fits(c)]
+        return draw.choice(some) if some else None
 
     # -- one trial ----------------------------------------------------------------------------------------
 
-    def _trial(self, proposal: Proposal, configuration: Configuration) -> None:
-        header = self.study.header()
+    def _trial(self, proposal: Proposal, configuration: Configuration, room: Room) -> None:
+        header, began = self.study.header(), self.clock()
         self.progress.trial_started(len(self.study.trials()) + 1, self.plan.total, configuration)
-        record, measurement = self._measured(proposal.number, configuration, header)
+        try:
+            record, measurement = self._measured(proposal.number, configuration, header, room)
+        except TimeOver as over:
+            self.study.set_aside(proposal)
+            # The rest of this trial, and a visit that fills its context again.
+            self._time.given_up_seconds = self.clock() - began + 2 * over.more_seconds
+            self.progress.note(f"the trial was given up and does not count: {over}")
+            return
         if measurement is not None and self._reference_celsius is None:
             # A working device is warm: the other trials start near the temperature at the end of the first one.
             self._reference_celsius = self.meter.temperature_celsius()
@@ -318,9 +363,13 @@ class Sweep:
         self.progress.so_far(lambda: so_far(self.study))
 
     def _measured(
-        self, number: int, configuration: Configuration, header: SweepRecord
+        self, number: int, configuration: Configuration, header: SweepRecord, room: Room
     ) -> tuple[TrialRecord, Measurement | None]:
-        """Run one trial and return its record, even if the trial failed."""
+        """Run one trial and return its record, even if the trial failed.
+
+        Raises:
+            TimeOver: the time was too short for it, so there is no record.
+        """
         began, utc = self.clock(), datetime.now(UTC)
         self.progress.phase("checking memory and quality")
         why = "; ".join(self.space.violations(configuration)) or self.forecast(configuration)
@@ -337,15 +386,11 @@ class Sweep:
         if why:
             return replace(base, seconds=self.clock() - began), None
         try:
-            stage = self._screening(header)
-            hopeless = self._early_stop.hopeless if self._early_stop else None
-            if configuration in self.plan.ladder:
-                # It answers the user's question itself: also how long the first token takes, and to the end.
-                least = None if stage.least_prefill is None else max(1, stage.least_prefill)
-                stage, hopeless = replace(stage, least_prefill=least), None
-            measurement = self._measure(configuration, stage, quality, hopeless)
+            measurement, ran = self._screened(base, header, room, quality)
             measurement = replace(measurement, missing={**measurement.missing, **unknown})
             _demand_objectives(measurement, header)
+        except TimeOver:
+            raise
         except TrialFailed as failure:
             return replace(
                 base,
@@ -354,7 +399,48 @@ class Sweep:
                 log_tail=failure.log_tail,
                 seconds=self.clock() - began,
             ), None
+        base = replace(base, run_seconds=ran, prompt_seconds=measurement.prompt_seconds)
         return self._record_of(base, measurement, header, self.clock() - began), measurement
+
+    def _screened(
+        self, base: TrialRecord, header: SweepRecord, room: Room, quality: Mapping[str, Reading]
+    ) -> tuple[Measurement, float]:
+        """Measure a trial, and once more if chance may rule it out.
+
+        Returns:
+            The measurement, and the seconds of one without loading and filling.
+        """
+        configuration, stage = base.configuration, self._screening(header)
+        hopeless = self._early_stop.hopeless if self._early_stop else None
+        if configuration in self.plan.ladder:
+            # It answers the user's question itself: also how long the first token takes, and to the end.
+            least = None if stage.least_prefill is None else max(1, stage.least_prefill)
+            stage, hopeless = replace(stage, least_prefill=least), None
+        limit, ready = self._time.limit_of_trial(room), self.clock()
+        found = self._measure(configuration, stage, quality, hopeless, limit)
+        ran = self.clock() - ready - found.load_seconds - found.fill_seconds
+        if self._may_be_ruled_out_by_chance(found, header, room, ran):
+            self.progress.note(
+                f"trial #{base.number} breaks a constraint, perhaps by chance: it is measured once more"
+            )
+            again = self._measure(configuration, stage, quality)
+            found = pooled(found, again, header.workload, stage)
+        return found, ran
+
+    def _may_be_ruled_out_by_chance(
+        self, found: Measurement, header: SweepRecord, room: Room, seconds: float
+    ) -> bool:
+        """Whether a trial breaks constraints, a repeat of ``seconds`` may show that it keeps them, and there is time.
+
+        On the ladder, where one broken constraint ends the climb, noise is reason enough; else only other programs.
+        """
+        disturbed = Caveat.BUSY_MACHINE in found.caveats
+        if Caveat.STOPPED_EARLY in found.caveats or self.stop.set_by_hand:
+            return False
+        if not disturbed and found.configuration not in self.plan.ladder:
+            return False
+        in_time = self.budget is None or seconds <= self.budget.left() - room.reserved(found.configuration)
+        return in_time and may_keep(found.metrics, header.constraints, disturbed=disturbed)
 
     def _quality(
         self, configuration: Configuration
@@ -382,12 +468,21 @@ class Sweep:
         stage: Stage,
         quality: Mapping[str, Reading],
         hopeless: Hopeless | None = None,
+        limit: Limit = UNLIMITED,
     ) -> Measurement:
         for name in LIMIT_KEYS:
             if name in self.space.parameters or getattr(configuration, name) is not None:
                 self.limits.set(name, getattr(configuration, name))
-        wait_for_temperature(self.meter, self._reference_celsius, self.clock, self.sleep, self.progress.phase)
-        return measure(
+        wait_for_temperature(
+            self.meter,
+            self._reference_celsius,
+            self.clock,
+            self.sleep,
+            self.progress.phase,
+            self._time.longest_wait(),
+        )
+        self._time.loaded = None  # if this fails, it is unknown what is loaded
+        found = measure(
             configuration,
             self.engine,
             self.meter,
@@ -399,7 +494,10 @@ class Sweep:
             self.sleep,
             hopeless,
             self.watch,
+            limit,
         )
+        self._time.loaded = configuration
+        return found
 
     def _record_of(
         self, base: TrialRecord, measurement: Measurement, header: SweepRecord, seconds: float
@@ -440,6 +538,8 @@ class Sweep:
         baseline = next((t for t in self.study.trials() if t.number == number), None)
         if baseline is None or baseline.state != "complete":
             return
+        if not self._time.room().fits(baseline.configuration):
+            return
         began = self.clock()
         try:
             again = self._measure(baseline.configuration, self._screening(header), {})
@@ -471,33 +571,46 @@ class Sweep:
         # The figures of the screening: trials that ran after an earlier run's final stage count as well.
         screened = replace(record, trials=self.study.trials())
         expected = conclude(smoothed(screened, self.space))
-        most = self.plan.finalists
-        if self.budget is not None:
-            most = self.budget.finalists(most, self._visit_seconds())
-        chosen = choose_finalists(expected, most, conclude(screened))
+        chosen = choose_finalists(expected, self.plan.finalists, conclude(screened))
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
         self.progress.finalists(len(finalists), total - sum(visit < FINAL_VISITS for _, visit in done))
-        stage = visit_stage(record.workload)
+        missed = False
         for visit, order in rounds(finalists, done, lambda: assemble(self.study), self.plan.seed):
-            if visit >= FINAL_VISITS and order:
-                total += len(order)
-                self.progress.undecided(len(order), disturbed=bool(in_doubt(assemble(self.study))))
-            for number in order:
+            deep = self.plan.full_depth and visit < FINAL_VISITS
+            stage = replace(visit_stage(record.workload), full_depth=deep)
+            needed = self._needed_of(finalists)
+            if not self._time.is_enough([record.trial(number) for number in order], stage):
+                order.sort(key=[*needed, *finalists].index)
+            trials = [record.trial(number) for number in order]
+            later = [record.trial(number) for number in needed] * (FINAL_VISITS - 1 - visit)
+            if trials and not any(self._time.visit_in_time(trial, stage) for trial in trials):
+                missed = True
+                break
+            if visit >= FINAL_VISITS and trials:
+                total += len(trials)
+                self.progress.undecided(len(trials), disturbed=bool(in_doubt(assemble(self.study))))
+            for place, trial in enumerate(trials, 1):
                 if self.stop.set_by_hand:
                     if visit == 0:  # else every finalist has had a visit
                         self._confirm()
                     return
-                if self.budget is not None and self.budget.left() < self._last_visit_seconds(number):
-                    self.progress.note(
-                        "the time is over; some finalists were measured fewer times than usual"
-                    )
-                    return
-                trial = record.trial(number)
+                in_time = self._time.visit_in_time(trial, stage, () if trial.number in needed else later)
+                if in_time is None:
+                    missed = True
+                    continue
                 self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
-                deep = self.plan.full_depth and visit < FINAL_VISITS
-                self._visit(trial, visit, replace(stage, full_depth=deep))
+                self._visit(trial, visit, in_time, [*trials[place:], *later])
+        if missed and self.study.visits():
+            self.progress.note("the time is over; some finalists were measured fewer times than usual")
+
+    def _needed_of(self, finalists: Sequence[int]) -> list[int]:
+        """The finalists that every report compares: the baseline and the recommended trial, or what may become it."""
+        now = assemble(self.study)
+        if now.recommended is None:
+            return list(finalists[:2])
+        return [number for number in finalists if number in (now.baseline, now.recommended)]
 
     def _confirm(self) -> None:
         """After Ctrl-C: one visit to the baseline, the pick and its near-ties, unless they have one already.
@@ -513,11 +626,16 @@ class Sweep:
             self.progress.trial_started(place, len(order), trial.configuration)
             self._visit(trial, 0, visit_stage(record.workload))
 
-    def _visit(self, trial: TrialRecord, visit: int, stage: Stage) -> None:
+    def _visit(
+        self, trial: TrialRecord, visit: int, stage: Stage, others: Sequence[TrialRecord] = ()
+    ) -> None:
+        """Measure ``trial`` again. Its full context leaves the time for the visits to ``others``."""
         began = self.clock()
+        # After Ctrl-C, the user waits for the visits themselves.
+        limit = UNLIMITED if self.stop.set_by_hand else self._time.limit_of_visit(stage, others)
         try:
             quality = {name: trial.metrics[name] for name in OF_QUALITY if name in trial.metrics}
-            m = self._measure(trial.configuration, stage, quality)
+            m = self._measure(trial.configuration, stage, quality, limit=limit)
         except TrialFailed as failure:
             self.progress.note(f"trial #{trial.number} could not be measured again: {failure}")
             return
@@ -527,10 +645,10 @@ class Sweep:
 
     # -- the conclusion -----------------------------------------------------------------------------------
 
-    def _conclude(self, reason: str, state: Any) -> SweepRecord:
+    def _conclude(self, reason: str, state: Any, too_short: str | None = None) -> SweepRecord:
         header = self.study.header()
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        notes = (*header.notes, *self._disturbances())
+        notes = (*header.notes, *self._disturbances(), *([too_short] if too_short else []))
         if self._tracking_failed:
             self.progress.note("writing the missing trials to MLflow")
         self.study.save_header(

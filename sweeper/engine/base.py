@@ -125,12 +125,16 @@ class FillsContexts(Protocol):
         """Fill the context to ``depth`` tokens, or do nothing if it holds them.
 
         ``tell`` gets the number of tokens that are done, about every second, as far as the engine knows it. Nothing is
-        told of a context that is restored.
+        told of a context that is restored. If ``tell`` raises TrialFailed, an engine that can do so ends the fill.
 
         Returns:
             The time, if this call filled an empty context with the engine's own clock running; else None.
 
         Raises:
-            TrialFailed: the engine failed.
+            TrialFailed: the engine failed, or ``tell`` raised it.
         """
+        ...
+
+    def restores(self, configuration: Configuration, depth: int) -> bool:
+        """Whether the engine would restore a kept context of ``depth`` tokens instead of filling one."""
         ...

@@ -73,6 +73,10 @@ class EndpointEngine:
         self._fill(depth)
         return None
 
+    def restores(self, configuration: Configuration, depth: int) -> bool:
+        """See `FillsContexts`. Nobody knows what a running server keeps."""
+        return False
+
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Time to the first token of new prompts, as the client sees it.
 

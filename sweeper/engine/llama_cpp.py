@@ -66,6 +66,7 @@ class LlamaCppEngine:
         self._keep_in, self._keep_from_seconds = keep_in, keep_from_seconds
         self._sample = sample
         self._kept: dict[tuple[object, ...], IO[bytes]] = {}
+        self._kept_depths: dict[tuple[object, ...], int] = {}
         self._loaded: Configuration | None = None
         self._held_vram_mib = 0.0
         self._hello: dict[str, Any] | None = None
@@ -142,9 +143,17 @@ class LlamaCppEngine:
 
     def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
         """See `FillsContexts`. A hang is a time without any progress, however long the whole takes."""
-        self._demand_loaded()
+        loaded = self._demand_loaded()
         reply = self._ask("fill", self._window_grace_seconds, tell, depth=depth)
-        return None if reply["seconds"] is None else Fill(depth, reply["seconds"])
+        if reply["seconds"] is None:
+            return None
+        if reply["seconds"] >= self._keep_from_seconds and self._kept_for(loaded) is not None:
+            self._kept_depths[_layout(loaded)] = depth
+        return Fill(depth, reply["seconds"])
+
+    def restores(self, configuration: Configuration, depth: int) -> bool:
+        """See `FillsContexts`. Each layout keeps one context; on a full disk, the worker fills it all the same."""
+        return self._kept_depths.get(_layout(configuration)) == depth
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol."""
@@ -187,9 +196,10 @@ class LlamaCppEngine:
         rounds = tuple(reply["round_seconds"])
         return Run(reply["tokens"], reply["seconds"], reply["started"], reply["ended"], len(rounds), rounds)
 
-    def _demand_loaded(self) -> None:
+    def _demand_loaded(self) -> Configuration:
         if self._loaded is None:
             raise EngineRefused("nothing is loaded")
+        return self._loaded
 
     def _kept_for(self, configuration: Configuration) -> str | None:
         """Path of the file for contexts of this configuration's model and cache layout; None if there is none.
@@ -198,7 +208,7 @@ class LlamaCppEngine:
         """
         if self._keep_in is None or not os.path.isdir("/proc/self/fd"):
             return None
-        layout = tuple(getattr(configuration, key) for key in ("quant", "type_k", "type_v", "flash_attn"))
+        layout = _layout(configuration)
         if layout not in self._kept:
             try:
                 self._kept[layout] = tempfile.TemporaryFile(dir=self._keep_in)  # noqa: SIM115 - closed by close
@@ -218,6 +228,11 @@ class LlamaCppEngine:
     def _forget(self) -> None:
         self._worker.kill()  # the worker holds no data that must be saved
         self._loaded = None
+
+
+def _layout(configuration: Configuration) -> tuple[object, ...]:
+    """What decides whether a context of one configuration can be restored into another one's."""
+    return tuple(getattr(configuration, key) for key in ("quant", "type_k", "type_v", "flash_attn"))
 
 
 def _caveats(asked: Configuration, in_force: Mapping[str, Any], n_ctx_train: int) -> tuple[Caveat, ...]:

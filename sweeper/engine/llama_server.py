@@ -258,17 +258,32 @@ class LlamaServerEngine:
         """See `FillsContexts`. The server's log tells how far it is, and its timings how long it took."""
         running = self._demand_loaded()
         begin = running.log.stat().st_size
+        given_up: list[TrialFailed] = []
 
         def look() -> None:
             with running.log.open("rb") as log:
                 log.seek(begin)
                 share = llama_log.prompt_share(log.read().decode("utf-8", "replace"))
-            if share is not None:
-                tell(round(share * depth))
+            try:
+                tell(round((share or 0.0) * depth))
+            except TrialFailed as failure:
+                given_up.append(failure)
+                running.process.end(END_SECONDS)  # the request ends with its server
 
-        with _polled(look):
-            timings = self._go_to(running, self._prompt(running, depth))
+        try:
+            with _polled(look, given_up):
+                timings = self._go_to(running, self._prompt(running, depth))
+        except TrialFailed:
+            if not given_up:
+                raise
+        if given_up:
+            self._end()
+            raise given_up[0]
         return Fill(depth, timings.prompt_seconds) if timings and not timings.cached_tokens else None
+
+    def restores(self, configuration: Configuration, depth: int) -> bool:
+        """See `FillsContexts`. Each configuration has a server of its own, which begins with an empty context."""
+        return False
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """See the Protocol. A prompt is processed as a whole, so ``max_seconds`` ends the window after it."""
@@ -650,12 +665,12 @@ class LlamaServerEngine:
 
 
 @contextlib.contextmanager
-def _polled(look: Callable[[], None]) -> Iterator[None]:
-    """Call ``look`` about every second in a thread of its own, until the block ends."""
+def _polled(look: Callable[[], None], given_up: Sequence[TrialFailed]) -> Iterator[None]:
+    """Call ``look`` about every second in a thread of its own, until the block ends or there is a failure."""
     ended = threading.Event()
 
     def poll() -> None:
-        while not ended.wait(TOLD_EVERY_SECONDS):
+        while not given_up and not ended.wait(TOLD_EVERY_SECONDS):
             with contextlib.suppress(OSError):  # the log of a server that was ended meanwhile
                 look()
 

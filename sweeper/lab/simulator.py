@@ -126,6 +126,7 @@ class Noise:
 QUIET = Noise(0.0, 0.0, 0.0)
 # After a load, the speed starts this share below its steady value and rises with this time constant.
 COLD_LOSS = 0.25
+TOLD_EVERY_SECONDS = 1.0  # while a context is filled
 WARM_SECONDS = 0.2
 
 
@@ -177,11 +178,12 @@ class SimulatedEngine(VirtualEngine):
     def fill(self, depth: int, tell: Callable[[int], None]) -> Fill | None:
         """See `FillsContexts`."""
         was_empty = self._depth == 0
-        seconds = self._go_to_depth(depth)
-        if seconds is None:
-            return None
-        tell(depth)
-        return Fill(depth, seconds) if was_empty else None
+        seconds = self._go_to_depth(depth, tell)
+        return Fill(depth, seconds) if was_empty and seconds is not None else None
+
+    def restores(self, configuration: Configuration, depth: int) -> bool:
+        """See `FillsContexts`."""
+        return self._kept.get(_layout(configuration)) == depth
 
     def prefill(self, tokens: int, depth: int, min_seconds: float, max_seconds: float) -> Run:
         """Run rounds of ``tokens`` until ``min_seconds`` are over."""
@@ -197,29 +199,33 @@ class SimulatedEngine(VirtualEngine):
         truth = self._truth(self._in_force(), 1, tokens, depth)
         return self._noisy(tokens, truth.tokens_per_second, truth.watts, min_seconds, max_seconds, cut=True)
 
-    def _go_to_depth(self, depth: int) -> float | None:
+    def _go_to_depth(self, depth: int, tell: Callable[[int], None] | None = None) -> float | None:
         """Fill a new context, or restore a kept context of the same layout, in the time that the worker would take.
 
         Returns the seconds of filling; None if nothing was filled.
         """
-        c, missing = self._in_force(), depth - self._depth
-        filled = None
-        if missing > 0:
-            layout = (c.quant, c.type_k, c.type_v, c.flash_attn)
-            truth = self._truth(c, missing, 1, self._depth)
-            seconds = missing / truth.prompt_tokens_per_second
-            if self._kept.get(layout) == depth:
+        c, before, filled = self._in_force(), self._depth, None
+        if depth > before:
+            truth = self._truth(c, depth - before, 1, before)
+            seconds = (depth - before) / truth.prompt_tokens_per_second
+            if self.restores(c, depth):
                 size = self.machine.model.cache_bytes_per_token(c.type_k, c.type_v) * depth / 1e6
-                seconds = min(seconds, size / self.machine.disk_mb_per_second)
+                self._work(min(seconds, size / self.machine.disk_mb_per_second), truth.prompt_watts)
             else:
-                filled = seconds
+                filled, steps = seconds, math.ceil(seconds / TOLD_EVERY_SECONDS) if tell else 1
+                for step in range(1, steps + 1):
+                    self._work(seconds / steps, truth.prompt_watts)
+                    if tell is not None:
+                        tell(before + (depth - before) * step // steps)
                 if seconds >= KEPT_FROM_SECONDS:
-                    self._kept[layout] = depth
-            started = self.clock()
-            self.clock.advance(seconds)
-            self.trace.add(started, self.clock(), truth.prompt_watts)
+                    self._kept[_layout(c)] = depth
         self._depth = depth
         return filled
+
+    def _work(self, seconds: float, watts: float) -> None:
+        started = self.clock()
+        self.clock.advance(seconds)
+        self.trace.add(started, self.clock(), watts)
 
     def _truth(self, c: Configuration, prompt: int, generated: int, depth: int) -> Outcome:
         workload = Workload(prompt_tokens=prompt, generated_tokens=generated, depth=depth)
@@ -234,6 +240,12 @@ class SimulatedEngine(VirtualEngine):
         run = self._run(tokens, speed, watts, min_seconds, max_seconds, cut=cut)
         self._warm_seconds += run.seconds
         return run
+
+
+def _layout(configuration: Configuration) -> tuple[object, ...]:
+    """What decides whether a context of one configuration can be restored into another one's."""
+    c = configuration
+    return (c.quant, c.type_k, c.type_v, c.flash_attn)
 
 
 def machine_record(machine: SimulatedMachine) -> MachineRecord:

@@ -6,7 +6,9 @@ and the reasons for its numbers.
 
 from __future__ import annotations
 
+import math
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -14,6 +16,7 @@ from datetime import UTC, datetime
 from sweeper import stats
 from sweeper.client.steady import UsersRun
 from sweeper.engine.base import Engine, FillsContexts, Run
+from sweeper.errors import TimeOver
 from sweeper.measure.disturbance import Watch, is_disturbed, mostly_disturbed
 from sweeper.measure.users import serve_window, served_metrics
 from sweeper.meter.base import PowerMeter
@@ -71,6 +74,8 @@ NO_DRAFT = "the server drafted no token in these windows"
 
 NO_MEMORY = "the engine cannot read it on this machine"
 NOT_FILLED = "the context was not filled anew for this trial, so filling it was not timed"
+
+OUT_OF_TIME = "a full context is left out, because the time is over"
 
 PhaseListener = Callable[[str, float | None, float | None], None]
 """sweeper calls it at the start of each phase with the latest tok/s and W, or None, and while a context is filled.
@@ -144,6 +149,17 @@ Hopeless = Callable[[Mapping[str, Reading]], bool]
 """Says whether a trial with these metrics so far cannot win, whatever its other windows show."""
 
 
+@dataclass(frozen=True, slots=True)
+class Limit:
+    """The time that a measurement may still take. Both functions give seconds from now, negative once it is over."""
+
+    fill: Callable[[], float]  # a fill that would take longer is given up
+    spare: Callable[[], float]  # a full context that would take longer is left out
+
+
+UNLIMITED = Limit(lambda: math.inf, lambda: math.inf)
+
+
 def measure(
     configuration: Configuration,
     engine: Engine,
@@ -156,15 +172,17 @@ def measure(
     sleep: Callable[[float], None] = time.sleep,
     hopeless: Hopeless | None = None,
     watch: Watch | None = None,
+    limit: Limit = UNLIMITED,
 ) -> Measurement:
     """Measure one configuration.
 
     ``meter`` must be open. ``known`` has metrics that are known in advance, such as ``kl_divergence`` of the
     quantisation. ``clock`` stamps the meter's samples, and ``sleep`` waits on it while the loaded model is idle. If
     ``hopeless`` returns True after a round of windows, the trial ends there. With a ``watch``, windows that other
-    processes disturb are measured again.
+    processes disturb are measured again. The ``limit`` ends fills that would take too long.
 
     Raises:
+        TimeOver: the time is too short to fill the context to the workload's depth.
         TrialFailed: the engine failed; the engine can be used again.
     """
     tell = listener or (lambda phase, tokens_per_second, watts: None)
@@ -172,11 +190,11 @@ def measure(
     load = engine.load(configuration)
     n_ctx = load.in_force.get("n_ctx", configuration.n_ctx)  # None: a server that does not report it
     depth = workload.depth_at(int(n_ctx or configuration.n_ctx))
-    if stage.resident_seconds > 0:
-        tell("at rest", None, None)
-    resident = _at_rest(meter, stage, clock, sleep)
+    resident = _at_rest(meter, stage, clock, sleep, tell)
     full = workload.full_depth(int(n_ctx)) if n_ctx else None  # None: the windows run there
-    filled = _fill(engine, depth, tell, cold=load.reloaded)
+    began = clock()
+    filled = _fill(engine, depth, tell, limit, clock, cold=load.reloaded)
+    fill_seconds = clock() - began
     fill = filled if full is None else None  # only the time of a full context counts
     tell("warm-up", None, None)
     warmup_seconds, prompt_seconds = _warm_up(engine, workload, depth, stage.warmup_seconds)
@@ -184,27 +202,31 @@ def measure(
     if load.reloaded and not prompts.allowed(0):
         # The first prompt after a load reads the weights from disk, so a second one shows how long prompts take.
         _, prompts.expected_seconds = _warm_up(engine, workload, depth, 0.0)
+    prompt_seconds = prompts.expected_seconds
     threads = {phase: int(load.in_force.get(name, 0)) or None for phase, name in THREADS.items()}
     rounds = _Rounds(engine, meter, workload, depth, stage, prompts, tell, watch, threads)
     windows, stopped_early = rounds.run(hopeless)
-    if stage.full_depth and full is not None and _fill_seconds(windows, full) <= MOST_FILL_SECONDS:
-        fill = _fill(engine, full, tell)
-        windows += rounds.at(full)
+    memory = engine.memory()
+    if stage.full_depth and full is not None and rounds.may_go_to(full, windows, limit.spare()):
+        try:
+            fill = _fill(engine, full, tell, limit, clock)
+            windows += rounds.at(full)
+            memory = engine.memory()
+        except TimeOver:  # the windows so far count all the same
+            tell(OUT_OF_TIME, None, None)
     metrics, missing = metrics_of(windows, workload)
-    metrics.update(known or {})
-    if resident is not None:
-        metrics["resident_watts"] = resident
     first = first_token_when_full(fill, windows, workload)
-    context = float(n_ctx) if n_ctx else None
-    for name, value, why in (
-        *((name, value, NO_MEMORY) for name, value in zip(MEMORY, engine.memory(), strict=True)),
-        ("n_ctx", context, "the server does not report its context"),
+    read_once = (
+        ("resident_watts", resident, None),
+        *((name, value, NO_MEMORY) for name, value in zip(MEMORY, memory, strict=True)),
+        ("n_ctx", float(n_ctx) if n_ctx else None, "the server does not report its context"),
         (FIRST_WHEN_FULL, first, _why_no_first(fill) if depth and full is None else None),
-    ):
-        if value is not None:
-            metrics[name] = exactly(value)
-        elif why is not None:
-            missing[name] = why
+    )
+    metrics |= {
+        **(known or {}),
+        **{name: exactly(value) for name, value, _ in read_once if value is not None},
+    }
+    missing |= {name: why for name, value, why in read_once if value is None and why is not None}
     return Measurement(
         configuration=configuration,
         in_force=load.in_force,
@@ -216,6 +238,26 @@ def measure(
         warmup_seconds=warmup_seconds,
         reloaded=load.reloaded,
         fill=fill,
+        fill_seconds=fill_seconds,
+        prompt_seconds=prompt_seconds,
+    )
+
+
+def pooled(first: Measurement, again: Measurement, workload: Workload, stage: Stage) -> Measurement:
+    """Both measurements of one configuration as one. Where enough windows are calm, disturbed ones do not count."""
+    taken = (*first.windows, *again.windows)
+    windows = _least_disturbed(taken, Counter(window.phase for window in taken))
+    metrics, missing = metrics_of(windows, workload)
+    metrics = {**again.metrics, **first.metrics, **metrics}
+    missing = {name: why for name, why in {**first.missing, **missing}.items() if name not in metrics}
+    kept = set(first.caveats) - set(caveats_of(first.windows, stage.update_periods))  # those of the load
+    kept |= set(caveats_of(windows, stage.update_periods))
+    return replace(
+        first,
+        metrics=metrics,
+        missing=missing,
+        windows=tuple(windows),
+        caveats=tuple(caveat for caveat in Caveat if caveat in kept),
     )
 
 
@@ -259,31 +301,71 @@ def _why_no_first(fill: Fill | None) -> str:
 
 
 def _at_rest(
-    meter: PowerMeter, stage: Stage, clock: Callable[[], float], sleep: Callable[[float], None]
-) -> Reading | None:
-    """Power with the model loaded and idle; None if the stage does not measure it or the meter could not read it."""
+    meter: PowerMeter,
+    stage: Stage,
+    clock: Callable[[], float],
+    sleep: Callable[[float], None],
+    tell: PhaseListener,
+) -> float | None:
+    """Power with the model loaded and idle, in W; None if the stage or the meter does not measure it."""
     if stage.resident_seconds <= 0:
         return None
+    tell("at rest", None, None)
     seconds = max(stage.resident_seconds, RESIDENT_UPDATE_PERIODS * meter.update_period_seconds)
     with meter.window() as window:
         started = clock()
         sleep(seconds)
         ended = clock()
-    watts = window.reading(started, ended).watts
-    return None if watts is None else exactly(watts)
+    return window.reading(started, ended).watts
 
 
-def _fill(engine: Engine, depth: int, tell: PhaseListener, *, cold: bool = False) -> Fill | None:
-    """Fill the context ahead of its windows, and tell how far it is. None if the engine cannot time that."""
+def _fill(
+    engine: Engine,
+    depth: int,
+    tell: PhaseListener,
+    limit: Limit,
+    clock: Callable[[], float],
+    *,
+    cold: bool = False,
+) -> Fill | None:
+    """Fill the context ahead of its windows, and tell how far it is. None if the engine cannot time that.
+
+    Raises:
+        TimeOver: the limit is too short.
+        TrialFailed: the engine failed.
+    """
     if not depth or not isinstance(engine, FillsContexts):
         return None
     if cold:
         # The first prompt after a load reads the weights from disk, which is no part of filling a context.
         tell("warm-up", None, None)
         engine.prefill(WARMUP_PROMPT_TOKENS, 0, 0.0, WARMUP_STEP_SECONDS)
-    name = f"filling {depth:,} tokens"
-    tell(name, None, None)
-    return engine.fill(depth, lambda done: tell(f"{name}, {100 * done / depth:.0f} %", None, None))
+    tell(f"filling {depth:,} tokens", None, None)
+    return engine.fill(depth, _Filling(depth, tell, limit, clock, clock()))
+
+
+@dataclass(slots=True)
+class _Filling:
+    """Follows a fill: tells how far it is, and gives it up if it cannot end in time."""
+
+    depth: int
+    tell: PhaseListener
+    limit: Limit
+    clock: Callable[[], float]
+    began: float
+    done: int = 0
+    whole_seconds: float = 0.0  # by the latest progress; 0: not known yet
+
+    def __call__(self, done: int) -> None:
+        elapsed = self.clock() - self.began
+        if done > self.done:
+            self.done, self.whole_seconds = done, elapsed * self.depth / done
+        more_seconds = max(0.0, self.whole_seconds - elapsed)
+        if more_seconds > self.limit.fill():
+            whole = f", which would take about {self.whole_seconds:.0f} s (computed)" if done else ""
+            raise TimeOver(f"the time is too short to fill {self.depth:,} tokens{whole}", more_seconds)
+        share = f", {100 * done / self.depth:.0f} %" if done else ""
+        self.tell(f"filling {self.depth:,} tokens{share}", None, None)
 
 
 @dataclass(slots=True)
@@ -325,6 +407,16 @@ class _Rounds:
             if more and calm and hopeless is not None and hopeless(metrics_of(windows, self.workload)[0]):
                 return windows, True
         return _least_disturbed(taken, counts), False
+
+    def may_go_to(self, depth: int, windows: Sequence[Window], spare_seconds: float) -> bool:
+        """Whether the time suffices to measure at another depth, by the prompts of the ``windows`` so far."""
+        fill = _fill_seconds(windows, depth)
+        prompt, period = self.prompts.expected_seconds, self.meter.update_period_seconds
+        more = [
+            max(prompt, self.stage.window_seconds("prefill", period)),
+            self.stage.window_seconds("decode", period),
+        ]
+        return fill <= MOST_FILL_SECONDS and fill + sum(more) <= spare_seconds
 
     def at(self, depth: int) -> list[Window]:
         """One window of each phase at another depth."""
@@ -460,10 +552,11 @@ def wait_for_temperature(
     clock: Callable[[], float] = time.monotonic,
     sleep: Callable[[float], None] = time.sleep,
     listener: PhaseListener | None = None,
+    most_seconds: float = TEMPERATURE_WAIT_SECONDS,
 ) -> float:
-    """Wait until the device is within 3 °C of the reference, for at most a minute. Returns the seconds waited."""
+    """Wait until the device is within 3 °C of the reference, for ``most_seconds``. Returns the seconds waited."""
     began = clock()
-    while reference_celsius is not None and clock() - began < TEMPERATURE_WAIT_SECONDS:
+    while reference_celsius is not None and clock() - began < most_seconds:
         now = meter.temperature_celsius()
         if now is None or now <= reference_celsius + TEMPERATURE_TOLERANCE_CELSIUS:
             break

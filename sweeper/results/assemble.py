@@ -17,7 +17,7 @@ from sweeper.measure.trial import (
     metrics_of,
     possible,
 )
-from sweeper.metrics import FIRST_WHEN_FULL
+from sweeper.metrics import FIRST_WHEN_FULL, describe
 from sweeper.parameters import LOSSY_KEYS
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
@@ -254,6 +254,22 @@ def violations_of(metrics: dict[str, Reading], constraints: Sequence[Constraint]
     }
 
 
+def may_keep(metrics: Mapping[str, Reading], constraints: Sequence[Constraint], *, disturbed: bool) -> bool:
+    """Whether a trial breaks constraints, and noise or other programs may be the only reason.
+
+    That is so if the interval of each figure in question reaches its bound, or if other programs ``disturbed`` the
+    trial and its time decides the figure.
+    """
+    broken = [c for c in constraints if c.metric in metrics and c.violation(metrics[c.metric].median) > 0]
+
+    def in_doubt(constraint: Constraint) -> bool:
+        reading = metrics[constraint.metric]
+        best = reading.low if constraint.op == "<=" else reading.high
+        return not describe(constraint.metric).exact and (disturbed or constraint.violation(best) <= 0)
+
+    return bool(broken) and all(map(in_doubt, broken))
+
+
 def hypervolumes(
     trials: Sequence[TrialRecord], objectives: Sequence[Objective], front: Sequence[int]
 ) -> tuple[float, ...]:
@@ -292,7 +308,7 @@ def _counts(trial: TrialRecord, objectives: Sequence[Objective]) -> bool:
 def choose_finalists(
     record: SweepRecord, most: int, as_measured: SweepRecord | None = None
 ) -> tuple[int, ...]:
-    """Choose the trials to measure again: the baselines, the ends of the front, the picks, then the largest volumes.
+    """Choose the trials to measure again: baselines, the pick, the ends of the front, other picks, the largest volumes.
 
     Args:
         record: the sweep, as measured, or with the means of a model of all trials (``smoothed``).
@@ -308,7 +324,9 @@ def choose_finalists(
     chosen: list[int] = []
     if points:
         numbers, columns = list(points), zip(*points.values(), strict=True)
-        chosen = [numbers[column.index(max(column))] for column in columns]  # the ends
+        # The pick comes first, for the case that time allows few; the baseline is visited anyway.
+        chosen = [number for number in _picked(record, record.pick) if number != record.baseline]
+        chosen += [numbers[column.index(max(column))] for column in columns]  # the ends
         chosen += _picked(record, record.pick) + _contenders(record, as_measured or record)
         chosen += [number for name in ("longest", "knee", "greenest") for number in _picked(record, name)]
         chosen = list(dict.fromkeys(chosen))[:most]

@@ -28,6 +28,7 @@ from sweeper.search.gaussian_process import Array, GaussianProcess, Hyper, fit, 
 from sweeper.search.memory_order import MemoryOrder
 from sweeper.search.prior import LEAST_TRIALS as LEAST_EARLIER
 from sweeper.search.prior import Measured, Prior
+from sweeper.search.study import DUPLICATE, PROCESS, RECORD, SET_ASIDE
 from sweeper.search.trial_cost import Cost, TrialCost
 from sweeper.search.warm_start import initial_design, nearest
 from sweeper.space.space import SearchSpace
@@ -38,9 +39,8 @@ if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
     from optuna.trial import FrozenTrial
 
-# Attributes that `study.py` writes on trials. Older sweeps, and studies without whole records, have the parts of the
-# record that the sampler reads as attributes of their own.
-DUPLICATE, RECORD = "duplicate_of", "record"
+# Older sweeps, and studies without whole records, have the parts of the record that the sampler reads as attributes of
+# their own.
 STATE, CONFIGURATION, METRICS, READINGS = "state", "configuration", "metrics", "readings"
 # States of configurations that could not run.
 BROKEN = ("failed", "out_of_memory", "infeasible")
@@ -166,6 +166,8 @@ class GpFrontSampler(BaseSampler):
         for trial in study.get_trials(deepcopy=False):
             if trial.number == number or DUPLICATE in trial.user_attrs or not trial.params:
                 continue
+            if trial.user_attrs.get(SET_ASIDE, PROCESS) != PROCESS:
+                continue  # an earlier process had no time for it
             record = _record_of(trial)
             if CONFIGURATION in record:
                 configuration = Configuration(**record[CONFIGURATION])

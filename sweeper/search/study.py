@@ -11,6 +11,7 @@ import logging
 import os
 import shlex
 import sqlite3
+import uuid
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -46,6 +47,9 @@ CONTROL = "control"
 RECORD = "record"
 WINDOWS = "windows"
 DUPLICATE = "duplicate_of"
+SET_ASIDE = "set_aside_by"
+# Distinguishes this process from those that ran the sweep before it.
+PROCESS = uuid.uuid4().hex
 
 # The fields of the header that must be unchanged to resume a sweep, with the user's key for each.
 _SAME = {
@@ -197,6 +201,13 @@ class SweepStudy:
 
         proposal.trial.set_user_attr(DUPLICATE, of)
         self._study.tell(proposal.number, state=optuna.trial.TrialState.PRUNED)
+
+    def set_aside(self, proposal: Proposal) -> None:
+        """Close a proposal that has no time. No sampler learns from it, and a resumed sweep may propose it again."""
+        import optuna
+
+        proposal.trial.set_user_attr(SET_ASIDE, PROCESS)
+        self._study.tell(proposal.number, state=optuna.trial.TrialState.FAIL)
 
     def tell(
         self,

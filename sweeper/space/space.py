@@ -11,6 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from random import Random
 from typing import TYPE_CHECKING, Any
 
 from sweeper.errors import SpaceError
@@ -148,6 +149,14 @@ class SearchSpace:
                 continue
             seen.add(configuration.digest)
             yield configuration
+
+    def drawn(self, draw: Random, count: int) -> list[Configuration]:
+        """``count`` random points, without those that cannot run."""
+        points = (
+            self.configuration({p.name: draw.choice(p.values) for p in self.parameters.values()})
+            for _ in range(count)
+        )
+        return [c for c in points if not self.violations(c)]
 
     def distributions(self) -> dict[str, BaseDistribution]:
         """Optuna's distributions, with the parameters' own names and values."""

@@ -15,7 +15,7 @@ from sweeper.engine.base import FillsContexts
 from sweeper.engine.llama_cpp import LlamaCppEngine
 from sweeper.engine.llama_server import LlamaServerEngine
 from sweeper.engine.worker import Worker
-from sweeper.errors import EngineRefused
+from sweeper.errors import EngineRefused, TimeOver
 from sweeper.lab.simulator import MACHINES, QUIET, SimulatedEngine, default_configuration
 from sweeper.lab.virtual_time import VirtualClock
 from sweeper.parameters import CONTEXT_KEYS, MODEL_KEYS
@@ -27,6 +27,10 @@ DEPTH = 640
 
 def ignore(_: int) -> None:
     """Nobody listens."""
+
+
+def give_up(_: int) -> None:
+    raise TimeOver("the time is over")
 
 
 def test_a_worker_tells_how_far_it_is_between_batches(
@@ -57,9 +61,35 @@ def test_a_restored_context_has_no_time_of_filling(smallest_model: Path, tmp_pat
         fill = engine.fill(DEPTH, ignore)
         assert fill is not None
         assert (fill.tokens, fill.seconds > 0) == (DEPTH, True)
+        assert engine.restores(GOOD.with_(n_ubatch=32), DEPTH)
+        assert not engine.restores(GOOD, DEPTH + 1)
+        assert not engine.restores(GOOD.with_(type_k="q8_0"), DEPTH)
         engine.load(GOOD.with_(n_ubatch=32))
         assert engine.fill(DEPTH, ignore) is None
         assert engine.decode(4, DEPTH, 0.0, 1.0).tokens == 4
+
+
+def test_nothing_is_restored_that_was_not_kept(smallest_model: Path, tmp_path: Path) -> None:
+    with (
+        LlamaCppEngine({None: smallest_model}, keep_in=tmp_path, keep_from_seconds=600.0) as soon,
+        LlamaCppEngine({None: smallest_model}) as nowhere,
+    ):
+        for engine in (soon, nowhere):
+            engine.load(GOOD)
+            assert engine.fill(64, ignore) is not None
+            assert not engine.restores(GOOD, 64)
+
+
+def test_a_fill_that_is_given_up_ends_its_worker_and_the_next_load_starts_another(
+    smallest_model: Path,
+) -> None:
+    with LlamaCppEngine({None: smallest_model}) as engine:
+        engine.load(GOOD.with_(n_ctx=65536))  # long enough to tell of its progress
+        with pytest.raises(TimeOver):
+            engine.fill(65000, give_up)
+        assert engine.worker_pid is None
+        engine.load(GOOD)
+        assert engine.fill(DEPTH, ignore) is not None
 
 
 @pytest.fixture
@@ -85,6 +115,11 @@ def test_the_log_of_a_server_tells_how_far_it_is(
     heard = threading.Event()
     fill = served._go_to
 
+    def tell(done: int) -> None:
+        if done:  # nothing is known before the first line
+            told.append(done)
+            heard.set()
+
     def slow(running, tokens):
         """As a slow server logs it, and no answer before it was heard."""
         with running.log.open("a") as log:
@@ -95,9 +130,33 @@ def test_the_log_of_a_server_tells_how_far_it_is(
         return fill(running, tokens)
 
     monkeypatch.setattr(served, "_go_to", slow)
-    assert served.fill(DEPTH, lambda done: (told.append(done), heard.set())) is not None
+    assert served.fill(DEPTH, tell) is not None
     assert told[0] == 160
     assert not any(thread.name == "sweeper-fill" for thread in threading.enumerate())
+
+
+def test_a_fill_that_is_given_up_ends_its_server_and_the_next_load_starts_another(
+    served: LlamaServerEngine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server_module, "TOLD_EVERY_SECONDS", 0.001)
+    began, answered = served.server_pid, threading.Event()
+    ask = served._ask
+
+    def slow(running, tokens, *more, **others):
+        """As a server that needs longer than anybody waits: it answers only once it is dead."""
+        assert running.process.process.wait(60) is not None
+        answered.set()
+        return ask(running, tokens, *more, **others)
+
+    monkeypatch.setattr(served, "_ask", slow)
+    with pytest.raises(TimeOver):
+        served.fill(DEPTH, give_up)
+    assert answered.is_set()
+    assert not any(thread.name == "sweeper-fill" for thread in threading.enumerate())
+    monkeypatch.undo()
+    served.load(GOOD)
+    assert served.server_pid != began
+    assert served.fill(64, ignore) is not None
 
 
 def test_an_old_log_is_not_taken_for_progress(
@@ -146,8 +205,11 @@ def test_a_simulated_machine_takes_the_time_of_its_prompts() -> None:
     fill = engine.fill(DEPTH, told.append)
     assert fill is not None
     assert fill.seconds == pytest.approx(clock() - began)
-    assert told == [DEPTH]
+    assert told[-1] == DEPTH
+    assert told == sorted(set(told))
+    assert len(told) == pytest.approx(fill.seconds, abs=1)  # about every second
     assert engine.fill(DEPTH, told.append) is None
+    assert engine.restores(default_configuration(engine.machine), DEPTH)
 
 
 def test_nothing_is_filled_without_a_load(smallest_model: Path) -> None:

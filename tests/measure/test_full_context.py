@@ -2,14 +2,26 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import pytest
 
+from sweeper.errors import TimeOver
 from sweeper.lab.simulated_power import SimulatedMeter
 from sweeper.lab.simulator import MACHINES, QUIET, SimulatedEngine, default_configuration
 from sweeper.lab.virtual_time import VirtualClock
-from sweeper.measure.trial import NOT_FILLED, Stage, first_token_when_full, measure, wait_for_temperature
+from sweeper.measure.trial import (
+    NOT_FILLED,
+    OUT_OF_TIME,
+    UNLIMITED,
+    Limit,
+    Stage,
+    _Filling,
+    first_token_when_full,
+    measure,
+    wait_for_temperature,
+)
 from sweeper.metrics import FIRST_WHEN_FULL
 from sweeper.records import Fill, Measurement, Workload, from_plain, to_plain
 from sweeper.search.finals import visit_of
@@ -27,7 +39,9 @@ class Bench:
         self.engine = SimulatedEngine(MACHINES["minipc"], self.clock, QUIET)
         self.configuration = default_configuration(self.engine.machine).with_(n_ctx=N_CTX)
 
-    def measure(self, workload: Workload, stage: Stage, **changes: object) -> Measurement:
+    def measure(
+        self, workload: Workload, stage: Stage, limit: Limit = UNLIMITED, **changes: object
+    ) -> Measurement:
         self.phases.clear()
         return measure(
             self.configuration.with_(**changes),
@@ -38,6 +52,7 @@ class Bench:
             listener=lambda name, speed, watts: self.phases.append(name),
             clock=self.clock,
             sleep=self.clock.advance,
+            limit=limit,
         )
 
 
@@ -57,7 +72,11 @@ def test_the_phases_tell_of_the_fill_before_its_windows() -> None:
     bench.measure(DEEP, Stage.final(DEEP))
     told = list(dict.fromkeys(bench.phases))
     fill = f"filling {FULL:,} tokens"
-    assert told == ["load", "at rest", "warm-up", fill, f"{fill}, 100 %", "prefill", "decode"]
+    steps = [phase for phase in told if phase.startswith(f"{fill}, ")]
+    assert steps[-1] == f"{fill}, 100 %"
+    assert [phase for phase in told if phase not in steps] == [
+        *("load", "at rest", "warm-up", fill, "prefill", "decode")
+    ]
     assert bench.phases.index(fill) < len(bench.phases) - 1 - bench.phases[::-1].index("warm-up")
 
 
@@ -110,3 +129,69 @@ def test_a_hot_device_is_waited_for_aloud() -> None:
     )
     assert waited == pytest.approx(7.0)
     assert set(told) == {"waiting until the device is cooler"}
+
+
+def within(fill: float = math.inf, spare: float = math.inf) -> Limit:
+    return Limit(lambda: fill, lambda: spare)
+
+
+def test_a_fill_that_cannot_end_in_time_is_given_up_long_before_its_end() -> None:
+    bench = Bench()
+    whole = bench.measure(DEEP, Stage.screening(DEEP)).fill
+    assert whole is not None
+    bench = Bench()
+    began = bench.clock()
+    deadline = began + whole.seconds / 2
+    with pytest.raises(
+        TimeOver, match=rf"fill {FULL:,} tokens, which would take about .* s \(computed\)"
+    ) as over:
+        bench.measure(DEEP, Stage.screening(DEEP), limit=within(fill=deadline - began))
+    assert bench.clock() - began < whole.seconds / 2
+    assert over.value.more_seconds == pytest.approx(whole.seconds, rel=0.1)
+    assert bench.measure(DEEP, Stage.screening(DEEP)).fill is not None  # the engine can be used again
+
+
+def test_without_progress_only_the_end_of_the_time_ends_a_fill() -> None:
+    left = iter([5.0, -0.1])
+    filling = _Filling(100, lambda *_: None, Limit(lambda: next(left), lambda: 0.0), lambda: 1.0, 0.0)
+    filling(0)
+    with pytest.raises(TimeOver, match=r"too short to fill 100 tokens$"):
+        filling(0)
+
+
+def test_progress_that_stands_still_between_two_batches_condemns_no_fill() -> None:
+    now = 10.0
+    filling = _Filling(100, lambda *_: None, within(fill=20.0), lambda: now, 0.0)
+    filling(50)  # another 10 s
+    now = 19.0
+    filling(50)
+    assert filling.whole_seconds == pytest.approx(20.0)
+
+
+CHAT = replace(DEEP, depth=0, prompt_tokens=64, generated_tokens=16)
+VISIT = replace(Stage.final(CHAT), full_depth=True)
+
+
+@pytest.mark.parametrize(("spare", "deep"), [(math.inf, 2), (1.0, 0)])
+def test_a_full_context_that_has_no_time_is_left_out_of_the_visit(spare: float, deep: int) -> None:
+    found = Bench().measure(CHAT, VISIT, n_ctx=512, limit=within(spare=spare))
+    assert sum(window.depth > 0 for window in found.windows) == deep
+    assert {"tokens_per_second", "prompt_tokens_per_second", "watts"} <= found.metrics.keys()
+
+
+def test_a_full_context_that_is_given_up_costs_the_visit_nothing_else() -> None:
+    bench = Bench()
+    found = bench.measure(CHAT, VISIT, n_ctx=512, limit=within(fill=0.0))
+    assert {window.depth for window in found.windows} == {0}
+    assert found.fill is None
+    assert found.metrics["memory_mib"].median > 0
+    assert OUT_OF_TIME in bench.phases
+
+
+def test_a_measurement_knows_the_time_of_its_fill_and_of_a_prompt() -> None:
+    found = Bench().measure(DEEP, Stage.screening(DEEP))
+    assert found.fill is not None
+    assert found.fill_seconds == pytest.approx(found.fill.seconds, rel=0.2)  # and a few tokens before it
+    assert found.prompt_seconds == pytest.approx(
+        found.metrics["time_to_first_token_seconds"].median, rel=0.5
+    )  # 64 tokens fill no batch
