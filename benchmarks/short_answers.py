@@ -17,8 +17,14 @@ import time
 from pathlib import Path
 from typing import Any
 
+from sweeper.records import Configuration
+from sweeper.report.words import settings
+from sweeper.results.assemble import assemble
+from sweeper.search.study import SweepStudy
+
 SWEEPER = (sys.executable, "-m", "sweeper")
 NAME = "short"
+COLUMNS = ("seed", "seconds", "trials", "visits", "pick", "promised", "found", "change", "verdict")
 
 
 def main() -> None:
@@ -35,20 +41,14 @@ def main() -> None:
     for seed in range(arguments.sweeps):
         rows.append(row(seed, arguments))
         print(json.dumps(rows[-1]), flush=True)
-    print(
-        "\n| seed | s | trials | pick | promised tok/s | found | change | verdict |\n|---|---|---|---|---|---|---|---|"
-    )
+    print(f"\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}")
     for each in rows:
-        cells = (each.get(name, "") for name in COLUMNS)
-        print("| " + " | ".join(map(str, cells)) + " |")
+        print("| " + " | ".join(str(each.get(name, "")) for name in COLUMNS) + " |")
     broken = sum(each.get("verdict") == "missed" for each in rows)
     answered = sum("verdict" in each for each in rows)
     print(
-        f"\n{answered} of {len(rows)} sweeps recommended something that could be verified; {broken} promises were broken."
+        f"\n{answered} of {len(rows)} sweeps recommended what could be verified; {broken} promises were broken."
     )
-
-
-COLUMNS = ("seed", "seconds", "trials", "pick", "promised", "found", "change", "verdict")
 
 
 def row(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
@@ -73,10 +73,13 @@ def row(seed: int, arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def promise(folder: Path) -> dict[str, Any]:
-    """The trials and the recommendation, as `sweeper report` has them for programs."""
-    front = json.loads((folder / "reports" / NAME / "front.json").read_text(encoding="utf-8"))
-    recommended = front.get("recommendation") or {}
-    return {"trials": len(front["trials"]), "pick": recommended.get("settings") or recommended.get("trial")}
+    """The number of trials, and the settings of the recommended one beside the baseline's."""
+    record = assemble(SweepStudy.load(folder, NAME))
+    if record.recommended is None:
+        return {"trials": len(record.trials), "pick": ""}
+    pick = record.trial(record.recommended)
+    own = settings(pick.configuration, record.baseline_configuration or Configuration())
+    return {"trials": len(record.trials), "pick": own, "visits": pick.visits}
 
 
 def verified(folder: Path, words: list[str]) -> dict[str, Any]:
