@@ -575,11 +575,14 @@ class Sweep:
         finalists = tuple(dict.fromkeys((*_finalists_of(visits), *chosen)))
         done = {(visit.trial, visit.visit) for visit in visits}
         total = len(finalists) * FINAL_VISITS
+        stage = visit_stage(record.workload)
+        if not visits and not any(self._time.visit_in_time(record.trial(n), stage) for n in finalists):
+            return
         self.progress.finalists(len(finalists), total - sum(visit < FINAL_VISITS for _, visit in done))
         missed = False
         for visit, order in rounds(finalists, done, lambda: assemble(self.study), self.plan.seed):
             deep = self.plan.full_depth and visit < FINAL_VISITS
-            stage = replace(visit_stage(record.workload), full_depth=deep)
+            stage = replace(stage, full_depth=deep)
             needed = self._needed_of(finalists)
             if not self._time.is_enough([record.trial(number) for number in order], stage):
                 order.sort(key=[*needed, *finalists].index)
@@ -602,7 +605,7 @@ class Sweep:
                     continue
                 self.progress.trial_started(len(self.study.visits()) + 1, total, trial.configuration)
                 self._visit(trial, visit, in_time, [*trials[place:], *later])
-        if missed and self.study.visits():
+        if missed:
             self.progress.note("the time is over; some finalists were measured fewer times than usual")
 
     def _needed_of(self, finalists: Sequence[int]) -> list[int]:
