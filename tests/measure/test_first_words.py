@@ -61,14 +61,15 @@ def test_the_minutes_of_a_sweep_bound_the_waits_of_its_search(limits: list[str],
     clock = VirtualClock()
     machine = machine_record(MACHINES["minipc"])
     rig = SimpleNamespace(load=FakeLoad(clock, then=1.5), machine=machine, clock=clock, sleep=clock.advance)
-    watch = prepare._watch(rig, compose(["search.wait_for_quiet=8", *limits]).settings, StopFlag())
+    settings = compose(["search.wait_for_quiet=8", *limits]).settings
+    watch = prepare._watch(rig, settings, StopFlag(), prepare._budget(rig, settings, began=0.0))
     for _ in range(80):
         watch.wait(lambda line: None)
     assert seconds <= watch.waited_seconds <= seconds + 2
 
 
 def test_nothing_disturbs_a_machine_in_virtual_time() -> None:
-    assert prepare._watch(SimpleNamespace(load=None), compose([]).settings, StopFlag()) is None
+    assert prepare._watch(SimpleNamespace(load=None), compose([]).settings, StopFlag(), None) is None
 
 
 @pytest.mark.parametrize(

@@ -188,7 +188,7 @@ def test_a_disturbed_context_is_not_ruled_out_by_its_first_measurement(tmp_path:
         sweep.run()
         trials = sweep.study.trials()
         windows = sweep.study.windows(0)
-    assert told.again == ["trial 0 breaks a constraint, perhaps by chance: it is measured once more"]
+    assert told.again == ["trial #0 breaks a constraint, perhaps by chance: it is measured once more"]
     assert [trial.configuration.n_ctx for trial in trials] == [1024, 4096]
     assert all(trial.feasible for trial in trials)
     assert trials[0].metrics["tokens_per_second"].median == pytest.approx(12.6, rel=0.05)
