@@ -1,4 +1,4 @@
-"""One MLflow store is made a session and copied for each test: its schema takes seconds to make."""
+"""A store of MLflow with tables and nothing in it, a server on one, and what both need."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,34 +16,13 @@ from tracked_sweep import record
 from sweeper.servers import free_port
 from sweeper.tracking import Tracker
 
-FIRST_OPEN = """
-import sys
-from pathlib import Path
-from sweeper.tracking import Tracker
-Tracker.open(None, Path(sys.argv[1]))
-"""
-
 
 @pytest.fixture(scope="session")
-def first_opens(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[tuple[int, str]]]:
-    """A store that two processes opened for the first time at once; exit code and output of each."""
+def empty_store(tmp_path_factory: pytest.TempPathFactory, mlflow_tables: Callable[[Path], None]) -> Path:
     root = tmp_path_factory.mktemp("made") / "once"
-    both = [
-        subprocess.Popen(
-            [sys.executable, "-c", FIRST_OPEN, str(root)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for _ in range(2)
-    ]
-    said = [process.communicate(timeout=120)[0] for process in both]
-    return root, [(process.returncode, words) for process, words in zip(both, said, strict=True)]
-
-
-@pytest.fixture(scope="session")
-def empty_store(first_opens: tuple[Path, list[tuple[int, str]]]) -> Path:
-    return first_opens[0]
+    mlflow_tables(root)
+    Tracker.open(None, root)
+    return root
 
 
 @pytest.fixture

@@ -29,10 +29,24 @@ def report(tmp_path: Path) -> Path:
     return tmp_path / "report.html"
 
 
-def test_two_first_opens_at_once_both_work_and_say_nothing(
-    first_opens: tuple[Path, list[tuple[int, str]]],
-) -> None:
-    assert first_opens[1] == [(0, ""), (0, "")]
+FIRST_OPEN = """
+import sys
+from pathlib import Path
+from sweeper.tracking import Tracker
+Tracker.open(None, Path(sys.argv[1]))
+"""
+
+
+def test_two_first_opens_at_once_both_work_and_say_nothing(tmp_path: Path) -> None:
+    """In processes of their own, which make the tables."""
+    command = [sys.executable, "-c", FIRST_OPEN, str(tmp_path / "new")]
+    both = [
+        subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        for _ in range(2)
+    ]
+    said = [process.communicate(timeout=120)[0] for process in both]
+    assert [(process.returncode, words) for process, words in zip(both, said, strict=True)] == [(0, "")] * 2
+    Tracker.open(None, tmp_path / "new").sweep_finished(record(), {})
 
 
 @pytest.mark.parametrize("name", ["what now?x=1", "a${x}b {y}", "50%41 #1;&, (it's)"])
