@@ -23,6 +23,7 @@ from sweeper.errors import EngineCrashed, EngineRefused, EngineTimeout, OutOfMem
 _LOG_TAIL_LINES = 20
 _LOG_TAIL_BYTES = 65_536
 _MOST_LETTERS = 400  # of the engine's words in a message; the log keeps them all
+_MOST_READ = 4_000  # of the engine's words; looking for paths in 70,000 letters would take seconds
 _END_SECONDS = 5.0  # a worker that reads the end of its input has nothing left to do
 _SOURCES = re.compile(r"\S*/llama\.cpp/")  # where the library was built, which assertions name
 _REASON_WORDS = ("error", "failed", "assert", "abort", "unable", "out of memory", "no module named")
@@ -218,7 +219,8 @@ def reason_in(tail: tuple[str, ...]) -> str:
 
 def _plain(words: str) -> str:
     """The engine's words as part of one line. They may hold any text of a model's header."""
-    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in _SOURCES.sub("", words.strip()))
+    words = words.strip()[:_MOST_READ]
+    text = "".join(letter if letter.isprintable() else "\ufffd" for letter in _SOURCES.sub("", words))
     return text if len(text) <= _MOST_LETTERS else f"{text[:_MOST_LETTERS]}…"
 
 
