@@ -62,8 +62,10 @@ def _states(folder: Path) -> list[str]:
     return [t.state for t in _study(folder).trials()]
 
 
-def _second_is_in_flight(folder: Path) -> bool:
-    return len(_study(folder).optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))) == 1
+def _in_flight(folder: Path) -> set[int]:
+    """The trials that run, and that were killed while they ran."""
+    running = _study(folder).optuna_study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return {trial.number for trial in running}
 
 
 @pytest.fixture
@@ -73,11 +75,21 @@ def folder(tmp_path: Path, mlflow_tables: Callable[[Path], None]) -> Path:
     return tmp_path / "in"
 
 
-def test_once_concludes_with_a_pick_that_was_measured_again(
+def test_twice_stops_now_and_once_concludes_with_a_pick_that_was_measured_again(
     folder: Path, smallest_model: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     sweep = _start(folder, smallest_model, *SLOW)
-    _wait_until(folder, sweep, lambda log: _first_trial_ended(log) and _second_is_in_flight(folder))
+    _wait_until(folder, sweep, lambda log: _first_trial_ended(log) and bool(_in_flight(folder)))
+    killed = _in_flight(folder)
+    sweep.send_signal(signal.SIGINT)
+    _wait_until(folder, sweep, lambda log: "Ctrl-C again" in log)
+    sweep.send_signal(signal.SIGINT)
+    assert sweep.wait(timeout=120) == 130
+    assert "Traceback" not in _log_of(folder).read_text()
+    assert _states(folder) == ["complete"]  # the one in flight was not finished
+
+    sweep = _start(folder, smallest_model, *SLOW)
+    _wait_until(folder, sweep, lambda _: bool(_in_flight(folder) - killed))
     sweep.send_signal(signal.SIGINT)
     assert sweep.wait(timeout=120) == 130
     log = _log_of(folder).read_text()
@@ -95,18 +107,6 @@ def test_once_concludes_with_a_pick_that_was_measured_again(
         "provisional: 1 of 3 visits",
     )
 
-
-def test_twice_stops_now_and_the_same_command_goes_on(folder: Path, smallest_model: Path) -> None:
-    sweep = _start(folder, smallest_model, *SLOW)
-    _wait_until(folder, sweep, lambda log: _first_trial_ended(log) and _second_is_in_flight(folder))
-    sweep.send_signal(signal.SIGINT)
-    _wait_until(folder, sweep, lambda log: "Ctrl-C again" in log)
-    sweep.send_signal(signal.SIGINT)
-    assert sweep.wait(timeout=120) == 130
-    # The trial in flight was not finished, as it is after one Ctrl-C.
-    log = _log_of(folder).read_text()
-    assert "Traceback" not in log
-    assert _states(folder) == ["complete"]
     assert run_here(*_words(smallest_model, *SLOW), cwd=folder, hurry=True).returncode == 0
     assert _states(folder) == ["complete"] * 3
 
