@@ -12,6 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
+from conftest import LONGEST
 
 import sweeper
 from sweeper.cli import TARGETS, main
@@ -195,3 +196,7 @@ def _names_at_top(tree: ast.Module) -> set[str]:
 def _has(module: ModuleType, name: str) -> bool:
     in_package = hasattr(module, "__path__") and importlib.util.find_spec(f"{module.__name__}.{name}")
     return hasattr(module, name) or bool(in_package)
+
+
+def test_the_files_that_start_first_are_there() -> None:
+    assert set(LONGEST) <= {path.name for path in Path(__file__).parent.rglob("test_*.py")}
