@@ -12,7 +12,7 @@ from pathlib import Path
 from types import ModuleType
 
 import pytest
-from conftest import LONGEST
+from longest_files import LONGEST
 
 import sweeper
 from sweeper.cli import TARGETS, main
