@@ -226,9 +226,12 @@ def why_table(record: SweepRecord, most: int | None = None) -> Table | None:
 
 
 def why_not(record: SweepRecord) -> str:
-    """Why nothing is said about single settings, where that is only for want of trials; else empty."""
-    found = why(record)
-    if found is None or found.reasons:
+    """Why nothing is said about single settings, where that is only for want of trials; else empty.
+
+    Default settings need no reason.
+    """
+    found, best = why(record), recommended(record)
+    if found is None or found.reasons or best is None or best.trial is default_at(record, best.trial):
         return ""
     few = f"{found.trials} have figures, and {LEAST_TRIALS} are needed"
     return f"why? Too few trials to say what each setting gave: {few}"

@@ -17,7 +17,7 @@ from sweeper.measure.trial import (
     metrics_of,
     possible,
 )
-from sweeper.metrics import FIRST_WHEN_FULL, describe
+from sweeper.metrics import FIRST_WHEN_FULL, OF_QUALITY, describe
 from sweeper.parameters import LOSSY_KEYS
 from sweeper.records import Caveat, Constraint, Objective, Reading, SweepRecord, TrialRecord, Visit
 from sweeper.results import front as fronts
@@ -107,6 +107,8 @@ def _not_judged(record: SweepRecord) -> Iterator[str]:
         "it could not be measured" if changes else "no searched parameter changes it, so it was not measured"
     )
     for constraint in record.constraints:
+        if constraint.metric in OF_QUALITY and all(_loses_no_quality(record, trial) for trial in complete):
+            continue
         without = [trial for trial in complete if constraint.metric not in trial.metrics]
         if without:
             why = without[0].missing.get(constraint.metric, default)
@@ -114,6 +116,13 @@ def _not_judged(record: SweepRecord) -> Iterator[str]:
     unknown = next((t.missing[picks.QUALITY] for t in complete if picks.QUALITY in t.missing), None)
     if unknown is not None and picks.QUALITY not in {c.metric for c in record.constraints}:
         yield f"the quality loss is not measured: {unknown}"
+
+
+def _loses_no_quality(record: SweepRecord, trial: TrialRecord) -> bool:
+    """Whether a trial runs the most precise file with an f16 cache, which is the reference itself."""
+    best = max(record.model.files, key=lambda quant: record.model.files[quant].size_bytes, default=None)
+    used = trial.configuration
+    return (used.quant or record.model.base_quant, used.type_k, used.type_v) == (best, "f16", "f16")
 
 
 def with_finals(

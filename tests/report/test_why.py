@@ -141,6 +141,15 @@ def test_too_few_trials_are_one_line() -> None:
     assert why_not(searched(LEAST_TRIALS - 2, 0.01)) == ""
 
 
+def test_default_settings_need_no_reason() -> None:
+    record = searched(LEAST_TRIALS - 3, 0.01)
+    assert why_not(record)
+    alike = tuple(replace(trial, metrics=record.trials[0].metrics) for trial in record.trials)
+    tied = conclude(replace(record, trials=alike))
+    assert tied.recommended == tied.baseline
+    assert why_not(tied) == ""
+
+
 def test_nothing_is_said_without_a_recommendation_or_a_comparison() -> None:
     noisy = searched(30, 0.01)
     wild = {**noisy.trials[0].metrics, "tokens_per_second": Reading(10, 1, 25, 3)}

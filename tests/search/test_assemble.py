@@ -61,6 +61,21 @@ def test_a_constraint_that_was_judged_is_not_spoken_of() -> None:
     assert conclude(record(Constraint("watts", "<=", 100))).notes == ()
 
 
+def test_the_most_precise_file_loses_no_quality_that_would_have_to_be_checked() -> None:
+    limited = record(Constraint("kl_divergence", "<=", 0.1))
+    files = limited.model.files
+    best = max(files, key=lambda quant: files[quant].size_bytes)
+
+    def notes(**changes: str) -> tuple[str, ...]:
+        trial = replace(TRIAL, configuration=Configuration(quant=best).with_(**changes))
+        return conclude(replace(limited, trials=(trial,))).notes
+
+    assert notes() == ()
+    unchecked = "kl_divergence <= 0.1 was not checked in 1 of 1 trials"
+    for changes in ({"quant": next(quant for quant in files if quant != best)}, {"type_k": "q8_0"}):
+        assert [note.startswith(unchecked) for note in notes(**changes)] == [True]
+
+
 SOURCE = PowerSource("rapl", "energy_uj", "package", "measured", update_period_seconds=0.001)
 
 
