@@ -84,7 +84,7 @@ def choose(
 ) -> Recommendation:
     """The trial of ``record`` that ``pick`` chooses, and its price compared with the baseline, in words.
 
-    docs/reading-a-report.md defines each pick and the two rules for near-ties. Speed and cost are those of
+    docs/reading-a-report.md defines each pick and the rules for near-ties. Speed and cost are those of
     `speed_metric` and `cost_metric`. Medians decide; of two equal trials, the faster one wins.
 
     Eligible trials are feasible and measured twice; with ``allow_screening``, all feasible trials are eligible. Without

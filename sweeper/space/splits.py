@@ -21,7 +21,7 @@ MOST_ALONE = 2
 def splits_to_try(
     memory_mib: Sequence[float], n_layer: int, model_mib: float, experts_mib: float = 0.0
 ) -> list[str | None]:
-    """Three to five splits: llama.cpp's own (None), even, by bytes if experts must stay on the host, each GPU alone.
+    """Up to five splits: llama.cpp's own (None), even, by bytes if experts must stay on the host, each GPU alone.
 
     Args:
         memory_mib: the memory of each GPU, in llama.cpp's order.
